@@ -1,0 +1,40 @@
+# make demo | test | bench | lint | clean. Each target makes .venv and installs what it needs.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# One stamp per extra: an install is repeated only when what it depends on has changed.
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test bench lint clean
+
+demo: $(STAMP)-plot
+	$(PY) examples/plot_ecg_delineation.py
+
+test: $(STAMP)-test
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+bench: $(STAMP)-test
+	$(PY) -m benchmarks.run $(BENCH_ARGS)
+
+lint: $(VENV)/.ruff
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP)-%: pyproject.toml constraints.txt flash_semicrf/_version.py | $(PY)
+	$(PY) -m pip install -c constraints.txt -e ".[$*]"
+	touch $@
+
+# Linting needs no torch.
+$(VENV)/.ruff: constraints.txt | $(PY)
+	$(PY) -m pip install -c constraints.txt "ruff>=0.14"
+	touch $@

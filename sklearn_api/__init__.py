@@ -1,0 +1,1 @@
+"""scikit-learn estimators, metrics, displays and data sets for segmentation."""
