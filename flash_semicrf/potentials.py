@@ -1,0 +1,242 @@
+"""The score of a segmentation: the one definition that everything else must match.
+
+A segmentation of positions ``0..T-1`` into segments ``[s, t)`` with label c, preceded by label c',
+has the score
+
+    sum over segments of  sum_{s <= i < t} scores[i, c] + duration_bias[t-s-1, c] + transition[c', c]
+                          (+ start_scores[s, c] + end_scores[t-1, c])
+
+with durations ``t - s`` in 1..K. A transition of shape (K, C, C) is indexed by the duration of the
+segment arrived in: ``transition[t-s-1, c', c]``. The first segment has no source label: its transition
+term is the semiring sum over c' of ``transition[..., c', c]``, or ``initial_scores[c]`` where given.
+``final_scores[c]`` is added for the last segment. Minus infinity, and anything <= `NEG_INF`,
+forbids. ``docs/conventions.md`` explains the same for users.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.segments import SegmentTable, covered_positions
+
+__all__ = [
+    "NEG_INF",
+    "Potentials",
+    "accumulator_dtype",
+    "center_scores",
+    "initial_term",
+    "score_rows",
+    "score_segments",
+]
+
+NEG_INF = -1e38
+"""Scores at or below this value count as minus infinity: they forbid."""
+
+
+@dataclass(frozen=True)
+class Potentials:
+    """Everything that scores the segmentations of a batch.
+
+    Parameters
+    ----------
+    scores : Tensor of shape (B, T, C)
+        Score of each label at each position; rows at and after ``lengths`` are ignored.
+    transition : Tensor of shape (C, C) or (K, C, C)
+        ``transition[c_src, c_dst]``, or by the duration of the segment arrived in.
+    duration_bias : Tensor of shape (K, C)
+        ``duration_bias[k - 1, c]`` scores duration k, in positions.
+    lengths : int64 Tensor of shape (B,)
+    start_scores, end_scores : Tensor of shape (B, T, C), optional
+        Added where a segment of label c starts, and at its last position.
+    initial_scores, final_scores : Tensor of shape (C,), optional
+        Added for the label of the first segment (in place of its transition term) and of the last.
+
+    Notes
+    -----
+    The constructor checks nothing; `flash_semicrf.validation.check_potentials` does, once, at
+    the public entry points.
+    """
+
+    scores: Tensor
+    transition: Tensor
+    duration_bias: Tensor
+    lengths: Tensor
+    start_scores: Tensor | None = None
+    end_scores: Tensor | None = None
+    initial_scores: Tensor | None = None
+    final_scores: Tensor | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Number of sequences B."""
+        return self.scores.shape[0]
+
+    @property
+    def num_positions(self) -> int:
+        """Padded length T."""
+        return self.scores.shape[1]
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labels C."""
+        return self.scores.shape[2]
+
+    @property
+    def max_duration(self) -> int:
+        """Longest duration K."""
+        return self.duration_bias.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the scores."""
+        return self.scores.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the scores."""
+        return self.scores.dtype
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The tensors that carry gradients, by name, absent ones left out."""
+        named = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value for name, value in named if name != "lengths" and value is not None}
+
+    def replace(self, **changes: Tensor | None) -> Potentials:
+        """Copy with some fields changed."""
+        return replace(self, **changes)
+
+    def to(self, *args, **kwargs) -> Potentials:
+        """Copy with every parameter passed through ``Tensor.to``; `lengths` stays int64."""
+        moved = {name: value.to(*args, **kwargs) for name, value in self.parameters().items()}
+        return self.replace(lengths=self.lengths.to(moved["scores"].device), **moved)
+
+
+def accumulator_dtype(device: torch.device) -> torch.dtype:
+    """Dtype of log Z and of path scores: float64, float32 on devices that have no float64.
+
+    A float32 keeps 24 bits: log Z of 10^6 positions would be rounded to 0.06 nats, and the loss,
+    its small difference from the gold score, lost.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def center_scores(scores: Tensor, lengths: Tensor, mode: str = "position") -> tuple[Tensor, Tensor]:
+    """Shift scores for numerical comfort.
+
+    Parameters
+    ----------
+    scores : Tensor of shape (B, T, C)
+    lengths : integer Tensor of shape (B,)
+    mode : {"position", "sequence", "none"}
+        "position" subtracts the largest score of each position: every segmentation's score moves
+        by the same sum, so the model is unchanged. "sequence" subtracts each label's mean over the
+        valid positions, which changes the model (it erases what a label's offset says) and is kept
+        for parity with release 0.2.0 of the earlier package. "none" subtracts nothing.
+
+    Returns
+    -------
+    centred : Tensor of shape (B, T, C)
+    offset : float64 Tensor of shape (B,)
+        Add it to log Z, and to any score, of the centred problem.
+
+    Raises
+    ------
+    ValueError
+        For an unknown mode.
+    """
+    valid = torch.arange(scores.shape[1], device=scores.device) < lengths[:, None]
+    if mode == "position":
+        shift = scores.detach().amax(-1)
+        shift = torch.where(valid & (shift > NEG_INF), shift, 0.0)
+        return scores - shift[..., None], shift.sum(1, dtype=accumulator_dtype(scores.device))
+    if mode == "sequence":
+        inside = torch.where(valid[..., None], scores, 0.0)
+        mean = inside.sum(1) / lengths[:, None].to(scores.dtype)
+        scores = scores - mean[:, None]
+    if mode in ("sequence", "none"):
+        zero = torch.zeros(len(scores), dtype=accumulator_dtype(scores.device), device=scores.device)
+        return scores, zero
+    raise ValueError(f'`centering` must be "position", "sequence" or "none"; got {mode!r}.')
+
+
+def score_rows(potentials: Potentials, table: SegmentTable, semiring: str = "log") -> Tensor:
+    """Score of each row of a segment table, its transition and boundary terms included.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    table : SegmentTable
+        Rows ordered by sequence, then start; each sequence tiled from 0 to its length.
+    semiring : {"log", "max"}
+        How the transition term of a first segment sums over its free source label.
+
+    Returns
+    -------
+    float64 Tensor of shape (N,)
+        Differentiable in every parameter.
+    """
+    p = potentials
+    sequence, start, stop, label = table
+    k = stop - start - 1
+    owner, position, row = covered_positions(table)
+    wide = accumulator_dtype(p.device)
+    content = p.scores[owner, position, label[row]].to(wide)
+    total = torch.zeros(len(start), dtype=wide, device=p.device).index_add(0, row, content)
+    total = total + p.duration_bias[k, label]
+    total = total + _transition_rows(p, table, semiring)
+    if p.start_scores is not None:
+        total = total + p.start_scores[sequence, start, label]
+    if p.end_scores is not None:
+        total = total + p.end_scores[sequence, stop - 1, label]
+    if p.final_scores is not None:
+        last = stop == p.lengths[sequence]
+        total = total + torch.where(last, p.final_scores[label], 0.0)
+    return total
+
+
+def _transition_rows(p: Potentials, table: SegmentTable, semiring: str) -> Tensor:
+    """Transition term of each row; the first row of a sequence gets the initial term."""
+    sequence, start, stop, label = table
+    k = stop - start - 1
+    source = torch.roll(label, 1)
+    by_duration = p.transition.dim() == 3
+    between = p.transition[k, source, label] if by_duration else p.transition[source, label]
+    return torch.where(start == 0, _initial_rows(p, k, label, semiring), between)
+
+
+def _initial_rows(p: Potentials, k: Tensor, label: Tensor, semiring: str) -> Tensor:
+    if p.initial_scores is not None:
+        return p.initial_scores[label]
+    initial = initial_term(p.transition, semiring)
+    return initial[k, label] if p.transition.dim() == 3 else initial[label]
+
+
+def initial_term(transition: Tensor, semiring: str = "log") -> Tensor:
+    """Semiring sum of a (..., C_src, C_dst) transition over its source labels: (..., C_dst)."""
+    if semiring == "max":
+        return transition.amax(-2)
+    # A column that is wholly forbidden has the value -inf and no gradient; log-sum-exp has NaN.
+    dead = (transition <= NEG_INF).all(-2)
+    safe = torch.where(dead.unsqueeze(-2), 0.0, transition)
+    return torch.where(dead, -torch.inf, torch.logsumexp(safe, -2))
+
+
+def score_segments(potentials: Potentials, table: SegmentTable, semiring: str = "log") -> Tensor:
+    """Score of one segmentation per sequence.
+
+    Parameters
+    ----------
+    potentials, table, semiring
+        As for `score_rows`.
+
+    Returns
+    -------
+    float64 Tensor of shape (B,)
+        Differentiable in every parameter; -inf for a segmentation that is forbidden.
+    """
+    rows = score_rows(potentials, table, semiring)
+    zero = torch.zeros(potentials.batch_size, dtype=rows.dtype, device=rows.device)
+    return zero.index_add(0, table.sequence, rows)

@@ -1,0 +1,263 @@
+"""Segments and the forms in which a segmentation travels.
+
+A segmentation tiles positions ``0..T-1`` with labelled segments. It has four forms here:
+
+- `Segment` objects, for people: ``end`` is **inclusive**;
+- a `SegmentTable`, for computing: all segments of a batch in flat half-open tensors;
+- labels per position, which cannot show two adjacent segments of one label;
+- BIO tags, which can.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Segment",
+    "SegmentTable",
+    "ViterbiResult",
+    "bio_to_segments",
+    "labels_to_table",
+    "segments_to_bio",
+    "segments_to_table",
+    "table_to_labels",
+    "table_to_segments",
+]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One labelled stretch of a sequence.
+
+    Parameters
+    ----------
+    start, end : int
+        First and last position, both inclusive.
+    label : int
+        Class index, 0..C-1.
+    score : float
+        What the segment adds to the score of its segmentation, its transition term included.
+
+    Examples
+    --------
+    >>> Segment(start=3, end=5, label=1).duration
+    3
+    """
+
+    start: int
+    end: int
+    label: int
+    score: float = 0.0
+
+    @property
+    def duration(self) -> int:
+        """Number of positions covered."""
+        return self.end - self.start + 1
+
+
+class ViterbiResult(NamedTuple):
+    """Best segmentations of a batch.
+
+    Attributes
+    ----------
+    scores : Tensor of shape (B,)
+        Score of the best segmentation of each sequence.
+    segments : list of list of Segment
+        Its segments, in order; they tile the sequence.
+    """
+
+    scores: Tensor
+    segments: list[list[Segment]]
+
+
+class SegmentTable(NamedTuple):
+    """All segments of a batch as flat int64 tensors of shape (N,).
+
+    Attributes
+    ----------
+    sequence : Tensor
+        Index of the sequence each segment belongs to, non-decreasing.
+    start, stop : Tensor
+        The segment covers positions ``[start, stop)``.
+    label : Tensor
+        Class indices.
+    """
+
+    sequence: Tensor
+    start: Tensor
+    stop: Tensor
+    label: Tensor
+
+    def to(self, device: torch.device | str) -> SegmentTable:
+        """Copy of the table on another device."""
+        return SegmentTable(*(column.to(device) for column in self))
+
+
+def labels_to_table(
+    labels: Tensor,
+    lengths: Tensor,
+    max_duration: int | None = None,
+    long_segments: str = "split",
+) -> SegmentTable:
+    """Turn labels per position into segments: maximal runs of equal labels.
+
+    Parameters
+    ----------
+    labels : integer Tensor of shape (B, T)
+        Entries at and after ``lengths`` are ignored.
+    lengths : integer Tensor of shape (B,)
+    max_duration : int, optional
+        Longest duration allowed, in positions.
+    long_segments : {"split", "error"}
+        A run longer than `max_duration` is cut into near-equal pieces of at most `max_duration`
+        (with one warning that counts the runs), or refused.
+
+    Returns
+    -------
+    SegmentTable
+
+    Raises
+    ------
+    ValueError
+        With ``long_segments="error"``, naming the first run that is too long.
+
+    Examples
+    --------
+    >>> table = labels_to_table(torch.tensor([[0, 0, 1]]), torch.tensor([3]))
+    >>> table.start.tolist(), table.stop.tolist(), table.label.tolist()
+    ([0, 2], [2, 3], [0, 1])
+    """
+    if long_segments not in ("split", "error"):
+        raise ValueError(f'`long_segments` must be "split" or "error"; got {long_segments!r}.')
+    batch_size, num_positions = labels.shape
+    position = torch.arange(num_positions, device=labels.device)
+    valid = position < lengths[:, None]
+    opens = valid.clone()
+    opens[:, 1:] &= (labels[:, 1:] != labels[:, :-1]) | ~valid[:, :-1]
+    sequence, start = opens.nonzero(as_tuple=True)
+    stop = torch.cat([start[1:], start.new_zeros(1)])
+    last = torch.ones_like(start, dtype=torch.bool)
+    last[:-1] = sequence[1:] != sequence[:-1]
+    stop = torch.where(last, lengths.to(start)[sequence], stop)
+    table = SegmentTable(sequence, start, stop, labels[sequence, start].long())
+    return table if max_duration is None else _limit(table, max_duration, long_segments)
+
+
+def _limit(table: SegmentTable, max_duration: int, long_segments: str) -> SegmentTable:
+    """Refuse or split the segments longer than `max_duration`."""
+    duration = table.stop - table.start
+    too_long = duration > max_duration
+    if not bool(too_long.any()):
+        return table
+    if long_segments == "error":
+        i = int(too_long.nonzero()[0])
+        raise ValueError(
+            f"A gold segment is longer than `max_duration`={max_duration}: sequence "
+            f"{int(table.sequence[i])}, positions {int(table.start[i])}..{int(table.stop[i]) - 1}, "
+            f"label {int(table.label[i])}, duration {int(duration[i])}. Raise `max_duration` or "
+            'pass long_segments="split".'
+        )
+    warnings.warn(
+        f"{int(too_long.sum())} gold segments are longer than max_duration={max_duration} and "
+        "were split into near-equal pieces.",
+        UserWarning,
+        stacklevel=3,
+    )
+    pieces = (duration + max_duration - 1) // max_duration
+    source = torch.repeat_interleave(pieces)
+    first = torch.cumsum(pieces, 0) - pieces
+    piece = torch.arange(len(source), device=source.device) - first[source]
+    start = table.start[source] + piece * duration[source] // pieces[source]
+    stop = table.start[source] + (piece + 1) * duration[source] // pieces[source]
+    return SegmentTable(table.sequence[source], start, stop, table.label[source])
+
+
+def segments_to_table(
+    segments: Sequence[Sequence[Segment]], device: torch.device | str = "cpu"
+) -> SegmentTable:
+    """Flatten lists of `Segment` (inclusive ends), one list per sequence, into a table."""
+    rows = [
+        (b, segment.start, segment.end + 1, segment.label)
+        for b, sequence in enumerate(segments)
+        for segment in sequence
+    ]
+    columns = torch.tensor(rows, dtype=torch.int64, device=device).reshape(-1, 4)
+    return SegmentTable(*columns.unbind(1))
+
+
+def table_to_segments(
+    table: SegmentTable, batch_size: int, scores: Tensor | None = None
+) -> list[list[Segment]]:
+    """Lists of `Segment`, one per sequence; `scores` of shape (N,) fills ``Segment.score``."""
+    values = [0.0] * len(table.start) if scores is None else scores.tolist()
+    result: list[list[Segment]] = [[] for _ in range(batch_size)]
+    columns = (column.tolist() for column in table)
+    for b, start, stop, label, score in zip(*columns, values, strict=True):
+        result[b].append(Segment(start, stop - 1, label, score))
+    return result
+
+
+def table_to_labels(table: SegmentTable, batch_size: int, num_positions: int) -> Tensor:
+    """Labels per position, shape (B, T), int64; positions that no segment covers hold -1."""
+    labels = table.label.new_full((batch_size, num_positions), -1)
+    sequence, position, source = covered_positions(table)
+    labels[sequence, position] = table.label[source]
+    return labels
+
+
+def covered_positions(table: SegmentTable) -> tuple[Tensor, Tensor, Tensor]:
+    """Expand a table to positions: (sequence, position, row of the table), each (sum of durations,)."""
+    duration = table.stop - table.start
+    source = torch.repeat_interleave(duration)
+    first = torch.cumsum(duration, 0) - duration
+    offset = torch.arange(len(source), device=source.device) - first[source]
+    return table.sequence[source], table.start[source] + offset, source
+
+
+def bio_to_segments(tags: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Half-open ``(start, stop, label)`` of BIO tags; each run of "O" is one segment labelled "O".
+
+    An "I-x" that continues no x opens a segment, as the CoNLL scorer reads it.
+
+    Raises
+    ------
+    ValueError
+        For a tag that is neither "O" nor "B-..." nor "I-...".
+
+    Examples
+    --------
+    >>> bio_to_segments(["B-NP", "I-NP", "B-NP", "O"])
+    [(0, 2, 'NP'), (2, 3, 'NP'), (3, 4, 'O')]
+    """
+    segments: list[tuple[int, int, str]] = []
+    for t, tag in enumerate(tags):
+        prefix, _, label = ("I", "", "O") if tag == "O" else tag.partition("-")
+        if prefix not in ("B", "I") or not label:
+            raise ValueError(f'`tags` must be "O", "B-label" or "I-label"; got {tag!r} at index {t}.')
+        if prefix == "I" and segments and segments[-1][2] == label:
+            segments[-1] = (segments[-1][0], t + 1, label)
+        else:
+            segments.append((t, t + 1, label))
+    return segments
+
+
+def segments_to_bio(segments: Sequence[tuple[int, int, str]], length: int) -> list[str]:
+    """BIO tags of half-open ``(start, stop, label)`` segments; uncovered positions are "O".
+
+    Examples
+    --------
+    >>> segments_to_bio([(0, 2, "NP"), (2, 3, "O")], 3)
+    ['B-NP', 'I-NP', 'O']
+    """
+    tags = ["O"] * length
+    for start, stop, label in segments:
+        if label != "O":
+            tags[start] = f"B-{label}"
+            tags[start + 1 : stop] = [f"I-{label}"] * (stop - start - 1)
+    return tags

@@ -1,0 +1,141 @@
+"""The plain loop over positions: the oracle that every kernel must match.
+
+    alpha_t(c) = LSE_{k=1..K} [ S_t(c) - S_{t-k}(c) + D_k(c) + start_{t-k}(c) + gamma_{t-k}(k, c) ]
+                 + end_{t-1}(c)
+    gamma_s(k, c) = LSE_{c'} [ alpha_s(c') + A_k[c', c] ],   gamma_0 = the initial term
+
+in float64 (float32 on devices without it), differentiable by autograd, for the log and the max
+semiring. Cost T(KC + C²) with static transitions, T·K·C² by duration; under autograd it
+keeps O(T·K·C). It also is what runs on devices that have no kernels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, initial_term
+from flash_semicrf.segments import SegmentTable
+
+__all__ = ["log_partition", "viterbi"]
+
+
+def log_partition(potentials: Potentials, semiring: str = "log") -> Tensor:
+    """Log Z, or the best score with ``semiring="max"``.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    semiring : {"log", "max"}
+
+    Returns
+    -------
+    float64 Tensor of shape (B,)
+        -inf where no segmentation is feasible; differentiable, with gradient 0 there.
+    """
+    p = _prepare(potentials)
+    alpha, _ = _messages(p, semiring)
+    return _total(_final(p, alpha), semiring)
+
+
+def _prepare(potentials: Potentials) -> Potentials:
+    """Upcast, turn everything that forbids into -inf, and blank the padding."""
+    p = potentials.to(accumulator_dtype(potentials.device))
+    clean = {n: v.masked_fill(v <= NEG_INF, -torch.inf) for n, v in p.parameters().items()}
+    padding = torch.arange(p.num_positions, device=p.device) >= p.lengths[:, None]
+    for name in clean.keys() & {"scores", "start_scores", "end_scores"}:
+        clean[name] = clean[name].masked_fill(padding[..., None], 0.0)
+    return p.replace(**clean)
+
+
+def _final(p: Potentials, alpha: list[Tensor]) -> Tensor:
+    """alpha at each sequence's end plus the final scores, (B, C)."""
+    rows = torch.stack(alpha)[p.lengths, torch.arange(p.batch_size, device=p.device)]
+    return rows if p.final_scores is None else rows + p.final_scores
+
+
+def _messages(p: Potentials, semiring: str) -> tuple[list[Tensor], list[Tensor]]:
+    """alpha_0..alpha_T, each (B, C), and the window terms of each t >= 1, each (B, k, C)."""
+    finite = torch.where(p.scores == -torch.inf, 0.0, p.scores)
+    zero = p.scores.new_zeros(p.batch_size, 1, p.num_labels)
+    cumulative = torch.cat([zero, finite.cumsum(1)], 1)
+    blocked = torch.cat([zero, (p.scores == -torch.inf).to(zero).cumsum(1)], 1)
+    first = initial_term(p.transition, semiring) if p.initial_scores is None else p.initial_scores
+    k_shape = (p.batch_size, p.max_duration, p.num_labels)
+    # sources[s] is gamma_s (+ start_s) by duration: (B, K, C), or (B, 1, C) for static transitions.
+    sources = [first.expand(k_shape)]
+    alpha = [zero[:, 0]]
+    windows = []
+    for t in range(1, p.num_positions + 1):
+        longest = min(t, p.max_duration)
+        source = torch.stack([sources[t - k][:, k - 1] for k in range(1, longest + 1)], 1)
+        span = torch.arange(t - 1, t - 1 - longest, -1, device=p.device)
+        content = cumulative[:, t, None] - cumulative[:, span]
+        content = content.masked_fill(blocked[:, t, None] > blocked[:, span], -torch.inf)
+        window = source + content + p.duration_bias[:longest]
+        if p.start_scores is not None:
+            window = window + p.start_scores[:, span]
+        if p.end_scores is not None:
+            window = window + p.end_scores[:, t - 1, None]
+        windows.append(window)
+        alpha.append(_sum(window, 1, semiring))
+        transition = p.transition if p.transition.dim() == 3 else p.transition[None]
+        gamma = _sum(alpha[t][:, None, :, None] + transition, 2, semiring)
+        sources.append(gamma.expand(k_shape))
+    return alpha, windows
+
+
+def _sum(x: Tensor, dim: int, semiring: str) -> Tensor:
+    """Semiring sum over one axis; guarded so that a sum of nothing has gradient 0."""
+    if semiring == "max":
+        return x.amax(dim)
+    dead = (x == -torch.inf).all(dim)
+    safe = torch.where(dead.unsqueeze(dim), 0.0, x)
+    return torch.where(dead, -torch.inf, torch.logsumexp(safe, dim))
+
+
+def _total(final: Tensor, semiring: str) -> Tensor:
+    return _sum(final, -1, semiring)
+
+
+def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
+    """Best segmentation of each sequence; ties: the shortest last segment, then the lowest label.
+
+    Parameters
+    ----------
+    potentials : Potentials
+
+    Returns
+    -------
+    scores : float64 Tensor of shape (B,)
+        -inf where nothing is feasible; such a sequence has no rows in the table.
+    table : SegmentTable
+    """
+    p = _prepare(potentials)
+    with torch.no_grad():
+        alpha, windows = _messages(p, "max")
+        final = _final(p, alpha)
+        scores = _total(final, "max")
+        rows: list[tuple[int, int, int, int]] = []
+        for b in range(p.batch_size):
+            if scores[b] > -torch.inf:
+                rows += _walk(p, b, [a[b] for a in alpha], [w[b] for w in windows], final[b])
+    columns = torch.tensor(rows, dtype=torch.int64, device=p.device).reshape(-1, 4)
+    return scores, SegmentTable(*columns.unbind(1))
+
+
+def _walk(
+    p: Potentials, b: int, alpha: list[Tensor], windows: list[Tensor], value: Tensor
+) -> list[tuple[int, int, int, int]]:
+    """Rows of sequence b from its end to its start, where `value` (C,) ranks the last label."""
+    t = int(p.lengths[b])
+    rows = []
+    while t > 0:
+        tied = (value == value.max()).nonzero()[:, 0].tolist()
+        # argmax returns the first of equal entries: the shortest duration.
+        k, label = min((int(windows[t - 1][:, c].argmax()) + 1, c) for c in tied)
+        rows.append((b, t - k, t, label))
+        t -= k
+        transition = p.transition[k - 1] if p.transition.dim() == 3 else p.transition
+        value = alpha[t] + transition[:, label]
+    return rows[::-1]

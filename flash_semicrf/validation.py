@@ -1,0 +1,186 @@
+"""Checks of what users pass in, made once at the public entry points, and their messages.
+
+Every message says what must hold, what came, and where.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.segments import SegmentTable
+
+__all__ = [
+    "check_choice",
+    "check_finite_or_forbidden",
+    "check_labels",
+    "check_lengths",
+    "check_positive_int",
+    "check_potentials",
+    "check_table",
+]
+
+
+def check_positive_int(name: str, value: object) -> int:
+    """Return `value` as an int >= 1, or raise."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must be an integer >= 1; got {value!r}.")
+    return value
+
+
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise unless `value` is one of `allowed`."""
+    if value not in allowed:
+        choices = ", ".join(repr(choice) for choice in allowed)
+        raise ValueError(f"`{name}` must be one of {choices}; got {value!r}.")
+
+
+def check_finite_or_forbidden(name: str, value: Tensor) -> None:
+    """Raise where a tensor holds NaN or plus infinity; minus infinity forbids and may stay."""
+    if value.numel() == 0 or bool(value.detach().amax() < math.inf):
+        return
+    bad = value.detach().isnan() | (value.detach() == math.inf)
+    index = tuple(bad.nonzero()[0].tolist())
+    raise ValueError(
+        f"`{name}` must be finite or -inf (forbidden); got {float(value[index])} at index {index}."
+    )
+
+
+def check_lengths(lengths: Tensor, batch_size: int, num_positions: int) -> Tensor:
+    """Return `lengths` as int64, each in [1, T], or raise."""
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"`lengths` must be a Tensor; got {type(lengths).__name__}.")
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise TypeError(f"`lengths` must have an integer dtype; got {lengths.dtype}.")
+    if tuple(lengths.shape) != (batch_size,):
+        raise ValueError(f"`lengths` must have shape ({batch_size},); got {tuple(lengths.shape)}.")
+    outside = (lengths < 1) | (lengths > num_positions)
+    if bool(outside.any()):
+        i = int(outside.nonzero()[0])
+        raise ValueError(
+            f"`lengths` must be in [1, T={num_positions}]; got {int(lengths[i])} at index {i}."
+        )
+    return lengths.long()
+
+
+def check_potentials(potentials: Potentials) -> Potentials:
+    """Check shapes, dtypes, devices and values of a problem.
+
+    Returns
+    -------
+    Potentials
+        With `lengths` as int64 on the scores' device and half-precision parameters upcast.
+
+    Raises
+    ------
+    TypeError
+        For something that is not a floating-point tensor.
+    ValueError
+        For a wrong shape, device, length, or a NaN; the message names argument and index.
+    """
+    p = potentials
+    for name, value in p.parameters().items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"`{name}` must be a Tensor; got {type(value).__name__}.")
+        if not value.is_floating_point():
+            raise TypeError(f"`{name}` must have a floating-point dtype; got {value.dtype}.")
+    _check_shapes(p)
+    for name, value in p.parameters().items():
+        if value.device != p.device:
+            raise ValueError(
+                f"`{name}` must be on the device of `scores`, {p.device}; got {value.device}."
+            )
+    lengths = check_lengths(p.lengths, p.batch_size, p.num_positions).to(p.device)
+    inside = torch.arange(p.num_positions, device=p.device) < lengths[:, None]
+    padded = not bool(inside.all())
+    for name, value in p.parameters().items():
+        if padded and value.shape[:2] == inside.shape and value.dim() == 3:
+            # Rows after a sequence's end are ignored, whatever they hold.
+            value = value.detach().masked_fill(~inside[..., None], 0.0)
+        check_finite_or_forbidden(name, value)
+    narrow = [v for v in p.parameters().values() if v.dtype in (torch.float16, torch.bfloat16)]
+    if narrow:
+        p = p.replace(**{n: v.float() for n, v in p.parameters().items() if v.itemsize < 4})
+    return p.replace(lengths=lengths)
+
+
+def _check_shapes(p: Potentials) -> None:
+    if p.scores.dim() != 3 or 0 in p.scores.shape:
+        raise ValueError(
+            f"`scores` must have shape (B, T, C), each >= 1; got {tuple(p.scores.shape)}."
+        )
+    num_labels = p.num_labels
+    bias = tuple(p.duration_bias.shape)
+    if len(bias) != 2 or bias[0] < 1 or bias[1] != num_labels:
+        raise ValueError(
+            f"`duration_bias` must have shape (K, C={num_labels}) with K >= 1; got {bias}."
+        )
+    square = (num_labels, num_labels)
+    if tuple(p.transition.shape) not in (square, (bias[0], *square)):
+        raise ValueError(
+            f"`transition` must have shape {square} or {(bias[0], *square)}; "
+            f"got {tuple(p.transition.shape)}."
+        )
+    expected = {
+        "start_scores": tuple(p.scores.shape),
+        "end_scores": tuple(p.scores.shape),
+        "initial_scores": (num_labels,),
+        "final_scores": (num_labels,),
+    }
+    for name, shape in expected.items():
+        value = getattr(p, name)
+        if value is not None and tuple(value.shape) != shape:
+            raise ValueError(f"`{name}` must have shape {shape}; got {tuple(value.shape)}.")
+
+
+def check_labels(labels: Tensor, lengths: Tensor, num_positions: int, num_labels: int) -> None:
+    """Raise unless `labels` is an integer (B, T) tensor with valid entries in 0..C-1."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"`labels` must be a Tensor; got {type(labels).__name__}.")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"`labels` must have an integer dtype; got {labels.dtype}.")
+    shape = (len(lengths), num_positions)
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"`labels` must have shape {shape}; got {tuple(labels.shape)}.")
+    inside = torch.arange(num_positions, device=labels.device) < lengths.to(labels.device)[:, None]
+    outside = inside & ((labels < 0) | (labels >= num_labels))
+    if bool(outside.any()):
+        index = tuple(outside.nonzero()[0].tolist())
+        raise ValueError(
+            f"`labels` must be in [0, C-1={num_labels - 1}]; got {int(labels[index])} at "
+            f"index {index}."
+        )
+
+
+def check_table(table: SegmentTable, potentials: Potentials) -> None:
+    """Raise unless the rows of `table` tile every sequence of `potentials` with valid segments."""
+    p = potentials
+    sequence, start, stop, label = table
+    count = torch.bincount(sequence, minlength=p.batch_size)
+    if len(count) != p.batch_size or bool((count == 0).any()):
+        raise ValueError(
+            f"`table` must hold segments of each of the {p.batch_size} sequences; it holds those "
+            f"of {sorted(set(sequence.tolist()))}."
+        )
+    duration = stop - start
+    first = torch.ones_like(start, dtype=torch.bool)
+    first[1:] = sequence[1:] != sequence[:-1]
+    expected_start = torch.where(first, 0, torch.roll(stop, 1))
+    is_last = torch.roll(first, -1)
+    problems = {
+        f"must have durations in [1, K={p.max_duration}]": (duration < 1)
+        | (duration > p.max_duration),
+        f"must have labels in [0, C-1={p.num_labels - 1}]": (label < 0) | (label >= p.num_labels),
+        "must tile each sequence without gap or overlap": (start != expected_start)
+        | (is_last & (stop != p.lengths[sequence])),
+    }
+    for requirement, bad in problems.items():
+        if bool(bad.any()):
+            i = int(bad.nonzero()[0])
+            raise ValueError(
+                f"Segments {requirement}; got [{int(start[i])}, {int(stop[i])}) with label "
+                f"{int(label[i])} in sequence {int(sequence[i])}."
+            )
