@@ -1,0 +1,143 @@
+"""What every duration distribution shares: the (K, C) output, per-label values and their checks.
+
+Row ``k - 1`` of the output belongs to duration ``k``, for k = 1..K. Parametric families are
+computed as unnormalised log-weights in float64 and normalised over 1..K by a log-softmax, so that
+truncation at K costs nothing and cannot lose mass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flash_semicrf.potentials import accumulator_dtype
+from flash_semicrf.validation import check_positive_int
+
+
+class DurationDistribution(nn.Module):
+    """Base class: a module that returns the score of every duration for every label.
+
+    A subclass implements ``forward() -> Tensor of shape (K, C)``, row k-1 being duration k, and
+    optionally `from_segments`.
+
+    Parameters
+    ----------
+    max_duration : int
+        Longest duration K, in positions.
+    num_classes : int
+        Number of labels C.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flash_semicrf.duration import DurationDistribution
+    >>> class AtLeastTwo(DurationDistribution):
+    ...     def forward(self):
+    ...         scores = torch.zeros(self.max_duration, self.num_classes)
+    ...         scores[0] = -torch.inf
+    ...         return scores
+    >>> AtLeastTwo(3, 2)()[:, 0]
+    tensor([-inf, 0., 0.])
+    """
+
+    def __init__(self, max_duration: int, num_classes: int) -> None:
+        super().__init__()
+        self.max_duration = check_positive_int("max_duration", max_duration)
+        self.num_classes = check_positive_int("num_classes", num_classes)
+
+    def forward(self) -> Tensor:
+        """Return the scores of the durations, a Tensor of shape (K, C)."""
+        raise NotImplementedError(f"{type(self).__name__} must implement forward().")
+
+    @classmethod
+    def from_segments(
+        cls,
+        durations: Tensor | Sequence[int],
+        labels: Tensor | Sequence[int],
+        max_duration: int,
+        num_classes: int,
+        **kwargs,
+    ) -> DurationDistribution:
+        """Build the distribution with initial values fitted to observed segments.
+
+        Parameters
+        ----------
+        durations, labels : integer array-like of shape (N,)
+            Duration in 1..K and label in 0..C-1 of every observed segment.
+        max_duration, num_classes : int
+            K and C.
+        **kwargs
+            Further arguments of the class, such as ``learnable``.
+
+        Returns
+        -------
+        DurationDistribution
+            Labels never observed get the values fitted to all segments together.
+
+        Raises
+        ------
+        ValueError
+            If an array is empty, or a duration or label is out of range.
+        """
+        raise TypeError(f"{cls.__name__} cannot be fitted to segments.")
+
+    def extra_repr(self) -> str:
+        return f"max_duration={self.max_duration}, num_classes={self.num_classes}"
+
+
+class NormalizedDuration(DurationDistribution):
+    """Base of the parametric families: log-probabilities normalised over 1..K for each label.
+
+    Parameters
+    ----------
+    max_duration, num_classes : int
+        K and C.
+    learnable : bool, default=True
+        Whether the values are parameters, or buffers that training leaves alone.
+    """
+
+    def __init__(self, max_duration: int, num_classes: int, *, learnable: bool = True) -> None:
+        super().__init__(max_duration, num_classes)
+        self.learnable = bool(learnable)
+
+    def forward(self) -> Tensor:
+        """Return log-probabilities of shape (K, C): their log-sum-exp over durations is 0."""
+        values = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        dtype = next(iter(values.values())).dtype
+        wide = {name: value.to(accumulator_dtype(value.device)) for name, value in values.items()}
+        return torch.log_softmax(self._log_weights(**wide), dim=0).to(dtype)
+
+    def _log_weights(self, **values: Tensor) -> Tensor:
+        """Log-probabilities (K, C), up to a constant for each label, of the module's values."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, learnable={self.learnable}"
+
+
+def add_values(module: nn.Module, name: str, values: Tensor, learnable: bool) -> None:
+    """Register ``values`` as a parameter or as a buffer of ``module``."""
+    if learnable:
+        module.register_parameter(name, nn.Parameter(values))
+    else:
+        module.register_buffer(name, values)
+
+
+def per_label(value: float | Sequence[float] | Tensor, name: str, num_classes: int) -> Tensor:
+    """Return a new (C,) tensor from one number for all labels or one number for each."""
+    given = torch.as_tensor(value).detach()
+    values = given.to(torch.get_default_dtype())
+    if values.ndim == 0:
+        values = values.expand(num_classes)
+    if tuple(values.shape) != (num_classes,):
+        raise ValueError(
+            f"`{name}` must be a number or have shape (C={num_classes},); "
+            f"got shape {tuple(values.shape)}."
+        )
+    finite = torch.isfinite(values)
+    if not finite.all():
+        index = int((~finite).nonzero()[0])
+        raise ValueError(f"`{name}` must be finite; got {values[index].item()} at index {index}.")
+    return values.clone()

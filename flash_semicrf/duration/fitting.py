@@ -1,0 +1,164 @@
+"""Initial values of duration distributions from observed segments.
+
+Every fit starts from one table, the counts of durations for each label; a label never observed
+takes the counts of all labels together. Float64 throughout.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from flash_semicrf.validation import check_positive_int
+
+
+def duration_counts(durations, labels, max_duration: int, num_classes: int) -> np.ndarray:
+    """Count observed durations for each label.
+
+    Parameters
+    ----------
+    durations, labels : integer array-like of shape (N,)
+        Duration in 1..K and label in 0..C-1 of every segment.
+    max_duration, num_classes : int
+        K and C.
+
+    Returns
+    -------
+    ndarray of shape (K, C)
+        Counts; row k-1 is duration k. Unobserved labels hold the pooled counts.
+
+    Raises
+    ------
+    ValueError
+        If an array is empty, is not 1-D, or has a value out of range.
+    TypeError
+        If an array does not hold integers.
+    """
+    max_duration = check_positive_int("max_duration", max_duration)
+    num_classes = check_positive_int("num_classes", num_classes)
+    durations = _integers(durations, "durations")
+    labels = _integers(labels, "labels")
+    if len(durations) != len(labels):
+        raise ValueError(
+            "`durations` and `labels` must have one entry per segment; "
+            f"got {len(durations)} and {len(labels)} entries."
+        )
+    if len(durations) == 0:
+        raise ValueError("`durations` must hold at least one segment; got 0.")
+    _check_range(durations, "durations", 1, max_duration, f"[1, K={max_duration}]")
+    _check_range(labels, "labels", 0, num_classes - 1, f"[0, C-1={num_classes - 1}]")
+    counts = np.zeros((max_duration, num_classes))
+    np.add.at(counts, (durations - 1, labels), 1.0)
+    unseen = counts.sum(axis=0) == 0
+    counts[:, unseen] = counts.sum(axis=1, keepdims=True)
+    return counts
+
+
+def moments(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance of the durations, two arrays of shape (C,)."""
+    durations = np.arange(1, len(counts) + 1)[:, None]
+    total = counts.sum(axis=0)
+    mean = (counts * durations).sum(axis=0) / total
+    variance = (counts * (durations - mean) ** 2).sum(axis=0) / np.maximum(total - 1, 1)
+    return mean, variance
+
+
+def tilt_to_mean(
+    log_base: np.ndarray, mean: np.ndarray, low: float, high: float, steps: int = 80
+) -> np.ndarray:
+    """Solve for the tilt theta at which weights exp(log_base_k + k theta) have a given mean.
+
+    The mean grows with theta, so bisection cannot fail; in an exponential family truncated to 1..K
+    the solution is the maximum-likelihood estimate.
+
+    Parameters
+    ----------
+    log_base : ndarray of shape (K,)
+    mean : ndarray of shape (C,)
+        Wanted means, in 1..K.
+    low, high : float
+        Bounds of theta. A mean outside what they reach gives the nearer bound.
+    steps : int, default=80
+        Halvings of the interval.
+
+    Returns
+    -------
+    ndarray of shape (C,)
+    """
+    durations = np.arange(1, len(log_base) + 1)[:, None]
+    lower = np.full(len(mean), low)
+    upper = np.full(len(mean), high)
+    for _ in range(steps):
+        middle = (lower + upper) / 2
+        log_weights = log_base[:, None] + durations * middle
+        weights = np.exp(log_weights - log_weights.max(axis=0))
+        too_small = (weights * durations).sum(axis=0) / weights.sum(axis=0) < mean
+        lower = np.where(too_small, middle, lower)
+        upper = np.where(too_small, upper, middle)
+    return (lower + upper) / 2
+
+
+def smooth_log_histogram(
+    counts: np.ndarray, pseudo_count: float, bandwidth: float | None
+) -> np.ndarray:
+    """Return log-probabilities of durations from a Gaussian-smoothed histogram.
+
+    Parameters
+    ----------
+    counts : ndarray of shape (K, C)
+    pseudo_count : float
+        Number of imagined segments spread evenly over 1..K for each label.
+    bandwidth : float or None
+        Standard deviation of the kernel in positions; None takes Silverman's rule for each label.
+
+    Returns
+    -------
+    ndarray of shape (K, C)
+        Normalised over durations.
+
+    References
+    ----------
+    B. W. Silverman, Density Estimation for Statistics and Data Analysis, 1986, section 3.4.2.
+    """
+    max_duration = len(counts)
+    smooth = np.empty_like(counts)
+    for label, column in enumerate(counts.T):
+        width = _silverman_bandwidth(column) if bandwidth is None else bandwidth
+        smooth[:, label] = _smooth(column, width)
+    smooth += pseudo_count / max_duration
+    return np.log(smooth) - np.log(smooth.sum(axis=0))
+
+
+def _silverman_bandwidth(column: np.ndarray) -> float:
+    total = column.sum()
+    _, variance = moments(column[:, None])
+    cumulative = np.cumsum(column)
+    lower, upper = np.searchsorted(cumulative, [0.25 * total, 0.75 * total])
+    spread = min(float(np.sqrt(variance[0])), (upper - lower) / 1.34)
+    return 0.9 * spread * total**-0.2
+
+
+def _smooth(column: np.ndarray, width: float) -> np.ndarray:
+    reach = min(int(np.ceil(4 * width)), len(column) - 1)
+    if reach == 0:
+        return column.copy()
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
+    # What a segment near 1 or K would spread outside of 1..K goes back inside.
+    inside = np.convolve(np.ones_like(column), kernel)[reach:-reach]
+    return np.convolve(column / inside, kernel)[reach:-reach]
+
+
+def _integers(values, name: str) -> np.ndarray:
+    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+    array = np.asarray(array)
+    if array.ndim != 1:
+        raise ValueError(f"`{name}` must have shape (N,); got shape {array.shape}.")
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"`{name}` must hold integers; got dtype {array.dtype}.")
+    return array.astype(np.int64)
+
+
+def _check_range(values: np.ndarray, name: str, low: int, high: int, text: str) -> None:
+    wrong = np.flatnonzero((values < low) | (values > high))
+    if len(wrong):
+        raise ValueError(f"`{name}` must be in {text}; got {values[wrong[0]]} at index {wrong[0]}.")

@@ -1,0 +1,155 @@
+"""Duration scores without a parametric form: a free table, and a user's function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from flash_semicrf.validation import check_finite_or_forbidden
+
+from .base import DurationDistribution, add_values
+from .fitting import duration_counts, smooth_log_histogram
+
+
+class LearnedDuration(DurationDistribution):
+    """One free score for every duration and label; not normalised.
+
+    Parameters
+    ----------
+    max_duration, num_classes : int
+        Longest duration K and number of labels C.
+    init_scale : float, default=0.1
+        Standard deviation of the normal draws that the scores start from; 0 starts from zeros.
+    init_bias : array-like of shape (K, C), optional
+        Initial scores, instead of draws.
+    learnable : bool, default=True
+        Whether ``duration_bias`` is a parameter (True) or a buffer (False).
+
+    Examples
+    --------
+    >>> from flash_semicrf.duration import LearnedDuration
+    >>> LearnedDuration(5, 2)().shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        max_duration: int,
+        num_classes: int,
+        init_scale: float = 0.1,
+        init_bias: Tensor | None = None,
+        *,
+        learnable: bool = True,
+    ) -> None:
+        super().__init__(max_duration, num_classes)
+        if not 0 <= init_scale < float("inf"):
+            raise ValueError(f"`init_scale` must be finite and >= 0; got {init_scale}.")
+        self.learnable = bool(learnable)
+        shape = (self.max_duration, self.num_classes)
+        if init_bias is None:
+            values = torch.randn(shape) * init_scale
+        else:
+            values = _check_table(torch.as_tensor(init_bias).detach(), "init_bias", shape)
+            check_finite_or_forbidden("init_bias", values)
+            values = values.to(torch.get_default_dtype(), copy=True)
+        add_values(self, "duration_bias", values, learnable)
+
+    def forward(self) -> Tensor:
+        """Return the scores, a Tensor of shape (K, C)."""
+        return self.duration_bias
+
+    @classmethod
+    def from_segments(
+        cls,
+        durations,
+        labels,
+        max_duration,
+        num_classes,
+        *,
+        pseudo_count: float = 1.0,
+        bandwidth: float | None = None,
+        **kwargs,
+    ):
+        """Start from the logarithm of the smoothed histogram of each label's durations.
+
+        Parameters
+        ----------
+        durations, labels : integer array-like of shape (N,)
+            Duration in 1..K and label in 0..C-1 of every observed segment.
+        max_duration, num_classes : int
+            K and C.
+        pseudo_count : float, default=1.0
+            Imagined segments of each label, spread evenly over 1..K; > 0.
+        bandwidth : float, optional
+            Standard deviation of the Gaussian smoothing in positions, >= 0; by default Silverman's
+            rule for each label.
+        **kwargs
+            Further arguments of the class.
+        """
+        if not 0 < pseudo_count < float("inf"):
+            raise ValueError(f"`pseudo_count` must be finite and > 0; got {pseudo_count}.")
+        if bandwidth is not None and not 0 <= bandwidth < float("inf"):
+            raise ValueError(f"`bandwidth` must be finite and >= 0; got {bandwidth}.")
+        counts = duration_counts(durations, labels, max_duration, num_classes)
+        table = torch.from_numpy(smooth_log_histogram(counts, pseudo_count, bandwidth))
+        return cls(max_duration, num_classes, init_bias=table, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, learnable={self.learnable}"
+
+
+class CallableDuration(DurationDistribution):
+    """Scores computed by a function of the durations.
+
+    Parameters
+    ----------
+    max_duration, num_classes : int
+        Longest duration K and number of labels C.
+    function : callable
+        Takes the durations 1..K as a float Tensor of shape (K,) and returns a floating Tensor of
+        shape (K, C). An nn.Module is registered, so its parameters are trained and saved.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flash_semicrf.duration import CallableDuration
+    >>> slopes = torch.tensor([0.0, -1.0])
+    >>> CallableDuration(3, 2, lambda durations: durations[:, None] * slopes)()
+    tensor([[ 0., -1.],
+            [ 0., -2.],
+            [ 0., -3.]])
+    """
+
+    def __init__(
+        self, max_duration: int, num_classes: int, function: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__(max_duration, num_classes)
+        if not callable(function):
+            raise TypeError(f"`function` must be callable; got {type(function).__name__}.")
+        self.function = function
+        durations = torch.arange(1, self.max_duration + 1, dtype=torch.get_default_dtype())
+        self.register_buffer("durations", durations, persistent=False)
+
+    def forward(self) -> Tensor:
+        """Return the function's scores, checked to have shape (K, C)."""
+        scores = self.function(self.durations)
+        return _check_table(scores, "function", (self.max_duration, self.num_classes))
+
+    def extra_repr(self) -> str:
+        if isinstance(self.function, nn.Module):
+            return super().extra_repr()
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        return f"{super().extra_repr()}, function={name}"
+
+
+def _check_table(table: Tensor, name: str, shape: tuple[int, int]) -> Tensor:
+    verb = "return" if name == "function" else "be"
+    wanted = f"a floating tensor of shape (K={shape[0]}, C={shape[1]})"
+    if not isinstance(table, Tensor) or not table.is_floating_point():
+        got = f"dtype {table.dtype}" if isinstance(table, Tensor) else type(table).__name__
+        raise TypeError(f"`{name}` must {verb} {wanted}; got {got}.")
+    if tuple(table.shape) != shape:
+        raise ValueError(f"`{name}` must {verb} {wanted}; got shape {tuple(table.shape)}.")
+    return table
