@@ -17,7 +17,7 @@ test: $(STAMP)-test
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 bench: $(STAMP)-test
-	$(PY) -m benchmarks.run $(BENCH_ARGS)
+	$(PY) -m benchmarks.run $(or $(BENCH_ARGS),--docs docs/benchmarks.md)
 
 lint: $(VENV)/.ruff
 	$(PY) -m ruff check .

@@ -1,0 +1,1 @@
+"""Registered problems, checked for correctness and then timed: ``python -m benchmarks.run``."""

@@ -1,0 +1,141 @@
+"""The registered problems and the figures that each is meant to reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+JOBS = ("log_partition", "log_partition_gradient", "decode")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure to reach: a measured quantity and its bound.
+
+    Parameters
+    ----------
+    quantity : {"speedup", "relative_time", "seconds", "memory"}
+        "speedup": time of `other` (a peer) over ours, at least `bound`. "relative_time": our time
+        over our time on `other` (a problem), at most `bound`. "seconds": our time, at most.
+        "memory": peak extra bytes over the bytes of the scores in float64, at most.
+    bound : float
+    other : str, optional
+        Name of a peer or of a problem.
+    """
+
+    quantity: str
+    bound: float
+    other: str | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Inputs of one shape and the job to do on them.
+
+    Parameters
+    ----------
+    name : str
+    B, T, K, C : int
+        Sequences, positions, longest duration, labels. Every sequence has length T.
+    job : {"log_partition", "log_partition_gradient", "decode"}
+    dtype : {"float32", "float64"}
+    seed : int
+    check_positions : int, optional
+        T of the shortened problem on which the result is compared with the float64 loop; the
+        whole problem by default.
+    peers : tuple of str
+        The peers that can do the job in bearable time.
+    goals : tuple of Goal
+    """
+
+    name: str
+    B: int
+    T: int
+    K: int
+    C: int
+    job: str
+    dtype: str = "float32"
+    seed: int = 0
+    check_positions: int | None = None
+    peers: tuple[str, ...] = ()
+    goals: tuple[Goal, ...] = ()
+
+
+SEMI_MARKOV_PEERS = ("flash-semicrf", "torch-struct")
+
+PROBLEMS: dict[str, Problem] = {
+    problem.name: problem
+    for problem in (
+        Problem(
+            "k100-log-partition",
+            *(4, 1000, 100, 24),
+            job="log_partition",
+            peers=SEMI_MARKOV_PEERS,
+            goals=(Goal("speedup", 2500, "flash-semicrf"),),
+        ),
+        Problem(
+            "k100-gradient",
+            *(4, 1000, 100, 24),
+            job="log_partition_gradient",
+            peers=SEMI_MARKOV_PEERS,
+            goals=(
+                Goal("speedup", 4000, "flash-semicrf"),
+                Goal("relative_time", 3, "k100-log-partition"),
+            ),
+        ),
+        Problem(
+            "k100-decode",
+            *(4, 1000, 100, 24),
+            job="decode",
+            peers=SEMI_MARKOV_PEERS,
+            goals=(Goal("relative_time", 2, "k100-log-partition"),),
+        ),
+        Problem(
+            "k1000-log-partition",
+            *(1, 10_000, 1000, 24),
+            job="log_partition",
+            goals=(Goal("seconds", 0.060),),
+        ),
+        Problem(
+            "linear-crf-gradient",
+            *(32, 500, 1, 16),
+            job="log_partition_gradient",
+            peers=("pytorch-crf", "torch-struct", "flash-semicrf"),
+            goals=(Goal("speedup", 5, "pytorch-crf"),),
+        ),
+        Problem(
+            "million-gradient",
+            *(1, 1_000_000, 100, 8),
+            job="log_partition_gradient",
+            dtype="float64",
+            check_positions=20_000,
+            goals=(Goal("seconds", 10), Goal("memory", 6)),
+        ),
+    )
+}
+
+
+def make_inputs(problem: Problem, num_positions: int | None = None) -> dict[str, np.ndarray]:
+    """Draw the inputs of a problem, or of the same problem with another T.
+
+    The scores have mean zero over the positions, for each sequence and label: a peer which
+    centres them in that way solves the same problem.
+
+    Returns
+    -------
+    dict
+        "scores" (B, T, C), "transition" (C, C), "duration_bias" (K, C), "lengths" (B,) int64.
+    """
+    T = problem.T if num_positions is None else num_positions
+    rng = np.random.default_rng(problem.seed)
+    parameters = {
+        "transition": 0.3 * rng.standard_normal((problem.C, problem.C)),
+        "duration_bias": 0.3 * rng.standard_normal((problem.K, problem.C)),
+    }
+    scores = rng.standard_normal((problem.B, T, problem.C))
+    scores -= scores.mean(axis=1, keepdims=True)
+    inputs = {"scores": scores, **parameters}
+    inputs = {name: value.astype(problem.dtype) for name, value in inputs.items()}
+    inputs["lengths"] = np.full(problem.B, T, dtype=np.int64)
+    return inputs

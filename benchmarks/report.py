@@ -1,0 +1,142 @@
+"""Records -> JSON, CSV and the tables of ``docs/benchmarks.md``."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.problems import PROBLEMS, Goal
+
+OURS = "flash_semicrf"
+
+COLUMNS = (
+    *("problem", "implementation", "job", "B", "T", "K", "C", "dtype", "status"),
+    *("median_s", "iqr_s", "min_s", "repeats", "peak_bytes", "check_error", "difference"),
+    *("import_s", "date", "device", "cores", "threads", "python", "torch", "numba", "commit"),
+)
+
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+
+Record = dict[str, Any]
+
+
+def write_results(folder: Path, records: list[Record]) -> None:
+    """Write ``results.json`` and ``results.csv``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(records, indent=1) + "\n")
+    with (folder / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(records)
+
+
+def format_seconds(seconds: float) -> str:
+    """Three significant digits, in the unit that suits."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.3g} µs"
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def format_bytes(count: float | None) -> str:
+    """MiB, or nothing where it is unknown."""
+    return "" if count is None else f"{count / 2**20:.3g} MiB"
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _measured(records: Iterable[Record]) -> dict[tuple[str, str], Record]:
+    ok = (record for record in records if record["status"] == "ok")
+    return {(record["problem"], record["implementation"]): record for record in ok}
+
+
+def evaluate_goal(
+    goal: Goal, problem: str, measured: dict[tuple[str, str], Record]
+) -> tuple[str, str, bool | None]:
+    """Say what was to be reached, what was measured, and whether it was reached.
+
+    The last is None where something needed was not measured in this run.
+    """
+    mine = measured.get((problem, OURS))
+    other = None
+    if goal.quantity == "speedup":
+        aim = f">= {goal.bound:g} x faster than {goal.other}"
+        other = measured.get((problem, goal.other))
+    elif goal.quantity == "relative_time":
+        aim = f"<= {goal.bound:g} x the time of {goal.other}"
+        other = measured.get((goal.other, OURS))
+    elif goal.quantity == "seconds":
+        aim = f"<= {format_seconds(goal.bound)}"
+    else:
+        aim = f"peak extra memory <= {goal.bound:g} x the scores in float64"
+    if mine is None or (goal.other is not None and other is None):
+        return aim, "not measured", None
+    if goal.quantity == "speedup":
+        value = other["median_s"] / mine["median_s"]
+        return aim, f"{value:.3g} x", value >= goal.bound
+    if goal.quantity == "relative_time":
+        value = mine["median_s"] / other["median_s"]
+        return aim, f"{value:.3g} x", value <= goal.bound
+    if goal.quantity == "seconds":
+        return aim, format_seconds(mine["median_s"]), mine["median_s"] <= goal.bound
+    if mine["peak_bytes"] is None:
+        return aim, "not measured", None
+    value = mine["peak_bytes"] / (8 * mine["B"] * mine["T"] * mine["C"])
+    return aim, f"{value:.3g} x", value <= goal.bound
+
+
+def goals_table(records: list[Record], extra: dict[str, tuple[Goal, ...]]) -> str:
+    """Each goal of the problems that were run, beside the figure of this run."""
+    measured = _measured(records)
+    run = dict.fromkeys(record["problem"] for record in records)
+    rows = []
+    for name in run:
+        goals = PROBLEMS[name].goals if name in PROBLEMS else extra.get(name, ())
+        for goal in goals:
+            aim, value, reached = evaluate_goal(goal, name, measured)
+            verdict = {True: "yes", False: "**no**", None: ""}[reached]
+            rows.append([f"`{name}`", aim, value, verdict])
+    return _table(["problem", "to be reached", "measured", "reached"], rows)
+
+
+def times_table(records: list[Record]) -> str:
+    """Median, spread and memory of every implementation on every problem."""
+    measured = _measured(records)
+    rows = []
+    for record in records:
+        shape = "{B}, {T:,}, {K}, {C}".format(**record)
+        start = [f"`{record['problem']}`", shape, record["implementation"]]
+        if record["status"] != "ok":
+            rows.append([*start, record["status"].replace("|", "/"), "", "", "", ""])
+            continue
+        mine = measured.get((record["problem"], OURS))
+        ratio = f"{record['median_s'] / mine['median_s']:.3g}" if mine else ""
+        times = [format_seconds(record[key]) for key in ("median_s", "iqr_s")]
+        memory = format_bytes(record.get("peak_bytes"))
+        rows.append([*start, *times, str(record["repeats"]), memory, ratio])
+    header = ["problem", "B, T, K, C", "implementation", "median", "IQR", "repeats"]
+    return _table([*header, "peak extra memory", "time / ours"], rows)
+
+
+def render(records: list[Record], extra: dict[str, tuple[Goal, ...]]) -> str:
+    """The generated part of ``docs/benchmarks.md``."""
+    where = (
+        "{device}, {cores} cores, {threads} threads; Python {python}, torch {torch}, "
+        "numba {numba}; commit {commit}, {date}."
+    ).format(**records[0])
+    return f"{where}\n\n{goals_table(records, extra)}\n\n{times_table(records)}"
+
+
+def replace_generated(page: Path, text: str) -> None:
+    """Put `text` between the two markers of a page."""
+    head, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"`page` must hold the lines {BEGIN} and {END}; {page} does not.")
+    page.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
