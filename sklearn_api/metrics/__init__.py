@@ -1,0 +1,29 @@
+"""Scores and errors of segmentations.
+
+Every metric takes ``(y_true, y_pred)``, each in any of these forms:
+
+- labels of one sequence: a 1-D array or list of strings or numbers, one per position;
+- labels of many sequences: a list or 1-D object array of those, or a 2-D array with one sequence
+  per row;
+- segments of one sequence: a list of ``(start, end, label)`` **tuples**, half-open, in positions;
+- segments of many sequences: a list of such lists.
+
+Labels per position cannot show two adjacent segments of one label: where they occur, pass segments.
+Unless its docstring says otherwise, a metric pools all sequences and then divides.
+"""
+
+from sklearn_api.metrics._boundaries import boundary_errors, boundary_precision_recall_f1
+from sklearn_api.metrics._errors import covering, frame_error_rate, segment_error_rate
+from sklearn_api.metrics._scorers import make_segment_scorer
+from sklearn_api.metrics._segments import PrecisionRecallF1, segment_precision_recall_f1
+
+__all__ = [
+    "PrecisionRecallF1",
+    "boundary_errors",
+    "boundary_precision_recall_f1",
+    "covering",
+    "frame_error_rate",
+    "make_segment_scorer",
+    "segment_error_rate",
+    "segment_precision_recall_f1",
+]

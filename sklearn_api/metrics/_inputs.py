@@ -1,0 +1,279 @@
+"""Reading true and predicted segmentations in every form that the metrics accept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Number
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Segments of one sequence, ordered, half-open, not overlapping.
+
+    Parameters
+    ----------
+    starts, stops : int64 ndarray of shape (N,)
+        Ends of the segments.
+    labels : list of length N
+        Their labels, as plain Python objects.
+    length : int or None
+        Number of positions; None if read from a list of segments, which does not tell.
+    """
+
+    starts: np.ndarray
+    stops: np.ndarray
+    labels: list
+    length: int | None
+
+    def without(self, label: Any) -> Segmentation:
+        """Leave out the segments of one label; None leaves out nothing."""
+        if label is None:
+            return self
+        keep = [i for i, other in enumerate(self.labels) if other != label]
+        return Segmentation(
+            self.starts[keep], self.stops[keep], [self.labels[i] for i in keep], self.length
+        )
+
+
+def read_pairs(y_true: Any, y_pred: Any) -> list[tuple[Segmentation, Segmentation]]:
+    """Read both arguments of a metric and check them against each other.
+
+    Raises
+    ------
+    TypeError
+        If an argument has none of the accepted forms.
+    ValueError
+        If the two do not fit together, or segments overlap.
+    """
+    true, true_is_one = _read(y_true, "y_true")
+    pred, pred_is_one = _read(y_pred, "y_pred")
+    # An empty list is one sequence without segments if the other argument is one sequence.
+    if true_is_one and _is_empty_list(y_pred):
+        pred = [_no_segments()]
+    if pred_is_one and _is_empty_list(y_true):
+        true = [_no_segments()]
+    if len(true) != len(pred):
+        raise ValueError(
+            "`y_true` and `y_pred` must hold the same number of sequences; got "
+            f"{len(true)} and {len(pred)}."
+        )
+    if not true:
+        raise ValueError("`y_true` and `y_pred` must hold at least one sequence; got 0.")
+    for i, (one, two) in enumerate(zip(true, pred, strict=True)):
+        _check_lengths(one, two, i)
+    kinds = [_label_kind(true, "y_true"), _label_kind(pred, "y_pred")]
+    if None not in kinds and kinds[0] != kinds[1]:
+        raise ValueError(
+            f"`y_true` and `y_pred` must hold labels of one kind; got {kinds[0]} and {kinds[1]}."
+        )
+    return list(zip(true, pred, strict=True))
+
+
+def read_labels(
+    pairs: Iterable[tuple[Segmentation, Segmentation]], labels: Sequence | None, ignore_label: Any
+) -> list:
+    """Labels to score: those asked for, or all that occur, sorted, except `ignore_label`."""
+    present = {label for pair in pairs for one in pair for label in one.labels}
+    check_ignore_label(present, ignore_label)
+    if labels is None:
+        return sorted(present - {ignore_label})
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise TypeError(f"`labels` must be a list of labels; got {labels!r}.")
+    labels = [label.item() if isinstance(label, np.generic) else label for label in labels]
+    if not labels:
+        raise ValueError("`labels` must name at least one label; got an empty list.")
+    for i, label in enumerate(labels):
+        _check_kind(present, label, f"labels[{i}]")
+        if label in labels[:i]:
+            raise ValueError(f"`labels` must not repeat a label; got {label!r} again at index {i}.")
+    if ignore_label is not None and ignore_label in labels:
+        raise ValueError(f"`labels` must not contain `ignore_label`; got {ignore_label!r} in both.")
+    return labels
+
+
+def check_ignore_label(present: Iterable, ignore_label: Any) -> None:
+    """Refuse an `ignore_label` that cannot occur, such as 0 among strings."""
+    if ignore_label is not None:
+        _check_kind(present, ignore_label, "ignore_label")
+
+
+def _check_kind(present: Iterable, label: Any, name: str) -> None:
+    if not isinstance(label, str | Number | np.generic):
+        raise TypeError(f"`{name}` must be one label, a string or a number; got {label!r}.")
+    for other in present:
+        if isinstance(other, str) != isinstance(label, str):
+            raise ValueError(
+                f"`{name}` must be a {_kind(other)} like the labels of `y_true`; got {label!r}."
+            )
+
+
+def _kind(label: Any) -> str:
+    return "string" if isinstance(label, str) else "number"
+
+
+def _label_kind(sequences: list[Segmentation], name: str) -> str | None:
+    """Say whether labels are "strings" or "numbers"; None if there are none."""
+    found = None
+    for i, sequence in enumerate(sequences):
+        # Within one sequence labels agree already, unless it was read from segments.
+        for label in sequence.labels:
+            kind = _kind(label) + "s"
+            if found not in (None, kind):
+                raise ValueError(
+                    f"`{name}` must hold labels of one kind; got {found}, then {label!r} at "
+                    f"sequence {i}."
+                )
+            found = kind
+    return found
+
+
+def _check_lengths(true: Segmentation, pred: Segmentation, i: int) -> None:
+    if true.length is not None and pred.length is not None:
+        if true.length != pred.length:
+            raise ValueError(
+                "`y_true` and `y_pred` must have the same number of positions; got "
+                f"{true.length} and {pred.length} at sequence {i}."
+            )
+        return
+    for one, length, name in [(pred, true.length, "y_pred"), (true, pred.length, "y_true")]:
+        if length is not None and len(one.stops) and one.stops[-1] > length:
+            raise ValueError(
+                f"Segments of `{name}` must end at or before the length of the sequence, {length}; "
+                f"got {one.stops[-1]} at sequence {i}."
+            )
+
+
+def _is_empty_list(y: Any) -> bool:
+    return isinstance(y, list | tuple) and len(y) == 0
+
+
+def _no_segments() -> Segmentation:
+    none = np.empty(0, dtype=np.int64)
+    return Segmentation(none, none, [], None)
+
+
+def _read(y: Any, name: str) -> tuple[list[Segmentation], bool]:
+    """Read one argument; also tell whether it is one sequence, not several."""
+    if not isinstance(y, list | tuple):
+        if isinstance(y, str | dict | set) or not hasattr(y, "__array__"):
+            raise TypeError(f"`{name}` must be an array or a list; got {type(y).__name__}.")
+        y = np.asarray(y)
+        if y.ndim not in (1, 2):
+            raise ValueError(
+                f"`{name}` must have 1 dimension (one sequence) or 2 (one per row); got {y.ndim}."
+            )
+        if y.ndim == 1 and y.dtype != object:
+            return [_read_sequence(y, name, 0)], True
+    items = list(y)
+    if items and (_is_label(items[0]) or _is_segment(items[0])):
+        return [_read_sequence(items, name, 0)], True
+    return [_read_sequence(item, name, i) for i, item in enumerate(items)], False
+
+
+def _is_label(item: Any) -> bool:
+    return isinstance(item, str | Number | np.generic)
+
+
+def _is_segment(item: Any) -> bool:
+    """Tell a segment from a sequence of labels.
+
+    A `Segment` of flash_semicrf counts, so that it is refused by name: its end is inclusive.
+    """
+    if hasattr(item, "start") and hasattr(item, "end"):
+        return True
+    return isinstance(item, tuple) and len(item) == 3 and all(map(_is_integer, item[:2]))
+
+
+def _is_integer(item: Any) -> bool:
+    return isinstance(item, Integral) and not isinstance(item, bool | np.bool_)
+
+
+def _read_sequence(sequence: Any, name: str, i: int) -> Segmentation:
+    if isinstance(sequence, str) or not hasattr(sequence, "__len__"):
+        raise TypeError(
+            f"`{name}` must hold one array or list per sequence; got {sequence!r} at sequence {i}."
+        )
+    if isinstance(sequence, list | tuple):
+        if len(sequence) == 0:
+            return _no_segments()
+        if _is_segment(sequence[0]) or isinstance(sequence[0], tuple):
+            return _read_segments(sequence, name, i)
+    return _read_positions(sequence, name, i)
+
+
+def _read_segments(segments: Sequence, name: str, i: int) -> Segmentation:
+    for n, segment in enumerate(segments):
+        where = f"segment {n} of sequence {i}"
+        if not isinstance(segment, tuple) or len(segment) != 3:
+            raise TypeError(
+                f"Segments of `{name}` must be (start, end, label) tuples with an exclusive end; "
+                f"got {segment!r} as {where}."
+            )
+        start, end, label = segment
+        if not (_is_integer(start) and _is_integer(end) and _is_label(label)):
+            raise TypeError(
+                f"Segments of `{name}` must be (int, int, str or number); got {segment!r} as "
+                f"{where}."
+            )
+        if not 0 <= start < end:
+            raise ValueError(
+                f"Segments of `{name}` must have 0 <= start < end; got start={start} and "
+                f"end={end} as {where}."
+            )
+    ordered = sorted(segments, key=lambda segment: segment[:2])
+    for (_, end, _), (start, _, _) in zip(ordered, ordered[1:], strict=False):
+        if start < end:
+            raise ValueError(
+                f"Segments of `{name}` must not overlap; got one that starts at {start} before "
+                f"another ends at {end} in sequence {i}."
+            )
+    labels = [x.item() if isinstance(x, np.generic) else x for _, _, x in ordered]
+    ends = np.array([segment[:2] for segment in ordered], dtype=np.int64)
+    return Segmentation(ends[:, 0], ends[:, 1], labels, None)
+
+
+def _read_positions(labels: Any, name: str, i: int) -> Segmentation:
+    """Turn labels per position into maximal runs of one label."""
+    if isinstance(labels, list | tuple):
+        # np.asarray would turn a mixture of strings and numbers into strings.
+        array = np.empty(len(labels), dtype=object)
+        for t, label in enumerate(labels):
+            array[t] = label
+    else:
+        array = np.asarray(labels)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(
+            f"`{name}` must have labels of shape (T,) with T >= 1 per sequence; got shape "
+            f"{array.shape} at sequence {i}."
+        )
+    if array.dtype == object:
+        _check_objects(array, name, i)
+    elif array.dtype.kind not in "Ubiuf":
+        raise TypeError(
+            f"`{name}` must hold strings or numbers; got dtype {array.dtype} at sequence {i}."
+        )
+    elif array.dtype.kind == "f" and np.isnan(array).any():
+        raise ValueError(
+            f"`{name}` must not contain NaN; got NaN at position {np.isnan(array).argmax()} of "
+            f"sequence {i}."
+        )
+    cuts = np.flatnonzero(np.asarray(array[1:] != array[:-1], dtype=bool)) + 1
+    starts = np.concatenate([[0], cuts]).astype(np.int64)
+    stops = np.append(starts[1:], len(array))
+    runs = [x.item() if isinstance(x, np.generic) else x for x in array[starts]]
+    return Segmentation(starts, stops, runs, len(array))
+
+
+def _check_objects(array: np.ndarray, name: str, i: int) -> None:
+    first = array[0]
+    for t, label in enumerate(array):
+        # NaN is the only label that differs from itself.
+        if not _is_label(label) or _kind(label) != _kind(first) or label != label:
+            raise TypeError(
+                f"`{name}` must hold strings only or numbers only; got {label!r} at position {t} "
+                f"of sequence {i}."
+            )
