@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from flash_semicrf.segments import Segment
+
 
 @dataclass(frozen=True)
 class Segmentation:
@@ -179,11 +181,8 @@ def _is_label(item: Any) -> bool:
 
 
 def _is_segment(item: Any) -> bool:
-    """Tell a segment from a sequence of labels.
-
-    A `Segment` of flash_semicrf counts, so that it is refused by name: its end is inclusive.
-    """
-    if hasattr(item, "start") and hasattr(item, "end"):
+    """Tell a segment from a sequence of labels."""
+    if isinstance(item, Segment):
         return True
     return isinstance(item, tuple) and len(item) == 3 and all(map(_is_integer, item[:2]))
 
@@ -206,6 +205,8 @@ def _read_sequence(sequence: Any, name: str, i: int) -> Segmentation:
 
 
 def _read_segments(segments: Sequence, name: str, i: int) -> Segmentation:
+    # The end of a `Segment` is inclusive.
+    segments = [(s.start, s.end + 1, s.label) if isinstance(s, Segment) else s for s in segments]
     for n, segment in enumerate(segments):
         where = f"segment {n} of sequence {i}"
         if not isinstance(segment, tuple) or len(segment) != 3:

@@ -17,6 +17,7 @@ from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.model_selection import KFold, cross_validate
 
 import sklearn_api.metrics
+from flash_semicrf.segments import Segment
 from sklearn_api.datasets import load_gene_structure, make_segmentations
 from sklearn_api.metrics import (
     PrecisionRecallF1,
@@ -388,7 +389,9 @@ class Nearest(ClassifierMixin, BaseEstimator):
         return as_object_array([(x[:, 0] > 0).astype(int) for x in X])
 
     def predict_segments(self, X):
-        return [runs(labels.tolist()) for labels in self.predict(X)]
+        return [
+            [Segment(a, b - 1, label) for a, b, label in runs(labels)] for labels in self.predict(X)
+        ]
 
 
 @pytest.fixture

@@ -45,6 +45,10 @@ FORMS = {
     "tuple of lists": tuple(LABELS),
     "segments": [[(0, 2, "a"), (2, 3, "b")], [(0, 1, "b"), (1, 2, "c")]],
     "unordered segments": [[(2, 3, "b"), (0, 2, "a")], [(0, 1, "b"), (1, 2, "c")]],
+    "Segment objects": [
+        [Segment(0, 1, np.str_("a")), Segment(2, 2, "b")],
+        [Segment(0, 0, "b"), Segment(1, 1, "c")],
+    ],
     "numpy ends": [[(np.int64(0), 2, np.str_("a")), (2, 3, "b")], [(0, 1, "b"), (1, 2, "c")]],
 }
 
@@ -69,6 +73,7 @@ def test_every_form_gives_the_same(metric, one, two):
         (np.array([False, False, True]), np.array([False, True, True])),
         ([(0, 2, 0), (2, 3, 1)], [(0, 1, 0), (1, 3, 1)]),
         (np.array([0, 0, 1]), [(0, 1, 0), (1, 3, 1)]),
+        (np.array([0, 0, 1]), [Segment(0, 0, 0), Segment(1, 2, 1)]),
         (np.array(["x", "x", "y"], dtype=object), ["x", "y", "y"]),
     ],
 )
@@ -206,10 +211,10 @@ def test_empty_list_is_a_sequence_without_segments():
             r"\(0, 5, 'a', 0\.3\) as segment 0 of sequence 0\.",
         ),
         (
-            [Segment(0, 4, 1)],
+            [Segment(0, 4, 1), Segment(4, 6, 0)],
             [(0, 5, 1)],
-            TypeError,
-            r"`y_true` must be \(start, end, label\) tuples with an exclusive end; got Segment\(",
+            ValueError,
+            r"`y_true` must not overlap; got one that starts at 4 before another ends at 5 in ",
         ),
         (
             ["a", "a"],
