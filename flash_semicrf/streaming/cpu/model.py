@@ -1,0 +1,114 @@
+"""What the CPU kernels need of the parameters, prepared once per call for all sequences."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from flash_semicrf.potentials import NEG_INF, Potentials, initial_term
+from flash_semicrf.streaming.cpu.simd import LANES, TILE
+
+__all__ = ["Transition", "Window", "array_of", "end_term", "forbid", "start_term", "window_of"]
+
+FLOOR = -650.0
+"""Exponents below this are flushed to zero; whoever sums them certifies that none mattered."""
+
+
+class Window(NamedTuple):
+    """Duration scores D, in the forms that the window sums read.
+
+    Attributes
+    ----------
+    weights : float64 array of shape (C * (K + 3 * TILE),)
+        Row c holds exp(D_k(c) - peak[c]) at index TILE + k, zeros elsewhere, so that a tile of
+        neighbouring outputs may reach beyond 1..K.
+    bias : float64 array of shape (C, K + 1)
+        D_k(c) at [c, k]; entry 0 is -inf.
+    peak : float64 array of shape (C,)
+        max over k of D_k(c); 0 for a label without any allowed duration.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+    peak: np.ndarray
+
+
+class Transition(NamedTuple):
+    """A static transition matrix in one direction, [from, to].
+
+    Attributes
+    ----------
+    weights : float64 array of shape (C * padded C,)
+        exp(A[from, to] - peak[to]), rows padded to a multiple of 8 labels with zeros.
+    scores : float64 array of shape (C, C)
+    peak : float64 array of shape (C,)
+        max over from; 0 for a label that cannot be reached.
+    """
+
+    weights: np.ndarray
+    scores: np.ndarray
+    peak: np.ndarray
+
+
+def forbid(values: np.ndarray) -> np.ndarray:
+    """float64 copy with everything <= NEG_INF as -inf."""
+    values = values.astype(np.float64)
+    values[values <= NEG_INF] = -np.inf
+    return values
+
+
+def array_of(tensor: Tensor) -> np.ndarray:
+    """C-contiguous numpy view (or copy) of a CPU tensor, its dtype kept."""
+    return np.ascontiguousarray(tensor.detach().numpy())
+
+
+def _weights(scores: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """(exp(scores - peak), peak), peak the finite maximum over an axis."""
+    peak = scores.max(axis)
+    peak = np.where(peak == -np.inf, 0.0, peak)
+    exponent = scores - np.expand_dims(peak, axis)
+    return np.where(exponent > FLOOR, np.exp(np.maximum(exponent, FLOOR)), 0.0), peak
+
+
+def window_of(potentials: Potentials) -> Window:
+    """Prepare the duration scores."""
+    bias = forbid(array_of(potentials.duration_bias)).T
+    weights, peak = _weights(bias, 1)
+    num_labels, max_duration = bias.shape
+    padded = np.zeros((num_labels, max_duration + 3 * TILE))
+    padded[:, TILE + 1 : TILE + 1 + max_duration] = weights
+    with_zero = np.full((num_labels, max_duration + 1), -np.inf)
+    with_zero[:, 1:] = bias
+    return Window(padded.ravel(), with_zero, peak)
+
+
+def transition_of(scores: np.ndarray) -> Transition:
+    """Prepare a (C, C) transition matrix given as [from, to], -inf where forbidden."""
+    weights, peak = _weights(scores, 0)
+    num_labels = len(scores)
+    padded = np.zeros((num_labels, padded_labels(num_labels)))
+    padded[:, :num_labels] = weights
+    return Transition(padded.ravel(), np.ascontiguousarray(scores), peak)
+
+
+def padded_labels(num_labels: int) -> int:
+    """Number of labels rounded up to whole vectors."""
+    return -(-num_labels // LANES) * LANES
+
+
+def start_term(potentials: Potentials, semiring: str) -> np.ndarray:
+    """What the first segment gets in place of a transition: (C,), or (K, C) by duration."""
+    p = potentials
+    if p.initial_scores is not None:
+        first = forbid(array_of(p.initial_scores))
+        return first if p.transition.dim() == 2 else np.tile(first, (p.max_duration, 1))
+    return forbid(array_of(initial_term(p.transition.detach().double(), semiring)))
+
+
+def end_term(potentials: Potentials) -> np.ndarray:
+    """Scores of the last label: (C,)."""
+    if potentials.final_scores is None:
+        return np.zeros(potentials.num_labels)
+    return forbid(array_of(potentials.final_scores))

@@ -1,0 +1,230 @@
+"""Log Z and its gradients for static transitions: the passes and gradients of a whole batch.
+
+The kernels each work on one sequence; here they are given to threads: both directions of every
+sequence first, then every chunk of every sequence.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu.gradient import (
+    CHUNK,
+    Messages,
+    add_carry,
+    boundary_marginals,
+    duration_gradient,
+    transition_gradient,
+)
+from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.model import (
+    Transition,
+    Window,
+    array_of,
+    end_term,
+    forbid,
+    start_term,
+    transition_of,
+    window_of,
+)
+from flash_semicrf.streaming.cpu.passes import message_pass
+
+__all__ = ["gradients", "log_partition"]
+
+
+class _Batch(NamedTuple):
+    """The arrays of a batch that kernels read."""
+
+    scores: np.ndarray  # (B, T, C)
+    start_scores: np.ndarray  # (B, T, C), or (B, 1, 1) zeros without boundary scores
+    end_scores: np.ndarray
+    has_boundary: bool
+    lengths: np.ndarray  # (B,)
+    first: np.ndarray  # (C,)
+    last: np.ndarray  # (C,)
+    window: Window
+    forward: Transition
+    backward: Transition
+
+
+class _Rows(NamedTuple):
+    """Messages of a batch; see `flash_semicrf.streaming.cpu.gradient.Messages`."""
+
+    alpha: np.ndarray  # (B, T, C)
+    gamma: np.ndarray
+    beta: np.ndarray
+    eta: np.ndarray
+    forward: np.ndarray  # (B, T + 1)
+    backward: np.ndarray
+    total: np.ndarray  # (B, 2): log Z = total.sum(1)
+
+
+def _batch_of(p: Potentials) -> _Batch:
+    scores = array_of(p.scores)
+    has_boundary = p.start_scores is not None or p.end_scores is not None
+    start = end = np.zeros((p.batch_size, 1, 1), scores.dtype)
+    if has_boundary:
+        absent = np.broadcast_to(scores.dtype.type(0), scores.shape)
+        start = absent.copy() if p.start_scores is None else array_of(p.start_scores)
+        end = absent.copy() if p.end_scores is None else array_of(p.end_scores)
+    transition = forbid(array_of(p.transition))
+    return _Batch(
+        scores, start, end, has_boundary, array_of(p.lengths), start_term(p, "log"), end_term(p),
+        window_of(p), transition_of(transition), transition_of(transition.T),
+    )  # fmt: skip
+
+
+def _empty_rows(p: Potentials, keep: bool) -> _Rows:
+    shape = (p.batch_size, p.num_positions, p.num_labels) if keep else (p.batch_size, 1, 1)
+    rows = [np.empty(shape) for _ in range(4)]
+    offsets = [np.empty((p.batch_size, p.num_positions + 1 if keep else 1)) for _ in range(2)]
+    return _Rows(*rows, *offsets, np.empty((p.batch_size, 2)))
+
+
+@kernel
+def _run_passes(tasks, batch, rows, keep):
+    """Tasks 2b and 2b + 1 are the forward and the backward pass of sequence b."""
+    for task in tasks:
+        b = task // 2
+        scores, length = batch.scores[b], batch.lengths[b]
+        start, end = batch.start_scores[b], batch.end_scores[b]
+        if task % 2 == 0:
+            offset, value = message_pass(
+                scores, start, end, batch.has_boundary, length, False, batch.first, batch.last,
+                batch.window, batch.forward, keep, rows.alpha[b], rows.gamma[b], rows.forward[b],
+            )  # fmt: skip
+            rows.total[b, 0] = offset
+            rows.total[b, 1] = value
+        else:
+            message_pass(
+                scores, end, start, batch.has_boundary, length, True, batch.last, batch.first,
+                batch.window, batch.backward, keep, rows.eta[b], rows.beta[b], rows.backward[b],
+            )  # fmt: skip
+
+
+@kernel
+def _run_gradients(
+    tasks, chunks, batch, rows, free_start, wanted, position, start, end, carry, duration, transition
+):
+    """Task i is the chunk (sequence, begin, stop) in row i of `chunks`."""
+    for task in tasks:
+        b, begin, stop = chunks[task]
+        messages = Messages(
+            rows.alpha[b], rows.gamma[b], rows.beta[b], rows.eta[b], rows.forward[b],
+            rows.backward[b], batch.lengths[b], rows.total[b, 0], rows.total[b, 1],
+        )  # fmt: skip
+        boundary_marginals(
+            messages, begin, stop, position[b], start[b], end[b], wanted[0], carry[task]
+        )
+        if wanted[1]:
+            duration_gradient(
+                messages, begin, stop, batch.scores[b], batch.start_scores[b],
+                batch.end_scores[b], batch.has_boundary, batch.window, duration[task],
+            )  # fmt: skip
+        if wanted[2]:
+            transition_gradient(
+                messages, begin, stop, batch.forward.scores, free_start, transition[task]
+            )
+
+
+@kernel
+def _run_carries(tasks, chunks, position, carry):
+    for task in tasks:
+        b, begin, stop = chunks[task]
+        add_carry(position[b], begin, stop, carry[task])
+
+
+def log_partition(potentials: Potentials) -> Tensor:
+    """Log Z (B,) in float64; workspace O(KC) per thread."""
+    batch = _batch_of(potentials)
+    rows = _empty_rows(potentials, keep=False)
+    shares = pool.balance(batch.lengths)
+    pool.run(lambda tasks: _run_passes(2 * tasks, batch, rows, False), shares)
+    return torch.from_numpy(rows.total.sum(1))
+
+
+def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log Z and its gradient for each sequence.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    wanted : set of str
+        Names of parameters; "start_scores" and "end_scores" may be asked for without being given,
+        since their gradients are the boundary marginals.
+
+    Returns
+    -------
+    log_z : float64 Tensor of shape (B,)
+    gradients : dict of Tensor
+        Of "scores", "start_scores" and "end_scores": (B, T, C) in the dtype of the scores. Of the
+        others: a float64 gradient per sequence, (B, ...). All zero where log Z is -inf.
+    """
+    p = potentials
+    batch = _batch_of(p)
+    rows = _empty_rows(p, keep=True)
+    shares = pool.balance(np.repeat(batch.lengths, 2))
+    pool.run(lambda tasks: _run_passes(tasks, batch, rows, True), shares)
+
+    ends = bool(wanted & {"start_scores", "end_scores", "initial_scores", "final_scores"})
+    want = np.array([ends, "duration_bias" in wanted, "transition" in wanted])
+    chunks = _chunks(batch.lengths, rows.total[:, 1])
+    shape, dtype = batch.scores.shape, batch.scores.dtype
+    position = np.zeros(shape, dtype)
+    start, end = (np.zeros(shape if ends else (shape[0], 1, 1), dtype) for _ in range(2))
+    carry = np.zeros((len(chunks), p.num_labels))
+    duration = np.zeros((len(chunks), *(p.duration_bias.shape if want[1] else (1, 1))))
+    transition = np.zeros((len(chunks), *(p.transition.shape if want[2] else (1, 1))))
+    free_start = p.initial_scores is None
+    if len(chunks):
+        pool.run(
+            lambda tasks: _run_gradients(
+                tasks, chunks, batch, rows, free_start, want, position, start, end, carry,
+                duration, transition,
+            ),
+            pool.balance(chunks[:, 2] - chunks[:, 1]),
+        )  # fmt: skip
+        _complete(chunks, position, carry)
+
+    found = {"scores": position, "start_scores": start, "end_scores": end}
+    for name, parts in (("duration_bias", duration), ("transition", transition)):
+        if name in wanted:
+            found[name] = np.zeros((p.batch_size, *parts.shape[1:]))
+            np.add.at(found[name], chunks[:, 0], parts)
+    if ends:
+        found["initial_scores"] = start[:, 0].astype(np.float64)
+        found["final_scores"] = end[np.arange(len(end)), batch.lengths - 1].astype(np.float64)
+    log_z = torch.from_numpy(rows.total.sum(1))
+    return log_z, {name: torch.from_numpy(found[name]) for name in wanted}
+
+
+def _chunks(lengths: np.ndarray, log_z: np.ndarray) -> np.ndarray:
+    """(sequence, begin, stop) of every task, in order; none for infeasible sequences."""
+    return np.array(
+        [
+            (b, begin, min(begin + CHUNK, length))
+            for b, length in enumerate(lengths)
+            if log_z[b] > -np.inf
+            for begin in range(0, length, CHUNK)
+        ],
+        dtype=np.int64,
+    ).reshape(-1, 3)
+
+
+def _complete(chunks: np.ndarray, position: np.ndarray, carry: np.ndarray) -> None:
+    """Carry the segments open at the end of each chunk into the next."""
+    running = np.cumsum(carry, 0)
+    first = np.flatnonzero(chunks[:, 1] == 0)
+    before = np.zeros_like(carry)
+    before[1:] = running[:-1]
+    before -= before[first][np.searchsorted(first, np.arange(len(chunks)), "right") - 1]
+    pool.run(
+        lambda tasks: _run_carries(tasks, chunks, position, before),
+        pool.balance(chunks[:, 2] - chunks[:, 1]),
+    )
