@@ -1,0 +1,25 @@
+"""Exact inference that never builds an edge tensor: log Z, gradients, marginals, decoding."""
+
+from flash_semicrf.potentials import NEG_INF
+from flash_semicrf.streaming.autograd import SemiCRFStreaming
+from flash_semicrf.streaming.backpointers import semi_crf_streaming_viterbi_with_backpointers
+from flash_semicrf.streaming.interface import (
+    compute_edge_block_streaming,
+    log_partition,
+    segment_marginals,
+    semi_crf_streaming_forward,
+    viterbi,
+    viterbi_table,
+)
+
+__all__ = [
+    "NEG_INF",
+    "SemiCRFStreaming",
+    "compute_edge_block_streaming",
+    "log_partition",
+    "segment_marginals",
+    "semi_crf_streaming_forward",
+    "semi_crf_streaming_viterbi_with_backpointers",
+    "viterbi",
+    "viterbi_table",
+]

@@ -17,7 +17,9 @@ from torch import Tensor
 from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, initial_term
 from flash_semicrf.segments import SegmentTable
 
-__all__ = ["log_partition", "viterbi"]
+__all__ = ["ReferenceBackend", "log_partition", "viterbi"]
+
+_BY_POSITION = ("scores", "start_scores", "end_scores")
 
 
 def log_partition(potentials: Potentials, semiring: str = "log") -> Tensor:
@@ -139,3 +141,61 @@ def _walk(
         transition = p.transition[k - 1] if p.transition.dim() == 3 else p.transition
         value = alpha[t] + transition[:, label]
     return rows[::-1]
+
+
+class ReferenceBackend:
+    """The plain loop as a backend: any device, any problem, slowly."""
+
+    name = "reference"
+
+    def why_not(self, potentials: Potentials) -> str | None:
+        """Nothing is beyond it."""
+        return None
+
+    def log_partition(self, potentials: Potentials) -> Tensor:
+        """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
+        with torch.no_grad():
+            return log_partition(potentials)
+
+    def gradients(self, potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Log Z and gradients; see `flash_semicrf.streaming.dispatch.Backend`."""
+        if wanted <= set(_BY_POSITION):
+            return _differentiate(potentials, wanted)
+        # Gradients of shared parameters are wanted for each sequence: one sequence at a time.
+        parts = [_differentiate(_sequence(potentials, b), wanted) for b in range(len(potentials.lengths))]
+        found = {
+            name: torch.cat([g[name] if name in _BY_POSITION else g[name][None] for _, g in parts])
+            for name in wanted
+        }
+        return torch.cat([log_z for log_z, _ in parts]), found
+
+    def max_messages(self, potentials: Potentials) -> Tensor:
+        """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
+        with torch.no_grad():
+            return torch.stack(_messages(_prepare(potentials), "max")[0], 1)
+
+    def viterbi(self, potentials: Potentials) -> tuple[Tensor, SegmentTable]:
+        """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
+        return viterbi(potentials)
+
+
+def _sequence(p: Potentials, b: int) -> Potentials:
+    """The problem of one sequence of a batch."""
+    own = {n: v[b : b + 1] for n, v in p.parameters().items() if n in _BY_POSITION}
+    return p.replace(lengths=p.lengths[b : b + 1], **own)
+
+
+def _differentiate(p: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log Z of each sequence and the gradient of their sum."""
+    leaves = {name: value.detach() for name, value in p.parameters().items()}
+    for name in wanted - leaves.keys():
+        leaves[name] = torch.zeros_like(p.scores)
+    leaves = {name: value.clone().requires_grad_() for name, value in leaves.items()}
+    names = sorted(wanted)
+    with torch.enable_grad():
+        log_z = log_partition(Potentials(**leaves, lengths=p.lengths))
+        feasible = log_z[log_z > -torch.inf].sum()
+        found = torch.autograd.grad(
+            feasible, [leaves[n] for n in names], allow_unused=True, materialize_grads=True
+        )
+    return log_z.detach(), dict(zip(names, found, strict=True))

@@ -35,7 +35,7 @@ from flash_semicrf.streaming.cpu.model import (
 )
 from flash_semicrf.streaming.cpu.passes import message_pass
 
-__all__ = ["gradients", "log_partition"]
+__all__ = ["boundary_arrays", "gradients", "log_partition"]
 
 
 class _Batch(NamedTuple):
@@ -65,14 +65,19 @@ class _Rows(NamedTuple):
     total: np.ndarray  # (B, 2): log Z = total.sum(1)
 
 
+def boundary_arrays(p: Potentials, scores: np.ndarray) -> tuple[bool, np.ndarray, np.ndarray]:
+    """(given at all, start scores, end scores); (B, 1, 1) zeros when neither is given."""
+    if p.start_scores is None and p.end_scores is None:
+        nothing = np.zeros((p.batch_size, 1, 1), scores.dtype)
+        return False, nothing, nothing
+    given = (p.start_scores, p.end_scores)
+    start, end = (np.zeros_like(scores) if x is None else array_of(x) for x in given)
+    return True, start, end
+
+
 def _batch_of(p: Potentials) -> _Batch:
     scores = array_of(p.scores)
-    has_boundary = p.start_scores is not None or p.end_scores is not None
-    start = end = np.zeros((p.batch_size, 1, 1), scores.dtype)
-    if has_boundary:
-        absent = np.broadcast_to(scores.dtype.type(0), scores.shape)
-        start = absent.copy() if p.start_scores is None else array_of(p.start_scores)
-        end = absent.copy() if p.end_scores is None else array_of(p.end_scores)
+    has_boundary, start, end = boundary_arrays(p, scores)
     transition = forbid(array_of(p.transition))
     return _Batch(
         scores, start, end, has_boundary, array_of(p.lengths), start_term(p, "log"), end_term(p),

@@ -1,0 +1,69 @@
+"""Log Z as a node of the autograd graph.
+
+The gradient of log Z costs little once the messages exist, and the messages are larger than the
+gradient: so it is computed in the forward pass, when anything requires one, and scaled in the
+backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.streaming.dispatch import Backend, choose
+
+__all__ = ["SemiCRFStreaming"]
+
+_NAMES = (
+    "scores",
+    "transition",
+    "duration_bias",
+    "start_scores",
+    "end_scores",
+    "initial_scores",
+    "final_scores",
+)
+_BY_POSITION = ("scores", "start_scores", "end_scores")
+
+
+class SemiCRFStreaming(torch.autograd.Function):
+    """Log Z of a batch by a streaming backend, with its gradient.
+
+    Call it as ``SemiCRFStreaming.apply(backend, lengths, scores, transition, duration_bias,
+    start_scores, end_scores, initial_scores, final_scores)``, `backend` being a name or a `Backend`,
+    with the parameters of `flash_semicrf.Potentials`, the optional ones None; most users want
+    `flash_semicrf.streaming.log_partition`. Returns log Z of shape (B,) in float64. Without
+    anything that requires a gradient only O(KC) memory per sequence is used. Differentiable once.
+    """
+
+    @staticmethod
+    def forward(ctx, backend: str | Backend, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
+        """Compute log Z, and the gradients that will be asked for."""
+        given = dict(zip(_NAMES, parameters, strict=True))
+        potentials = Potentials(lengths=lengths, **given)
+        chosen = choose(backend, potentials) if isinstance(backend, str) else backend
+        needs = dict(zip(_NAMES, ctx.needs_input_grad[2:], strict=True))
+        wanted = {name for name, needed in needs.items() if needed}
+        if not wanted:
+            return chosen.log_partition(potentials)
+        log_z, gradients = chosen.gradients(potentials, wanted)
+        ctx.wanted = [name for name in _NAMES if name in wanted]
+        ctx.dtypes = {name: given[name].dtype for name in wanted}
+        ctx.save_for_backward(*(gradients[name] for name in ctx.wanted))
+        return log_z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale each sequence's gradient; sum those of shared parameters over the batch."""
+        found: dict[str, Tensor] = {}
+        for name, gradient in zip(ctx.wanted, ctx.saved_tensors, strict=True):
+            weight = upstream.to(gradient.dtype)
+            if name in _BY_POSITION:
+                scaled = gradient * weight[:, None, None]
+            else:
+                scaled = torch.tensordot(weight, gradient, 1)
+            found[name] = scaled.to(ctx.dtypes[name])
+        return (None, None, *(found.get(name) for name in _NAMES))

@@ -1,0 +1,213 @@
+"""Decoding for static transitions: the max pass, and a walk back without back-pointers.
+
+    h_s(c)     = max_{c'} [alpha_s(c') + A[c', c]] + start_s(c) - S_s(c)
+    alpha_t(c) = S_t(c) + end_{t-1}(c) + max_{k=1..K} [h_{t-k}(c) + D_k(c)]
+
+The pass keeps h and alpha. The walk recovers the duration of a segment by the argmax over k and the
+label before it by the argmax over c': K + C work per segment, and nothing of size T·C·K. S and
+alpha are shifted by whole numbers as in `message_pass`; h does not change under that shift.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flash_semicrf.potentials import NEG_INF, Potentials
+from flash_semicrf.segments import SegmentTable
+from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.model import array_of, end_term, forbid, start_term
+from flash_semicrf.streaming.cpu.simd import TILE, max_tile
+from flash_semicrf.streaming.cpu.static import boundary_arrays
+
+__all__ = ["max_messages", "viterbi"]
+
+
+@kernel
+def _max_pass(scores, start, end, has_boundary, length, first, transition, bias, alpha, sources, offset):
+    """Fill alpha (T, C), sources h (T, C) and offset (T + 1,); `bias` has padded rows by label."""
+    num_labels = first.shape[0]
+    bias_row = bias.shape[0] // num_labels
+    longest = bias_row - 3 * TILE
+    capacity = longest + TILE * max(4, -(-longest // TILE))
+    window = np.full(num_labels * capacity, -math.inf)
+    live_until = np.full(num_labels, -1)
+    sums = np.full(num_labels * TILE, -math.inf)
+    frame = np.zeros(num_labels)  # S_t
+    source = np.empty(num_labels)
+    base = 1 - longest
+    offset[0] = 0.0
+    for c in range(num_labels):
+        source[c] = first[c]
+    for block in range(0, length, TILE):
+        if block + TILE - base >= capacity:
+            drop = block + 1 - longest - base
+            for c in range(num_labels):
+                for i in range(c * capacity, c * capacity + longest):
+                    window[i] = window[i + drop]
+            base += drop
+        for i in range(min(TILE, length - block)):
+            step = block + i  # the source's step; the output's is one later
+            for c in range(num_labels):
+                h = source[c] - frame[c]
+                if has_boundary:
+                    h += start[step, c]
+                h = h if h > NEG_INF else -math.inf
+                window[c * capacity + step - base] = h
+                sources[step, c] = h
+                if h > NEG_INF:
+                    live_until[c] = step + longest
+                if i == 0:
+                    sums[c * TILE : (c + 1) * TILE] = -math.inf
+                    if live_until[c] > step:
+                        oldest = c * capacity + step + 1 - longest - base
+                        far = c * bias_row + TILE + longest
+                        max_tile(window, oldest, 1, bias, far, -1, longest, sums, c * TILE)
+                elif h > NEG_INF:
+                    near = c * bias_row + TILE + 1 - i
+                    max_tile(
+                        window, c * capacity + step - base, 1, bias, near, 0, 1, sums, c * TILE
+                    )
+            top = -math.inf
+            for c in range(num_labels):
+                x = scores[step, c]
+                if x > NEG_INF:
+                    frame[c] += x
+                    x = frame[c] + sums[c * TILE + i]
+                elif live_until[c] > step:
+                    newest = c * capacity + step - base
+                    window[newest - min(step, longest - 1) : newest + 1] = -math.inf
+                    sums[c * TILE : (c + 1) * TILE] = -math.inf
+                    live_until[c] = -1
+                if has_boundary:
+                    x += end[step, c]
+                alpha[step, c] = x if x > NEG_INF else -math.inf
+                top = max(top, alpha[step, c])
+            shift = np.rint(top) if i == TILE - 1 and top > NEG_INF else 0.0
+            offset[step + 1] = offset[step] + shift
+            for c in range(num_labels):
+                alpha[step, c] -= shift
+                frame[c] -= shift
+            if step + 1 < length:
+                for c in range(num_labels):
+                    source[c] = -math.inf
+                for c_src in range(num_labels):
+                    value = alpha[step, c_src]
+                    for c in range(num_labels):
+                        x = value + transition[c_src, c]
+                        source[c] = x if x > source[c] else source[c]
+
+
+@kernel
+def _best_duration(scores, sources, bias, stop, label):
+    """(best value, its shortest duration) of the window of an output."""
+    best = -math.inf
+    duration = 0
+    for k in range(1, min(bias.shape[0], stop) + 1):
+        if not scores[stop - k, label] > NEG_INF:
+            break
+        x = sources[stop - k, label] + bias[k - 1, label]
+        if x > best:
+            best = x
+            duration = k
+    return duration
+
+
+@kernel
+def _walk(scores, length, alpha, sources, bias, transition, last, starts, labels):
+    """Write the segments backwards into the end of `starts` and `labels`; return their number."""
+    num_labels = last.shape[0]
+    value = alpha[length - 1] + last
+    capacity = starts.shape[0]
+    count = 0
+    stop = length
+    while stop > 0:
+        best = value.max()
+        label = -1
+        duration = 0
+        for c in range(num_labels):
+            if value[c] == best:
+                k = _best_duration(scores, sources, bias, stop, c)
+                if label < 0 or k < duration:
+                    label = c
+                    duration = k
+        count += 1
+        stop -= duration
+        starts[capacity - count] = stop
+        labels[capacity - count] = label
+        if stop > 0:
+            for c in range(num_labels):
+                value[c] = alpha[stop - 1, c] + transition[c, label]
+    return count
+
+
+@kernel
+def _run(
+    tasks, decode, scores, start, end, has_boundary, lengths, first, last, transition, bias,
+    padded_bias, alpha, sources, offset, best, starts, labels, counts,
+):  # fmt: skip
+    for b in tasks:
+        length = lengths[b]
+        _max_pass(
+            scores[b], start[b], end[b], has_boundary, length, first, transition, padded_bias,
+            alpha[b], sources[b], offset[b],
+        )  # fmt: skip
+        best[b] = offset[b, length] + (alpha[b, length - 1] + last).max()
+        counts[b] = 0
+        if decode and best[b] > -math.inf:
+            counts[b] = _walk(
+                scores[b], length, alpha[b], sources[b], bias, transition, last, starts[b], labels[b]
+            )
+
+
+def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
+    scores = array_of(p.scores)
+    has_boundary, start, end = boundary_arrays(p, scores)
+    bias = forbid(array_of(p.duration_bias))
+    padded = np.full((p.num_labels, p.max_duration + 3 * TILE), -np.inf)
+    padded[:, TILE + 1 : TILE + 1 + p.max_duration] = bias.T
+    lengths = array_of(p.lengths)
+    alpha, sources = np.empty(scores.shape), np.empty(scores.shape)
+    offset = np.empty((p.batch_size, p.num_positions + 1))
+    best = np.empty(p.batch_size)
+    starts, labels = np.empty((2, p.batch_size, p.num_positions if decode else 1), dtype=np.int64)
+    counts = np.empty(p.batch_size, dtype=np.int64)
+    first, last, transition = start_term(p, "max"), end_term(p), forbid(array_of(p.transition))
+    pool.run(
+        lambda tasks: _run(
+            tasks, decode, scores, start, end, has_boundary, lengths, first, last, transition, bias,
+            padded.ravel(), alpha, sources, offset, best, starts, labels, counts,
+        ),
+        pool.balance(lengths),
+    )  # fmt: skip
+    return alpha, offset, best, starts, labels, counts
+
+
+def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
+    """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
+    _, _, best, starts, labels, counts = _decode(potentials, decode=True)
+    return torch.from_numpy(best), table_of_walks(starts, labels, counts, array_of(potentials.lengths))
+
+
+def table_of_walks(
+    starts: np.ndarray, labels: np.ndarray, counts: np.ndarray, lengths: np.ndarray
+) -> SegmentTable:
+    """Table of the last `counts` entries of each row of `starts` and `labels` (B, T)."""
+    sequence = np.repeat(np.arange(len(counts)), counts)
+    used = np.arange(starts.shape[1]) >= starts.shape[1] - counts[:, None]
+    start = starts[used]
+    stop = np.empty_like(start)
+    stop[:-1] = start[1:]
+    stop[np.cumsum(counts)[counts > 0] - 1] = lengths[counts > 0]
+    return SegmentTable(*map(torch.from_numpy, (sequence, start, stop, labels[used])))
+
+
+def max_messages(potentials: Potentials) -> Tensor:
+    """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
+    alpha, offset, *_ = _decode(potentials, decode=False)
+    alpha += offset[:, 1:, None]
+    return torch.from_numpy(np.concatenate([np.zeros_like(alpha[:, :1]), alpha], 1))

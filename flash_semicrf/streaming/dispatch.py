@@ -1,0 +1,111 @@
+"""Which implementation runs: one table of backends, asked in order of preference.
+
+A backend says whether it supports a problem or why not. ``"auto"`` takes the first that does; a
+backend named by the user runs or raises its reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Protocol
+
+from torch import Tensor
+
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.segments import SegmentTable
+from flash_semicrf.streaming.cpu.backend import NumbaBackend
+from flash_semicrf.streaming.reference import ReferenceBackend
+from flash_semicrf.validation import check_choice
+
+__all__ = ["BACKENDS", "Backend", "choose", "record_backends"]
+
+
+class Backend(Protocol):
+    """What a backend offers. Problems come checked; see `flash_semicrf.validation`."""
+
+    name: str
+
+    def why_not(self, potentials: Potentials) -> str | None:
+        """Reason why this backend cannot run the problem, or None."""
+
+    def log_partition(self, potentials: Potentials) -> Tensor:
+        """Log Z (B,) in float64, -inf where nothing is feasible; memory O(KC) per sequence."""
+
+    def gradients(self, potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Log Z and its gradient by every wanted parameter.
+
+        Those of "scores", "start_scores" and "end_scores" (which are the position, start and end
+        marginals, and may be asked for whether or not the problem has such scores) have shape
+        (B, T, C); the others have one gradient per sequence, (B, ...). Zero where log Z is -inf.
+        """
+
+    def max_messages(self, potentials: Potentials) -> Tensor:
+        """Best score alpha_t(c) of any segmentation of ``[0, t)`` that ends in label c, (B, T+1, C).
+
+        alpha_0 = 0, the free source of the first segment; float64; rows after a sequence's end are
+        arbitrary.
+        """
+
+    def viterbi(self, potentials: Potentials) -> tuple[Tensor, SegmentTable]:
+        """Best scores (B,) in float64 and segments; -inf and no rows where nothing is feasible."""
+
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (NumbaBackend(), ReferenceBackend())
+}
+"""Backends in order of preference."""
+
+_record: ContextVar[list[str] | None] = ContextVar("flash_semicrf_backends", default=None)
+
+
+def choose(name: str, potentials: Potentials) -> Backend:
+    """Backend for a problem.
+
+    Parameters
+    ----------
+    name : str
+        "auto" or a key of `BACKENDS`.
+    potentials : Potentials
+
+    Returns
+    -------
+    Backend
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or one whose backend does not support the problem: with its reason.
+    """
+    check_choice("backend", name, ("auto", *BACKENDS))
+    if name == "auto":
+        backend = next(b for b in BACKENDS.values() if b.why_not(potentials) is None)
+    else:
+        backend = BACKENDS[name]
+        reason = backend.why_not(potentials)
+        if reason is not None:
+            raise ValueError(f'backend="{name}" cannot run this problem: {reason}.')
+    record = _record.get()
+    if record is not None:
+        record.append(backend.name)
+    return backend
+
+
+@contextlib.contextmanager
+def record_backends() -> Iterator[list[str]]:
+    """List the names of the backends chosen inside the ``with`` block.
+
+    Examples
+    --------
+    >>> with record_backends() as ran:
+    ...     pass
+    >>> ran
+    []
+    """
+    names: list[str] = []
+    token = _record.set(names)
+    try:
+        yield names
+    finally:
+        _record.reset(token)

@@ -1,0 +1,292 @@
+"""Entry points of streaming inference: checked once here, then given to a backend.
+
+`log_partition`, `viterbi` and `segment_marginals` take `flash_semicrf.Potentials`. The
+``semi_crf_streaming_*`` functions take cumulative scores, as release 0.2.0 of the earlier package did.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.potentials import Potentials, score_rows, score_segments
+from flash_semicrf.segments import SegmentTable, ViterbiResult, table_to_segments
+from flash_semicrf.streaming import reference
+from flash_semicrf.streaming.autograd import SemiCRFStreaming
+from flash_semicrf.streaming.dispatch import choose
+from flash_semicrf.validation import check_choice, check_positive_int, check_potentials
+
+__all__ = [
+    "compute_edge_block_streaming",
+    "log_partition",
+    "segment_marginals",
+    "semi_crf_streaming_forward",
+    "viterbi",
+    "viterbi_table",
+]
+
+_MAX_CUMULATIVE = 1e30
+
+
+def log_partition(potentials: Potentials, backend: str = "auto") -> Tensor:
+    """Log of the sum over all segmentations of exp(score).
+
+    Parameters
+    ----------
+    potentials : Potentials
+    backend : {"auto", "numba", "reference", ...}
+        A key of `flash_semicrf.streaming.dispatch.BACKENDS`.
+
+    Returns
+    -------
+    float64 Tensor of shape (B,)
+        Differentiable in every parameter; -inf, with gradient 0, where nothing is feasible.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For bad input, or a backend that cannot run the problem; the message says which and why.
+
+    Examples
+    --------
+    Scores of zero count segmentations: with K = 2 five of them tile four positions.
+
+    >>> p = Potentials(torch.zeros(1, 4, 1), torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([4]))
+    >>> round(float(log_partition(p).exp()), 6)
+    5.0
+    """
+    return _log_partition(check_potentials(potentials), backend)
+
+
+def _log_partition(p: Potentials, backend: str) -> Tensor:
+    chosen = choose(backend, p)
+    if chosen.name == "reference":
+        return reference.log_partition(p)  # autograd differentiates it, as often as one likes
+    parameters = p.parameters()
+    optional = ("start_scores", "end_scores", "initial_scores", "final_scores")
+    return SemiCRFStreaming.apply(
+        chosen, p.lengths, p.scores, p.transition, p.duration_bias, *map(parameters.get, optional)
+    )
+
+
+def viterbi(potentials: Potentials, backend: str = "auto") -> ViterbiResult:
+    """Best segmentation of each sequence.
+
+    Ties go to the shortest last segment, then the lowest label, from the end of the sequence on.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    backend : str
+        As for `log_partition`.
+
+    Returns
+    -------
+    ViterbiResult
+        Scores (B,) in float64, and a list of `Segment` per sequence whose scores add up to it.
+
+    Raises
+    ------
+    ValueError
+        For bad input, and where a sequence has no feasible segmentation: naming it.
+    """
+    p = check_potentials(potentials)
+    with torch.no_grad():
+        scores, table = _viterbi(p, backend)
+        rows = score_rows(p, table, "max")
+    return ViterbiResult(scores, table_to_segments(table, p.batch_size, rows))
+
+
+def viterbi_table(potentials: Potentials, backend: str = "auto") -> tuple[Tensor, SegmentTable]:
+    """`viterbi` with the segments as tensors: (scores (B,), `SegmentTable`)."""
+    return _viterbi(check_potentials(potentials), backend)
+
+
+def _viterbi(p: Potentials, backend: str) -> tuple[Tensor, SegmentTable]:
+    with torch.no_grad():
+        scores, table = choose(backend, p).viterbi(p)
+    infeasible = (scores == -torch.inf).nonzero()[:, 0].tolist()
+    if infeasible:
+        raise ValueError(
+            f"No segmentation is feasible for sequences {infeasible}: every one meets a forbidden "
+            "(-inf) score, transition or duration."
+        )
+    return scores, table
+
+
+def segment_marginals(potentials: Potentials, backend: str = "auto") -> SegmentMarginals:
+    """Posterior marginals of positions, starts and ends.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    backend : str
+        As for `log_partition`.
+
+    Returns
+    -------
+    SegmentMarginals
+        Tensors of shape (B, T, C) in the dtype of the scores, without gradient; zero after a
+        sequence's end, and everywhere in a sequence where nothing is feasible.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `log_partition`.
+    """
+    p = check_potentials(potentials)
+    with torch.no_grad():
+        _, found = choose(backend, p).gradients(p, {"scores", "start_scores", "end_scores"})
+    return SegmentMarginals(found["scores"], found["start_scores"], found["end_scores"])
+
+
+def potentials_of_cumulative(
+    cum_scores: Tensor,
+    transition: Tensor,
+    duration_bias: Tensor,
+    lengths: Tensor,
+    K: int,
+    **options: Tensor | None,
+) -> Potentials:
+    """Checked `Potentials` of cumulative scores (B, T+1, C), differenced in float64.
+
+    Raises
+    ------
+    ValueError
+        For a wrong shape, a K that is not that of `duration_bias`, or cumulative scores that hold
+        something infinite: a difference of infinities says nothing, so pass `Potentials`.
+    """
+    check_positive_int("K", K)
+    if not isinstance(cum_scores, Tensor) or cum_scores.dim() != 3 or cum_scores.shape[1] < 2:
+        shape = tuple(cum_scores.shape) if isinstance(cum_scores, Tensor) else type(cum_scores)
+        raise ValueError(f"`cum_scores` must have shape (B, T+1, C) with T >= 1; got {shape}.")
+    if not bool(cum_scores.detach().abs().amax() < _MAX_CUMULATIVE):
+        bad = ~(cum_scores.detach().abs() < _MAX_CUMULATIVE)
+        index = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"`cum_scores` must be finite; got {float(cum_scores[index])} at index {index}. To "
+            "forbid labels at positions, pass Potentials with -inf scores to log_partition()."
+        )
+    if isinstance(duration_bias, Tensor) and duration_bias.dim() == 2 and len(duration_bias) != K:
+        raise ValueError(
+            f"`duration_bias` must have shape (K={K}, C); got {tuple(duration_bias.shape)}."
+        )
+    wide = cum_scores if cum_scores.device.type == "mps" else cum_scores.double()
+    scores = wide[:, 1:] - wide[:, :-1]
+    if cum_scores.dtype != torch.float64:
+        scores = scores.float()
+    return check_potentials(Potentials(scores, transition, duration_bias, lengths, **options))
+
+
+def semi_crf_streaming_forward(
+    cum_scores: Tensor,
+    transition: Tensor,
+    duration_bias: Tensor,
+    lengths: Tensor,
+    K: int,
+    semiring: str = "log",
+    use_triton: bool = True,
+    num_warps: int = 4,
+    *,
+    start_scores: Tensor | None = None,
+    end_scores: Tensor | None = None,
+    initial_scores: Tensor | None = None,
+    final_scores: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Log partition function, or best score, from cumulative scores.
+
+    Parameters
+    ----------
+    cum_scores : Tensor of shape (B, T+1, C)
+        ``cum_scores[:, t]`` is the sum of the scores of positions before t; only differences count.
+    transition : Tensor of shape (C, C) or (K, C, C)
+    duration_bias : Tensor of shape (K, C)
+        Row k-1 scores duration k.
+    lengths : integer Tensor of shape (B,)
+    K : int
+        Longest duration, in positions.
+    semiring : {"log", "max"}
+        Log-sum-exp over all segmentations, or their maximum (differentiable along the best one).
+    use_triton : bool
+        False runs the plain PyTorch loop in place of Triton kernels, for tensors on a GPU.
+    num_warps : int
+        Accepted for compatibility; kernels choose their own launch parameters.
+    start_scores, end_scores, initial_scores, final_scores, backend
+        As in `Potentials` and `log_partition`.
+
+    Returns
+    -------
+    Tensor of shape (B,)
+        In the dtype of `cum_scores`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For bad input.
+
+    Examples
+    --------
+    >>> cum_scores = torch.zeros(1, 5, 1)
+    >>> log_z = semi_crf_streaming_forward(
+    ...     cum_scores, torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([4]), 2
+    ... )
+    >>> round(float(log_z.exp()), 4)
+    5.0
+    """
+    check_choice("semiring", semiring, ("log", "max"))
+    check_positive_int("num_warps", num_warps)
+    p = potentials_of_cumulative(
+        cum_scores, transition, duration_bias, lengths, K,
+        start_scores=start_scores, end_scores=end_scores,
+        initial_scores=initial_scores, final_scores=final_scores,
+    )  # fmt: skip
+    backend = resolve_use_triton(backend, use_triton, p)
+    if semiring == "max":
+        _, table = _viterbi(p, backend)
+        return score_segments(p, table, "max").to(cum_scores.dtype)
+    return _log_partition(p, backend).to(cum_scores.dtype)
+
+
+def resolve_use_triton(backend: str, use_triton: bool, potentials: Potentials) -> str:
+    """What ``use_triton=False`` means: the reference loop, on a GPU, when the backend is free."""
+    if backend == "auto" and not use_triton and potentials.device.type == "cuda":
+        return "reference"
+    return backend
+
+
+def compute_edge_block_streaming(
+    cum_scores: Tensor, transition: Tensor, duration_bias: Tensor, start: int, k: int
+) -> Tensor:
+    """Scores of the segments ``[start, start + k)``, with their transitions.
+
+    Parameters
+    ----------
+    cum_scores : Tensor of shape (B, T+1, C)
+    transition : Tensor of shape (C, C) or (K, C, C)
+    duration_bias : Tensor of shape (K, C)
+    start : int
+        First position of the segment.
+    k : int
+        Duration, 1..K.
+
+    Returns
+    -------
+    Tensor of shape (B, C_dst, C_src)
+
+    Raises
+    ------
+    ValueError
+        For a segment outside the sequence or a duration outside 1..K.
+    """
+    num_positions, max_duration = cum_scores.shape[1] - 1, len(duration_bias)
+    if not 1 <= k <= max_duration:
+        raise ValueError(f"`k` must be in [1, K={max_duration}]; got {k}.")
+    if not 0 <= start <= num_positions - k:
+        raise ValueError(
+            f"`start` must be in [0, T-k={num_positions - k}]; got {start} with k={k}."
+        )
+    content = cum_scores[:, start + k] - cum_scores[:, start] + duration_bias[k - 1]
+    matrix = transition[k - 1] if transition.dim() == 3 else transition
+    return content[:, :, None] + matrix.T
