@@ -5,8 +5,8 @@ Every metric takes ``(y_true, y_pred)``, each in any of these forms:
 - labels of one sequence: a 1-D array or list of strings or numbers, one per position;
 - labels of many sequences: a list or 1-D object array of those, or a 2-D array with one sequence
   per row;
-- segments of one sequence: a list of ``(start, end, label)`` **tuples**, half-open, in positions, or
-  of `flash_semicrf.segments.Segment` (whose end is inclusive), as ``predict_segments`` returns;
+- segments of one sequence: a list of ``(start, end, label)`` **tuples**, half-open, in positions,
+  or of `flash_semicrf.segments.Segment` (whose end is inclusive), as ``predict_segments`` returns;
 - segments of many sequences: a list of such lists.
 
 Labels per position cannot show two adjacent segments of one label: where they occur, pass segments.

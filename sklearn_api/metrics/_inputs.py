@@ -31,6 +31,12 @@ class Segmentation:
     labels: list
     length: int | None
 
+    @classmethod
+    def empty(cls) -> Segmentation:
+        """A sequence of unknown length without segments."""
+        none = np.empty(0, dtype=np.int64)
+        return cls(none, none, [], None)
+
     def without(self, label: Any) -> Segmentation:
         """Leave out the segments of one label; None leaves out nothing."""
         if label is None:
@@ -55,9 +61,9 @@ def read_pairs(y_true: Any, y_pred: Any) -> list[tuple[Segmentation, Segmentatio
     pred, pred_is_one = _read(y_pred, "y_pred")
     # An empty list is one sequence without segments if the other argument is one sequence.
     if true_is_one and _is_empty_list(y_pred):
-        pred = [_no_segments()]
+        pred = [Segmentation.empty()]
     if pred_is_one and _is_empty_list(y_true):
-        true = [_no_segments()]
+        true = [Segmentation.empty()]
     if len(true) != len(pred):
         raise ValueError(
             "`y_true` and `y_pred` must hold the same number of sequences; got "
@@ -73,6 +79,23 @@ def read_pairs(y_true: Any, y_pred: Any) -> list[tuple[Segmentation, Segmentatio
             f"`y_true` and `y_pred` must hold labels of one kind; got {kinds[0]} and {kinds[1]}."
         )
     return list(zip(true, pred, strict=True))
+
+
+def read_one(y: Any, name: str) -> Segmentation:
+    """Read an argument that must be one sequence, in any form.
+
+    Raises
+    ------
+    TypeError
+        If it has none of the accepted forms.
+    ValueError
+        If it holds another number of sequences, or strings and numbers.
+    """
+    sequences, _ = _read(y, name)
+    if len(sequences) != 1:
+        raise ValueError(f"`{name}` must be one sequence; got {len(sequences)}.")
+    _label_kind(sequences, name)
+    return sequences[0]
 
 
 def read_labels(
@@ -153,11 +176,6 @@ def _is_empty_list(y: Any) -> bool:
     return isinstance(y, list | tuple) and len(y) == 0
 
 
-def _no_segments() -> Segmentation:
-    none = np.empty(0, dtype=np.int64)
-    return Segmentation(none, none, [], None)
-
-
 def _read(y: Any, name: str) -> tuple[list[Segmentation], bool]:
     """Read one argument; also tell whether it is one sequence, not several."""
     if not isinstance(y, list | tuple):
@@ -198,7 +216,7 @@ def _read_sequence(sequence: Any, name: str, i: int) -> Segmentation:
         )
     if isinstance(sequence, list | tuple):
         if len(sequence) == 0:
-            return _no_segments()
+            return Segmentation.empty()
         if _is_segment(sequence[0]) or isinstance(sequence[0], tuple):
             return _read_segments(sequence, name, i)
     return _read_positions(sequence, name, i)
