@@ -1,0 +1,145 @@
+"""What a model forbids: durations and transitions of score -inf, given by the user."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.potentials import NEG_INF, Potentials, score_rows
+from flash_semicrf.segments import SegmentTable
+
+__all__ = ["allowed_durations", "allowed_transitions", "check_gold", "forbid"]
+
+
+def allowed_durations(
+    min_duration: int | Sequence[int] | Mapping[int, int], max_duration: int, num_classes: int
+) -> Tensor | None:
+    """Turn minimum durations into a mask.
+
+    Parameters
+    ----------
+    min_duration : int, sequence of C ints or dict of label to int
+        Shortest duration of every label, or of each; labels that a dict leaves out get 1.
+    max_duration, num_classes : int
+        K and C.
+
+    Returns
+    -------
+    bool Tensor of shape (K, C) or None
+        Row k-1 is duration k. None when everything is allowed.
+
+    Raises
+    ------
+    ValueError
+        If a minimum is not an integer in 1..K, or a label or their number is wrong.
+
+    Examples
+    --------
+    >>> allowed_durations({1: 3}, max_duration=3, num_classes=2)
+    tensor([[ True, False],
+            [ True, False],
+            [ True,  True]])
+    """
+    if isinstance(min_duration, Mapping):
+        for label in min_duration:
+            if label not in range(num_classes):
+                raise ValueError(
+                    f"`min_duration` must have keys in [0, C-1={num_classes - 1}]; got {label!r}."
+                )
+        shortest = [min_duration.get(label, 1) for label in range(num_classes)]
+    elif hasattr(min_duration, "__len__"):
+        shortest = min_duration.tolist() if hasattr(min_duration, "tolist") else list(min_duration)
+        if len(shortest) != num_classes:
+            raise ValueError(
+                f"`min_duration` must have one entry per label, C={num_classes}; "
+                f"got {len(shortest)} entries."
+            )
+    else:
+        shortest = [min_duration] * num_classes
+    for label, value in enumerate(shortest):
+        if not _is_int(value) or not 1 <= value <= max_duration:
+            raise ValueError(
+                f"`min_duration` must be an integer in [1, K={max_duration}]; "
+                f"got {value!r} for label {label}."
+            )
+    shortest = torch.tensor([operator.index(value) for value in shortest])
+    if int(shortest.max()) == 1:
+        return None
+    return torch.arange(1, max_duration + 1)[:, None] >= shortest
+
+
+def _is_int(value: object) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def allowed_transitions(constraints: object, num_classes: int) -> Tensor | None:
+    """Check a user's transition constraints.
+
+    Parameters
+    ----------
+    constraints : bool array-like of shape (C, C) or None
+        ``[c_src, c_dst]`` is False where c_dst must not follow c_src.
+    num_classes : int
+        C.
+
+    Returns
+    -------
+    bool Tensor of shape (C, C) or None
+        A copy.
+
+    Raises
+    ------
+    TypeError
+        If the dtype is not bool.
+    ValueError
+        If the shape is wrong.
+    """
+    if constraints is None:
+        return None
+    allowed = torch.as_tensor(constraints)
+    if allowed.dtype != torch.bool:
+        raise TypeError(f"`transition_constraints` must have dtype bool; got {allowed.dtype}.")
+    if tuple(allowed.shape) != (num_classes, num_classes):
+        raise ValueError(
+            f"`transition_constraints` must have shape {(num_classes, num_classes)}; "
+            f"got {tuple(allowed.shape)}."
+        )
+    return allowed.clone()
+
+
+def forbid(scores: Tensor, allowed: Tensor | None) -> Tensor:
+    """Set scores to -inf where a mask is False; no mask allows everything."""
+    return scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)
+
+
+def check_gold(gold: Tensor, problem: Potentials, table: SegmentTable) -> None:
+    """Raise if a gold segmentation is forbidden: its loss would be infinite.
+
+    Parameters
+    ----------
+    gold : Tensor of shape (B,)
+        Scores of the gold segmentations.
+    problem : Potentials
+    table : SegmentTable
+        The gold segments, named in the message.
+
+    Raises
+    ------
+    ValueError
+    """
+    forbidden = gold.detach() <= NEG_INF
+    if not bool(forbidden.any()):
+        return
+    index = int(forbidden.nonzero()[0])
+    rows = score_rows(problem, table).detach()
+    row = int(((rows <= NEG_INF) & (table.sequence == index)).nonzero()[0])
+    start, stop = int(table.start[row]), int(table.stop[row])
+    raise ValueError(
+        "`labels` must be a segmentation that the model allows; in sequence "
+        f"{index} the segment at positions {start}..{stop - 1} with label "
+        f"{int(table.label[row])}, duration {stop - start}, has score -inf (check transition "
+        "constraints, minimum durations and scores of -inf)."
+    )

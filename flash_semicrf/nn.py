@@ -1,0 +1,555 @@
+"""The CRF head: a module from encoder outputs to likelihoods, segmentations and marginals.
+
+    hidden_states (B, T, D) -> projection -> scores (B, T, C) -> centring -> `Potentials`
+        -> log Z, gold score, best segmentation, marginals
+
+Every quantity is computed from the same `flash_semicrf.potentials.Potentials`, so that the loss is
+the negative logarithm of a probability. Cost T(KC + C²) for each sequence; gradients are exact.
+
+References
+----------
+S. Sarawagi and W. W. Cohen, Semi-Markov Conditional Random Fields for Information Extraction,
+NIPS 2004.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flash_semicrf.constraints import (
+    allowed_durations,
+    allowed_transitions,
+    check_gold,
+    forbid,
+)
+from flash_semicrf.duration import DurationDistribution, create_duration_distribution
+from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.potentials import (
+    NEG_INF,
+    Potentials,
+    accumulator_dtype,
+    center_scores,
+    score_rows,
+    score_segments,
+)
+from flash_semicrf.segments import (
+    SegmentTable,
+    ViterbiResult,
+    labels_to_table,
+    table_to_segments,
+)
+from flash_semicrf.streaming import log_partition, segment_marginals, viterbi_table
+from flash_semicrf.streaming.dispatch import BACKENDS
+from flash_semicrf.streaming.interface import resolve_use_triton
+from flash_semicrf.validation import (
+    check_choice,
+    check_finite_or_forbidden,
+    check_labels,
+    check_lengths,
+    check_positive_int,
+    check_table,
+)
+
+__all__ = ["SemiMarkovCRFHead"]
+
+# Backends of the documented interface and what they need; one that is in `BACKENDS` is here.
+_NEEDS = {
+    "triton": "the Triton kernels",
+    "exact": "the exact engine over edge tensors",
+    "binary_tree_sharded": "the exact engine over edge tensors",
+}
+
+
+class SemiMarkovCRFHead(nn.Module):
+    """Semi-Markov CRF on top of an encoder.
+
+    Parameters
+    ----------
+    num_classes : int
+        Number of labels C.
+    max_duration : int
+        Longest segment K, in positions; durations are 1..K.
+    hidden_dim : int, optional
+        Channels D of the encoder, projected to C scores. Without it the input has C channels and
+        is taken as the scores.
+    init_scale : float, default=0.1
+        Standard deviation of the initial transitions and of the initial "learned" durations.
+    duration_distribution : str, DurationDistribution, callable or None
+        See `flash_semicrf.duration.create_duration_distribution`; None means "learned".
+    edge_memory_threshold : float, default=8e9
+        Largest edge tensor, in bytes, that the exact engine may build.
+    num_warps : {1, 2, 4, 8, 16, 32}, default=4
+        Warps of a Triton program.
+    centering : {"position", "sequence", "none"}, default="position"
+        See `flash_semicrf.potentials.center_scores`. "position" does not change the model.
+    long_segments : {"split", "error"}, default="split"
+        What to do with a run of equal gold labels longer than K: cut it into near-equal pieces,
+        with a warning, or raise.
+    min_duration : int, sequence of C ints or dict of label to int, default=1
+        Shortest segment of each label, in positions. Shorter ones are impossible.
+    transition_constraints : bool array-like of shape (C, C), optional
+        ``[c_src, c_dst]`` is False where label c_dst must not follow c_src. A label that may
+        follow none cannot start a sequence either, unless ``initial_scores`` is True.
+    initial_scores, final_scores : bool, default=False
+        Learn a score of each label for the first segment, in place of its transition term, and for
+        the last.
+    boundary_scores : bool, default=False
+        Also project the encoder to scores of starting and of ending a segment of each label at
+        each position. Needs ``hidden_dim``.
+
+    Attributes
+    ----------
+    transition : Parameter of shape (C, C)
+        ``transition[c_src, c_dst]``, before constraints.
+    duration_distribution : DurationDistribution
+    projection : nn.Linear or None
+    boundary_projection : nn.Linear or None
+        To 2C channels: start scores, then end scores.
+    initial_scores, final_scores : Parameter of shape (C,) or None
+
+    Notes
+    -----
+    Half-precision inputs, and inputs under autocast, are computed on in float32. Constraints and
+    minimum durations are configuration: they are not part of ``state_dict``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from flash_semicrf.nn import SemiMarkovCRFHead
+    >>> crf = SemiMarkovCRFHead(num_classes=3, max_duration=10, hidden_dim=16)
+    >>> hidden, lengths = torch.randn(2, 50, 16), torch.tensor([50, 30])
+    >>> labels = torch.arange(50).div(5, rounding_mode="floor").remainder(3).expand(2, 50)
+    >>> loss = crf.compute_loss(hidden, lengths, labels)
+    >>> loss.backward()
+    >>> result = crf.decode_with_traceback(hidden, lengths)
+    >>> [segments[-1].end for segments in result.segments]
+    [49, 29]
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        max_duration: int,
+        hidden_dim: int | None = None,
+        init_scale: float = 0.1,
+        duration_distribution: str | DurationDistribution | Callable | None = None,
+        edge_memory_threshold: float = 8e9,
+        num_warps: int = 4,
+        *,
+        centering: str = "position",
+        long_segments: str = "split",
+        min_duration: int | Sequence[int] | Mapping[int, int] = 1,
+        transition_constraints: Tensor | None = None,
+        initial_scores: bool = False,
+        final_scores: bool = False,
+        boundary_scores: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_classes = check_positive_int("num_classes", num_classes)
+        self.max_duration = check_positive_int("max_duration", max_duration)
+        if hidden_dim is not None:
+            check_positive_int("hidden_dim", hidden_dim)
+        self.hidden_dim = hidden_dim
+        check_choice("centering", centering, ("position", "sequence", "none"))
+        check_choice("long_segments", long_segments, ("split", "error"))
+        _check_numbers(init_scale, edge_memory_threshold, num_warps)
+        if boundary_scores and hidden_dim is None:
+            raise ValueError("`boundary_scores`=True needs `hidden_dim`; got hidden_dim=None.")
+        self.init_scale = init_scale
+        self.edge_memory_threshold = edge_memory_threshold
+        self.num_warps = num_warps
+        self.centering = centering
+        self.long_segments = long_segments
+
+        self.transition = nn.Parameter(init_scale * torch.randn(num_classes, num_classes))
+        is_learned = duration_distribution in (None, "learned")
+        self.duration_distribution = create_duration_distribution(
+            duration_distribution,
+            max_duration,
+            num_classes,
+            **({"init_scale": init_scale} if is_learned else {}),
+        )
+        self.projection = nn.Linear(hidden_dim, num_classes) if hidden_dim else None
+        self.boundary_projection = (
+            nn.Linear(hidden_dim, 2 * num_classes) if boundary_scores else None
+        )
+        for name, present in (("initial_scores", initial_scores), ("final_scores", final_scores)):
+            values = nn.Parameter(torch.zeros(num_classes)) if present else None
+            self.register_parameter(name, values)
+
+        durations = allowed_durations(min_duration, max_duration, num_classes)
+        self.register_buffer("allowed_durations", durations, persistent=False)
+        transitions = allowed_transitions(transition_constraints, num_classes)
+        self.register_buffer("allowed_transitions", transitions, persistent=False)
+
+    # Parameters as the model uses them
+
+    @property
+    def duration_bias(self) -> Tensor:
+        """Score of every duration, Tensor of shape (K, C); -inf below the minimum durations."""
+        bias = self.duration_distribution()
+        shape = (self.max_duration, self.num_classes)
+        if tuple(bias.shape) != shape:
+            raise ValueError(
+                f"`duration_distribution` must return shape (K={shape[0]}, C={shape[1]}); "
+                f"got {tuple(bias.shape)}."
+            )
+        return forbid(bias, self.allowed_durations)
+
+    @property
+    def constrained_transition(self) -> Tensor:
+        """Transition scores, Tensor of shape (C, C); -inf where a constraint forbids."""
+        return forbid(self.transition, self.allowed_transitions)
+
+    def parameter_penalty(self, p: float = 2.0) -> Tensor:
+        """Return ``||transition||_p^p + ||duration_bias||_p^p``; what is forbidden counts 0.
+
+        Parameters
+        ----------
+        p : float, default=2.0
+            Power, > 0.
+        """
+        if not p > 0:
+            raise ValueError(f"`p` must be > 0; got {p}.")
+        terms = (self.constrained_transition, self.duration_bias)
+        return sum(term[term > NEG_INF].abs().pow(p).sum() for term in terms)
+
+    # From hidden states to a problem
+
+    def potentials(self, hidden_states: Tensor, lengths: Tensor) -> tuple[Potentials, Tensor]:
+        """Return the problem that inference runs on, and what centring took out of its scores.
+
+        Parameters
+        ----------
+        hidden_states : floating Tensor of shape (B, T, D), or (B, T, C) without ``hidden_dim``
+            Entries at and after ``lengths`` are ignored.
+        lengths : integer Tensor of shape (B,)
+            In 1..T.
+
+        Returns
+        -------
+        potentials : Potentials
+            Differentiable in the input and in the parameters.
+        offset : Tensor of shape (B,)
+            Add it to log Z, and to any score, of ``potentials``.
+        """
+        with _full_precision(hidden_states):
+            return self._centered(self._problem(hidden_states, lengths))
+
+    def _prepare(
+        self, hidden_states: Tensor, lengths: Tensor, use_triton: bool, backend: str
+    ) -> tuple[Potentials, Potentials, Tensor, str]:
+        """Return the problem, the problem centred, its offset, and the backend to run it on."""
+        backend = _backend_name(backend, use_triton)
+        problem = self._problem(hidden_states, lengths)
+        centered, offset = self._centered(problem)
+        return problem, centered, offset, resolve_use_triton(backend, use_triton, centered)
+
+    def _problem(self, hidden_states: Tensor, lengths: Tensor) -> Potentials:
+        """Build the uncentred problem; "sequence" centring, which changes the model, is in it."""
+        hidden, lengths = self._checked(hidden_states, lengths)
+        scores, start, end = hidden, None, None
+        if self.projection is not None:
+            scores = _linear(self.projection, hidden)
+        if self.boundary_projection is not None:
+            start, end = _linear(self.boundary_projection, hidden).chunk(2, dim=-1)
+        if self.centering == "sequence":
+            scores, _ = center_scores(scores, lengths, "sequence")
+        return Potentials(
+            scores=scores,
+            transition=self.constrained_transition.to(scores.dtype),
+            duration_bias=self.duration_bias.to(scores.dtype),
+            lengths=lengths,
+            start_scores=start,
+            end_scores=end,
+            initial_scores=_cast(self.initial_scores, scores.dtype),
+            final_scores=_cast(self.final_scores, scores.dtype),
+        )
+
+    def _centered(self, problem: Potentials) -> tuple[Potentials, Tensor]:
+        mode = "none" if self.centering == "sequence" else self.centering
+        scores, offset = center_scores(problem.scores, problem.lengths, mode)
+        return problem.replace(scores=scores), offset
+
+    def _checked(self, hidden_states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Check the input; return it in the working dtype with zeros as padding."""
+        device = self.transition.device
+        channels = self.hidden_dim or self.num_classes
+        wanted = "D=hidden_dim" if self.hidden_dim else "C=num_classes"
+        if not hidden_states.is_floating_point():
+            raise TypeError(
+                f"`hidden_states` must have a floating-point dtype; got {hidden_states.dtype}."
+            )
+        shape = tuple(hidden_states.shape)
+        if len(shape) != 3 or 0 in shape or shape[2] != channels:
+            raise ValueError(
+                f"`hidden_states` must have shape (B, T, {wanted}={channels}) with B, T >= 1; "
+                f"got {shape}."
+            )
+        if hidden_states.device != device:
+            raise ValueError(
+                f"`hidden_states` must be on the device of the head, {device}; "
+                f"got {hidden_states.device}."
+            )
+        lengths = check_lengths(lengths, shape[0], shape[1]).to(device)
+        dtype = torch.promote_types(hidden_states.dtype, self.transition.dtype)
+        hidden = hidden_states.to(torch.promote_types(dtype, torch.float32))
+        padding = torch.arange(shape[1], device=device) >= lengths[:, None]
+        if bool(padding.any()):
+            # A NaN there would reach the projection's gradient as 0 * NaN.
+            hidden = hidden.masked_fill(padding[..., None], 0.0)
+        check_finite_or_forbidden("hidden_states", hidden)
+        return hidden, lengths
+
+    # Inference
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        lengths: Tensor,
+        use_triton: bool = True,
+        backend: str = "auto",
+    ) -> dict[str, Tensor]:
+        """Compute log Z.
+
+        Parameters
+        ----------
+        hidden_states : floating Tensor of shape (B, T, D), or (B, T, C) without ``hidden_dim``
+            Entries at and after ``lengths`` are ignored.
+        lengths : integer Tensor of shape (B,)
+            In 1..T.
+        use_triton : bool, default=True
+            False runs the plain PyTorch reference on a GPU.
+        backend : str, default="auto"
+            "auto" or "streaming" take the fastest that supports the problem; a key of
+            `flash_semicrf.streaming.dispatch.BACKENDS` runs that one or raises its reason.
+
+        Returns
+        -------
+        dict
+            "partition", float64 Tensor of shape (B,): log Z, -inf where nothing is feasible.
+            "cum_scores", float64 Tensor of shape (B, T+1, C): cumulative sums of the scores, which
+            with ``constrained_transition`` and ``duration_bias`` give that partition in
+            `flash_semicrf.streaming.semi_crf_streaming_forward`. A score of -inf has no difference
+            there.
+        """
+        with _full_precision(hidden_states):
+            prepared = self._prepare(hidden_states, lengths, use_triton, backend)
+            problem, centered, offset, backend = prepared
+            partition = log_partition(centered, backend) + offset
+            sums = problem.scores.cumsum(1, dtype=accumulator_dtype(problem.device))
+            return {"partition": partition, "cum_scores": F.pad(sums, (0, 0, 1, 0))}
+
+    def compute_loss(
+        self,
+        hidden_states: Tensor,
+        lengths: Tensor,
+        labels: Tensor | SegmentTable,
+        use_triton: bool = True,
+        backend: str = "auto",
+        reduction: str = "mean",
+    ) -> Tensor:
+        """Compute the negative log-likelihood of gold segmentations.
+
+        Parameters
+        ----------
+        hidden_states, lengths, use_triton, backend
+            As for `forward`.
+        labels : integer Tensor of shape (B, T), or SegmentTable
+            Labels per position, whose maximal runs are the segments (entries at and after
+            ``lengths`` are ignored); or the segments themselves, which may put two of one label
+            side by side.
+        reduction : {"mean", "sum", "none"}, default="mean"
+            Over sequences.
+
+        Returns
+        -------
+        float64 Tensor of shape () or (B,)
+            >= 0, in nats.
+
+        Raises
+        ------
+        ValueError
+            If the gold segmentation of a sequence is one that the model forbids.
+        """
+        check_choice("reduction", reduction, ("mean", "sum", "none"))
+        with _full_precision(hidden_states):
+            _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
+            table = self._gold(labels, problem)
+            partition = log_partition(problem, backend)
+            gold = score_segments(problem, table)
+            check_gold(gold, problem, table)
+            loss = partition - gold
+        if reduction == "none":
+            return loss
+        return loss.mean() if reduction == "mean" else loss.sum()
+
+    def _gold(self, labels: Tensor | SegmentTable, problem: Potentials) -> SegmentTable:
+        is_table = isinstance(labels, SegmentTable)
+        if not is_table and not isinstance(labels, Tensor):
+            raise TypeError(
+                f"`labels` must be a Tensor or a SegmentTable; got {type(labels).__name__}."
+            )
+        if not is_table:
+            check_labels(labels, problem.lengths, problem.num_positions, self.num_classes)
+        device = labels.label.device if is_table else labels.device
+        if device != problem.device:
+            raise ValueError(
+                f"`labels` must be on the device of `hidden_states`, {problem.device}; "
+                f"got {device}."
+            )
+        if is_table:
+            check_table(labels, problem)
+            return labels
+        return labels_to_table(labels, problem.lengths, self.max_duration, self.long_segments)
+
+    def decode(
+        self,
+        hidden_states: Tensor,
+        lengths: Tensor,
+        use_triton: bool = True,
+        backend: str = "auto",
+    ) -> Tensor:
+        """Return the score of the best segmentation.
+
+        Parameters
+        ----------
+        hidden_states, lengths, use_triton, backend
+            As for `forward`.
+
+        Returns
+        -------
+        float64 Tensor of shape (B,)
+            Differentiable along the best segmentation.
+
+        Raises
+        ------
+        ValueError
+            If a sequence has no feasible segmentation.
+        """
+        with _full_precision(hidden_states):
+            problem, centered, _, backend = self._prepare(
+                hidden_states, lengths, use_triton, backend
+            )
+            _, table = viterbi_table(centered, backend)
+            return score_segments(problem, table, "max")
+
+    def decode_with_traceback(
+        self,
+        hidden_states: Tensor,
+        lengths: Tensor,
+        max_traceback_length: int | None = None,
+        use_triton: bool = True,
+        backend: str = "auto",
+    ) -> ViterbiResult:
+        """Return the best segmentations.
+
+        Parameters
+        ----------
+        hidden_states, lengths, use_triton, backend
+            As for `forward`.
+        max_traceback_length : int, optional
+            Refuse sequences longer than this. Decoding itself has no limit.
+
+        Returns
+        -------
+        ViterbiResult
+            Scores and segments; the scores of a sequence's segments sum to its score.
+
+        Raises
+        ------
+        ValueError
+            If a sequence has no feasible segmentation, or is longer than the limit.
+        """
+        with torch.no_grad(), _full_precision(hidden_states):
+            prepared = self._prepare(hidden_states, lengths, use_triton, backend)
+            problem, centered, offset, backend = prepared
+            _check_traceback_length(max_traceback_length, problem.lengths)
+            scores, table = viterbi_table(centered, backend)
+            # Segment scores are those of the model, not of the centred problem.
+            rows = score_rows(problem, table, "max")
+            segments = table_to_segments(table, problem.batch_size, rows)
+            return ViterbiResult(scores + offset, segments)
+
+    def marginals(
+        self,
+        hidden_states: Tensor,
+        lengths: Tensor,
+        use_triton: bool = True,
+        backend: str = "auto",
+    ) -> SegmentMarginals:
+        """Return posterior marginals.
+
+        Parameters
+        ----------
+        hidden_states, lengths, use_triton, backend
+            As for `forward`.
+
+        Returns
+        -------
+        SegmentMarginals
+            ``position``, ``start`` and ``end``, each of shape (B, T, C): the probabilities that a
+            position lies in a segment of label c, starts one, ends one.
+        """
+        with torch.no_grad(), _full_precision(hidden_states):
+            _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
+            return segment_marginals(problem, backend)
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_classes={self.num_classes}, max_duration={self.max_duration}, "
+            f"hidden_dim={self.hidden_dim}, centering={self.centering!r}, "
+            f"initial_scores={self.initial_scores is not None}, "
+            f"final_scores={self.final_scores is not None}"
+        )
+
+
+def _backend_name(backend: str, use_triton: bool) -> str:
+    """Return the name that `flash_semicrf.streaming` knows a choice by, or say what is absent."""
+    if backend in _NEEDS and backend not in BACKENDS:
+        raise ValueError(
+            f"`backend`={backend!r} needs {_NEEDS[backend]}, not part of this release; use 'auto'."
+        )
+    check_choice("backend", backend, ("auto", "streaming", *BACKENDS))
+    if backend == "triton" and not use_triton:
+        raise ValueError("`backend`='triton' contradicts `use_triton`=False.")
+    return "auto" if backend == "streaming" else backend
+
+
+def _full_precision(hidden_states: Tensor) -> torch.autocast:
+    """Switch autocast off, and refuse what is not a tensor before anything asks its device."""
+    if not isinstance(hidden_states, Tensor):
+        raise TypeError(f"`hidden_states` must be a Tensor; got {type(hidden_states).__name__}.")
+    return torch.autocast(hidden_states.device.type, enabled=False)
+
+
+def _linear(projection: nn.Linear, hidden: Tensor) -> Tensor:
+    dtype = hidden.dtype
+    return F.linear(hidden, projection.weight.to(dtype), projection.bias.to(dtype))
+
+
+def _cast(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if values is None else values.to(dtype)
+
+
+def _check_numbers(init_scale: float, edge_memory_threshold: float, num_warps: int) -> None:
+    if not 0 <= init_scale < float("inf"):
+        raise ValueError(f"`init_scale` must be finite and >= 0; got {init_scale}.")
+    if not edge_memory_threshold > 0:
+        raise ValueError(f"`edge_memory_threshold` must be > 0; got {edge_memory_threshold}.")
+    if num_warps not in (1, 2, 4, 8, 16, 32):
+        raise ValueError(f"`num_warps` must be 1, 2, 4, 8, 16 or 32; got {num_warps}.")
+
+
+def _check_traceback_length(limit: int | None, lengths: Tensor) -> None:
+    if limit is None or int(lengths.max()) <= limit:
+        return
+    index = int(lengths.argmax())
+    raise ValueError(
+        f"`lengths` must be <= max_traceback_length={limit}; got {int(lengths[index])} at index "
+        f"{index}."
+    )

@@ -1,0 +1,697 @@
+"""The CRF head: a likelihood under every option, decoding, training, dtypes, bad input."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from flash_semicrf.duration import PoissonDuration
+from flash_semicrf.nn import SemiMarkovCRFHead
+from flash_semicrf.segments import Segment, SegmentTable, segments_to_table
+from flash_semicrf.streaming import semi_crf_streaming_forward
+from flash_semicrf.streaming.dispatch import BACKENDS, record_backends
+from flash_semicrf.testing import assert_close, enumerate_scores
+
+K, C, D, T = 3, 2, 4, 4
+LENGTHS = torch.tensor([4, 1, 3])
+METHODS = ["forward", "decode", "decode_with_traceback", "marginals"]
+
+NO_REPEAT = torch.tensor([[False, True], [True, False]])
+OPTIONS = {
+    "plain": {},
+    "scores in": {"hidden_dim": None},
+    "sequence centring": {"centering": "sequence"},
+    "no centring": {"centering": "none"},
+    "ends": {"initial_scores": True, "final_scores": True},
+    "boundary": {"boundary_scores": True},
+    "min duration": {"min_duration": {1: 2}},
+    "constraints": {"transition_constraints": NO_REPEAT},
+    "geometric": {"duration_distribution": "geometric"},
+    "negative binomial": {"duration_distribution": "negative_binomial"},
+    "poisson": {"duration_distribution": "poisson"},
+    "uniform": {"duration_distribution": "uniform"},
+    "everything": {
+        "initial_scores": True,
+        "final_scores": True,
+        "boundary_scores": True,
+        "min_duration": [1, 2],
+        "transition_constraints": NO_REPEAT,
+    },
+    "one duration": {"max_duration": 1},
+    "K > T": {"max_duration": 6},
+    "one label": {"num_classes": 1},
+}
+
+
+def make_head(seed=1, dtype=torch.float64, **options):
+    """Draw every parameter of a head, those that start at zero too."""
+    torch.manual_seed(seed)
+    head = SemiMarkovCRFHead(**{"num_classes": C, "max_duration": K, "hidden_dim": D, **options})
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    return head.to(dtype)
+
+
+def make_hidden(head, lengths=LENGTHS, num_positions=T, seed=2):
+    torch.manual_seed(seed)
+    channels = head.hidden_dim or head.num_classes
+    dtype = head.transition.dtype
+    return torch.randn(len(lengths), num_positions, channels, dtype=dtype), lengths
+
+
+def every_segmentation(head, hidden, lengths, index):
+    """Segmentations of one sequence as a table for a batch of copies of it."""
+    potentials, _ = head.potentials(hidden, lengths)
+    segmentations, scores = enumerate_scores(potentials, index)
+    feasible = [y for y, score in zip(segmentations, scores, strict=True) if score > -torch.inf]
+    table = segments_to_table([[Segment(s, t - 1, c) for s, t, c in y] for y in feasible])
+    return feasible, table
+
+
+def make_labels(lengths, num_positions, num_classes=C):
+    return torch.arange(num_positions).remainder(num_classes).expand(len(lengths), -1)
+
+
+# Likelihood
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_loss_is_a_likelihood(options):
+    head = make_head(**options)
+    hidden, lengths = make_hidden(head)
+    for index in range(len(lengths)):
+        feasible, table = every_segmentation(head, hidden, lengths, index)
+        copies = hidden[index].expand(len(feasible), -1, -1)
+        repeated = lengths[index].expand(len(feasible))
+        loss = head.compute_loss(copies, repeated, table, reduction="none")
+        assert (loss >= -1e-12).all()
+        assert abs(loss.neg().exp().sum().item() - 1) < 1e-12
+
+
+@pytest.mark.parametrize("num_positions", [1, 2])
+def test_labels_per_position_have_probabilities_that_sum_to_one(num_positions):
+    # No label may follow itself: labellings and segmentations are then one to one, K >= T.
+    head = make_head(transition_constraints=NO_REPEAT, initial_scores=True)
+    labels = torch.tensor(list(itertools.product(range(C), repeat=num_positions)))
+    lengths = torch.full((len(labels),), num_positions)
+    hidden, _ = make_hidden(head, lengths[:1], num_positions)
+    hidden = hidden.expand(len(labels), -1, -1)
+    loss = head.compute_loss(hidden, lengths, labels, reduction="none")
+    assert abs(loss.neg().exp().sum().item() - 1) < 1e-12
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_forward_is_the_sum_over_segmentations(options):
+    head = make_head(**options)
+    hidden, lengths = make_hidden(head)
+    result = head(hidden, lengths)
+    potentials, offset = head.potentials(hidden, lengths)
+    for index in range(len(lengths)):
+        _, scores = enumerate_scores(potentials, index)
+        assert_close(result["partition"][index], scores.logsumexp(0) + offset[index])
+
+
+def test_position_centering_does_not_change_the_model():
+    centered, plain = make_head(), make_head(centering="none")
+    hidden, lengths = make_hidden(plain)
+    hidden = 30 * hidden
+    labels = make_labels(lengths, T)
+    assert_close(centered(hidden, lengths)["partition"], plain(hidden, lengths)["partition"])
+    assert_close(centered.decode(hidden, lengths), plain.decode(hidden, lengths))
+    assert_close(
+        centered.compute_loss(hidden, lengths, labels), plain.compute_loss(hidden, lengths, labels)
+    )
+
+
+@pytest.mark.parametrize("centering", ["position", "sequence", "none"])
+def test_cum_scores_are_those_of_the_partition(centering):
+    head = make_head(centering=centering)
+    hidden, lengths = make_hidden(head)
+    result = head(hidden, lengths)
+    assert result["cum_scores"].shape == (len(lengths), T + 1, C)
+    partition = semi_crf_streaming_forward(
+        result["cum_scores"], head.constrained_transition, head.duration_bias, lengths, K
+    )
+    assert_close(partition, result["partition"])
+
+
+def test_infeasible_sequence_has_no_partition():
+    head = make_head(min_duration=3)
+    hidden, lengths = make_hidden(head)
+    partition = head(hidden, lengths)["partition"]
+    assert torch.isinf(partition).tolist() == [True, True, False]
+
+
+def test_reductions():
+    head = make_head()
+    hidden, lengths = make_hidden(head)
+    labels = make_labels(lengths, T)
+    each = head.compute_loss(hidden, lengths, labels, reduction="none")
+    assert each.shape == (len(lengths),)
+    assert_close(head.compute_loss(hidden, lengths, labels), each.mean())
+    assert_close(head.compute_loss(hidden, lengths, labels, reduction="sum"), each.sum())
+
+
+def test_labels_are_their_maximal_runs():
+    head = make_head()
+    hidden, lengths = make_hidden(head)
+    labels = torch.tensor([[0, 0, 1, 0], [1, 9, 9, 9], [1, 1, 1, -1]])
+    runs = [
+        [Segment(0, 1, 0), Segment(2, 2, 1), Segment(3, 3, 0)],
+        [Segment(0, 0, 1)],
+        [Segment(0, 2, 1)],
+    ]
+    assert_close(
+        head.compute_loss(hidden, lengths, labels),
+        head.compute_loss(hidden, lengths, segments_to_table(runs)),
+    )
+
+
+def test_long_gold_segments_are_split_with_a_warning_or_refused():
+    hidden, lengths = make_hidden(make_head(), torch.tensor([4]))
+    labels = torch.zeros(1, 4, dtype=torch.long)
+    pieces = segments_to_table([[Segment(0, 1, 0), Segment(2, 3, 0)]])
+    head = make_head()
+    with pytest.warns(UserWarning, match="1 gold segments are longer than max_duration=3"):
+        split = head.compute_loss(hidden, lengths, labels)
+    assert_close(split, head.compute_loss(hidden, lengths, pieces))
+    with pytest.raises(ValueError, match="A gold segment is longer than `max_duration`=3"):
+        make_head(long_segments="error").compute_loss(hidden, lengths, labels)
+
+
+# Decoding and marginals
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_decoding_finds_the_best_segmentation(options):
+    head = make_head(**options)
+    lengths = torch.tensor([4, 2, 3])
+    hidden, _ = make_hidden(head, lengths)
+    result = head.decode_with_traceback(hidden, lengths)
+    potentials, offset = head.potentials(hidden, lengths)
+    for index in range(len(lengths)):
+        segmentations, scores = enumerate_scores(potentials, index, "max")
+        found = [(s.start, s.end + 1, s.label) for s in result.segments[index]]
+        assert_close(scores[segmentations.index(found)], scores.max())
+        assert_close(result.scores[index], scores.max() + offset[index])
+        total = sum(segment.score for segment in result.segments[index])
+        assert total == pytest.approx(result.scores[index].item(), abs=1e-10)
+    assert_close(head.decode(hidden, lengths), result.scores)
+
+
+def test_decoded_score_is_differentiable():
+    head = make_head(**OPTIONS["everything"])
+    hidden, _ = make_hidden(head, torch.tensor([4, 3]))
+    hidden.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: head.decode(x, torch.tensor([4, 3])), (hidden,))
+
+
+def test_decoding_names_an_infeasible_sequence():
+    head = make_head(min_duration=3)
+    hidden, lengths = make_hidden(head)
+    with pytest.raises(ValueError, match="0"):
+        head.decode_with_traceback(hidden, lengths)
+
+
+def test_traceback_has_no_limit_but_the_one_asked_for():
+    head = make_head()
+    hidden, lengths = make_hidden(head)
+    assert len(head.decode_with_traceback(hidden, lengths, 4).segments) == len(lengths)
+    with pytest.raises(ValueError) as info:
+        head.decode_with_traceback(hidden, lengths, 3)
+    assert str(info.value) == "`lengths` must be <= max_traceback_length=3; got 4 at index 0."
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_marginals_are_sums_over_segmentations(options):
+    head = make_head(**options)
+    lengths = torch.tensor([4, 2, 3])
+    hidden, _ = make_hidden(head, lengths)
+    actual = head.marginals(hidden, lengths)
+    potentials, _ = head.potentials(hidden, lengths)
+    for index in range(len(lengths)):
+        segmentations, scores = enumerate_scores(potentials, index)
+        expected = torch.zeros(3, T, head.num_classes, dtype=torch.float64)
+        for segments, probability in zip(segmentations, scores.softmax(0), strict=True):
+            for start, stop, label in segments:
+                expected[0, start:stop, label] += probability
+                expected[1, start, label] += probability
+                expected[2, stop - 1, label] += probability
+        for got, wanted in zip(actual, expected, strict=True):
+            assert_close(got[index], wanted)
+
+
+# Gradients and training
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_gradient_is_right(options):
+    head = make_head(**options)
+    lengths = torch.tensor([4, 3])
+    hidden, _ = make_hidden(head, lengths)
+    segmentations = [every_segmentation(head, hidden, lengths, i)[0][-1] for i in range(2)]
+    table = segments_to_table([[Segment(s, t - 1, c) for s, t, c in y] for y in segmentations])
+    names = [name for name, _ in head.named_parameters()]
+    values = [p.detach().clone().requires_grad_() for p in head.parameters()]
+
+    def loss(hidden, *parameters):
+        bound = _Loss(head)
+        state = {f"head.{n}": p for n, p in zip(names, parameters, strict=True)}
+        return torch.func.functional_call(bound, state, (hidden, lengths, table))
+
+    assert torch.autograd.gradcheck(loss, (hidden.requires_grad_(), *values))
+
+
+class _Loss(torch.nn.Module):
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, hidden, lengths, labels):
+        return self.head.compute_loss(hidden, lengths, labels, reduction="none")
+
+
+def test_training_learns_labels_and_durations():
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1]).expand(4, -1)
+    hidden = torch.nn.functional.one_hot(labels, C).float() + 0.5 * torch.randn(4, 12, C)
+    lengths = torch.tensor([12, 12, 9, 6])
+    head = SemiMarkovCRFHead(C, 4, hidden_dim=C, initial_scores=True, boundary_scores=True)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.1)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = head.compute_loss(hidden, lengths, labels) + 1e-4 * head.parameter_penalty()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+    decoded = head.decode_with_traceback(hidden, lengths).segments[0]
+    assert [segment.duration for segment in decoded] == [3, 3, 3, 3]
+
+
+def test_padding_and_batching_change_nothing():
+    head = make_head(boundary_scores=True)
+    hidden, lengths = make_hidden(head)
+    labels = make_labels(lengths, T)
+    padded = torch.cat([hidden, torch.full((len(lengths), 3, D), torch.nan)], 1)
+    for index, length in enumerate(lengths):
+        padded[index, length:] = torch.nan
+    more_labels = torch.nn.functional.pad(labels, (0, 3), value=-100)
+    loss = head.compute_loss(padded, lengths, more_labels, reduction="none")
+    loss.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in head.parameters())
+    for index, length in enumerate(lengths):
+        one = slice(index, index + 1)
+        alone = head.compute_loss(hidden[one, :length], lengths[one], labels[one, :length])
+        assert_close(loss[index], alone)
+
+
+# Parameters
+
+
+def test_duration_bias_is_masked_below_the_minimum():
+    head = make_head(min_duration=[1, 3])
+    forbidden = torch.tensor([[False, True], [False, True], [False, False]])
+    assert torch.equal(head.duration_bias == -torch.inf, forbidden)
+
+
+def test_minimum_duration_forms_agree():
+    forms = [2, [2, 2], (2, 2), {0: 2, 1: 2}, np.array([2, 2]), torch.tensor([2, 2]), np.int64(2)]
+    for form in forms:
+        assert torch.equal(
+            make_head(min_duration=form).duration_bias[0], torch.full((C,), -torch.inf).double()
+        )
+
+
+def test_parameter_penalty_sums_powers_of_what_is_allowed():
+    head = make_head(min_duration=2, transition_constraints=NO_REPEAT)
+    bias = head.duration_distribution.duration_bias
+    expected = head.transition[NO_REPEAT].square().sum() + bias[1:].square().sum()
+    assert_close(head.parameter_penalty(), expected)
+    head.parameter_penalty(p=1.0).backward()
+    assert_close(head.transition.grad, torch.where(NO_REPEAT, head.transition.sign(), 0.0))
+
+
+def test_duration_distribution_by_instance_is_trained():
+    distribution = PoissonDuration(K, C, init_log_lambda=0.5)
+    head = SemiMarkovCRFHead(C, K, duration_distribution=distribution)
+    assert head.duration_distribution is distribution
+    assert "duration_distribution.log_lambda" in head.state_dict()
+
+
+def test_init_scale_sets_transitions_and_learned_durations():
+    head = SemiMarkovCRFHead(C, K, init_scale=0.0)
+    assert head.parameter_penalty() == 0
+
+
+def test_state_dict_holds_exactly_the_parameters():
+    head = make_head(**OPTIONS["everything"])
+    assert set(head.state_dict()) == {name for name, _ in head.named_parameters()}
+    fresh = make_head(seed=5, **OPTIONS["everything"])
+    fresh.load_state_dict(head.state_dict())
+    hidden, lengths = make_hidden(head, torch.tensor([4, 2, 3]))
+    assert_close(fresh(hidden, lengths)["partition"], head(hidden, lengths)["partition"])
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))])
+def test_copies_give_the_same_result(copier):
+    head = make_head(**OPTIONS["everything"])
+    hidden, lengths = make_hidden(head, torch.tensor([4, 2, 3]))
+    expected = head(hidden, lengths)["partition"]
+    assert_close(copier(head)(hidden, lengths)["partition"], expected)
+
+
+def test_repr_shows_the_options():
+    text = repr(SemiMarkovCRFHead(C, K, hidden_dim=D, final_scores=True, centering="none"))
+    assert (
+        "num_classes=2, max_duration=3, hidden_dim=4, centering='none', "
+        "initial_scores=False, final_scores=True" in text
+    )
+
+
+# Dtypes
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    head = make_head(dtype=torch.float32)
+    hidden, lengths = make_hidden(head)
+    labels = make_labels(lengths, T)
+    narrow = hidden.to(dtype)
+    loss = head.compute_loss(narrow, lengths, labels)
+    assert_close(loss, head.compute_loss(narrow.float(), lengths, labels))
+    half_head = copy.deepcopy(head).to(dtype)
+    assert_close(
+        half_head.compute_loss(narrow, lengths, labels),
+        copy.deepcopy(half_head).float().compute_loss(narrow.float(), lengths, labels),
+    )
+
+
+def test_autocast_changes_nothing():
+    head = make_head(dtype=torch.float32)
+    hidden, lengths = make_hidden(head)
+    labels = make_labels(lengths, T)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = head.compute_loss(hidden, lengths, labels)
+        partition = head(hidden, lengths)["partition"]
+    assert_close(loss, head.compute_loss(hidden, lengths, labels))
+    assert_close(partition, head(hidden, lengths)["partition"])
+
+
+def test_wider_input_widens_the_computation():
+    head = make_head(dtype=torch.float32)
+    hidden, lengths = make_hidden(head)
+    potentials, _ = head.potentials(hidden.double(), lengths)
+    assert potentials.dtype == torch.float64
+
+
+# Backends
+
+
+@pytest.mark.parametrize("backend", ["streaming", "numba", "reference"])
+@pytest.mark.parametrize("use_triton", [True, False])
+def test_backends_agree(backend, use_triton):
+    head = make_head()
+    hidden, lengths = make_hidden(head)
+    expected = head(hidden, lengths)["partition"]
+    actual = head(hidden, lengths, use_triton=use_triton, backend=backend)["partition"]
+    assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("backend", ["exact", "binary_tree_sharded"])
+@pytest.mark.parametrize("method", METHODS)
+def test_exact_engine_is_said_to_be_absent(method, backend):
+    head = make_head()
+    hidden, lengths = make_hidden(head)
+    with pytest.raises(ValueError) as info:
+        getattr(head, method)(hidden, lengths, backend=backend)
+    assert str(info.value) == (
+        f"`backend`='{backend}' needs the exact engine over edge tensors, not part of this "
+        "release; use 'auto'."
+    )
+
+
+def test_absent_triton_kernels_are_said_to_be_absent(monkeypatch):
+    monkeypatch.delitem(BACKENDS, "triton", raising=False)
+    with pytest.raises(ValueError) as info:
+        call(backend="triton")
+    assert str(info.value) == (
+        "`backend`='triton' needs the Triton kernels, not part of this release; use 'auto'."
+    )
+
+
+def test_triton_backend_contradicts_use_triton_false(monkeypatch):
+    monkeypatch.setitem(BACKENDS, "triton", BACKENDS["reference"])
+    with pytest.raises(ValueError) as info:
+        call(backend="triton", use_triton=False)
+    assert str(info.value) == "`backend`='triton' contradicts `use_triton`=False."
+
+
+def test_auto_runs_the_cpu_kernels():
+    head = make_head()
+    hidden, lengths = make_hidden(head)
+    for backend in ("auto", "streaming"):
+        with record_backends() as ran:
+            head.decode(hidden, lengths, backend=backend)
+        assert ran == ["numba"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("use_triton", [True, False])
+def test_gpu_agrees_with_cpu(use_triton):
+    head = make_head(dtype=torch.float32)
+    hidden, lengths = make_hidden(head)
+    labels = make_labels(lengths, T)
+    expected = head.compute_loss(hidden, lengths, labels)
+    head.cuda()
+    actual = head.compute_loss(hidden.cuda(), lengths, labels.cuda(), use_triton=use_triton)
+    assert_close(actual, expected, torch.float32)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"num_classes": 0}, ValueError, "`num_classes` must be an integer >= 1; got 0."),
+        ({"max_duration": 0}, ValueError, "`max_duration` must be an integer >= 1; got 0."),
+        ({"hidden_dim": -1}, ValueError, "`hidden_dim` must be an integer >= 1; got -1."),
+        ({"init_scale": -0.1}, ValueError, "`init_scale` must be finite and >= 0; got -0.1."),
+        (
+            {"edge_memory_threshold": 0},
+            ValueError,
+            "`edge_memory_threshold` must be > 0; got 0.",
+        ),
+        ({"num_warps": 3}, ValueError, "`num_warps` must be 1, 2, 4, 8, 16 or 32; got 3."),
+        (
+            {"centering": "mean"},
+            ValueError,
+            "`centering` must be one of 'position', 'sequence', 'none'; got 'mean'.",
+        ),
+        (
+            {"long_segments": "clamp"},
+            ValueError,
+            "`long_segments` must be one of 'split', 'error'; got 'clamp'.",
+        ),
+        (
+            {"hidden_dim": None, "boundary_scores": True},
+            ValueError,
+            "`boundary_scores`=True needs `hidden_dim`; got hidden_dim=None.",
+        ),
+        (
+            {"min_duration": 4},
+            ValueError,
+            "`min_duration` must be an integer in [1, K=3]; got 4 for label 0.",
+        ),
+        (
+            {"min_duration": [1, 0]},
+            ValueError,
+            "`min_duration` must be an integer in [1, K=3]; got 0 for label 1.",
+        ),
+        (
+            {"min_duration": {1: 1.5}},
+            ValueError,
+            "`min_duration` must be an integer in [1, K=3]; got 1.5 for label 1.",
+        ),
+        (
+            {"min_duration": {2: 1}},
+            ValueError,
+            "`min_duration` must have keys in [0, C-1=1]; got 2.",
+        ),
+        (
+            {"min_duration": [1]},
+            ValueError,
+            "`min_duration` must have one entry per label, C=2; got 1 entries.",
+        ),
+        (
+            {"transition_constraints": torch.ones(C, C)},
+            TypeError,
+            "`transition_constraints` must have dtype bool; got torch.float32.",
+        ),
+        (
+            {"transition_constraints": torch.ones(3, C, dtype=torch.bool)},
+            ValueError,
+            "`transition_constraints` must have shape (2, 2); got (3, 2).",
+        ),
+        (
+            {"duration_distribution": "gamma"},
+            ValueError,
+            "`distribution` must be one of 'learned', 'geometric', 'negative_binomial', "
+            "'poisson', 'uniform', 'callable', or a DurationDistribution; got 'gamma'.",
+        ),
+    ],
+)
+def test_bad_option_is_named(arguments, error, message):
+    with pytest.raises(error) as info:
+        make_head(**arguments)
+    assert str(info.value) == message
+
+
+def call(method="compute_loss", **changes):
+    """Arguments of one method with some replaced."""
+    head = make_head(**changes.pop("head", {}))
+    hidden, lengths = make_hidden(head)
+    arguments = {"hidden_states": hidden, "lengths": lengths}
+    if method == "compute_loss":
+        arguments["labels"] = make_labels(lengths, T)
+    getattr(head, method)(**{**arguments, **changes})
+
+
+def with_nan():
+    hidden = torch.zeros(3, T, D)
+    hidden[2, 1, 3] = torch.nan
+    return hidden
+
+
+def table(*rows):
+    return SegmentTable(*torch.tensor(rows).unbind(1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"hidden_states": torch.zeros(3, T, 5)},
+            ValueError,
+            "`hidden_states` must have shape (B, T, D=hidden_dim=4) with B, T >= 1; got (3, 4, 5).",
+        ),
+        (
+            {"head": {"hidden_dim": None}, "hidden_states": torch.zeros(3, C)},
+            ValueError,
+            "`hidden_states` must have shape (B, T, C=num_classes=2) with B, T >= 1; got (3, 2).",
+        ),
+        (
+            {"hidden_states": torch.zeros(3, T, D, dtype=torch.long)},
+            TypeError,
+            "`hidden_states` must have a floating-point dtype; got torch.int64.",
+        ),
+        (
+            {"hidden_states": np.zeros((3, T, D))},
+            TypeError,
+            "`hidden_states` must be a Tensor; got ndarray.",
+        ),
+        (
+            {"hidden_states": with_nan()},
+            ValueError,
+            "`hidden_states` must be finite or -inf (forbidden); got nan at index (2, 1, 3).",
+        ),
+        (
+            {"lengths": torch.tensor([4, 5, 3])},
+            ValueError,
+            "`lengths` must be in [1, T=4]; got 5 at index 1.",
+        ),
+        ({"lengths": [4, 1, 3]}, TypeError, "`lengths` must be a Tensor; got list."),
+        (
+            {"lengths": torch.tensor([4, 1])},
+            ValueError,
+            "`lengths` must have shape (3,); got (2,).",
+        ),
+        (
+            {"labels": torch.zeros(3, 5, dtype=torch.long)},
+            ValueError,
+            "`labels` must have shape (3, 4); got (3, 5).",
+        ),
+        (
+            {"labels": torch.tensor([[0, 0, 1, 2], [0] * 4, [0] * 4])},
+            ValueError,
+            "`labels` must be in [0, C-1=1]; got 2 at index (0, 3).",
+        ),
+        (
+            {"labels": torch.zeros(3, T)},
+            TypeError,
+            "`labels` must have an integer dtype; got torch.float32.",
+        ),
+        (
+            {"labels": [[0] * 4] * 3},
+            TypeError,
+            "`labels` must be a Tensor or a SegmentTable; got list.",
+        ),
+        (
+            {"labels": table((0, 0, 2, 0), (0, 3, 4, 0), (1, 0, 1, 0), (2, 0, 3, 0))},
+            ValueError,
+            "Segments must tile each sequence without gap or overlap; got [3, 4) with label 0 "
+            "in sequence 0.",
+        ),
+        (
+            {"reduction": "max"},
+            ValueError,
+            "`reduction` must be one of 'mean', 'sum', 'none'; got 'max'.",
+        ),
+        (
+            {"backend": "cuda"},
+            ValueError,
+            f"`backend` must be one of {str(('auto', 'streaming', *BACKENDS))[1:-1]}; got 'cuda'.",
+        ),
+        (
+            {"head": {"min_duration": {0: 2}}},
+            ValueError,
+            "`labels` must be a segmentation that the model allows; in sequence 0 the segment at "
+            "positions 0..0 with label 0, duration 1, has score -inf (check transition "
+            "constraints, minimum durations and scores of -inf).",
+        ),
+        (
+            {
+                "head": {"transition_constraints": ~NO_REPEAT},
+                "lengths": torch.tensor([1, 1, 3]),
+            },
+            ValueError,
+            "`labels` must be a segmentation that the model allows; in sequence 2 the segment at "
+            "positions 1..1 with label 1, duration 1, has score -inf (check transition "
+            "constraints, minimum durations and scores of -inf).",
+        ),
+    ],
+)
+def test_bad_input_of_compute_loss_is_named(changes, error, message):
+    with pytest.raises(error) as info:
+        call(**changes)
+    assert str(info.value) == message
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bad_input_of_every_method_is_named(method):
+    with pytest.raises(ValueError, match=r"`lengths` must be in \[1, T=4\]; got 0 at index 1"):
+        call(method, lengths=torch.tensor([4, 0, 3]))
+    with pytest.raises(ValueError, match=r"`hidden_states` must be finite"):
+        call(method, hidden_states=with_nan())
+    with pytest.raises(ValueError, match="`backend` must be one of"):
+        call(method, backend="fast")
+
+
+def test_parameter_penalty_refuses_a_power_of_zero():
+    with pytest.raises(ValueError, match=r"`p` must be > 0; got 0\."):
+        make_head().parameter_penalty(p=0)
+
+
+def test_duration_distribution_of_another_shape_is_named():
+    head = make_head()
+    head.duration_distribution = PoissonDuration(5, C)
+    with pytest.raises(ValueError) as info:
+        head.duration_bias  # noqa: B018
+    assert str(info.value) == "`duration_distribution` must return shape (K=3, C=2); got (5, 2)."
