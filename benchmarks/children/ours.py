@@ -96,10 +96,9 @@ def check_against_reference(problem: Problem) -> float:
     actual = job_call(potentials, problem.job)()
     expected = job_call(exact, problem.job, backend="reference")()
     if problem.job == "decode":
-        for mine, theirs in zip(actual.segments, expected.segments, strict=True):
-            same = [(s.start, s.end, s.label) for s in mine]
-            if same != [(s.start, s.end, s.label) for s in theirs]:
-                raise CheckFailed("decode: the segments differ from those of the reference")
+        # Not segment by segment: two neighbours of one label may swap their durations without
+        # changing the score, so that best paths tie and rounding chooses.
+        _check_tiling(potentials, actual)
         actual, expected = actual.scores, expected.scores
     if problem.job == "log_partition_gradient":
         references = exact.parameters()
@@ -112,7 +111,7 @@ def check_against_reference(problem: Problem) -> float:
 def check_identities(problem: Problem, potentials: Potentials, result: Any) -> None:
     """What must hold for the result on the whole problem, whatever its size."""
     if problem.job == "decode":
-        _check_tiling(problem, potentials, result)
+        _check_tiling(potentials, result)
     elif problem.job == "log_partition_gradient":
         tolerance = GRADIENT_TOLERANCE[problem.dtype]
         positions = potentials.scores.grad.double().sum(-1)
@@ -128,13 +127,13 @@ def check_identities(problem: Problem, potentials: Potentials, result: Any) -> N
         _require("expected transitions / expected segments - 1", error, tolerance)
 
 
-def _check_tiling(problem: Problem, potentials: Potentials, result: ViterbiResult) -> None:
+def _check_tiling(potentials: Potentials, result: ViterbiResult) -> None:
     """Segments tile each sequence, none is longer than K, and they have the score reported."""
-    for segments in result.segments:
+    for length, segments in zip(potentials.lengths.tolist(), result.segments, strict=True):
         ends = [-1, *(segment.end for segment in segments)]
-        if ends[-1] != problem.T - 1 or [s.start - 1 for s in segments] != ends[:-1]:
+        if ends[-1] != length - 1 or [s.start - 1 for s in segments] != ends[:-1]:
             raise CheckFailed("decode: the segments do not tile the sequence")
-        if max(segment.duration for segment in segments) > problem.K:
+        if max(segment.duration for segment in segments) > potentials.max_duration:
             raise CheckFailed("decode: a segment is longer than K")
     exact = potentials.to(torch.float64)
     scores = score_segments(exact, segments_to_table(result.segments), semiring="max")
