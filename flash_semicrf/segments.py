@@ -10,6 +10,7 @@ A segmentation tiles positions ``0..T-1`` with labelled segments. It has four fo
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Segment:
     """One labelled stretch of a sequence.
 
@@ -195,12 +196,11 @@ def table_to_segments(
     table: SegmentTable, batch_size: int, scores: Tensor | None = None
 ) -> list[list[Segment]]:
     """Lists of `Segment`, one per sequence; `scores` of shape (N,) fills ``Segment.score``."""
-    values = [0.0] * len(table.start) if scores is None else scores.tolist()
-    result: list[list[Segment]] = [[] for _ in range(batch_size)]
-    columns = (column.tolist() for column in table)
-    for b, start, stop, label, score in zip(*columns, values, strict=True):
-        result[b].append(Segment(start, stop - 1, label, score))
-    return result
+    rows = (table.start.tolist(), (table.stop - 1).tolist(), table.label.tolist())
+    values = () if scores is None else (scores.tolist(),)
+    segments = list(map(Segment, *rows, *values))
+    bounds = [0, *torch.bincount(table.sequence, minlength=batch_size).cumsum(0).tolist()]
+    return [segments[first:stop] for first, stop in itertools.pairwise(bounds)]
 
 
 def table_to_labels(table: SegmentTable, batch_size: int, num_positions: int) -> Tensor:

@@ -104,7 +104,7 @@ def _max_pass(scores, start, end, has_boundary, length, first, transition, bias,
 
 @kernel
 def _best_duration(scores, sources, bias, stop, label):
-    """(best value, its shortest duration) of the window of an output."""
+    """Duration of the best segment that ends before `stop`; the shortest of equals."""
     best = -math.inf
     duration = 0
     for k in range(1, min(bias.shape[0], stop) + 1):
@@ -171,8 +171,9 @@ def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
     padded = np.full((p.num_labels, p.max_duration + 3 * TILE), -np.inf)
     padded[:, TILE + 1 : TILE + 1 + p.max_duration] = bias.T
     lengths = array_of(p.lengths)
-    alpha, sources = np.empty(scores.shape), np.empty(scores.shape)
-    offset = np.empty((p.batch_size, p.num_positions + 1))
+    # Zeros, not empty: the rows of padding are converted along with the others.
+    alpha, sources = np.zeros(scores.shape), np.empty(scores.shape)
+    offset = np.zeros((p.batch_size, p.num_positions + 1))
     best = np.empty(p.batch_size)
     starts, labels = np.empty((2, p.batch_size, p.num_positions if decode else 1), dtype=np.int64)
     counts = np.empty(p.batch_size, dtype=np.int64)
