@@ -1,1 +1,35 @@
 """Exact, fast inference and training for semi-Markov conditional random fields in PyTorch."""
+
+from flash_semicrf._version import __version__
+from flash_semicrf.duration import (
+    CallableDuration,
+    GeometricDuration,
+    LearnedDuration,
+    NegativeBinomialDuration,
+    PoissonDuration,
+    UniformDuration,
+    create_duration_distribution,
+)
+from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.nn import SemiMarkovCRFHead
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.segments import Segment, SegmentTable, ViterbiResult
+from flash_semicrf.streaming import semi_crf_streaming_forward
+
+__all__ = [
+    "CallableDuration",
+    "GeometricDuration",
+    "LearnedDuration",
+    "NegativeBinomialDuration",
+    "PoissonDuration",
+    "Potentials",
+    "Segment",
+    "SegmentMarginals",
+    "SegmentTable",
+    "SemiMarkovCRFHead",
+    "UniformDuration",
+    "ViterbiResult",
+    "__version__",
+    "create_duration_distribution",
+    "semi_crf_streaming_forward",
+]

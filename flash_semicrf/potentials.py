@@ -133,7 +133,7 @@ def center_scores(scores: Tensor, lengths: Tensor, mode: str = "position") -> tu
     mode : {"position", "sequence", "none"}
         "position" subtracts the largest score of each position: every segmentation's score moves
         by the same sum, so the model is unchanged. "sequence" subtracts each label's mean over the
-        valid positions, which changes the model (it erases what a label's offset says) and is kept
+        valid positions that are not forbidden, which changes the model (it erases what a label's offset says) and is kept
         for parity with release 0.2.0 of the earlier package. "none" subtracts nothing.
 
     Returns
@@ -153,8 +153,9 @@ def center_scores(scores: Tensor, lengths: Tensor, mode: str = "position") -> tu
         shift = torch.where(valid & (shift > NEG_INF), shift, 0.0)
         return scores - shift[..., None], shift.sum(1, dtype=accumulator_dtype(scores.device))
     if mode == "sequence":
-        inside = torch.where(valid[..., None], scores, 0.0)
-        mean = inside.sum(1) / lengths[:, None].to(scores.dtype)
+        counted = valid[..., None] & (scores > NEG_INF)
+        inside = torch.where(counted, scores, 0.0)
+        mean = inside.sum(1) / counted.sum(1).clamp(min=1)
         scores = scores - mean[:, None]
     if mode in ("sequence", "none"):
         zero = torch.zeros(len(scores), dtype=accumulator_dtype(scores.device), device=scores.device)

@@ -6,6 +6,7 @@ Every message says what must hold, what came, and where.
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 from torch import Tensor
@@ -26,9 +27,10 @@ __all__ = [
 
 def check_positive_int(name: str, value: object) -> int:
     """Return `value` as an int >= 1, or raise."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    is_integer = hasattr(value, "__index__") and not isinstance(value, (bool, Tensor))
+    if not is_integer or operator.index(value) < 1:
         raise ValueError(f"`{name}` must be an integer >= 1; got {value!r}.")
-    return value
+    return operator.index(value)
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
