@@ -177,7 +177,7 @@ def score_rows(potentials: Potentials, table: SegmentTable, semiring: str = "log
     Returns
     -------
     float64 Tensor of shape (N,)
-        Differentiable in every parameter.
+        Differentiable in every parameter; -inf for a segment that is forbidden.
     """
     p = potentials
     sequence, start, stop, label = table
@@ -195,7 +195,8 @@ def score_rows(potentials: Potentials, table: SegmentTable, semiring: str = "log
     if p.final_scores is not None:
         last = stop == p.lengths[sequence]
         total = total + torch.where(last, p.final_scores[label], 0.0)
-    return total
+    # A forbidden term moves when it is upcast and added to; nothing else comes near it.
+    return total.masked_fill(total <= 0.5 * NEG_INF, -torch.inf)
 
 
 def _transition_rows(p: Potentials, table: SegmentTable, semiring: str) -> Tensor:

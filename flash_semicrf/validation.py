@@ -11,7 +11,7 @@ import operator
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.segments import SegmentTable
 
 __all__ = [
@@ -40,10 +40,13 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {choices}; got {value!r}.")
 
 
-def check_finite_or_forbidden(name: str, value: Tensor) -> None:
-    """Raise where a tensor holds NaN or plus infinity; minus infinity forbids and may stay."""
-    if value.numel() == 0 or bool(value.detach().amax() < math.inf):
-        return
+def check_finite_or_forbidden(name: str, value: Tensor) -> bool:
+    """Raise where a tensor holds NaN or plus infinity; return whether any entry forbids."""
+    if value.numel() == 0:
+        return False
+    low, high = torch.aminmax(value.detach())
+    if bool(high < math.inf):
+        return bool(low <= NEG_INF)
     bad = value.detach().isnan() | (value.detach() == math.inf)
     index = tuple(bad.nonzero()[0].tolist())
     raise ValueError(
@@ -74,7 +77,8 @@ def check_potentials(potentials: Potentials) -> Potentials:
     Returns
     -------
     Potentials
-        With `lengths` as int64 on the scores' device and half-precision parameters upcast.
+        With `lengths` as int64 on the scores' device, everything that forbids as -inf, and
+        half-precision parameters upcast.
 
     Raises
     ------
@@ -98,15 +102,18 @@ def check_potentials(potentials: Potentials) -> Potentials:
     lengths = check_lengths(p.lengths, p.batch_size, p.num_positions).to(p.device)
     inside = torch.arange(p.num_positions, device=p.device) < lengths[:, None]
     padded = not bool(inside.all())
+    changed = {}
     for name, value in p.parameters().items():
-        if padded and value.shape[:2] == inside.shape and value.dim() == 3:
+        shown = value
+        if padded and name in ("scores", "start_scores", "end_scores"):
             # Rows after a sequence's end are ignored, whatever they hold.
-            value = value.detach().masked_fill(~inside[..., None], 0.0)
-        check_finite_or_forbidden(name, value)
-    narrow = [v for v in p.parameters().values() if v.dtype in (torch.float16, torch.bfloat16)]
-    if narrow:
-        p = p.replace(**{n: v.float() for n, v in p.parameters().items() if v.itemsize < 4})
-    return p.replace(lengths=lengths)
+            shown = value.detach().masked_fill(~inside[..., None], 0.0)
+        if check_finite_or_forbidden(name, shown):
+            # Compared in its own dtype: NEG_INF as a float32 is above NEG_INF as a float64.
+            changed[name] = value = value.masked_fill(value <= NEG_INF, -math.inf)
+        if value.itemsize < 4:
+            changed[name] = value.float()
+    return p.replace(lengths=lengths, **changed)
 
 
 def _check_shapes(p: Potentials) -> None:

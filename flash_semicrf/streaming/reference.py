@@ -42,8 +42,11 @@ def log_partition(potentials: Potentials, semiring: str = "log") -> Tensor:
 
 def _prepare(potentials: Potentials) -> Potentials:
     """Upcast, turn everything that forbids into -inf, and blank the padding."""
-    p = potentials.to(accumulator_dtype(potentials.device))
-    clean = {n: v.masked_fill(v <= NEG_INF, -torch.inf) for n, v in p.parameters().items()}
+    p = potentials
+    # Compared in its own dtype: NEG_INF as a float32 is above NEG_INF as a float64.
+    dead = {name: value <= NEG_INF for name, value in p.parameters().items()}
+    p = p.to(accumulator_dtype(p.device))
+    clean = {n: v.masked_fill(dead[n], -torch.inf) for n, v in p.parameters().items()}
     padding = torch.arange(p.num_positions, device=p.device) >= p.lengths[:, None]
     for name in clean.keys() & {"scores", "start_scores", "end_scores"}:
         clean[name] = clean[name].masked_fill(padding[..., None], 0.0)
