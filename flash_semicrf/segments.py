@@ -171,7 +171,7 @@ def _limit(table: SegmentTable, max_duration: int, long_segments: str) -> Segmen
         stacklevel=3,
     )
     pieces = (duration + max_duration - 1) // max_duration
-    source = torch.repeat_interleave(pieces)
+    source = _repeated_index(pieces)
     first = torch.cumsum(pieces, 0) - pieces
     piece = torch.arange(len(source), device=source.device) - first[source]
     start = table.start[source] + piece * duration[source] // pieces[source]
@@ -214,10 +214,18 @@ def table_to_labels(table: SegmentTable, batch_size: int, num_positions: int) ->
 def covered_positions(table: SegmentTable) -> tuple[Tensor, Tensor, Tensor]:
     """Expand a table to positions: (sequence, position, row of the table), each (sum of durations,)."""
     duration = table.stop - table.start
-    source = torch.repeat_interleave(duration)
+    source = _repeated_index(duration)
     first = torch.cumsum(duration, 0) - duration
     offset = torch.arange(len(source), device=source.device) - first[source]
     return table.sequence[source], table.start[source] + offset, source
+
+
+def _repeated_index(repeats: Tensor) -> Tensor:
+    """Index i `repeats[i]` >= 1 times, for every i."""
+    # torch.repeat_interleave wakes all threads even for ten entries: milliseconds on a busy machine.
+    opens = repeats.new_zeros(int(repeats.sum()))
+    opens[torch.cumsum(repeats, 0)[:-1]] = 1
+    return torch.cumsum(opens, 0)
 
 
 def bio_to_segments(tags: Sequence[str]) -> list[tuple[int, int, str]]:
