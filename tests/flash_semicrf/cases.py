@@ -1,0 +1,153 @@
+"""Problems that the tests of every implementation share, and a score written out term by term."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.testing import random_problem
+
+BACKENDS = ("reference", "numba")
+
+SHAPES = {
+    "usual": {"num_positions": 4, "max_duration": 3, "num_labels": 2},
+    "one duration": {"num_positions": 4, "max_duration": 1, "num_labels": 3},
+    "K > T": {"num_positions": 3, "max_duration": 6, "num_labels": 2},
+    "one label": {"num_positions": 6, "max_duration": 3, "num_labels": 1},
+}
+"""Small enough to enumerate every segmentation."""
+
+LONG_SHAPES = {
+    "one block": {"num_positions": 16, "max_duration": 5, "num_labels": 3},
+    "one more": {"num_positions": 17, "max_duration": 16, "num_labels": 8},
+    "two blocks": {"num_positions": 33, "max_duration": 4, "num_labels": 5},
+    "wraps": {"num_positions": 150, "max_duration": 13, "num_labels": 3},
+    "wraps past 32": {"num_positions": 200, "max_duration": 33, "num_labels": 2},
+    "one duration": {"num_positions": 70, "max_duration": 1, "num_labels": 9},
+    "K > T": {"num_positions": 35, "max_duration": 50, "num_labels": 3},
+    "one label": {"num_positions": 90, "max_duration": 7, "num_labels": 1},
+    "one position": {"num_positions": 1, "max_duration": 3, "num_labels": 3},
+    "many labels": {"num_positions": 40, "max_duration": 6, "num_labels": 19},
+}
+"""Lengths on either side of the blocks of 16 and 32 positions that kernels work in, and several times
+the window that they buffer."""
+
+
+class Case(NamedTuple):
+    """One combination of options.
+
+    Attributes
+    ----------
+    shape : str
+        Key of `SHAPES` or `LONG_SHAPES`.
+    by_duration : bool
+        Transition of shape (K, C, C).
+    start, end, initial, final : bool
+        Which optional scores are given.
+    forbid : float
+        Fraction of entries that are -inf.
+    """
+
+    shape: str
+    by_duration: bool = False
+    start: bool = False
+    end: bool = False
+    initial: bool = False
+    final: bool = False
+    forbid: float = 0.0
+
+    def __str__(self) -> str:
+        options = ("by_duration", "start", "end", "initial", "final", "forbid")
+        return "-".join([self.shape, *(name for name in options if getattr(self, name))])
+
+    def problem(self, shapes: dict[str, dict[str, int]] = SHAPES, **options) -> Potentials:
+        """Draw the problem; `options` as for `random_problem`."""
+        arguments = {"batch_size": 3, "seed": len(str(self)), **shapes[self.shape], **options}
+        drawn = random_problem(
+            by_duration=self.by_duration,
+            boundary=self.start or self.end,
+            ends=self.initial or self.final,
+            **{"forbid": self.forbid, **arguments},
+        )
+        absent = [name for name in ("start", "end", "initial", "final") if not getattr(self, name)]
+        return drawn.replace(**{f"{name}_scores": None for name in absent})
+
+
+SMALL_CASES = [
+    Case(shape, *flags, forbid)
+    for shape in SHAPES
+    for flags in itertools.product((False, True), repeat=5)
+    for forbid in (0.0, 0.15)
+]
+"""Every combination of options."""
+
+LONG_CASES = [
+    Case(shape, False, boundary, boundary, ends, ends, forbid)
+    for shape in LONG_SHAPES
+    for boundary, ends in itertools.product((False, True), repeat=2)
+    for forbid in (0.0, 0.1)
+]
+"""Static transitions at the sizes where kernels change their ways."""
+
+
+def naive_score(
+    potentials: Potentials, index: int, segments: list[tuple[int, int, int]], semiring: str = "log"
+) -> float:
+    """Score of one segmentation of sequence `index`, term by term as the conventions state it.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    index : int
+    segments : list of (start, stop, label)
+        Half-open, tiling the sequence.
+    semiring : {"log", "max"}
+        How the first segment's free source label is summed out.
+    """
+    p = potentials
+    scores, bias, transition = (
+        x.tolist() for x in (p.scores[index], p.duration_bias, p.transition)
+    )
+    total = 0.0
+    previous = None
+    for start, stop, label in segments:
+        for position in range(start, stop):
+            total += scores[position][label]
+        duration = stop - start
+        total += bias[duration - 1][label]
+        matrix = transition[duration - 1] if p.transition.dim() == 3 else transition
+        if previous is not None:
+            total += matrix[previous][label]
+        elif p.initial_scores is not None:
+            total += float(p.initial_scores[label])
+        else:
+            sources = [row[label] for row in matrix]
+            summed = math.fsum(map(math.exp, sources))
+            log_sum = math.log(summed) if summed > 0 else -math.inf
+            total += max(sources) if semiring == "max" else log_sum
+        if p.start_scores is not None:
+            total += float(p.start_scores[index, start, label])
+        if p.end_scores is not None:
+            total += float(p.end_scores[index, stop - 1, label])
+        previous = label
+    if p.final_scores is not None:
+        total += float(p.final_scores[previous])
+    return total
+
+
+def with_gradients(potentials: Potentials) -> Potentials:
+    """The same problem with every parameter a leaf that requires a gradient."""
+    leaves = {n: v.detach().clone().requires_grad_() for n, v in potentials.parameters().items()}
+    return potentials.replace(**leaves)
+
+
+def gradients_of(value: Tensor, potentials: Potentials) -> dict[str, Tensor]:
+    """Gradient of a scalar by every parameter of `with_gradients`."""
+    parameters = potentials.parameters()
+    found = torch.autograd.grad(value, list(parameters.values()))
+    return dict(zip(parameters, found, strict=True))
