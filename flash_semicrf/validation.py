@@ -83,12 +83,15 @@ def check_potentials(potentials: Potentials) -> Potentials:
     Raises
     ------
     TypeError
-        For something that is not a floating-point tensor.
+        For something that is not a Potentials, or not a floating-point tensor.
     ValueError
         For a wrong shape, device, length, or a NaN; the message names argument and index.
     """
     p = potentials
-    for name, value in p.parameters().items():
+    if not isinstance(p, Potentials):
+        raise TypeError(f"`potentials` must be a Potentials; got {type(p).__name__}.")
+    required = {name: getattr(p, name) for name in ("scores", "transition", "duration_bias")}
+    for name, value in (required | p.parameters()).items():
         if not isinstance(value, Tensor):
             raise TypeError(f"`{name}` must be a Tensor; got {type(value).__name__}.")
         if not value.is_floating_point():

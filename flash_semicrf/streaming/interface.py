@@ -153,14 +153,12 @@ def potentials_of_cumulative(
 
     Raises
     ------
-    ValueError
-        For a wrong shape, a K that is not that of `duration_bias`, or cumulative scores that hold
+    TypeError, ValueError
+        For bad input, a K that is not that of `duration_bias`, or cumulative scores that hold
         something infinite: a difference of infinities says nothing, so pass `Potentials`.
     """
     check_positive_int("K", K)
-    if not isinstance(cum_scores, Tensor) or cum_scores.dim() != 3 or cum_scores.shape[1] < 2:
-        shape = tuple(cum_scores.shape) if isinstance(cum_scores, Tensor) else type(cum_scores)
-        raise ValueError(f"`cum_scores` must have shape (B, T+1, C) with T >= 1; got {shape}.")
+    _check_cumulative(cum_scores)
     if not bool(cum_scores.detach().abs().amax() < _MAX_CUMULATIVE):
         bad = ~(cum_scores.detach().abs() < _MAX_CUMULATIVE)
         index = tuple(bad.nonzero()[0].tolist())
@@ -177,6 +175,18 @@ def potentials_of_cumulative(
     if cum_scores.dtype != torch.float64:
         scores = scores.float()
     return check_potentials(Potentials(scores, transition, duration_bias, lengths, **options))
+
+
+def _check_cumulative(cum_scores: Tensor) -> None:
+    if not isinstance(cum_scores, Tensor):
+        raise TypeError(f"`cum_scores` must be a Tensor; got {type(cum_scores).__name__}.")
+    if not cum_scores.is_floating_point():
+        raise TypeError(f"`cum_scores` must have a floating-point dtype; got {cum_scores.dtype}.")
+    shape = tuple(cum_scores.shape)
+    if len(shape) != 3 or shape[1] < 2 or 0 in shape:
+        raise ValueError(
+            f"`cum_scores` must have shape (B, T+1, C) with B, T, C >= 1; got {shape}."
+        )
 
 
 def semi_crf_streaming_forward(
@@ -277,9 +287,12 @@ def compute_edge_block_streaming(
 
     Raises
     ------
-    ValueError
-        For a segment outside the sequence or a duration outside 1..K.
+    TypeError, ValueError
+        For bad input, a segment outside the sequence or a duration outside 1..K.
     """
+    _check_cumulative(cum_scores)
+    one = torch.ones(len(cum_scores), dtype=torch.int64)
+    check_potentials(Potentials(cum_scores[:, :1], transition, duration_bias, one))
     num_positions, max_duration = cum_scores.shape[1] - 1, len(duration_bias)
     if not 1 <= k <= max_duration:
         raise ValueError(f"`k` must be in [1, K={max_duration}]; got {k}.")

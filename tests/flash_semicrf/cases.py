@@ -34,8 +34,8 @@ LONG_SHAPES = {
     "one position": {"num_positions": 1, "max_duration": 3, "num_labels": 3},
     "many labels": {"num_positions": 40, "max_duration": 6, "num_labels": 19},
 }
-"""Lengths on either side of the blocks of 16 and 32 positions that kernels work in, and several times
-the window that they buffer."""
+"""Lengths on either side of the blocks of 16 and 32 positions that kernels work in, and several
+times the window that they buffer."""
 
 
 class Case(NamedTuple):

@@ -161,7 +161,7 @@ def test_center_scores_refuses_an_unknown_mode():
     with pytest.raises(ValueError) as error:
         center_scores(torch.zeros(1, 1, 1), torch.tensor([1]), "mean")
     assert str(error.value) == (
-        "`centering` must be \"position\", \"sequence\" or \"none\"; got 'mean'."
+        '`centering` must be "position", "sequence" or "none"; got \'mean\'.'
     )
 
 

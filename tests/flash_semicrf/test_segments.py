@@ -49,9 +49,7 @@ def tilings(draw, max_batch=4, max_segments=6, max_duration=5, num_labels=3):
 def label_batches(draw, max_batch=4, max_length=12, num_labels=3):
     """Padded labels (B, T) and lengths (B,)."""
     lengths = draw(st.lists(st.integers(1, max_length), min_size=1, max_size=max_batch))
-    rows = [
-        draw(st.lists(st.integers(0, num_labels - 1), min_size=n, max_size=n)) for n in lengths
-    ]
+    rows = [draw(st.lists(st.integers(0, num_labels - 1), min_size=n, max_size=n)) for n in lengths]
     padded = [row + [-100] * (max(lengths) - len(row)) for row in rows]
     return torch.tensor(padded), torch.tensor(lengths)
 
@@ -124,9 +122,7 @@ def test_labels_round_trip(batch):
     inside = torch.arange(labels.shape[1]) < lengths[:, None]
     assert torch.equal(back[inside], labels[inside].long())
     assert bool((back[~inside] == -1).all())
-    neighbours = (table.sequence[1:] == table.sequence[:-1]) & (
-        table.label[1:] == table.label[:-1]
-    )
+    neighbours = (table.sequence[1:] == table.sequence[:-1]) & (table.label[1:] == table.label[:-1])
     assert not bool(neighbours.any())  # the runs are maximal
 
 
@@ -164,9 +160,7 @@ def test_split_keeps_labels_and_limits_durations(batch, max_duration):
     whole = labels_to_table(labels, lengths)
     duration = table.stop - table.start
     assert 1 <= int(duration.min()) and int(duration.max()) <= max_duration
-    assert torch.equal(
-        table_to_labels(table, *labels.shape), table_to_labels(whole, *labels.shape)
-    )
+    assert torch.equal(table_to_labels(table, *labels.shape), table_to_labels(whole, *labels.shape))
     # Pieces of one run differ by at most one position, and are as few as can be.
     for sequence, start, stop, _ in rows_of(whole):
         pieces = [
