@@ -1,1 +1,7 @@
 """scikit-learn estimators, metrics, displays and data sets for segmentation."""
+
+from __future__ import annotations
+
+from sklearn_api.segmenter import SemiCRFSegmenter
+
+__all__ = ["SemiCRFSegmenter"]

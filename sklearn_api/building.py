@@ -1,0 +1,251 @@
+"""From an estimator's parameters and its training data to a module and a net."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from torch import Tensor
+
+from flash_semicrf.constraints import allowed_transitions
+from flash_semicrf.duration import (
+    DURATION_DISTRIBUTIONS,
+    DurationDistribution,
+    create_duration_distribution,
+)
+from flash_semicrf.nn import SemiMarkovCRFHead
+from flash_semicrf.segments import SegmentTable
+from flash_semicrf.segments import _limit as limit_durations
+from sklearn_api.encoders import Standardize, make_encoder
+from sklearn_api.sequences import Sequences
+from sklearn_api.training import (
+    LossRecorder,
+    PlateauStopping,
+    PrivateRNG,
+    SegmentationModule,
+    SegmentationNet,
+    bucketed_loader,
+)
+
+__all__ = [
+    "build_module",
+    "build_net",
+    "check_allowed",
+    "limit_durations",
+    "resolve_device",
+    "split_sequences",
+]
+
+_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+
+
+def resolve_device(device: str) -> torch.device:
+    """Device of a name; "auto" is CUDA where available.
+
+    Raises
+    ------
+    ValueError
+        For a name torch does not know, or CUDA where there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"`device` must be a torch device or 'auto'; got {device!r}.") from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"`device` is {device!r}, but CUDA is not available here.")
+    return resolved
+
+
+def build_module(
+    estimator: Any, sequences: Sequences, table: SegmentTable, max_duration: int, rng: PrivateRNG
+) -> SegmentationModule:
+    """Encoder and head as the estimator's parameters say, drawing initial weights from `rng`.
+
+    Parameters
+    ----------
+    estimator : SemiCRFSegmenter
+        With ``classes_`` and ``n_features_in_`` set.
+    sequences, table : training data
+        `table` holds no segment longer than `max_duration`.
+    max_duration : int
+    rng : PrivateRNG
+
+    Returns
+    -------
+    SegmentationModule
+    """
+    settings = {
+        name: getattr(estimator, name)
+        for name in ("hidden_size", "num_layers", "kernel_size", "dropout")
+    }
+    module_params = _with_prefix(estimator, "module__")
+    encoder = estimator.encoder
+    standardize = None
+    if isinstance(encoder, str) and encoder != "linear":
+        standardize = Standardize.from_positions(sequences.values)
+    with rng.use():
+        module, hidden_dim = make_encoder(
+            encoder, estimator.n_features_in_, settings, module_params
+        )
+        head = SemiMarkovCRFHead(
+            len(estimator.classes_),
+            max_duration,
+            hidden_dim,
+            duration_distribution=_durations(estimator, table, max_duration),
+            long_segments="error",
+            min_duration=_min_duration(estimator),
+            transition_constraints=_transitions(estimator, table),
+            initial_scores=True,
+            final_scores=True,
+            boundary_scores=estimator.boundary_scores,
+        )
+    return SegmentationModule(module, head, standardize).to(getattr(torch, estimator.dtype))
+
+
+def _with_prefix(estimator: Any, prefix: str) -> dict[str, Any]:
+    params = estimator.get_params(deep=False)
+    return {name[len(prefix) :]: v for name, v in params.items() if name.startswith(prefix)}
+
+
+def _durations(estimator: Any, table: SegmentTable, max_duration: int) -> DurationDistribution:
+    """Duration distribution, fitted to the training segments where it is named and asked for."""
+    distribution = estimator.duration_distribution
+    num_classes = len(estimator.classes_)
+    if isinstance(distribution, str) and estimator.duration_init == "empirical":
+        return DURATION_DISTRIBUTIONS[distribution].from_segments(
+            table.stop - table.start, table.label, max_duration, num_classes
+        )
+    return create_duration_distribution(copy.deepcopy(distribution), max_duration, num_classes)
+
+
+def _min_duration(estimator: Any) -> int | dict[int, int]:
+    """Minimum durations with class indices for labels; the head checks the numbers."""
+    given = estimator.min_duration
+    if not isinstance(given, dict):
+        return given
+    classes = estimator.classes_.tolist()
+    for label in given:
+        if label not in classes:
+            raise ValueError(f"The labels of `min_duration` must be in {classes}; got {label!r}.")
+    return {classes.index(label): value for label, value in given.items()}
+
+
+def _transitions(estimator: Any, table: SegmentTable) -> Tensor | None:
+    """Boolean matrix of the transitions allowed, or None for all."""
+    given = estimator.transition_constraints
+    num_classes = len(estimator.classes_)
+    if given is None:
+        return None
+    if isinstance(given, str):
+        allowed = torch.zeros(num_classes, num_classes, dtype=torch.bool)
+        same = table.sequence[1:] == table.sequence[:-1]
+        allowed[table.label[:-1][same], table.label[1:][same]] = True
+        return allowed
+    try:
+        return allowed_transitions(np.asarray(given), num_classes)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def check_allowed(module: SegmentationModule, table: SegmentTable, classes: np.ndarray) -> None:
+    """Raise if the constraints of a model forbid a training segment.
+
+    Parameters
+    ----------
+    module : SegmentationModule
+    table : SegmentTable
+    classes : ndarray of shape (C,)
+        Names of the labels, for the message.
+    """
+    head = module.head
+    forbidden = torch.zeros(len(table.start), dtype=torch.bool)
+    if head.allowed_durations is not None:
+        duration = table.stop - table.start
+        forbidden |= ~head.allowed_durations.cpu()[duration - 1, table.label]
+    if head.allowed_transitions is not None:
+        same = table.sequence[1:] == table.sequence[:-1]
+        allowed = head.allowed_transitions.cpu()[table.label[:-1], table.label[1:]]
+        forbidden[1:] |= same & ~allowed
+    if bool(forbidden.any()):
+        n = int(forbidden.nonzero()[0])
+        start, stop = int(table.start[n]), int(table.stop[n])
+        names = classes.tolist()
+        before = f", after label {names[table.label[n - 1]]!r}" if start else ""
+        raise ValueError(
+            f"`y` must hold only segments that `min_duration` and `transition_constraints` allow; "
+            f"got label {names[table.label[n]]!r} at positions {start}..{stop - 1} (duration "
+            f"{stop - start}{before}) in sequence {int(table.sequence[n])}."
+        )
+
+
+def build_net(estimator: Any, module: SegmentationModule, rng: PrivateRNG) -> SegmentationNet:
+    """An initialised skorch net around `module`.
+
+    Parameters
+    ----------
+    estimator : SemiCRFSegmenter
+    module : SegmentationModule
+    rng : PrivateRNG
+    """
+    e = estimator
+    # An encoder of the user's may draw random numbers in training; ours do for dropout only.
+    stochastic = not isinstance(e.encoder, str) or e.dropout > 0
+    stopping = PlateauStopping(
+        monitor="valid_loss" if e.early_stopping else "train_loss",
+        patience=e.n_iter_no_change,
+        threshold=e.tol,
+        threshold_mode="abs",
+        load_best=e.early_stopping,
+    )
+    callbacks = [("losses", LossRecorder()), *copy.deepcopy(list(e.callbacks or []))]
+    params = {
+        name: value
+        for name, value in e.get_params(deep=False).items()
+        if name.startswith(("optimizer__", "iterator_train__", "iterator_valid__", "callbacks__"))
+    }
+    net = SegmentationNet(
+        module,
+        criterion=torch.nn.Identity,
+        optimizer=e.optimizer or _OPTIMIZERS[e.solver],
+        lr=e.learning_rate,
+        batch_size=e.batch_size,
+        iterator_train=bucketed_loader,
+        iterator_train__shuffle=True,
+        iterator_valid=bucketed_loader,
+        train_split=None,
+        callbacks=[*callbacks, ("stopping", stopping)],
+        callbacks__train_loss=None,
+        callbacks__valid_loss=None,
+        device=str(resolve_device(e.device)),
+        verbose=int(e.verbose),
+        alpha=e.alpha,
+        rng=rng if stochastic else None,
+        **params,
+    )
+    return net.initialize()
+
+
+def split_sequences(
+    num_sequences: int, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices of the training and validation sequences.
+
+    Raises
+    ------
+    ValueError
+        For a single sequence.
+    """
+    if num_sequences < 2:
+        raise ValueError(
+            "`early_stopping=True` holds out whole sequences and needs at least 2; got "
+            f"{num_sequences}."
+        )
+    count = min(num_sequences - 1, max(1, math.ceil(fraction * num_sequences)))
+    order = check_random_state(seed).permutation(num_sequences)
+    return np.sort(order[count:]), np.sort(order[:count])

@@ -1,0 +1,288 @@
+"""Encoders: from features per position (B, T, D) to hidden states (B, T, H).
+
+An encoder is an `nn.Module` called as ``encoder(x, lengths)``, or as ``encoder(x)`` where its
+`forward` takes one argument; it states the width of its output as ``out_features`` (otherwise two
+positions are run through it to find out). The encoders here give the same values for a sequence
+whatever padding and neighbours it has in its batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "CNNEncoder",
+    "GRUEncoder",
+    "LinearEncoder",
+    "MLPEncoder",
+    "Standardize",
+    "make_encoder",
+]
+
+
+class LinearEncoder(nn.Module):
+    """Hands the features on: the head's projection is then the whole, linear, model.
+
+    Parameters
+    ----------
+    in_features : int
+    """
+
+    def __init__(self, in_features: int) -> None:
+        super().__init__()
+        self.out_features = in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`."""
+        return x
+
+
+class MLPEncoder(nn.Module):
+    """The same multi-layer perceptron at every position.
+
+    Parameters
+    ----------
+    in_features, hidden_size, num_layers : int
+    dropout : float
+    """
+
+    def __init__(
+        self, in_features: int, hidden_size: int = 64, num_layers: int = 1, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.out_features = hidden_size
+        sizes = [in_features] + [hidden_size] * num_layers
+        layers: list[nn.Module] = []
+        for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [nn.Linear(before, after), nn.GELU(), nn.Dropout(dropout)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, hidden_size)."""
+        return self.layers(x)
+
+
+class _ResidualBlock(nn.Module):
+    """x + conv1x1(GELU(dilated conv(norm(x)))), padding kept at zero."""
+
+    def __init__(self, hidden_size: int, kernel_size: int, dilation: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size)
+        reach = dilation * (kernel_size - 1) // 2
+        self.wide = nn.Conv1d(
+            hidden_size, hidden_size, kernel_size, dilation=dilation, padding=reach
+        )
+        self.mix = nn.Conv1d(hidden_size, hidden_size, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        # Statistics per position, so that neither padding nor the batch matters.
+        h = self.norm(x.transpose(1, 2)).transpose(1, 2) * valid
+        return x + self.dropout(self.mix(nn.functional.gelu(self.wide(h)))) * valid
+
+
+class CNNEncoder(nn.Module):
+    """Dilated residual convolutions; layer i has dilation 2**i.
+
+    The receptive field is ``1 + (kernel_size - 1) * 2**num_layers`` positions.
+
+    Parameters
+    ----------
+    in_features, hidden_size, num_layers : int
+    kernel_size : int
+        Odd, so that outputs stay aligned with positions.
+    dropout : float
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_size: int = 64,
+        num_layers: int = 4,
+        kernel_size: int = 5,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"`kernel_size` must be odd; got {kernel_size}.")
+        self.out_features = hidden_size
+        self.lift = nn.Conv1d(in_features, hidden_size, kernel_size, padding=kernel_size // 2)
+        self.blocks = nn.ModuleList(
+            _ResidualBlock(hidden_size, kernel_size, 2**i, dropout) for i in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, hidden_size); rows after a sequence's end do not matter."""
+        position = torch.arange(x.shape[1], device=x.device)
+        valid = (position < lengths[:, None])[:, None]
+        h = self.lift(x.transpose(1, 2) * valid) * valid
+        for block in self.blocks:
+            h = block(h, valid)
+        return self.norm(h.transpose(1, 2))
+
+
+class GRUEncoder(nn.Module):
+    """Bidirectional gated recurrent units; each direction gets half of `hidden_size`.
+
+    Parameters
+    ----------
+    in_features, num_layers : int
+    hidden_size : int
+        Even.
+    dropout : float
+        Between layers and on the output.
+    """
+
+    def __init__(
+        self, in_features: int, hidden_size: int = 64, num_layers: int = 1, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if hidden_size % 2:
+            raise ValueError(f'`hidden_size` must be even for encoder="gru"; got {hidden_size}.')
+        self.out_features = hidden_size
+        between = dropout if num_layers > 1 else 0.0
+        self.gru = nn.GRU(
+            in_features,
+            hidden_size // 2,
+            num_layers,
+            batch_first=True,
+            bidirectional=True,
+            dropout=between,
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, hidden_size); rows after a sequence's end are zero."""
+        packed = nn.utils.rnn.pack_padded_sequence(
+            x, lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        hidden, _ = nn.utils.rnn.pad_packed_sequence(
+            self.gru(packed)[0], batch_first=True, total_length=x.shape[1]
+        )
+        return self.dropout(hidden)
+
+
+class Standardize(nn.Module):
+    """Centre and scale each feature by statistics of the training positions.
+
+    Parameters
+    ----------
+    mean, std : array-like of shape (D,)
+        A standard deviation of 0 counts as 1.
+    """
+
+    def __init__(self, mean: np.ndarray, std: np.ndarray) -> None:
+        super().__init__()
+        std = np.where(np.asarray(std) > 0, std, 1.0)
+        self.register_buffer("mean", torch.as_tensor(np.asarray(mean)))
+        self.register_buffer("scale", torch.as_tensor(1.0 / std))
+
+    @classmethod
+    def from_positions(cls, values: list[np.ndarray]) -> Standardize:
+        """Statistics over all positions of all sequences, accumulated in float64."""
+        count = sum(len(x) for x in values)
+        mean = sum(x.sum(0, dtype=np.float64) for x in values) / count
+        square = sum(np.square(x - mean, dtype=np.float64).sum(0) for x in values)
+        return cls(mean, np.sqrt(square / count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(x - mean) / std``."""
+        return (x - self.mean) * self.scale
+
+
+class _TakesNoLengths(nn.Module):
+    """Adapter for a module whose `forward` has one argument."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return self.module(x)
+
+
+# The settings of the estimator that each encoder reads.
+_BUILTIN: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
+    "linear": (LinearEncoder, ()),
+    "mlp": (MLPEncoder, ("hidden_size", "num_layers", "dropout")),
+    "cnn": (CNNEncoder, ("hidden_size", "num_layers", "kernel_size", "dropout")),
+    "gru": (GRUEncoder, ("hidden_size", "num_layers", "dropout")),
+}
+
+ENCODERS = tuple(_BUILTIN)
+
+
+def make_encoder(
+    encoder: str | type[nn.Module] | nn.Module,
+    in_features: int,
+    settings: dict[str, Any],
+    module_params: dict[str, Any] | None = None,
+) -> tuple[nn.Module, int]:
+    """Build an encoder called as ``encoder(x, lengths)``.
+
+    Parameters
+    ----------
+    encoder : {"linear", "mlp", "cnn", "gru"}, nn.Module class or instance
+        A class is called as ``encoder(in_features, **module_params)``; an instance is copied.
+    in_features : int
+    settings : dict
+        ``hidden_size``, ``num_layers``, ``kernel_size`` and ``dropout``, for those named.
+    module_params : dict, optional
+        Further arguments of the class or of the named encoder.
+
+    Returns
+    -------
+    module : nn.Module
+    out_features : int
+    """
+    module_params = dict(module_params or {})
+    if isinstance(encoder, str):
+        build, names = _BUILTIN[encoder]
+        module = build(in_features, **{name: settings[name] for name in names}, **module_params)
+    elif isinstance(encoder, type):
+        module = encoder(in_features, **module_params)
+    else:
+        if module_params:
+            raise ValueError(
+                f"`module__{next(iter(module_params))}` needs an encoder given by name or as a "
+                "class; got an instance, which is already built."
+            )
+        module = copy.deepcopy(encoder)
+    out_features = getattr(module, "out_features", None)
+    if not _takes_lengths(module):
+        module = _TakesNoLengths(module)
+    return module, int(out_features or _probe(module, in_features))
+
+
+def _takes_lengths(module: nn.Module) -> bool:
+    """Whether `forward` has an argument called lengths, or needs a second one."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(module.forward).parameters
+    needed = [p for p in parameters.values() if p.kind in kinds and p.default is p.empty]
+    return "lengths" in parameters or len(needed) >= 2
+
+
+def _probe(module: nn.Module, in_features: int) -> int:
+    """Width of the output, found by running two positions through a module."""
+    training = module.training
+    module.eval()
+    with torch.no_grad():
+        parameter = next(module.parameters(), None)
+        dtype = None if parameter is None else parameter.dtype
+        hidden = module(torch.zeros(1, 2, in_features, dtype=dtype), torch.tensor([2]))
+    module.train(training)
+    if not isinstance(hidden, Tensor) or hidden.dim() != 3 or hidden.shape[:2] != (1, 2):
+        got = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+        raise ValueError(
+            "`encoder` must map a (B, T, D) tensor to a (B, T, H) tensor; for an input of shape "
+            f"{(1, 2, in_features)} it gave {got}."
+        )
+    return hidden.shape[2]

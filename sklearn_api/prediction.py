@@ -1,0 +1,208 @@
+"""What a fitted segmenter says about new sequences.
+
+Sequences are run in batches of similar length, bounded by their padded number of positions, so that
+memory does not grow with the number of sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from flash_semicrf.potentials import score_segments
+from flash_semicrf.segments import Segment, SegmentTable
+from flash_semicrf.streaming import log_partition
+from sklearn_api.sequences import Sequences, check_X, check_y
+from sklearn_api.training import pad_values
+
+__all__ = ["PredictionMixin", "batches_by_positions"]
+
+_POSITIONS_PER_BATCH = 1 << 16
+
+
+def batches_by_positions(lengths: np.ndarray, limit: int) -> Iterator[np.ndarray]:
+    """Indices of sequences, sorted by length, in batches of at most `limit` padded positions.
+
+    A sequence longer than `limit` is a batch of its own.
+    """
+    order = np.argsort(lengths, kind="stable")
+    first = 0
+    for i in range(1, len(order) + 1):
+        if i == len(order) or (i - first + 1) * lengths[order[i]] > limit:
+            yield order[first:i]
+            first = i
+
+
+class PredictionMixin:
+    """Prediction methods of `SemiCRFSegmenter`."""
+
+    def predict(self, X: Any, groups: Any = None) -> np.ndarray:
+        """Labels per position of the most probable segmentation.
+
+        Parameters
+        ----------
+        X : sequences
+            See Notes of the class.
+        groups : array-like of shape (n_rows,), optional
+            For 2-D X.
+
+        Returns
+        -------
+        ndarray of shape (T,), or object array of such for many sequences
+        """
+        sequences = self._check_input(X, groups)
+        return sequences.layout.restore(self._position_labels(sequences))
+
+    def predict_segments(self, X: Any, groups: Any = None) -> list:
+        """Segments of the most probable segmentation.
+
+        Parameters
+        ----------
+        X, groups
+            As for `predict`.
+
+        Returns
+        -------
+        list of Segment, or list of such lists with `groups` or many sequences
+            Ends are inclusive, labels are those of ``classes_``.
+        """
+        sequences = self._check_input(X, groups)
+        named = [
+            [replace(segment, label=self.classes_[segment.label]) for segment in segments]
+            for segments in self._decode(sequences)
+        ]
+        return named[0] if sequences.layout.kind == "single" else named
+
+    def predict_proba(self, X: Any, groups: Any = None) -> np.ndarray:
+        """Posterior probability of each label at each position, given the whole sequence.
+
+        The most probable label of a position need not be the label that `predict` gives it, which
+        belongs to the most probable segmentation.
+
+        Parameters
+        ----------
+        X, groups
+            As for `predict`.
+
+        Returns
+        -------
+        ndarray of shape (T, C), or object array of such for many sequences
+            Columns in the order of ``classes_``; rows sum to 1.
+        """
+        sequences = self._check_input(X, groups)
+        outputs = self._marginals(sequences, lambda marginals: marginals.position)
+        return sequences.layout.restore([p / p.sum(1, keepdims=True) for p in outputs])
+
+    def predict_boundary_proba(self, X: Any, groups: Any = None) -> np.ndarray:
+        """Posterior probability that a segment starts at each position.
+
+        Parameters
+        ----------
+        X, groups
+            As for `predict`.
+
+        Returns
+        -------
+        ndarray of shape (T,), or object array of such for many sequences
+            1 at the first position of a sequence.
+        """
+        sequences = self._check_input(X, groups)
+        outputs = self._marginals(sequences, lambda marginals: marginals.start.sum(-1))
+        return sequences.layout.restore([p.clip(0.0, 1.0) for p in outputs])
+
+    def log_likelihood(self, X: Any, y: Any, groups: Any = None) -> np.ndarray | float:
+        """Log-probability of the given segmentations, in nats.
+
+        Parameters
+        ----------
+        X, groups
+            As for `predict`.
+        y : labels or segments, nested as X
+
+        Returns
+        -------
+        float for one sequence, ndarray of shape (n_sequences,) otherwise
+        """
+        sequences = self._check_input(X, groups)
+        table = self._encode(check_y(y, sequences.layout))
+        counts = torch.bincount(table.sequence, minlength=len(sequences.values))
+        rows = torch.split(torch.stack(table[1:], 1), counts.tolist())
+        result = np.empty(len(sequences.values))
+        for batch, hidden, lengths in self._hidden(sequences):
+            part = [rows[i] for i in batch]
+            owner = torch.repeat_interleave(torch.tensor([len(r) for r in part]))
+            columns = (owner, *torch.cat(part).unbind(1))
+            gold = SegmentTable(*(column.to(hidden.device) for column in columns))
+            with torch.no_grad():
+                # Forbidden segmentations have the value -inf here; a training loss refuses them.
+                problem, _ = self.module_.head.potentials(hidden, lengths)
+                value = score_segments(problem, gold) - log_partition(problem)
+            result[batch] = value.cpu().numpy()
+        return float(result[0]) if sequences.layout.kind == "single" else result
+
+    def score(self, X: Any, y: Any, groups: Any = None) -> float:
+        """Fraction of all positions whose label is predicted right.
+
+        Parameters
+        ----------
+        X, groups
+            As for `predict`.
+        y : labels or segments, nested as X
+
+        Returns
+        -------
+        float
+        """
+        sequences = self._check_input(X, groups)
+        gold = check_y(y, sequences.layout).position_labels
+        return accuracy_score(gold, np.concatenate(self._position_labels(sequences)))
+
+    def _check_input(self, X: Any, groups: Any) -> Sequences:
+        check_is_fitted(self, "net_")
+        return check_X(self, X, groups, dtype=np.dtype(self.dtype))
+
+    def _hidden(self, sequences: Sequences) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+        """Batches of hidden states: indices of the sequences, (B, T, H), lengths (B,)."""
+        device = torch.device(self.net_.device)
+        for batch in batches_by_positions(sequences.lengths, _POSITIONS_PER_BATCH):
+            x, lengths = pad_values([sequences.values[i] for i in batch])
+            lengths = lengths.to(device)
+            with torch.no_grad():
+                hidden = self.module_(x.to(device), lengths)
+            yield batch, hidden, lengths
+
+    def _decode(self, sequences: Sequences) -> list[list[Segment]]:
+        """Most probable segments of each sequence, with class indices."""
+        result: list[list[Segment]] = [[] for _ in sequences.values]
+        for batch, hidden, lengths in self._hidden(sequences):
+            with torch.no_grad():
+                decoded = self.module_.head.decode_with_traceback(hidden, lengths)
+            for i, segments in zip(batch, decoded.segments, strict=True):
+                result[i] = segments
+        return result
+
+    def _position_labels(self, sequences: Sequences) -> list[np.ndarray]:
+        """Predicted labels per position of each sequence."""
+        result = []
+        for segments in self._decode(sequences):
+            durations = [segment.duration for segment in segments]
+            index = np.repeat([segment.label for segment in segments], durations)
+            result.append(self.classes_[index])
+        return result
+
+    def _marginals(self, sequences: Sequences, select: Callable[[Any], Tensor]) -> list[np.ndarray]:
+        """Selected posterior marginals of each sequence, cut to its length."""
+        result: list[Any] = [None] * len(sequences.values)
+        for batch, hidden, lengths in self._hidden(sequences):
+            with torch.no_grad():
+                selected = select(self.module_.head.marginals(hidden, lengths)).cpu().numpy()
+            for i, row, length in zip(batch, selected, lengths.tolist(), strict=True):
+                result[i] = row[:length].copy()
+        return result

@@ -1,0 +1,397 @@
+"""`SemiCRFSegmenter`: a semi-Markov CRF as a scikit-learn classifier of positions."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+from skorch.history import History
+from torch import nn
+
+from flash_semicrf.duration import DURATION_DISTRIBUTIONS
+from flash_semicrf.segments import SegmentTable
+from sklearn_api.building import (
+    build_module,
+    build_net,
+    check_allowed,
+    limit_durations,
+    resolve_device,
+    split_sequences,
+)
+from sklearn_api.encoders import ENCODERS
+from sklearn_api.prediction import PredictionMixin
+from sklearn_api.sequences import GoldSegments, LabelCodec, Sequences, check_X, check_y
+from sklearn_api.training import PrivateRNG, SegmentationModule, SequenceDataset
+
+__all__ = ["SemiCRFSegmenter"]
+
+_SKORCH_PREFIXES = (
+    "module__",
+    "optimizer__",
+    "iterator_train__",
+    "iterator_valid__",
+    "callbacks__",
+)
+
+
+class SemiCRFSegmenter(PredictionMixin, ClassifierMixin, BaseEstimator):
+    """Segment sequences with a semi-Markov CRF on top of a neural or linear encoder.
+
+    The model scores whole segments: an encoder scores every label at every position, and the CRF
+    adds the scores of durations and of transitions between labels. Training maximises the exact
+    likelihood of the gold segmentations; prediction is the most probable segmentation.
+
+    Parameters
+    ----------
+    encoder : {"linear", "mlp", "cnn", "gru"}, nn.Module class or instance, default="linear"
+        Maps features to hidden states. "linear" uses the features as they are; the other names
+        standardise them first by the statistics of the training positions. A class is called as
+        ``encoder(n_features, **module__params)``; an instance is copied. See
+        `sklearn_api.encoders`.
+    hidden_size : int, default=64
+        Width of the "mlp", "cnn" and "gru" encoders.
+    num_layers : int, default=4
+        Layers of the "mlp", "cnn" and "gru" encoders.
+    kernel_size : int, default=5
+        Odd width of the convolutions of the "cnn" encoder.
+    dropout : float, default=0.0
+        Dropout of the "mlp", "cnn" and "gru" encoders, in [0, 1).
+    max_duration : int or "auto", default="auto"
+        Longest duration of a segment, in positions; "auto" is the longest training segment.
+    long_segments : {"split", "error"}, default="split"
+        What becomes of gold segments longer than `max_duration`: cut into near-equal pieces, with a
+        warning, or refused.
+    duration_distribution : str, DurationDistribution or callable, default="learned"
+        Scores of the durations: a key of `flash_semicrf.duration.DURATION_DISTRIBUTIONS`.
+    duration_init : {"empirical", "default"}, default="empirical"
+        Start from values fitted to the durations of the training segments, or from the
+        distribution's own defaults.
+    min_duration : int or dict, default=1
+        Shortest duration of a segment, in positions, for all labels or by label.
+    transition_constraints : None, "observed" or boolean array of shape (C, C), default=None
+        Which labels may follow which: all, those that do in training, or where
+        ``[source, destination]`` is True, in the order of ``classes_``.
+    boundary_scores : bool, default=False
+        Also score, from the hidden states, where segments of each label start and end.
+    alpha : float, default=1.0
+        Strength of the L2 penalty: ``alpha / 2 * ||w||**2`` is added to the summed negative
+        log-likelihood. Weights and transitions are drawn towards 0, durations towards
+        their initial values.
+    solver : {"adam", "adamw", "sgd"}, default="adam"
+        Optimiser of the mini-batches.
+    optimizer : torch.optim.Optimizer class, default=None
+        Used in place of the optimiser that `solver` names.
+    max_epochs : int, default=100
+        Most passes over the training sequences.
+    batch_size : int, default=16
+        Sequences in a mini-batch.
+    learning_rate : float, default=0.01
+        Step size. The loss is per position, so it carries over between lengths.
+    early_stopping : bool, default=False
+        Hold out `validation_fraction` of the sequences, stop when the validation loss no longer
+        improves, and keep the best epoch. Otherwise the training loss decides when to stop.
+    validation_fraction : float, default=0.1
+        Fraction of the sequences held out with ``early_stopping=True``.
+    n_iter_no_change : int, default=10
+        Epochs without improvement before training stops.
+    tol : float, default=1e-4
+        Least decrease of the loss, in nats per position, that counts as an improvement.
+    device : str, default="auto"
+        "cpu", "cuda", "cuda:1", ...; "auto" is CUDA where available.
+    dtype : {"float32", "float64"}, default="float32"
+        Type of features and parameters. Inference accumulates in float64 either way on a CPU.
+    random_state : int, RandomState instance or None, default=None
+        Initial weights, batches, dropout and the validation split. An int makes two fits on the
+        CPU bitwise equal.
+    warm_start : bool, default=False
+        Continue from the current parameters when `fit` is called again.
+    verbose : int, default=0
+        1 prints a line per epoch.
+    callbacks : list of skorch callbacks, default=None
+        Copied, then added to the net.
+    **skorch_params
+        ``module__*`` go to the encoder, ``optimizer__*``, ``iterator_train__*``,
+        ``iterator_valid__*`` and ``callbacks__*`` to the skorch net.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (C,)
+    n_features_in_ : int
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Only where X had column names.
+    max_duration_ : int
+    net_ : skorch.NeuralNet
+    module_ : nn.Module
+        ``encoder`` and CRF ``head``.
+    history_ : skorch.history.History
+        ``train_loss`` and ``valid_loss`` per epoch, in nats per position.
+    n_iter_ : int
+        Epochs run.
+
+    Notes
+    -----
+    X may be a list, tuple or object array of (T_i, D) arrays; a 3-D array; or a 2-D array, which is
+    **one** sequence, or with `groups` one sequence per id. y is nested in the same way: labels per
+    position, or ``(start, end, label)`` segments with inclusive ends, which can also show two
+    adjacent segments of one label. Outputs mirror X: rows for 2-D X, a 1-D object array otherwise.
+
+    Cross-validation that splits the rows of a 2-D X glues pieces of one sequence together and so
+    changes the durations; pass a list of sequences to split by sequence.
+
+    References
+    ----------
+    S. Sarawagi and W. W. Cohen, "Semi-Markov conditional random fields for information extraction",
+    NeurIPS 17, 2004.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_api import SemiCRFSegmenter
+    >>> y = [np.repeat(["rest", "wave", "rest"], [20, 10, n]) for n in (15, 25, 30)]
+    >>> rng = np.random.default_rng(0)
+    >>> X = [(labels == "wave")[:, None] + 0.3 * rng.normal(size=(len(labels), 1)) for labels in y]
+    >>> segmenter = SemiCRFSegmenter(random_state=0).fit(X, y)
+    >>> [(s.start, s.end, str(s.label)) for s in segmenter.predict_segments(X)[0]]
+    [(0, 19, 'rest'), (20, 29, 'wave'), (30, 44, 'rest')]
+    """
+
+    _parameter_constraints: dict = {
+        "encoder": [StrOptions(set(ENCODERS)), nn.Module, callable],
+        "hidden_size": [Interval(Integral, 1, None, closed="left")],
+        "num_layers": [Interval(Integral, 1, None, closed="left")],
+        "kernel_size": [Interval(Integral, 1, None, closed="left")],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "max_duration": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "long_segments": [StrOptions({"split", "error"})],
+        "duration_distribution": [
+            StrOptions(set(DURATION_DISTRIBUTIONS) - {"callable"}),
+            nn.Module,
+            callable,
+        ],
+        "duration_init": [StrOptions({"empirical", "default"})],
+        "min_duration": [Interval(Integral, 1, None, closed="left"), dict],
+        "transition_constraints": [None, StrOptions({"observed"}), "array-like"],
+        "boundary_scores": ["boolean"],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "solver": [StrOptions({"adam", "adamw", "sgd"})],
+        "optimizer": [None, callable],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "device": [str],
+        "dtype": [StrOptions({"float32", "float64"})],
+        "random_state": ["random_state"],
+        "warm_start": ["boolean"],
+        "verbose": ["verbose"],
+        "callbacks": [None, list, tuple],
+    }
+
+    def __init__(
+        self,
+        encoder="linear",
+        *,
+        hidden_size=64,
+        num_layers=4,
+        kernel_size=5,
+        dropout=0.0,
+        max_duration="auto",
+        long_segments="split",
+        duration_distribution="learned",
+        duration_init="empirical",
+        min_duration=1,
+        transition_constraints=None,
+        boundary_scores=False,
+        alpha=1.0,
+        solver="adam",
+        optimizer=None,
+        max_epochs=100,
+        batch_size=16,
+        learning_rate=0.01,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=10,
+        tol=1e-4,
+        device="auto",
+        dtype="float32",
+        random_state=None,
+        warm_start=False,
+        verbose=0,
+        callbacks=None,
+        **skorch_params,
+    ):
+        self.encoder = encoder
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.kernel_size = kernel_size
+        self.dropout = dropout
+        self.max_duration = max_duration
+        self.long_segments = long_segments
+        self.duration_distribution = duration_distribution
+        self.duration_init = duration_init
+        self.min_duration = min_duration
+        self.transition_constraints = transition_constraints
+        self.boundary_scores = boundary_scores
+        self.alpha = alpha
+        self.solver = solver
+        self.optimizer = optimizer
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.device = device
+        self.dtype = dtype
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+        self.callbacks = callbacks
+        for name, value in skorch_params.items():
+            setattr(self, name, value)
+
+    # Parameters routed to skorch ------------------------------------------------------------------
+
+    def _extra_params(self) -> dict[str, Any]:
+        """Parameters that the constructor took beyond those it names."""
+        named = self._get_param_names()
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in named and not name.startswith("_") and not name.endswith("_")
+        }
+
+    def _check_extra_params(self) -> None:
+        # Here rather than in the constructor, which by scikit-learn's rules only stores.
+        for name in self._extra_params():
+            if not name.startswith(_SKORCH_PREFIXES):
+                raise TypeError(
+                    f"{type(self).__name__} has no parameter {name!r}; further parameters start "
+                    f"with one of {', '.join(_SKORCH_PREFIXES)}."
+                )
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters of the constructor, with those routed to skorch."""
+        return {**super().get_params(deep=deep), **self._extra_params()}
+
+    def set_params(self, **params: Any) -> SemiCRFSegmenter:
+        """Set parameters of the constructor and those routed to skorch."""
+        routed = [name for name in params if name.startswith(_SKORCH_PREFIXES)]
+        for name in routed:
+            setattr(self, name, params.pop(name))
+        return super().set_params(**params)
+
+    # Training -------------------------------------------------------------------------------------
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any, groups: Any = None) -> SemiCRFSegmenter:
+        """Fit the model.
+
+        Parameters
+        ----------
+        X, y : sequences and their labels or segments
+            See Notes of the class.
+        groups : array-like of shape (n_rows,), optional
+            For 2-D X: one sequence per id; the rows of an id are contiguous.
+
+        Returns
+        -------
+        self
+        """
+        start_anew = not (self.warm_start and hasattr(self, "net_"))
+        sequences, table = self._prepare(X, y, groups, start_anew)
+        if start_anew:
+            self._build(sequences, table)
+        else:
+            self._rebuild_net()
+        check_allowed(self.module_, table, self.classes_)
+        dataset, valid = SequenceDataset(sequences.values, table), None
+        if self.early_stopping:
+            kept, held_out = split_sequences(len(dataset), self.validation_fraction, self._seed)
+            dataset, valid = dataset.subset(kept), dataset.subset(held_out)
+        self.net_.run(dataset, valid, epochs=self.max_epochs, seed=self._seed + self.n_iter_)
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(
+        self, X: Any, y: Any, classes: Any = None, groups: Any = None
+    ) -> SemiCRFSegmenter:
+        """Run one epoch over the given sequences, from the current parameters.
+
+        Parameters
+        ----------
+        X, y, groups
+            As for `fit`. The first call fixes the classes, the values of "auto" and "observed", and
+            where the durations start.
+        classes : array-like of shape (C,), optional
+            All labels that will ever come, for the first call; by default those of `y`.
+
+        Returns
+        -------
+        self
+        """
+        first = not hasattr(self, "net_")
+        sequences, table = self._prepare(X, y, groups, first, classes)
+        if first:
+            self._build(sequences, table)
+        check_allowed(self.module_, table, self.classes_)
+        dataset = SequenceDataset(sequences.values, table)
+        self.net_.run(dataset, epochs=1, seed=self._seed + self.n_iter_)
+        return self
+
+    def _prepare(
+        self, X: Any, y: Any, groups: Any, start_anew: bool, classes: Any = None
+    ) -> tuple[Sequences, SegmentTable]:
+        """Checked training data; sets what is learnt from the data alone when starting anew."""
+        self._check_extra_params()
+        sequences = check_X(self, X, groups, dtype=np.dtype(self.dtype), reset=start_anew)
+        gold = check_y(y, sequences.layout)
+        if start_anew:
+            self.classes_ = np.unique(gold.labels if classes is None else classes)
+            longest = int((gold.stop - gold.start).max())
+            self.max_duration_ = longest if self.max_duration == "auto" else int(self.max_duration)
+            self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        return sequences, self._encode(gold)
+
+    def _encode(self, gold: GoldSegments) -> SegmentTable:
+        """Gold segments with class indices and durations of at most ``max_duration_``."""
+        table = LabelCodec(self.classes_).encode(gold)
+        return limit_durations(table, self.max_duration_, self.long_segments)
+
+    def _build(self, sequences: Sequences, table: SegmentTable) -> None:
+        rng = PrivateRNG(self._seed, resolve_device(self.device))
+        module = build_module(self, sequences, table, self.max_duration_, rng)
+        self.net_ = build_net(self, module, rng)
+
+    def _rebuild_net(self) -> None:
+        """New optimiser and callbacks, as the parameters say now, around the fitted module."""
+        history = self.net_.history
+        rng = PrivateRNG(self._seed + len(history), resolve_device(self.device))
+        self.net_ = build_net(self, self.module_, rng)
+        self.net_.history = history
+
+    @property
+    def module_(self) -> SegmentationModule:
+        """The fitted encoder and CRF head."""
+        check_is_fitted(self, "net_")
+        return self.net_.module_
+
+    @property
+    def history_(self) -> History:
+        """Losses per epoch."""
+        check_is_fitted(self, "net_")
+        return self.net_.history
+
+    @property
+    def n_iter_(self) -> int:
+        """Number of epochs run."""
+        return len(self.history_)
