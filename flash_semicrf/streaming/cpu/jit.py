@@ -1,22 +1,55 @@
 """How the CPU kernels are compiled.
 
-Kernels release the GIL and are cached on disk. Where no cache folder can be written (a read-only
-install without a home) they are compiled anew in each process instead of failing.
+Kernels release the GIL and are cached on disk. Two things numba does not do by itself:
+
+- its cache looks only at the file of the kernel called, not at those of the kernels inlined into it:
+  here the stamp of every cached kernel is a digest of all the kernels' sources;
+- where no cache folder can be written (a read-only install without a home) kernels are compiled
+  anew in each process instead of failing.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 from numba import njit
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
 
 __all__ = ["kernel"]
 
 
+def _digest() -> str:
+    """Digest of the sources of all kernels."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+_STAMP = _digest()
+
+
+class _KernelCacheImpl(CompileResultCacheImpl):
+    """Numba's storage of compiled functions, stamped with `_STAMP`."""
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__(function)
+        self._locator.get_source_stamp = lambda: _STAMP
+
+
+class _KernelCache(FunctionCache):
+    """A function cache that is stale as soon as any kernel's source changes."""
+
+    _impl_class = _KernelCacheImpl
+
+
 def kernel(function: Callable) -> Callable:
     """Compile a kernel: ``nogil``, cached where possible, multiply-adds contracted."""
-    options = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+    compiled = njit(nogil=True, fastmath={"contract"}, error_model="numpy")(function)
     try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # numba: "no locator available", there is nowhere to write the cache
-        return njit(**options)(function)
+        compiled._cache = _KernelCache(function)
+    except RuntimeError:  # "no locator available": there is nowhere to write the cache
+        pass
+    return compiled

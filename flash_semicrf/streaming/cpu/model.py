@@ -24,6 +24,8 @@ class Window(NamedTuple):
     weights : float64 array of shape (C * (K + 3 * TILE),)
         Row c holds exp(D_k(c) - peak[c]) at index TILE + k, zeros elsewhere, so that a tile of
         neighbouring outputs may reach beyond 1..K.
+    near : float64 array of shape (TILE * padded C,)
+        The same by duration: row k holds exp(D_k(c) - peak[c]) for all labels, k < TILE.
     bias : float64 array of shape (C, K + 1)
         D_k(c) at [c, k]; entry 0 is -inf.
     peak : float64 array of shape (C,)
@@ -31,6 +33,7 @@ class Window(NamedTuple):
     """
 
     weights: np.ndarray
+    near: np.ndarray
     bias: np.ndarray
     peak: np.ndarray
 
@@ -41,7 +44,7 @@ class Transition(NamedTuple):
     Attributes
     ----------
     weights : float64 array of shape (C * padded C,)
-        exp(A[from, to] - peak[to]), rows padded to a multiple of 8 labels with zeros.
+        exp(A[from, to] - peak[to]), rows padded to a multiple of 8 labels with ones.
     scores : float64 array of shape (C, C)
     peak : float64 array of shape (C,)
         max over from; 0 for a label that cannot be reached.
@@ -81,14 +84,16 @@ def window_of(potentials: Potentials) -> Window:
     padded[:, TILE + 1 : TILE + 1 + max_duration] = weights
     with_zero = np.full((num_labels, max_duration + 1), -np.inf)
     with_zero[:, 1:] = bias
-    return Window(padded.ravel(), with_zero, peak)
+    near = np.zeros((TILE, padded_labels(num_labels)))
+    near[:, :num_labels] = padded[:, TILE : 2 * TILE].T
+    return Window(padded.ravel(), near.ravel(), with_zero, peak)
 
 
 def transition_of(scores: np.ndarray) -> Transition:
     """Prepare a (C, C) transition matrix given as [from, to], -inf where forbidden."""
     weights, peak = _weights(scores, 0)
     num_labels = len(scores)
-    padded = np.zeros((num_labels, padded_labels(num_labels)))
+    padded = np.ones((num_labels, padded_labels(num_labels)))
     padded[:, :num_labels] = weights
     return Transition(padded.ravel(), np.ascontiguousarray(scores), peak)
 

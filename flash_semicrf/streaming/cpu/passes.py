@@ -31,10 +31,15 @@ from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.simd import (
     LANES,
     TILE,
-    exp_row,
-    log_row,
+    difference_row,
+    exp_shifted_row,
+    log_scaled_row,
+    log_sum_row,
+    max_row,
     multiply_tile,
     multiply_tile8,
+    push_rows,
+    scale_row,
 )
 
 __all__ = ["CERTAIN", "message_pass"]
@@ -45,18 +50,11 @@ CERTAIN = 1e-175
 _HIGH = 200.0
 """H above this recentres the label's frame: E <= e^200 keeps CERTAIN a certificate."""
 
+_GROWN = 50.0
+"""H above this recentres a frame between blocks, where that is cheaper."""
+
 _LOW = -200.0
 """A window whose largest H is below this is recentred, so that its E count again."""
-
-
-class _State(NamedTuple):
-    """Workspace of a pass. Rows of `sources` and `logs` hold one label's E and H by time."""
-
-    sources: np.ndarray  # (C * capacity + LANES,) E
-    logs: np.ndarray  # (C * capacity + LANES,) H
-    frame: np.ndarray  # (C,) L
-    live_until: np.ndarray  # (C,) last step that a finite source can still reach
-    sums: np.ndarray  # (C * TILE,) window sums of the block's outputs
 
 
 @kernel
@@ -79,87 +77,262 @@ def exact_window(logs, first, bias, longest):
 
 
 @kernel
-def exact_product(alpha, scores, label):
-    """LSE over c' of alpha(c') + A[c', label]."""
+def exact_product(work, alpha, scores, label):
+    """LSE over c' of alpha(c') + A[c', label], alpha being a row of work."""
     top = -math.inf
-    for c in range(alpha.shape[0]):
-        top = max(top, alpha[c] + scores[c, label])
+    for c in range(scores.shape[0]):
+        top = max(top, work[alpha + c] + scores[c, label])
     if top == -math.inf:
         return top
     total = 0.0
-    for c in range(alpha.shape[0]):
-        total += math.exp(alpha[c] + scores[c, label] - top)
+    for c in range(scores.shape[0]):
+        total += math.exp(work[alpha + c] + scores[c, label] - top)
     return top + math.log(total)
 
 
 @kernel
-def product_row(values, weights, padded, num_labels, out):
-    """out = values (C,) @ weights (C, padded)."""
-    out[:] = 0.0
+def product_row(work, source, weights, padded, num_labels, out):
+    """Row `out` of work = row `source` (C,) @ weights (C, padded)."""
+    work[out : out + padded] = 0.0
     column = 0
     while column + TILE <= padded:
-        multiply_tile(values, 0, 1, weights, column, padded, num_labels, out, column)
+        multiply_tile(work, source, 1, weights, column, padded, num_labels, work, out + column)
         column += TILE
     if column < padded:
-        multiply_tile8(values, 0, 1, weights, column, padded, num_labels, out, column)
+        multiply_tile8(work, source, 1, weights, column, padded, num_labels, work, out + column)
+
+
+class _State(NamedTuple):
+    """Workspace of a pass.
+
+    `window` holds each label's E by time, a row of `capacity` per label, and behind all of them,
+    `logs` elements further, their logarithms H plus the label's drift: recentring a frame scales E and
+    moves the drift, not the logarithms. Rows of `work` have one element per label, padded to whole vectors: those of the sums first, then
+    those that `_Rows` names. Padding is such that every row operation stays harmless: frames of
+    -1e30, sums of 1.
+    """
+
+    window: np.ndarray  # (2 * (C * capacity + LANES),)
+    logs: int
+    work: np.ndarray  # ((TILE + 9) * padded,)
+    live_until: np.ndarray  # (C + 1,) last step that a live source can reach; [C]: so can all of them
+    tile: np.ndarray  # (C * TILE,) far sums, before they are transposed into `work`
+
+
+class _Rows(NamedTuple):
+    """Offsets of the named rows of `_State.work`."""
+
+    frame: int  # L
+    window_peak: int
+    alpha: int
+    transition_peak: int
+    gamma: int
+    log_source: int
+    source: int
+    scratch: int
+    drift: int
 
 
 @kernel
-def _recentre(state, label, shift, first, count):
-    """Move a label's frame up by `shift`, over the `count` buffered sources from `first`."""
-    state.frame[label] += shift
-    for i in range(first, first + count):
-        state.logs[i] -= shift
-    exp_row(state.logs, first, state.sources, first, -(-count // LANES) * LANES)
+def _layout(num_labels, padded, capacity, window, transition):
+    """Fresh workspace and its rows."""
+    rows = _Rows(
+        TILE * padded,
+        (TILE + 1) * padded,
+        (TILE + 2) * padded,
+        (TILE + 3) * padded,
+        (TILE + 4) * padded,
+        (TILE + 5) * padded,
+        (TILE + 6) * padded,
+        (TILE + 7) * padded,
+        (TILE + 8) * padded,
+    )
+    half = num_labels * capacity + LANES
+    state = _State(
+        np.zeros(2 * half),
+        half,
+        np.zeros((TILE + 9) * padded),
+        np.full(num_labels + 1, -1),
+        np.zeros(num_labels * TILE),
+    )
+    state.window[half:] = -math.inf
+    state.work[: TILE * padded] = 1.0
+    state.work[rows.log_source : rows.log_source + padded] = -math.inf
+    for c in range(padded):
+        inside = c < num_labels
+        state.work[rows.frame + c] = 0.0 if inside else -1e30
+        state.work[rows.window_peak + c] = window.peak[c] if inside else 0.0
+        state.work[rows.transition_peak + c] = transition.peak[c] if inside else -2e30
+    return state, rows
 
 
 @kernel
-def _forget(state, label, first, count, done):
+def _lower(state, rows, label, shift, first, count):
+    """Move a label's frame up by `shift` > 0, over the `count` buffered sources from `first`."""
+    state.work[rows.frame + label] += shift
+    state.work[rows.drift + label] += shift
+    rounded = -(-count // LANES) * LANES  # the row has room for it before the window
+    begin = first + count - rounded
+    scale_row(state.window, begin, 0, 0, math.exp(-shift), begin, rounded)
+
+
+@kernel
+def _raise(state, rows, label, shift, first, count):
+    """Move a label's frame down by -`shift` > 0: what had been flushed comes back."""
+    state.work[rows.frame + label] += shift
+    state.work[rows.drift + label] += shift
+    drift = state.work[rows.drift + label]
+    rounded = -(-count // LANES) * LANES
+    begin = first + count - rounded
+    exp_shifted_row(state.window, state.logs + begin, 0, 0, drift, begin, rounded)
+
+
+@kernel
+def _settle_lives(state):
+    """Make `live_until` true label by label."""
+    last = state.live_until.shape[0] - 1
+    for c in range(last):
+        state.live_until[c] = max(state.live_until[c], state.live_until[last])
+    state.live_until[last] = -1
+
+
+@kernel
+def _forget(state, label, padded, first, count, done):
     """Drop a label's sources, and what they gave to the outputs from `done` of the block on."""
-    for i in range(first, first + count):
-        state.logs[i] = -math.inf
-        state.sources[i] = 0.0
-    state.sums[label * TILE + done : (label + 1) * TILE] = 0.0
+    state.window[first : first + count] = 0.0
+    state.window[state.logs + first : state.logs + first + count] = -math.inf
+    for j in range(done, TILE):
+        state.work[j * padded + label] = 0.0
     state.live_until[label] = -1
 
 
 @kernel
-def _far_window(state, window, capacity, step, base, max_duration):
+def _far_window(state, window, padded, capacity, step, base, longest):
     """Sums of the block after `step` over the sources up to `step`."""
-    row = max_duration + 3 * TILE
-    state.sums[:] = 0.0
-    for c in range(state.frame.shape[0]):
-        if state.live_until[c] > step:
-            oldest = c * capacity + step + 1 - max_duration - base
-            far = c * row + TILE + max_duration
+    num_labels = window.peak.shape[0]
+    row = longest + 3 * TILE
+    all_live = state.live_until[num_labels] > step
+    state.tile[:] = 0.0
+    for c in range(num_labels):
+        if all_live or state.live_until[c] > step:
+            oldest = c * capacity + step + 1 - longest - base
+            far = c * row + TILE + longest
             multiply_tile(
-                state.sources, oldest, 1, window.weights, far, -1, max_duration, state.sums, c * TILE
+                state.window, oldest, 1, window.weights, far, -1, longest, state.tile, c * TILE
             )
+    for j in range(TILE):
+        for c in range(num_labels):
+            state.work[j * padded + c] = state.tile[c * TILE + j]
 
 
 @kernel
-def _rescue(state, window, label, capacity, step, base, max_duration, done):
+def _advance(state, frame, scores, position, padded, capacity, step, base, longest, done):
+    """Add a position's scores to the frames; a forbidden one cuts its label's sources off."""
+    num_labels = state.live_until.shape[0] - 1
+    for c in range(num_labels):
+        x = scores[position, c]
+        if x > NEG_INF:
+            state.work[frame + c] += x
+        else:
+            _settle_lives(state)
+            if state.live_until[c] >= step:
+                count = min(step, longest)
+                _forget(state, c, padded, c * capacity + step - count - base, count, done)
+
+
+@kernel
+def _rescue(state, rows, window, label, padded, capacity, step, base, done):
     """Window sum of one output by its logarithms; recentre the frame if its sources are all tiny."""
-    longest = min(step, max_duration)
-    oldest = label * capacity + step - longest - base
-    highest, value = exact_window(state.logs, oldest, window.bias[label], longest)
-    value += state.frame[label]
+    num_labels = window.peak.shape[0]
+    if max(state.live_until[label], state.live_until[num_labels]) < step:
+        return -math.inf
+    longest = window.bias.shape[1] - 1
+    count = min(step, longest)
+    oldest = label * capacity + step - count - base
+    highest, value = exact_window(state.window, state.logs + oldest, window.bias[label], count)
+    highest -= state.work[rows.drift + label]
+    value += state.work[rows.frame + label] - state.work[rows.drift + label]
     if -math.inf < highest < _LOW:
-        _recentre(state, label, np.rint(highest), oldest, longest)
-        sums = state.sums[label * TILE : (label + 1) * TILE]
+        _raise(state, rows, label, np.rint(highest), oldest, count)
+        sums = state.tile[label * TILE : (label + 1) * TILE]
         sums[:] = 0.0
-        # The output `done` is this step: source i of the window is `longest - i` before it.
-        near = label * (max_duration + 3 * TILE) + TILE + longest - done
-        multiply_tile(state.sources, oldest, 1, window.weights, near, -1, longest, sums, 0)
+        # The output `done` is this step's: source i of the window is `count - i` before it.
+        near = label * (longest + 3 * TILE) + TILE + count - done
+        multiply_tile(state.window, oldest, 1, window.weights, near, -1, count, sums, 0)
+        for j in range(done, TILE):
+            state.work[j * padded + label] = sums[j]
     return value
 
 
 @kernel
-def _shift_left(buffer, num_labels, capacity, drop, keep):
+def _make_sources(state, rows, window, transition, opening, position, has_boundary, padded,
+                  capacity, step, base, done, certain, top):  # fmt: skip
+    """Turn the row gamma into sources, label by label: the careful form of the common case.
+
+    Redoes sums that are not `certain`, lets dead labels start in a fresh frame, and recentres
+    frames that a source would leave.
+    """
+    num_labels = transition.scores.shape[0]
+    longest = window.bias.shape[1] - 1
+    _settle_lives(state)
     for c in range(num_labels):
-        row = buffer[c * capacity : (c + 1) * capacity]
-        for i in range(keep):
-            row[i] = row[i + drop]
+        if not certain and not state.work[rows.scratch + c] >= CERTAIN:
+            alpha = rows.alpha
+            state.work[rows.gamma + c] = exact_product(state.work, alpha, transition.scores, c)
+        gamma = state.work[rows.gamma + c]
+        if has_boundary:
+            gamma += opening[position, c]
+        if not gamma > NEG_INF:
+            state.work[rows.log_source + c] = -math.inf
+            continue
+        if state.live_until[c] < step:
+            state.work[rows.frame + c] = gamma  # no live source: the frame is free
+        h = gamma - state.work[rows.frame + c]
+        if h > _HIGH:
+            delta = np.rint(h)
+            count = min(step, longest)
+            _lower(state, rows, c, delta, c * capacity + step - count - base, count)
+            for j in range(done + 1, TILE):
+                state.work[j * padded + c] *= math.exp(-delta)
+            h -= delta
+        state.live_until[c] = step + longest
+        state.work[rows.log_source + c] = h
+
+
+@kernel
+def _shift_left(state, rows, num_labels, capacity, drop, keep):
+    """Drop the oldest columns of the buffer, and the whole part of the drifts."""
+    for c in range(num_labels):
+        drift = np.rint(state.work[rows.drift + c])
+        state.work[rows.drift + c] -= drift
+        row = c * capacity
+        for i in range(row, row + keep):
+            state.window[i] = state.window[i + drop]
+            state.window[state.logs + i] = state.window[state.logs + i + drop] - drift
+
+
+@kernel
+def _recentre_block(state, rows, num_labels, capacity, step, base, longest):
+    """Lower the frames whose newest source has grown, while no sums hang on them."""
+    count = min(step + 1, longest)
+    for c in range(num_labels):
+        h = state.work[rows.log_source + c]
+        if h > _GROWN:
+            _lower(state, rows, c, np.rint(h), c * capacity + step + 1 - count - base, count)
+
+
+@kernel
+def _first_sources(state, rows, first, opening, position, has_boundary, capacity, base, longest):
+    """Put source 0 of every label into the buffer, each in a frame of its own."""
+    for c in range(first.shape[0]):
+        h = first[c]
+        if has_boundary:
+            h += opening[position, c]
+        if h > NEG_INF:
+            state.work[rows.frame + c] = h
+            state.window[c * capacity - base] = 1.0
+            state.window[state.logs + c * capacity - base] = 0.0
+            state.live_until[c] = longest
 
 
 @kernel
@@ -197,135 +370,105 @@ def message_pass(
     """
     num_labels = first.shape[0]
     padded = -(-num_labels // LANES) * LANES
-    max_duration = window.bias.shape[1] - 1
-    weight_row = max_duration + 3 * TILE
-    capacity = max_duration + TILE * max(4, -(-max_duration // TILE))
-    state = _State(
-        np.zeros(num_labels * capacity + LANES),
-        np.full(num_labels * capacity + LANES, -math.inf),
-        np.zeros(num_labels),
-        np.full(num_labels, -1),
-        np.zeros(num_labels * TILE),
-    )
-    alpha = np.zeros(num_labels)
-    row = np.zeros(padded)
-    value_row = np.zeros(padded)
+    longest = window.bias.shape[1] - 1
+    span = longest + LANES  # columns kept: the longest window, and room to round it up
+    capacity = span + TILE * max(4, -(-longest // TILE))
+    base = 1 - span  # step of the buffer's first column
+    state, rows = _layout(num_labels, padded, capacity, window, transition)
+    work = state.work
     shift = 0.0
-    base = 1 - max_duration  # step of the buffer's first column
-
-    for c in range(num_labels):
-        position = length - 1 if backward else 0
-        h = first[c]
-        if keep:
-            source_rows[position, c] = h
-        if has_boundary:
-            h += opening[position, c]
-        if h > NEG_INF:
-            state.frame[c] = h
-            state.logs[c * capacity - base] = 0.0
-            state.sources[c * capacity - base] = 1.0
-            state.live_until[c] = max_duration
+    position = length - 1 if backward else 0
+    ahead = -1 if backward else 1
+    _first_sources(state, rows, first, opening, position, has_boundary, capacity, base, longest)
     if keep:
         offsets[0] = 0.0
+        source_rows[position, :] = first
 
     for block in range(0, length, TILE):
         if block + TILE - base >= capacity:
-            drop = block + 1 - max_duration - base
-            _shift_left(state.sources, num_labels, capacity, drop, max_duration)
-            _shift_left(state.logs, num_labels, capacity, drop, max_duration)
+            drop = block + 1 - span - base
+            _shift_left(state, rows, num_labels, capacity, drop, span)
             base += drop
-        _far_window(state, window, capacity, block, base, max_duration)
+        _recentre_block(state, rows, num_labels, capacity, block, base, longest)
+        _far_window(state, window, padded, capacity, block, base, longest)
         steps = min(TILE, length - block)
         for i in range(steps):
             step = block + 1 + i
-            position = length - step if backward else step - 1
-            longest = min(step, max_duration)
-            for c in range(num_labels):
-                x = scores[position, c]
-                if x > NEG_INF:
-                    state.frame[c] += x
-                elif state.live_until[c] >= step:
-                    _forget(state, c, c * capacity + step - longest - base, longest, i)
-                row[c] = state.sums[c * TILE + i]
-            log_row(row, 0, value_row, 0, padded)
-            top = -math.inf
-            for c in range(num_labels):
-                if row[c] >= CERTAIN:
-                    x = state.frame[c] + window.peak[c] + value_row[c]
-                elif state.live_until[c] < step:
-                    x = -math.inf
-                else:
-                    x = _rescue(state, window, c, capacity, step, base, max_duration, i)
-                if has_boundary:
-                    x += closing[position, c]
-                alpha[c] = x if x > NEG_INF else -math.inf
-                top = max(top, x)
-            if i == steps - 1 and top > NEG_INF:
+            _advance(
+                state, rows.frame, scores, position, padded, capacity, step, base, longest, i
+            )
+            lowest = log_sum_row(
+                work, rows.frame, rows.window_peak, i * padded, 0.0, rows.alpha, padded
+            )
+            if not lowest >= CERTAIN:
+                for c in range(num_labels):
+                    if not work[i * padded + c] >= CERTAIN:
+                        work[rows.alpha + c] = _rescue(
+                            state, rows, window, c, padded, capacity, step, base, i
+                        )
+            if has_boundary:
+                for c in range(num_labels):
+                    x = work[rows.alpha + c] + closing[position, c]
+                    work[rows.alpha + c] = x if x > NEG_INF else -math.inf
+            top = max_row(work, rows.alpha, 0, 0, 0.0, 0, padded)
+            alive = top > -1e29  # above the padding
+            if i == steps - 1 and alive:
                 delta = np.rint(top)
                 shift += delta
                 top -= delta
                 for c in range(num_labels):
-                    alpha[c] -= delta
-                    state.frame[c] -= delta
+                    work[rows.alpha + c] -= delta
+                    work[rows.frame + c] -= delta
             if keep:
                 offsets[step] = shift
                 for c in range(num_labels):
-                    out_rows[position, c] = alpha[c]
+                    out_rows[position, c] = work[rows.alpha + c]
             if step == length:
                 break
 
             # The next source: gamma from alpha.
-            position = position - 1 if backward else position + 1
-            if not top > NEG_INF:
-                if keep:
-                    source_rows[position, :] = -math.inf
+            position += ahead
+            lowest = 0.0
+            work[rows.gamma : rows.gamma + padded] = -math.inf
+            if alive:
+                exp_shifted_row(work, rows.alpha, 0, 0, top, rows.gamma, padded)
+                product_row(work, rows.gamma, transition.weights, padded, num_labels, rows.scratch)
+                lowest = log_scaled_row(
+                    work, rows.transition_peak, 0, rows.scratch, top, rows.gamma, padded
+                )
+            certain = lowest >= CERTAIN
+            usual = certain and not has_boundary and state.live_until[num_labels] >= step
+            if usual:
+                high = difference_row(work, rows.gamma, rows.frame, 0, 0.0, rows.log_source, padded)
+                usual = high <= _HIGH
+            if usual:
+                state.live_until[num_labels] = step + longest
+            else:
+                _make_sources(
+                    state, rows, window, transition, opening, position, has_boundary, padded,
+                    capacity, step, base, i, certain or not alive, top,
+                )  # fmt: skip
+                state.live_until[num_labels] = state.live_until[:num_labels].min()
+            if keep:
                 for c in range(num_labels):
-                    state.logs[c * capacity + step - base] = -math.inf
-                    state.sources[c * capacity + step - base] = 0.0
-                continue
+                    source_rows[position, c] = work[rows.gamma + c]
+            exp_shifted_row(work, rows.log_source, 0, 0, 0.0, rows.source, padded)
             for c in range(num_labels):
-                row[c] = alpha[c] - top
-            exp_row(row, 0, row, 0, padded)
-            product_row(row, transition.weights, padded, num_labels, value_row)
-            for c in range(num_labels):
-                row[c] = value_row[c]
-            log_row(value_row, 0, value_row, 0, padded)
-            for c in range(num_labels):
-                if row[c] >= CERTAIN:
-                    gamma = top + transition.peak[c] + value_row[c]
-                else:
-                    gamma = exact_product(alpha, transition.scores, c)
-                if keep:
-                    source_rows[position, c] = gamma
-                if has_boundary:
-                    gamma += opening[position, c]
-                if gamma > NEG_INF:
-                    if state.live_until[c] < step:
-                        state.frame[c] = gamma  # no live source: the frame is free
-                    h = gamma - state.frame[c]
-                    if h > _HIGH:
-                        delta = np.rint(h)
-                        oldest = c * capacity + step - longest - base
-                        _recentre(state, c, delta, oldest, longest)
-                        state.sums[c * TILE : (c + 1) * TILE] *= math.exp(-delta)
-                        h -= delta
-                    state.live_until[c] = step + max_duration
-                    row[c] = h
-                else:
-                    row[c] = -math.inf
-                state.logs[c * capacity + step - base] = row[c]
-            exp_row(row, 0, row, 0, padded)
-            for c in range(num_labels):
-                state.sources[c * capacity + step - base] = row[c]
-                near = c * weight_row + TILE - i
-                multiply_tile(row, c, 1, window.weights, near, 0, 1, state.sums, c * TILE)
+                column = c * capacity + step - base
+                state.window[column] = work[rows.source + c]
+                log = work[rows.log_source + c] + work[rows.drift + c]
+                state.window[state.logs + column] = log
+            push_rows(
+                work, rows.source, window.near, padded, (i + 1) * padded, padded, TILE - 1 - i
+            )
 
+    top = -math.inf
     for c in range(num_labels):
-        alpha[c] += last[c]
-    top = alpha.max()
+        work[rows.alpha + c] += last[c]
+        top = max(top, work[rows.alpha + c])
     if not top > NEG_INF:
         return 0.0, -math.inf
     total = 0.0
     for c in range(num_labels):
-        total += math.exp(alpha[c] - top)
+        total += math.exp(work[rows.alpha + c] - top)
     return shift, top + math.log(total)

@@ -6,7 +6,9 @@ whatever the machine has (AVX-512, AVX2, SSE2, NEON):
 
 - `multiply_tile`, `max_tile`: ``out[j] (+)= sum_i x[i] * y[i + j]`` in registers, with any strides:
   the window sum, its gradient and the products with the transition matrix are all of this form;
-- `exp_row`, `log_row`: exponential and logarithm of a row, to about 1e-16 relative.
+- `exp_row`, `log_row`: exponential and logarithm of a row, to about 1e-16 relative;
+- `log_sum_row` and its like: a step's arithmetic on rows of a workspace, with the minimum or maximum
+  that tells whether all went well.
 
 All take flat float64 arrays and offsets in elements. Nothing is bounds-checked.
 """
@@ -20,7 +22,23 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "TILE", "exp_row", "log_row", "max_tile", "multiply_tile", "multiply_tile8"]
+__all__ = [
+    "LANES",
+    "TILE",
+    "difference_row",
+    "exp_row",
+    "exp_shifted_row",
+    "exp_sum_row",
+    "log_row",
+    "log_scaled_row",
+    "log_sum_row",
+    "max_row",
+    "max_tile",
+    "multiply_tile",
+    "multiply_tile8",
+    "push_rows",
+    "scale_row",
+]
 
 LANES = 8
 """float64 per vector; rows are padded to a multiple of it."""
@@ -222,7 +240,7 @@ def _log(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     return _fma(builder, exponent, _const(_LN2_HIGH), low)
 
 
-def _row(function: Callable) -> Callable:
+def _map(function: Callable) -> Callable:
     """Make the intrinsic that applies `function` to ``count`` (a multiple of 8) elements."""
 
     @intrinsic
@@ -252,8 +270,177 @@ def _row(function: Callable) -> Callable:
     return row
 
 
-exp_row = _row(_exp)
+exp_row = _map(_exp)
 """``out[i] = exp(x[i])``; exactly 0 below -650, so that products of two stay normal numbers."""
 
-log_row = _row(_log)
+log_row = _map(_log)
 """``out[i] = log(x[i])`` of positive normal numbers; other elements get a finite or NaN value."""
+
+
+def _row(body: Callable, reduce: str | None = None) -> Callable:
+    """Make the intrinsic of one operation on rows of a workspace.
+
+    Its call is ``op(work, a, b, c, s, out, count)``: a, b, c and out are offsets of rows of `count`
+    (a multiple of 8) elements in the flat array `work`, s a float. ``body(builder, a, b, c, s)``
+    gets vectors (functions that load them, so that unused rows are not touched) and returns the
+    vector to write, or None, and the one to reduce, or None. The call returns the minimum or
+    maximum of the latter, or 0.
+    """
+
+    @intrinsic
+    def row(typingctx, work, a, b, c, s, out, count):
+        integers = (types.int64,) * 3
+        signature = types.float64(work, *integers, types.float64, types.int64, types.int64)
+
+        def codegen(context, builder, signature, args):
+            rows = [_pointer(context, builder, signature.args[0], args[0], args[i]) for i in (1, 2, 3, 5)]
+            scalar = _splat(builder, args[4])
+            neutral = _const(math.inf if reduce == "min" else -math.inf)
+            entry = builder.block
+            loop = builder.append_basic_block("row.loop")
+            done = builder.append_basic_block("row.done")
+            builder.cbranch(builder.icmp_signed(">", args[6], _I64(0)), loop, done)
+            builder.position_at_end(loop)
+            i, extreme = builder.phi(_I64), builder.phi(_VEC)
+            inputs = [lambda p=p: _load(builder, builder.gep(p, [i])) for p in rows[:3]]
+            value, watched = body(builder, *inputs, scalar)
+            if value is not None:
+                _store(builder, value, builder.gep(rows[3], [i]))
+            following = builder.add(i, _I64(LANES))
+            new = extreme
+            if watched is not None:
+                pick = _max if reduce == "max" else _min
+                new = pick(builder, watched, extreme)
+            i.add_incoming(_I64(0), entry)
+            i.add_incoming(following, loop)
+            extreme.add_incoming(neutral, entry)
+            extreme.add_incoming(new, loop)
+            builder.cbranch(builder.icmp_signed("<", following, args[6]), loop, done)
+            builder.position_at_end(done)
+            final = builder.phi(_VEC)
+            final.add_incoming(neutral, entry)
+            final.add_incoming(new, loop)
+            if reduce is None:
+                return context.get_constant(types.float64, 0.0)
+            return _across(builder, final, _max if reduce == "max" else _min)
+
+        return signature, codegen
+
+    return row
+
+
+def _min(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+
+def _across(builder: ir.IRBuilder, vector: ir.Value, pick: Callable) -> ir.Value:
+    """Reduce the lanes of a vector to a scalar by halving."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        upper = ir.Constant(ir.VectorType(_I32, LANES), [(j + width) % LANES for j in range(LANES)])
+        vector = pick(builder, vector, builder.shuffle_vector(vector, vector, upper))
+    return builder.extract_element(vector, _I32(0))
+
+
+exp_shifted_row = _row(lambda builder, a, b, c, s: (_exp(builder, builder.fsub(a(), s)), None))
+"""``out = exp(a - s)``."""
+
+
+def _add(builder: ir.IRBuilder, *terms: ir.Value) -> ir.Value:
+    total = terms[0]
+    for term in terms[1:]:
+        total = builder.fadd(total, term)
+    return total
+
+
+def _log_sum(builder, a, b, c, s):
+    sums = c()
+    return _add(builder, a(), b(), _log(builder, sums)), sums
+
+
+log_sum_row = _row(_log_sum, "min")
+"""``out = a + b + log(c)``; returns min(c)."""
+
+def _log_scaled(builder, a, b, c, s):
+    sums = c()
+    return _add(builder, a(), s, _log(builder, sums)), sums
+
+
+log_scaled_row = _row(_log_scaled, "min")
+"""``out = a + s + log(c)``; returns min(c)."""
+
+max_row = _row(lambda builder, a, b, c, s: (None, a()), "max")
+"""Returns max(a)."""
+
+
+def _exp_sum(builder, a, b, c, s):
+    total = _add(builder, a(), b(), s)
+    return _exp(builder, total), total
+
+
+exp_sum_row = _row(_exp_sum, "max")
+"""``out = exp(a + b + s)``; returns max(a + b + s)."""
+
+
+def _difference(builder, a, b, c, s):
+    value = builder.fsub(a(), b())
+    return value, value
+
+
+difference_row = _row(_difference, "max")
+"""``out = a - b``; returns its maximum."""
+
+
+def _scaled(builder, a, b, c, s):
+    value = builder.fmul(a(), s)
+    keep = builder.fcmp_ordered(">", value, _const(math.exp(_EXP_FLOOR)))
+    return builder.select(keep, value, _const(0.0)), None
+
+
+scale_row = _row(_scaled)
+"""``out = a * s`` for a >= 0, and 0 where that is below e^-650: nothing becomes subnormal."""
+
+
+@intrinsic
+def push_rows(typingctx, work, source, weights, weight_offset, out, padded, count):
+    """``work[out + r * padded + c] += work[source + c] * weights[weight_offset + r * padded + c]``.
+
+    For r < count, c < padded: one source added to `count` rows of sums, each with its weights.
+    """
+    signature = types.void(work, types.int64, weights, *(types.int64,) * 4)
+
+    def codegen(context, builder, signature, args):
+        row = _pointer(context, builder, signature.args[0], args[0], args[1])
+        weight = _pointer(context, builder, signature.args[2], args[2], args[3])
+        target = _pointer(context, builder, signature.args[0], args[0], args[4])
+        padded, count = args[5], args[6]
+        entry = builder.block
+        columns = builder.append_basic_block("push.columns")
+        inner = builder.append_basic_block("push.inner")
+        next_column = builder.append_basic_block("push.next")
+        done = builder.append_basic_block("push.done")
+        builder.cbranch(builder.icmp_signed(">", count, _I64(0)), columns, done)
+        builder.position_at_end(columns)
+        c = builder.phi(_I64)
+        value = _load(builder, builder.gep(row, [c]))
+        builder.branch(inner)
+        builder.position_at_end(inner)
+        r, offset = builder.phi(_I64), builder.phi(_I64)
+        place = builder.gep(target, [offset])
+        factor = _load(builder, builder.gep(weight, [offset]))
+        _store(builder, _fma(builder, value, factor, _load(builder, place)), place)
+        r_next, offset_next = builder.add(r, _I64(1)), builder.add(offset, padded)
+        for phi, first, following in ((r, _I64(0), r_next), (offset, c, offset_next)):
+            phi.add_incoming(first, columns)
+            phi.add_incoming(following, inner)
+        builder.cbranch(builder.icmp_signed("<", r_next, count), inner, next_column)
+        builder.position_at_end(next_column)
+        c_next = builder.add(c, _I64(LANES))
+        c.add_incoming(_I64(0), entry)
+        c.add_incoming(c_next, next_column)
+        builder.cbranch(builder.icmp_signed("<", c_next, padded), columns, done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return signature, codegen
