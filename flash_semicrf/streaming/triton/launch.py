@@ -1,0 +1,136 @@
+"""Sizes, workspaces and launches of the kernels for static transitions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.streaming.triton.passes import pass_kernel
+from flash_semicrf.streaming.triton.prepare import prepare_kernel
+
+__all__ = ["MAX_LABELS", "Messages", "Plan", "Tables", "boundary_scores", "plan_of", "run_passes", "tables_of"]
+
+MAX_LABELS = 128
+
+
+class Plan(NamedTuple):
+    """How the passes of a problem are laid out.
+
+    Attributes
+    ----------
+    labels : int
+        C padded to a power of two.
+    rows : int
+        Steps of a block, R.
+    blocks_back : int
+        Earlier blocks whose sources a block reads.
+    warps : int
+    """
+
+    labels: int
+    rows: int
+    blocks_back: int
+    warps: int
+
+    @property
+    def ring(self) -> int:
+        """Blocks of sources that are kept."""
+        return self.blocks_back + 2
+
+    @property
+    def workspace(self) -> int:
+        """float64 elements that one program needs."""
+        ring_rows = self.ring * self.rows
+        return 3 * ring_rows * self.labels + 2 * self.ring * self.labels + ring_rows
+
+
+class Tables(NamedTuple):
+    """Output of `prepare_kernel`."""
+
+    window: Tensor
+    log_window: Tensor
+    matrix: Tensor
+    log_matrix: Tensor
+    first: Tensor
+
+
+class Messages(NamedTuple):
+    """Messages of both passes as `pass_kernel` writes them."""
+
+    forward: Tensor  # (B, T, C)
+    backward: Tensor  # (B, T, C)
+    offset: Tensor  # (2, B, T)
+
+
+def plan_of(potentials: Potentials, rows: int | None = None) -> Plan:
+    """Launch parameters by the number of labels."""
+    labels = max(4, triton.next_power_of_2(potentials.num_labels))
+    if rows is None:
+        rows = 16 if labels <= 32 else 8
+    blocks_back = -(-(potentials.max_duration - 1) // rows)
+    warps = {64: 2, 128: 8}.get(labels, 1)
+    return Plan(labels, rows, blocks_back, warps)
+
+
+def tables_of(potentials: Potentials, plan: Plan, semiring: str = "log") -> Tables:
+    """Prepare the parameters that all sequences share."""
+    p = potentials
+    rows = plan.rows * (plan.blocks_back + 1) + 1
+    CP = plan.labels
+    count = 2 * rows * CP + 4 * CP * CP + 2 * CP
+    buffer = torch.empty(count, dtype=torch.float64, device=p.device)
+    sizes = [rows * CP, rows * CP, 2 * CP * CP, 2 * CP * CP, 2 * CP]
+    tables = Tables(*buffer.split(sizes))
+    block = 32
+    has_initial, has_final = p.initial_scores is not None, p.final_scores is not None
+    prepare_kernel[(1 + triton.cdiv(rows, block),)](
+        p.transition.contiguous(), p.duration_bias.contiguous(),
+        p.initial_scores if has_initial else p.transition,
+        p.final_scores if has_final else p.transition,
+        *tables, p.num_labels, p.max_duration, rows,
+        HAS_INITIAL=has_initial, HAS_FINAL=has_final, MAX=semiring == "max", CP=CP, ROWS=block,
+        num_warps=4,
+    )  # fmt: skip
+    return tables
+
+
+def boundary_scores(p: Potentials) -> tuple[bool, Tensor, Tensor]:
+    """(given at all, start scores, end scores); zeros for the one of the two that is missing."""
+    if p.start_scores is None and p.end_scores is None:
+        return False, p.scores, p.scores
+    given = (p.start_scores, p.end_scores)
+    start, end = (torch.zeros_like(p.scores) if x is None else x.contiguous() for x in given)
+    return True, start, end
+
+
+def run_passes(
+    potentials: Potentials, plan: Plan, keep: bool, always_log: bool = False
+) -> tuple[Tensor, Messages | None, Tables]:
+    """Log Z (B,) by the forward pass; with `keep` both passes run, and their messages are kept."""
+    p = potentials
+    tables = tables_of(p, plan)
+    scores = p.scores.contiguous()
+    has_boundary, start, end = boundary_scores(p)
+    directions = 2 if keep else 1
+    B, T, C = scores.shape
+    workspace = scores.new_empty(B * directions * plan.workspace, dtype=torch.float64)
+    log_z = scores.new_empty(B, dtype=torch.float64)
+    messages = None
+    outputs = (log_z, log_z, log_z)
+    if keep:
+        messages = outputs = Messages(
+            scores.new_empty((B, T, C), dtype=torch.float64),
+            scores.new_empty((B, T, C), dtype=torch.float64),
+            scores.new_empty((2, B, T), dtype=torch.float64),
+        )
+    pass_kernel[(B, directions)](
+        scores, start, end, p.lengths, *tables, workspace, log_z, *outputs,
+        T, C, p.max_duration, plan.blocks_back, plan.ring, plan.workspace, 1, int(always_log),
+        HAS_BOUNDARY=has_boundary, BACKWARD=keep, KEEP=keep, CP=plan.labels, R=plan.rows,
+        num_warps=plan.warps,
+    )  # fmt: skip
+    return log_z, messages, tables

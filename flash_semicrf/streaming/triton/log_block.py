@@ -1,0 +1,149 @@
+"""One block of R steps of a pass in the log domain: for what linear float64 cannot hold.
+
+Slow and exact: every step is a log-sum-exp over the window and one over the labels. It starts and
+ends in the state of the linear blocks, so that the two may alternate.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flash_semicrf.streaming.triton.numerics import (
+    allowed,
+    decode_log,
+    encode_log,
+    log_add,
+    wide,
+)
+
+__all__ = ["log_steps"]
+
+_SOURCES = tl.constexpr(16)  # sources of one tile of the window
+
+
+@triton.jit
+def _window_logs(
+    logs_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, score_ptr, step, K, ring, label, C, stride,
+    direction, CP: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """Write log h of the sources of the window before `step`; h = source less running score."""
+    oldest = tl.maximum(step - K + 1, 0) // R
+    for block in range(oldest, step // R):
+        slot = block % ring
+        prefix = tl.load(prefix_ptr + slot * CP + label)
+        for r in range(R):
+            row = slot * R + r
+            source = decode_log(tl.load(raw_ptr + row * CP + label))
+            source += tl.load(raw_offset_ptr + row) - prefix
+            tl.store(logs_ptr + row * CP + label, source)
+            place = (block * R + r) * direction * stride
+            x = tl.load(score_ptr + place + label, mask=label < C, other=float("-inf"))
+            prefix += tl.where(allowed(x), x.to(tl.float64), 0.0)
+
+
+@triton.jit
+def _window_sum(
+    logs_ptr, log_window_ptr, step, K, ring, born, label, CP: tl.constexpr, R: tl.constexpr
+):
+    """LSE over the sources up to `step` of h + D, for the output one step later."""
+    top = tl.full([CP], float("-inf"), tl.float64)
+    total = tl.zeros([CP], tl.float64)
+    lanes = tl.arange(0, _SOURCES)[:, None]
+    for first in range(1, tl.minimum(K, step + 1) + 1, _SOURCES):
+        k = first + lanes
+        source = step + 1 - k
+        live = (k <= K) & (source >= 0) & (source >= born[None, :])
+        slot = (tl.maximum(source, 0) // R) % ring
+        row = slot * R + tl.maximum(source, 0) % R
+        h = tl.load(logs_ptr + row * CP + label[None, :], mask=live, other=float("-inf"))
+        d = tl.load(log_window_ptr + k * CP + label[None, :], mask=k <= K, other=float("-inf"))
+        top, total = log_add(top, total, tl.where(live, h + d, float("-inf")), 0)
+    return tl.where(top > float("-inf"), top + tl.log(total), top)
+
+
+@triton.jit
+def log_steps(
+    g, offset, prefix, newest, born, final_row, final_offset,
+    score_ptr, opening_ptr, closing_ptr, message_ptr, offset_ptr,
+    sources_ptr, rates_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, logs_ptr,
+    log_window_ptr, log_matrix_ptr, step, length, K, ring, direction, stride, C, label,
+    HAS_BOUNDARY: tl.constexpr, KEEP: tl.constexpr,
+    CP: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """Run the R steps after `step` (a multiple of R) that are within `length`.
+
+    Parameters
+    ----------
+    g : Tensor of shape (CP,)
+        Source of `step`, without its opening score, as stored messages are, relative to `offset`.
+    prefix : Tensor of shape (CP,)
+        Sum of the scores, those that forbid left out, before `step`.
+    score_ptr, opening_ptr, closing_ptr, message_ptr, offset_ptr
+        Rows of the pass's first position; the others follow in `direction`.
+
+    Returns
+    -------
+    The state after the block: g, offset, prefix, newest, born, final_row, final_offset.
+    """
+    _window_logs(
+        logs_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, score_ptr, step, K, ring, label, C, stride,
+        direction, CP, R,
+    )  # fmt: skip
+    block = step // R
+    slot = block % ring
+    source_log = decode_log(g) + offset
+    start_offset = offset
+    start_prefix = prefix
+    target = label[:, None]
+    inside = label < C
+    matrix = tl.load(log_matrix_ptr + label[None, :] * CP + target)
+    for i in range(R):
+        here = step + i
+        if here < length:
+            place = here * direction * stride
+            row = slot * R + i
+            if HAS_BOUNDARY:
+                source_log += wide(tl.load(opening_ptr + place + label, mask=inside, other=0.0))
+                source_log = tl.where(source_log > -9.9e37, source_log, float("-inf"))
+            newest = tl.where(source_log > float("-inf"), here, newest)
+            tl.store(logs_ptr + row * CP + label, source_log - prefix)
+            top = tl.max(source_log, 0)
+            top = tl.where(top > float("-inf"), top, 0.0)
+            tl.store(raw_ptr + row * CP + label, encode_log(source_log - top))
+            tl.store(raw_offset_ptr + row, top)
+            tl.debug_barrier()
+            x = tl.load(score_ptr + place + label, mask=inside, other=float("-inf"))
+            prefix += tl.where(allowed(x), x.to(tl.float64), 0.0)
+            born = tl.where(allowed(x), born, here + 1)
+            alpha = _window_sum(logs_ptr, log_window_ptr, here, K, ring, born, label, CP, R)
+            alpha += prefix
+            if HAS_BOUNDARY:
+                alpha += wide(tl.load(closing_ptr + place + label, mask=inside, other=0.0))
+                alpha = tl.where(alpha > -9.9e37, alpha, float("-inf"))
+            top = tl.max(alpha, 0)
+            top = tl.where(top > float("-inf"), top, 0.0)
+            encoded = encode_log(alpha - top)
+            if KEEP:
+                tl.store(message_ptr + place + label, encoded, mask=inside)
+                tl.store(offset_ptr + here * direction, top)
+            last = here + 1 == length
+            final_row = tl.where(last, encoded, final_row)
+            final_offset = tl.where(last, top, final_offset)
+            by_source = matrix + tl.expand_dims(alpha, 0)
+            peak = tl.max(by_source, 1)
+            safe = tl.where(peak > float("-inf"), peak, 0.0)
+            source_log = safe + tl.log(tl.sum(tl.exp(by_source - safe[:, None]), 1))
+    top = tl.max(source_log, 0)
+    offset = tl.where(top > float("-inf"), top, offset)
+    # The block's sources in the frame of its end, as the linear blocks after it read them.
+    for i in range(R):
+        row = slot * R + i
+        here = step + i
+        if here < length:
+            h = tl.load(logs_ptr + row * CP + label)
+            scaled = tl.exp(tl.minimum(h + prefix - offset, 800.0))
+            tl.store(sources_ptr + row * CP + label, tl.where(born <= here, scaled, 0.0))
+    rate = tl.exp(tl.minimum(prefix - start_prefix + start_offset - offset, 800.0))
+    tl.store(rates_ptr + slot * CP + label, tl.where(born <= step, rate, 0.0))
+    return encode_log(source_log - offset), offset, prefix, newest, born, final_row, final_offset

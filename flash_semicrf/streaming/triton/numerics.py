@@ -1,0 +1,90 @@
+"""Scalar helpers that the kernels share: what forbids, and how messages are written.
+
+A message is a nonnegative number times exp(offset), the offset being common to all labels of its row:
+exact zero where nothing reaches the label, else its value. Rows of blocks that were computed in the
+log domain hold log value - 1 in its place, with an offset not below any of them, so that the sign
+tells the two forms apart and no range is too wide for either.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = [
+    "allowed",
+    "decode_linear",
+    "decode_log",
+    "encode_log",
+    "log_add",
+    "power_of_two",
+    "round_whole",
+    "wide",
+]
+
+# A little above flash_semicrf.potentials.NEG_INF, which float32 rounds to -0.99999997e38.
+_NEG_INF = tl.constexpr(-9.9e37)
+
+
+@triton.jit
+def wide(x):
+    """float64, everything that forbids as -inf."""
+    x = x.to(tl.float64)
+    return tl.where(x > _NEG_INF, x, float("-inf"))
+
+
+@triton.jit
+def allowed(x):
+    """Whether a score does not forbid."""
+    return x > _NEG_INF
+
+
+@triton.jit
+def round_whole(x):
+    """Nearest whole number of a float64 below 2^51 in size."""
+    magic = 6755399441055744.0
+    return (x + magic) - magic
+
+
+@triton.jit
+def power_of_two(exponent):
+    """2^exponent as float64, for an integer exponent in [-1000, 1000]."""
+    bits = (exponent.to(tl.int64) + 1023) << 52
+    return bits.to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def exponent_of(x):
+    """Integer e with 2^e <= x < 2^(e+1) for a positive normal float64; clamped to [-1000, 1000]."""
+    e = ((x.to(tl.int64, bitcast=True) >> 52) & 0x7FF) - 1023
+    return tl.minimum(tl.maximum(e, -1000), 1000).to(tl.int32)
+
+
+@triton.jit
+def decode_linear(value):
+    """Value of a stored message, relative to its offset."""
+    return tl.where(value < 0, tl.exp(value + 1.0), value)
+
+
+@triton.jit
+def decode_log(value):
+    """Logarithm of a stored message, relative to its offset; -inf for zero."""
+    positive = value > 0
+    log = tl.where(positive, tl.log(tl.where(positive, value, 1.0)), value + 1.0)
+    return tl.where(value == 0, float("-inf"), log)
+
+
+@triton.jit
+def encode_log(log):
+    """What to store for a logarithm <= 0, relative to its offset."""
+    return tl.where(log > _NEG_INF, log - 1.0, 0.0)
+
+
+@triton.jit
+def log_add(top, total, x, axis: tl.constexpr):
+    """Add a tile to a running log-sum-exp (top, total) along `axis`; top = -inf is an empty sum."""
+    new = tl.maximum(top, tl.max(x, axis))
+    safe = tl.where(new > _NEG_INF, new, 0.0)
+    total = total * tl.exp(tl.where(top > _NEG_INF, top, safe) - safe)
+    total += tl.sum(tl.exp(x - tl.expand_dims(safe, axis)), axis)
+    return new, total

@@ -1,0 +1,176 @@
+"""The messages of log Z for static transitions: one program per sequence and direction.
+
+Forwards, with S the running sum of a label's scores,
+
+    h_s(c)     = LSE_{c'} [alpha_s(c') + A[c', c]] + start_s(c) - S_s(c)
+    alpha_t(c) = S_t(c) + end_{t-1}(c) + LSE_{k=1..K} [h_{t-k}(c) + D_k(c)]
+
+Read from the end, with starts and ends exchanged and A transposed, the same recurrence gives eta (for
+alpha) and beta: one kernel serves both directions. Blocks of R steps run in linear float64, and
+again in the log domain where that certifies nothing. Cost T(KC + C²); workspace O(KC).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flash_semicrf.streaming.triton.linear_block import far_window, linear_steps, score_factors
+from flash_semicrf.streaming.triton.log_block import log_steps
+from flash_semicrf.streaming.triton.numerics import allowed, decode_linear, decode_log, encode_log
+
+__all__ = ["pass_kernel"]
+
+
+@triton.jit
+def _load_rows(row_ptr, step, length, direction, stride, label, C, R: tl.constexpr):
+    """Rows of the R positions after `step` as they are; -inf outside."""
+    rows = ()
+    for i in tl.static_range(R):
+        inside = (step + i < length) & (label < C)
+        place = (step + i) * direction * stride
+        rows = rows + (tl.load(row_ptr + place + label, mask=inside, other=float("-inf")),)
+    return rows
+
+
+@triton.jit
+def _exponentials(rows, R: tl.constexpr):
+    values = ()
+    for i in tl.static_range(R):
+        x = rows[i].to(tl.float64)
+        values = values + (tl.where(allowed(x), tl.exp(x), 0.0),)
+    return values
+
+
+@triton.jit(do_not_specialize=["unit", "always_log", "T", "K", "blocks_back", "ring", "workspace_stride"])
+def pass_kernel(
+    scores_ptr, start_ptr, end_ptr, lengths_ptr,
+    window_ptr, log_window_ptr, matrix_ptr, log_matrix_ptr, first_ptr,
+    workspace_ptr, log_z_ptr, forward_ptr, backward_ptr, offset_ptr,
+    T, C, K, blocks_back, ring, workspace_stride, unit, always_log,
+    HAS_BOUNDARY: tl.constexpr, BACKWARD: tl.constexpr, KEEP: tl.constexpr,
+    CP: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """Run one pass; program (b, direction).
+
+    `scores`, `start`, `end` (B, T, C) in any floating dtype; the tables of `prepare_kernel`;
+    `workspace` float64, `workspace_stride` of them per program. Writes `log_z` (B,) and, if KEEP, the
+    messages `forward` (alpha_{p+1} in row p) and `backward` (eta_p), both (B, T, C), with their
+    offsets (2, B, T). float64 inside. `always_log` is for tests.
+    """
+    b = tl.program_id(0).to(tl.int64)
+    label = tl.arange(0, CP)
+    inside = label < C
+    length = tl.load(lengths_ptr + b).to(tl.int32)
+    direction = 1
+    if BACKWARD:
+        direction = tl.where(tl.program_id(1) == 0, 1, -1)
+    is_backward = direction < 0
+    origin = tl.where(is_backward, length - 1, 0)
+    stride = C
+    base = (b * T + origin) * C
+    score_ptr = scores_ptr + base
+    opening_ptr = start_ptr + base
+    closing_ptr = end_ptr + base
+    message_ptr = forward_ptr + base
+    row_offset_ptr = offset_ptr + b * T + origin
+    first_row = first_ptr
+    last_row = first_ptr + CP
+    if BACKWARD:
+        if is_backward:
+            opening_ptr = end_ptr + base
+            closing_ptr = start_ptr + base
+            message_ptr = backward_ptr + base
+            row_offset_ptr = offset_ptr + (tl.num_programs(0) + b) * T + origin
+            first_row = first_ptr + CP
+            last_row = first_ptr
+            matrix_ptr += CP * CP
+            log_matrix_ptr += CP * CP
+
+    program = b * tl.num_programs(1) + tl.program_id(1)
+    sources_ptr = workspace_ptr + program * workspace_stride
+    raw_ptr = sources_ptr + ring * R * CP
+    logs_ptr = raw_ptr + ring * R * CP
+    rates_ptr = logs_ptr + ring * R * CP
+    prefix_ptr = rates_ptr + ring * CP
+    raw_offset_ptr = prefix_ptr + ring * CP
+
+    # `unit` is 1: a stride that the compiler does not know keeps labels one to a lane, so that the
+    # product with exp(A) reduces inside a thread.
+    matrix = tl.load(matrix_ptr + label[None, :] * CP + label[:, None] * unit)
+    near = ()
+    for i in tl.static_range(R):
+        near = near + (tl.load(window_ptr + (i + 1) * CP + label),)
+
+    first = tl.load(first_row + label)
+    offset = tl.max(first, 0)
+    offset = tl.where(offset > float("-inf"), offset, 0.0)
+    g = encode_log(first - offset)
+    prefix = tl.zeros([CP], tl.float64)
+    newest = tl.full([CP], -(1 << 30), tl.int32)
+    born = tl.zeros([CP], tl.int32)
+    final_row = tl.zeros([CP], tl.float64)
+    final_offset = offset
+
+    for step in range(0, length, R):
+        block = step // R
+        slot = block % ring
+        tl.store(prefix_ptr + slot * CP + label, prefix)
+        x = _load_rows(score_ptr, step, length, direction, stride, label, C, R)
+        factors, shifts, ok = score_factors(x, R)
+        opening = factors
+        closing = factors
+        if HAS_BOUNDARY:
+            rows = _load_rows(opening_ptr, step, length, direction, stride, label, C, R)
+            opening = _exponentials(rows, R)
+        if HAS_BOUNDARY:
+            rows = _load_rows(closing_ptr, step, length, direction, stride, label, C, R)
+            closing = _exponentials(rows, R)
+        sums, lost = far_window(
+            window_ptr, sources_ptr, rates_ptr, block, tl.minimum(blocks_back, block), ring, label,
+            CP, R,
+        )  # fmt: skip
+        linear = decode_linear(g)
+        new_g, sources, new_newest, new_born, new_row, new_row_offset, new_offset, exponent, rate, fine = (
+            linear_steps(
+                linear, sums, near, factors, shifts, matrix, opening, closing, x,
+                step, length, K, newest, born, final_row, final_offset, offset,
+                message_ptr + step * direction * stride, row_offset_ptr + step * direction,
+                sources_ptr + slot * R * CP, direction, stride, C, label,
+                HAS_BOUNDARY, KEEP, CP, R,
+            )
+        )  # fmt: skip
+        ok = ok & fine & ((linear >= 1e-200) | (g == 0)) & (lost <= 1e-220)
+        if (tl.min(ok.to(tl.int32), 0) == 1) & (always_log == 0):
+            row_offset = offset
+            for i in tl.static_range(R):
+                tl.store(raw_ptr + (slot * R + i) * CP + label, sources[i])
+                tl.store(raw_offset_ptr + slot * R + i, row_offset)
+                row_offset += shifts[i]
+                prefix += tl.where(allowed(x[i]), x[i].to(tl.float64), 0.0)
+            tl.store(rates_ptr + slot * CP + label, rate)
+            g = new_g
+            newest = new_newest
+            born = new_born
+            final_row = new_row
+            final_offset = new_row_offset
+            offset = new_offset + exponent.to(tl.float64) * 0.6931471805599453
+        else:
+            tl.debug_barrier()
+            g, offset, prefix, newest, born, final_row, final_offset = log_steps(
+                g, offset, prefix, newest, born, final_row, final_offset,
+                score_ptr, opening_ptr, closing_ptr, message_ptr, row_offset_ptr,
+                sources_ptr, rates_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, logs_ptr,
+                log_window_ptr, log_matrix_ptr, step, length, K, ring, direction, stride, C, label,
+                HAS_BOUNDARY, KEEP, CP, R,
+            )  # fmt: skip
+        tl.debug_barrier()
+
+    if direction > 0:
+        last = tl.load(last_row + label)
+        value = tl.where(inside, decode_log(final_row) + last, float("-inf"))
+        top = tl.max(value, 0)
+        safe = tl.where(top > float("-inf"), top, 0.0)
+        total = tl.sum(tl.exp(value - safe), 0)
+        log_z = tl.where(top > float("-inf"), safe + final_offset + tl.log(total), top)
+        tl.store(log_z_ptr + b, log_z)
