@@ -26,6 +26,8 @@ from flash_semicrf.streaming.cpu.simd import (
     LANES,
     TILE,
     exp_row,
+    exp_shifted_row,
+    max_row,
     multiply_tile,
     multiply_tile8,
 )
@@ -42,7 +44,7 @@ __all__ = [
 CHUNK = 16384
 """Positions of one task; fixed, so that sums do not depend on the number of threads."""
 
-_BLOCK = 32  # outputs per sweep of the duration correlation
+_BLOCK = 64  # outputs per sweep of the duration correlation
 _HIGH = 300.0  # exponents of both factors stay below it: their product cannot overflow
 _NEGLIGIBLE = -50.0  # log of a marginal that no float64 gradient would show
 
@@ -88,7 +90,9 @@ def _end_row(messages, position, row, num_labels):
 
 
 @kernel
-def boundary_marginals(messages, begin, stop, position_rows, start_rows, end_rows, want_ends, carry):
+def boundary_marginals(
+    messages, begin, stop, position_rows, start_rows, end_rows, want_ends, carry
+):
     """Marginals of positions ``[begin, stop)``.
 
     Parameters
@@ -134,28 +138,45 @@ def add_carry(position_rows, begin, stop, carry):
 
 
 class _Buffer(NamedTuple):
-    """Sources and outputs of the duration correlation, a label per row."""
+    """Sources and outputs of the duration correlation, a label per row.
 
-    sources: np.ndarray  # (C * capacity,) E = exp(H)
-    logs: np.ndarray  # (C * capacity,) H = h less the frame
+    `window` holds E and, `logs` elements further, its logarithms H plus the label's drift: the frame
+    that E stands in is `frame`, the one of the logarithms is ``frame - drift``.
+    """
+
+    window: np.ndarray  # (2 * C * capacity,)
+    logs: int
     outputs: np.ndarray  # (C * _BLOCK,) U
     output_logs: np.ndarray  # (C * _BLOCK,) log U = u plus the frame and the window's peak
     frame: np.ndarray  # (C,)
+    drift: np.ndarray  # (C,)
     stale: np.ndarray  # (C,) E does not follow from H
 
 
 @kernel
-def _settle_frame(buffer, label, first, count, new):
+def _maximum(values, first, count):
+    """Largest of `count` values."""
+    whole = count // LANES * LANES
+    top = max_row(values, first, 0, 0, 0.0, 0, whole)
+    for i in range(first + whole, first + count):
+        top = max(top, values[i])
+    return top
+
+
+@kernel
+def _settle_frame(buffer, label, first, count, new, output):
     """Move a label's frame so that both factors are within range; False if no frame does.
 
-    `first` is the oldest of `count` buffered sources, the last `new` of which are this block's.
+    `first` is the oldest of `count` buffered sources, of which the last `new` have no E yet; as
+    many outputs start at index `output` of the label's.
     """
-    outputs = buffer.output_logs[label * _BLOCK : (label + 1) * _BLOCK]
-    top = outputs.max()
+    row = label * _BLOCK
+    top = _maximum(buffer.output_logs, row + output, new)
     begin = first if buffer.stale[label] else first + count - new
-    high = buffer.logs[begin : first + count].max()
+    high = _maximum(buffer.window, buffer.logs + begin, first + count - begin) - buffer.drift[label]
+    shift = 0.0
     if top > _HIGH or high > _HIGH:
-        high = buffer.logs[first : first + count].max()
+        high = _maximum(buffer.window, buffer.logs + first, count) - buffer.drift[label]
         if high + top > 2 * _HIGH:
             buffer.stale[label] = True
             return False
@@ -166,32 +187,124 @@ def _settle_frame(buffer, label, first, count, new):
         else:
             shift = (high - top) / 2
         buffer.frame[label] += shift
-        buffer.logs[first : first + count] -= shift
-        outputs += shift
+        buffer.drift[label] += shift
+        buffer.output_logs[row : row + _BLOCK] += shift
         begin = first
     buffer.stale[label] = False
     rounded = -(-(first + count - begin) // LANES) * LANES
-    exp_row(buffer.logs, begin, buffer.sources, begin, rounded)
-    exp_row(buffer.output_logs, label * _BLOCK, buffer.outputs, label * _BLOCK, _BLOCK)
+    drift = buffer.drift[label]
+    exp_shifted_row(buffer.window, buffer.logs + begin, 0, 0, drift, begin, rounded)
+    rounded = -(-new // LANES) * LANES
+    exp_row(buffer.output_logs, row + output, buffer.outputs, row + output, rounded)
     return True
 
 
 @kernel
-def _term_by_term(buffer, label, column, steps, alive_from, bias, peak, total):
+def _correlate(buffer, label, column, first, steps, longest, weighted):
+    """Add a block of one label to ``sum_t U_t E_{t-k}``; False if some exponents are out of range.
+
+    In one piece if possible, else in pieces of `TILE` outputs, within which exponents vary less.
+    Pieces out of range are left with U = 0 and keep the logarithms of their outputs; the others'
+    are set to -inf.
+    """
+    tiled = -(-longest // TILE) * TILE
+    complete = True
+    settled = _settle_frame(buffer, label, first, column + steps - first, steps, 0)
+    size = steps if settled else TILE
+    for i in range(0, steps, size):
+        new = min(size, steps - i)
+        if not settled and not _settle_frame(
+            buffer, label, first, column + i + new - first, new, i
+        ):
+            complete = False
+            continue
+        row = label * _BLOCK + i
+        for q in range(0, longest, TILE):
+            multiply_tile(
+                buffer.outputs, row, 1, buffer.window, column + i + 1 - longest + q, 1,
+                new, weighted, label * tiled + q,
+            )  # fmt: skip
+        buffer.output_logs[row : row + new] = -math.inf
+    return complete
+
+
+@kernel
+def _term_by_term(buffer, label, column, steps, alive_from, window, total):
     """Add one block of one label to its duration gradient by its logarithms.
 
-    `column` is the buffer index of the block's first source; output i may use sources from
+    `column` is the buffer index of the block's first source; output i may use sources from column
     `alive_from[i]` to ``column + i``.
     """
-    longest = bias.shape[0] - 1
+    longest = window.bias.shape[1] - 1
+    offset = window.peak[label] + buffer.drift[label]
     for i in range(steps):
-        log_output = buffer.output_logs[label * _BLOCK + i]
+        log_output = buffer.output_logs[label * _BLOCK + i] - offset
         if log_output == -math.inf:
             continue
+        newest = buffer.logs + column + i + 1
         for k in range(1, min(longest, column + i + 1 - alive_from[i]) + 1):
-            x = buffer.logs[column + i + 1 - k] + (bias[k] - peak) + log_output
+            x = buffer.window[newest - k] + window.bias[label, k] + log_output
             if x > _NEGLIGIBLE:
                 total[longest - k] += math.exp(x)
+
+
+@kernel
+def _cut_off(buffer, label, first, born):
+    """Remove the sources before column `born`, which a forbidden position has cut off."""
+    buffer.window[buffer.logs + first : buffer.logs + born] = -math.inf
+    buffer.stale[label] = True
+
+
+@kernel
+def _fill_position(buffer, messages, p, i, column, capacity, begin, score, start, end, has_boundary,
+                   peak, born):  # fmt: skip
+    """Add the source and the output of position p, i of its block; True if it is forbidden for any."""
+    forbidden = False
+    step = messages.forward[p + 1] - messages.forward[p]
+    level = _level(messages, p + 1, p + 1)
+    for c in range(score.shape[0]):
+        frame = buffer.frame[c]
+        h = messages.gamma[p, c] - frame
+        u = messages.beta[p, c] + level + peak[c]
+        if has_boundary:
+            h += start[c]
+            u += end[c]
+        if score[c] > NEG_INF:
+            frame += score[c]
+        else:
+            u = -math.inf
+            forbidden = True
+            born[c] = p + 1
+        frame -= step
+        u += frame
+        buffer.frame[c] = frame
+        h = h if h > NEG_INF else -math.inf
+        u = u if u > NEG_INF and p >= begin else -math.inf
+        buffer.window[buffer.logs + c * capacity + column] = h + buffer.drift[c]
+        buffer.output_logs[c * _BLOCK + i] = u
+    return forbidden
+
+
+@kernel
+def _drop_oldest(buffer, num_labels, capacity, drop, keep):
+    """Drop the oldest columns of the buffer, and the drifts."""
+    for c in range(num_labels):
+        drift = buffer.drift[c]
+        buffer.drift[c] = 0.0
+        for i in range(c * capacity, c * capacity + keep):
+            buffer.window[i] = buffer.window[i + drop]
+            buffer.window[buffer.logs + i] = buffer.window[buffer.logs + i + drop] - drift
+
+
+@kernel
+def _new_buffer(num_labels, capacity):
+    half = num_labels * capacity
+    window = np.zeros(2 * half)
+    window[half:] = -math.inf
+    return _Buffer(
+        window, half, np.zeros(num_labels * _BLOCK), np.full(num_labels * _BLOCK, -math.inf),
+        np.zeros(num_labels), np.zeros(num_labels), np.zeros(num_labels, np.bool_),
+    )  # fmt: skip
 
 
 @kernel
@@ -213,74 +326,38 @@ def duration_gradient(
     longest = window.bias.shape[1] - 1
     capacity = longest + _BLOCK * max(4, -(-longest // _BLOCK)) + TILE
     tiled = -(-longest // TILE) * TILE
-    buffer = _Buffer(
-        np.zeros(num_labels * capacity),
-        np.full(num_labels * capacity, -math.inf),
-        np.zeros(num_labels * _BLOCK),
-        np.full(num_labels * _BLOCK, -math.inf),
-        np.zeros(num_labels),
-        np.zeros(num_labels, np.bool_),
-    )
+    buffer = _new_buffer(num_labels, capacity)
     weighted = np.zeros(num_labels * tiled)  # by k descending, without the factor W
     direct = np.zeros((num_labels, longest))  # term by term, W included
     born = np.zeros(num_labels, np.int64)  # first source not cut off by a forbidden position
-    alive_from = np.zeros(_BLOCK, np.int64)
+    alive_from = np.zeros((num_labels, _BLOCK), np.int64)
     oldest = max(0, begin + 1 - longest)
     base = oldest - longest  # source of the buffer's first column
 
     for block in range(oldest, stop, _BLOCK):
         steps = min(_BLOCK, stop - block)
         if block + _BLOCK + TILE - base > capacity:
-            drop = block - longest - base
+            _drop_oldest(buffer, num_labels, capacity, block - longest - base, longest)
+            base = block - longest
+        buffer.output_logs[:] = -math.inf
+        forbidden = False
+        for i in range(steps):
+            p = block + i
+            row = p if has_boundary else 0
+            forbidden |= _fill_position(
+                buffer, messages, p, i, p - base, capacity, begin, scores[p], start_scores[row],
+                end_scores[row], has_boundary, window.peak, born,
+            )  # fmt: skip
             for c in range(num_labels):
-                for i in range(c * capacity, c * capacity + longest):
-                    buffer.sources[i] = buffer.sources[i + drop]
-                    buffer.logs[i] = buffer.logs[i + drop]
-            base += drop
+                alive_from[c, i] = c * capacity + max(born[c] - base, 0)
         for c in range(num_labels):
             column = c * capacity + block - base
-            forbidden = False
-            frame = buffer.frame[c]
-            for i in range(steps):
-                p = block + i
-                h = messages.gamma[p, c] - frame
-                u = messages.beta[p, c]
-                if has_boundary:
-                    h += start_scores[p, c]
-                    u += end_scores[p, c]
-                if scores[p, c] > NEG_INF:
-                    frame += scores[p, c]
-                else:
-                    u = -math.inf
-                    forbidden = True
-                    born[c] = p + 1
-                alive_from[i] = c * capacity + max(born[c] - base, 0)
-                frame -= messages.forward[p + 1] - messages.forward[p]
-                u += frame + _level(messages, p + 1, p + 1) + window.peak[c]
-                buffer.logs[column + i] = h if h > NEG_INF else -math.inf
-                live = u > NEG_INF and p >= begin
-                buffer.output_logs[c * _BLOCK + i] = u if live else -math.inf
-            for i in range(c * _BLOCK + steps, (c + 1) * _BLOCK):
-                buffer.output_logs[i] = -math.inf
-            buffer.frame[c] = frame
             first = column - min(longest, block - base)
-            if forbidden:
-                _term_by_term(
-                    buffer, c, column, steps, alive_from, window.bias[c], window.peak[c], direct[c]
-                )
-                buffer.logs[first : c * capacity + born[c] - base] = -math.inf
-                buffer.stale[c] = True
-            elif not _settle_frame(buffer, c, first, column + steps - first, steps):
-                _term_by_term(
-                    buffer, c, column, steps, alive_from, window.bias[c], window.peak[c], direct[c]
-                )
-            elif block + steps > begin:
-                for q in range(0, longest, TILE):
-                    multiply_tile(
-                        buffer.outputs, c * _BLOCK, 1,
-                        buffer.sources, column + 1 - longest + q, 1,
-                        steps, weighted, c * tiled + q,
-                    )  # fmt: skip
+            if forbidden and born[c] > block:
+                _term_by_term(buffer, c, column, steps, alive_from[c], window, direct[c])
+                _cut_off(buffer, c, first, c * capacity + born[c] - base)
+            elif not _correlate(buffer, c, column, first, steps, longest, weighted):
+                _term_by_term(buffer, c, column, steps, alive_from[c], window, direct[c])
     for c in range(num_labels):
         for k in range(1, longest + 1):
             term = weighted[c * tiled + longest - k]
@@ -290,23 +367,44 @@ def duration_gradient(
 
 
 @kernel
-def _transition_rows(messages, position, free_start, peak, source_row, sink_row, num_labels):
-    """Exponents of the two factors of one boundary; False if their product could overflow."""
+def _transition_row(messages, position, free_start, peak, work, source, sink, num_labels, padded):
+    """Write the two factors of one boundary; return the largest exponent of the second.
+
+    The second factor carries all scales: an exponent beyond `_HIGH` says that it has overflowed.
+    """
     first = position == 0
-    for c in range(num_labels):
-        source_row[c] = messages.alpha[position - 1, c] if not first else 0.0
-        sink_row[c] = messages.eta[position, c]
     if first and not free_start:
-        source_row[:num_labels] = -math.inf
-    top = source_row[:num_labels].max()
-    if top == -math.inf:
-        sink_row[:num_labels] = -math.inf
-        return True
-    level = _level(messages, position, position) + top + peak
+        work[source : source + padded] = 0.0
+        work[sink : sink + padded] = 0.0
+        return -math.inf
     for c in range(num_labels):
-        source_row[c] -= top
-        sink_row[c] += level
-    return sink_row[:num_labels].max() < _HIGH
+        work[source + c] = 0.0 if first else messages.alpha[position - 1, c]
+        work[sink + c] = messages.eta[position, c]
+    for c in range(num_labels, padded):
+        work[source + c] = -math.inf
+        work[sink + c] = -math.inf
+    top = max_row(work, source, 0, 0, 0.0, 0, padded)
+    if top == -math.inf:
+        work[source : source + padded] = 0.0
+        work[sink : sink + padded] = 0.0
+        return -math.inf
+    level = _level(messages, position, position) + top + peak
+    highest = max_row(work, sink, 0, 0, 0.0, 0, padded) + level
+    if not highest > _HIGH:
+        exp_shifted_row(work, source, 0, 0, top, source, padded)
+        exp_shifted_row(work, sink, 0, 0, -level, sink, padded)
+    return highest
+
+
+@kernel
+def _boundary_terms(messages, position, work, source, sink, transition, gradient):
+    """Add one boundary to the gradient of the transitions by its logarithms."""
+    level = _level(messages, position, position)
+    for c_src in range(transition.shape[0]):
+        for c in range(transition.shape[0]):
+            x = work[source + c_src] + work[sink + c] + transition[c_src, c] + level
+            if x > _NEGLIGIBLE:
+                gradient[c_src, c] += math.exp(x)
 
 
 @kernel
@@ -328,36 +426,32 @@ def transition_gradient(messages, begin, stop, transition, free_start, gradient)
     peak = transition.max()
     if peak == -math.inf:
         return
-    sources = np.full(TILE * padded, -math.inf)
-    sinks = np.full(TILE * padded, -math.inf)
+    sinks = _BLOCK * padded
+    work = np.zeros(2 * sinks)  # rows of source factors, then of sink factors
     total = np.zeros(num_labels * padded)
-    for block in range(begin, stop, TILE):
-        steps = min(TILE, stop - block)
+    for block in range(begin, stop, _BLOCK):
+        steps = min(_BLOCK, stop - block)
         for i in range(steps):
             p = block + i
-            source_row = sources[i * padded : (i + 1) * padded]
-            sink_row = sinks[i * padded : (i + 1) * padded]
-            if not _transition_rows(messages, p, free_start, peak, source_row, sink_row, num_labels):
-                for c_src in range(num_labels):
-                    for c in range(num_labels):
-                        x = source_row[c_src] + sink_row[c] + transition[c_src, c] - peak
-                        if x > _NEGLIGIBLE:
-                            gradient[c_src, c] += math.exp(x)
-                source_row[:] = -math.inf
-                sink_row[:] = -math.inf
-        exp_row(sources, 0, sources, 0, steps * padded)
-        exp_row(sinks, 0, sinks, 0, steps * padded)
+            source, sink = i * padded, sinks + i * padded
+            highest = _transition_row(
+                messages, p, free_start, peak, work, source, sink, num_labels, padded
+            )
+            if highest > _HIGH:
+                _boundary_terms(messages, p, work, source, sink, transition, gradient)
+                work[source : source + padded] = 0.0
+                work[sink : sink + padded] = 0.0
         for c_src in range(num_labels):
             column = 0
             row = c_src * padded
             while column + TILE <= padded:
                 multiply_tile(
-                    sources, c_src, padded, sinks, column, padded, steps, total, row + column
+                    work, c_src, padded, work, sinks + column, padded, steps, total, row + column
                 )
                 column += TILE
             if column < padded:
                 multiply_tile8(
-                    sources, c_src, padded, sinks, column, padded, steps, total, row + column
+                    work, c_src, padded, work, sinks + column, padded, steps, total, row + column
                 )
     for c_src in range(num_labels):
         for c in range(num_labels):
