@@ -16,9 +16,12 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from flash_semicrf.potentials import score_segments
-from flash_semicrf.segments import Segment, SegmentTable
-from flash_semicrf.streaming import log_partition
+from flash_semicrf.constraints import forbid
+from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.nn import SemiMarkovCRFHead
+from flash_semicrf.potentials import Potentials, score_segments
+from flash_semicrf.segments import Segment, SegmentTable, table_to_labels
+from flash_semicrf.streaming import log_partition, viterbi_table
 from sklearn_api.sequences import Sequences, check_X, check_y
 from sklearn_api.training import pad_values
 
@@ -44,7 +47,12 @@ class PredictionMixin:
     """Prediction methods of `SemiCRFSegmenter`."""
 
     def predict(self, X: Any, groups: Any = None) -> np.ndarray:
-        """Labels per position of the most probable segmentation.
+        """Most probable label of each position: the labels with the highest expected `score`.
+
+        These are the labels of largest `predict_proba`; where minimum durations or transition
+        constraints are set, those of the largest sum among the labellings that obey them. They can
+        differ from the most probable segmentation, `predict_segments`, in positions that are
+        uncertain.
 
         Parameters
         ----------
@@ -83,9 +91,6 @@ class PredictionMixin:
     def predict_proba(self, X: Any, groups: Any = None) -> np.ndarray:
         """Posterior probability of each label at each position, given the whole sequence.
 
-        The most probable label of a position need not be the label that `predict` gives it, which
-        belongs to the most probable segmentation.
-
         Parameters
         ----------
         X, groups
@@ -97,7 +102,7 @@ class PredictionMixin:
             Columns in the order of ``classes_``; rows sum to 1.
         """
         sequences = self._check_input(X, groups)
-        outputs = self._marginals(sequences, lambda marginals: marginals.position)
+        outputs = self._marginals(sequences, lambda marginals, _: marginals.position)
         return sequences.layout.restore([p / p.sum(1, keepdims=True) for p in outputs])
 
     def predict_boundary_proba(self, X: Any, groups: Any = None) -> np.ndarray:
@@ -114,7 +119,7 @@ class PredictionMixin:
             1 at the first position of a sequence.
         """
         sequences = self._check_input(X, groups)
-        outputs = self._marginals(sequences, lambda marginals: marginals.start.sum(-1))
+        outputs = self._marginals(sequences, lambda marginals, _: marginals.start.sum(-1))
         return sequences.layout.restore([p.clip(0.0, 1.0) for p in outputs])
 
     def log_likelihood(self, X: Any, y: Any, groups: Any = None) -> np.ndarray | float:
@@ -189,20 +194,40 @@ class PredictionMixin:
         return result
 
     def _position_labels(self, sequences: Sequences) -> list[np.ndarray]:
-        """Predicted labels per position of each sequence."""
-        result = []
-        for segments in self._decode(sequences):
-            durations = [segment.duration for segment in segments]
-            index = np.repeat([segment.label for segment in segments], durations)
-            result.append(self.classes_[index])
-        return result
+        """Labels of largest expected accuracy of each sequence, among those that are allowed."""
+        head = self.module_.head
 
-    def _marginals(self, sequences: Sequences, select: Callable[[Any], Tensor]) -> list[np.ndarray]:
-        """Selected posterior marginals of each sequence, cut to its length."""
+        def choose(marginals: SegmentMarginals, lengths: Tensor) -> Tensor:
+            if head.allowed_durations is None and head.allowed_transitions is None:
+                return marginals.position.argmax(-1)
+            problem = _expected_accuracy(marginals.position, lengths, head)
+            batch_size, num_positions, _ = marginals.position.shape
+            return table_to_labels(viterbi_table(problem)[1], batch_size, num_positions)
+
+        return [self.classes_[index] for index in self._marginals(sequences, choose)]
+
+    def _marginals(
+        self, sequences: Sequences, select: Callable[[SegmentMarginals, Tensor], Tensor]
+    ) -> list[np.ndarray]:
+        """What `select` makes of marginals and lengths, for each sequence, cut to its length."""
         result: list[Any] = [None] * len(sequences.values)
         for batch, hidden, lengths in self._hidden(sequences):
             with torch.no_grad():
-                selected = select(self.module_.head.marginals(hidden, lengths)).cpu().numpy()
+                marginals = self.module_.head.marginals(hidden, lengths)
+                selected = select(marginals, lengths).cpu().numpy()
             for i, row, length in zip(batch, selected, lengths.tolist(), strict=True):
                 result[i] = row[:length].copy()
         return result
+
+
+def _expected_accuracy(position: Tensor, lengths: Tensor, head: SemiMarkovCRFHead) -> Potentials:
+    """Problem whose best segmentation has the most expected correct positions of those allowed."""
+    num_labels = head.num_classes
+    free = position.new_zeros
+    return Potentials(
+        scores=position,
+        transition=forbid(free(num_labels, num_labels), head.allowed_transitions),
+        duration_bias=forbid(free(head.max_duration, num_labels), head.allowed_durations),
+        lengths=lengths,
+        initial_scores=free(num_labels),
+    )

@@ -137,8 +137,9 @@ class SemiCRFSegmenter(PredictionMixin, ClassifierMixin, BaseEstimator):
     -----
     X may be a list, tuple or object array of (T_i, D) arrays; a 3-D array; or a 2-D array, which is
     **one** sequence, or with `groups` one sequence per id. y is nested in the same way: labels per
-    position, or ``(start, end, label)`` segments with inclusive ends, which can also show two
-    adjacent segments of one label. Outputs mirror X: rows for 2-D X, a 1-D object array otherwise.
+    position, or a list of segments, which can also show two adjacent ones of one label: half-open
+    ``(start, stop, label)`` tuples, or `Segment` objects as `predict_segments` returns them, with
+    inclusive ends. Outputs mirror X: rows for 2-D X, a 1-D object array otherwise.
 
     Cross-validation that splits the rows of a 2-D X glues pieces of one sequence together and so
     changes the durations; pass a list of sequences to split by sequence.

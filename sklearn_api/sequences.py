@@ -232,8 +232,8 @@ def check_y(y: Any, layout: Layout) -> GoldSegments:
     Parameters
     ----------
     y : nested as X
-        Labels per position, or ``(start, end, label)`` segments with inclusive ends. Labels become
-        segments by their maximal runs.
+        Labels per position, whose maximal runs are the segments; or the segments themselves, as
+        half-open ``(start, stop, label)`` tuples or as `Segment` objects, whose end is inclusive.
     layout : Layout
 
     Returns
@@ -312,17 +312,18 @@ def _tiles(parts: list[Any], lengths: np.ndarray) -> GoldSegments:
     for i, part in enumerate(parts):
         expected = 0
         for segment in part:
-            is_object = isinstance(segment, Segment)
-            row = (segment.start, segment.end, segment.label) if is_object else tuple(segment)
-            start, end, label = row
-            if start != expected or not start <= end < lengths[i]:
+            if isinstance(segment, Segment):
+                start, stop, label = segment.start, segment.end + 1, segment.label
+            else:
+                start, stop, label = segment
+            if start != expected or not start < stop <= lengths[i]:
                 raise ValueError(
                     f"The segments of sequence {i} of `y` must tile positions 0..{lengths[i] - 1} "
-                    f"in order; expected a segment that starts at {expected}, got "
-                    f"(start={start}, end={end}, label={label!r})."
+                    f"in order; expected a segment that starts at {expected}, got positions "
+                    f"{start}..{stop - 1} with label {label!r}."
                 )
-            expected = end + 1
-            rows.append((i, start, end + 1))
+            expected = stop
+            rows.append((i, start, stop))
             labels.append(label)
         if expected != lengths[i]:
             raise ValueError(

@@ -110,10 +110,12 @@ def test_boundary_scores_use_evidence_at_the_boundary():
         x = 0.1 * rng.normal(size=(stops[-1], 1))
         x[starts] += 1.0
         X.append(x)
-        y.append([(int(s), int(e) - 1, "chirp") for s, e in zip(starts, stops, strict=True)])
+        y.append([(int(s), int(e), "chirp") for s, e in zip(starts, stops, strict=True)])
     segmenter = SemiCRFSegmenter(boundary_scores=True, learning_rate=0.1, random_state=0)
     segmenter.fit(X[:8], y[:8])
-    found = [[(s.start, s.end, s.label) for s in one] for one in segmenter.predict_segments(X[8:])]
+    found = [
+        [(s.start, s.end + 1, s.label) for s in one] for one in segmenter.predict_segments(X[8:])
+    ]
     assert found == y[8:]
 
 
@@ -129,13 +131,13 @@ def test_log_likelihood_sums_to_one():
     x = X[0][:6]
     total, best, best_value = 0.0, None, -np.inf
     for segmentation in enumerate_segmentations(6, 6, 2):
-        rows = [(s, e - 1, segmenter.classes_[c]) for s, e, c in segmentation]
+        rows = [(s, e, segmenter.classes_[c]) for s, e, c in segmentation]
         value = segmenter.log_likelihood(x, rows)
         total += np.exp(value)
         if value > best_value:
             best, best_value = rows, value
     assert total == pytest.approx(1.0, abs=1e-6)
-    assert [(s.start, s.end, s.label) for s in segmenter.predict_segments(x)] == best
+    assert [(s.start, s.end + 1, s.label) for s in segmenter.predict_segments(x)] == best
 
 
 def test_predict_proba_and_boundary_proba(fitted):
@@ -192,10 +194,11 @@ def test_fit_with_segments_equals_fit_with_labels():
     runs = []
     for labels in y:
         starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]]).tolist()
-        ends = [*(s - 1 for s in starts[1:]), len(labels) - 1]
-        runs.append([(s, e, labels[s]) for s, e in zip(starts, ends, strict=True)])
+        stops = [*starts[1:], len(labels)]
+        runs.append([(s, e, labels[s]) for s, e in zip(starts, stops, strict=True)])
     b = SemiCRFSegmenter(**QUICK).fit(X, runs)
     assert_same_parameters(a, b)
+    np.testing.assert_array_equal(a.log_likelihood(X, runs), b.log_likelihood(X, y))
 
 
 def test_prediction_does_not_depend_on_batches(fitted, monkeypatch):
@@ -224,10 +227,34 @@ def test_min_duration_and_transitions_hold_in_predictions():
     segmenter = SemiCRFSegmenter(
         min_duration={"wave": 7}, transition_constraints="observed", **QUICK
     ).fit(X, y)
-    for one in segmenter.predict_segments(waves(4, seed=5, noise=2.0)[0]):
+    X = waves(4, seed=5, noise=2.0)[0]
+    for one in segmenter.predict_segments(X):
         labels = [s.label for s in one]
         assert all(s.duration >= 7 for s in one if s.label == "wave")
         assert all(a != b for a, b in zip(labels[:-1], labels[1:], strict=True))
+    for labels in segmenter.predict(X):
+        starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
+        durations = np.diff(starts, append=len(labels))
+        assert (durations[labels[starts] == "wave"] >= 7).all()
+
+
+def test_predict_has_the_most_expected_correct_positions():
+    """Without constraints the argmax; with them the best of all labellings that obey them."""
+    X, y = waves(4, noise=2.0)
+    x = X[0][:7]
+    free = SemiCRFSegmenter(**QUICK).fit(X, y)
+    best = free.classes_[free.predict_proba(x).argmax(1)]
+    np.testing.assert_array_equal(free.predict(x), best)
+    bound = SemiCRFSegmenter(min_duration=3, transition_constraints="observed", **QUICK).fit(X, y)
+    proba = bound.predict_proba(x)
+    expected = {
+        tuple(np.repeat([c for _, _, c in rows], [e - s for s, e, _ in rows]))
+        for rows in enumerate_segmentations(7, 7, 2)
+        if all(e - s >= 3 for s, e, _ in rows)
+        and all(a[2] != b[2] for a, b in zip(rows[:-1], rows[1:], strict=True))
+    }
+    best = max(expected, key=lambda labels: proba[np.arange(7), labels].sum())
+    assert bound.predict(x).tolist() == bound.classes_[list(best)].tolist()
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_check_y_runs_do_not_cross_sequences():
 @pytest.mark.parametrize(
     "segments",
     [
-        [[(0, 1, "a"), (2, 2, "a")], [(0, 1, "b")]],
+        [[(0, 2, "a"), (2, 3, "a")], [(0, 2, "b")]],
         [[Segment(0, 1, "a"), Segment(2, 2, "a")], [Segment(0, 1, "b")]],
     ],
 )
@@ -148,10 +148,10 @@ def test_check_y_segments_keep_neighbours_apart(segments):
 
 def test_check_y_single_and_groups():
     assert check_y([1, 1, 2], layout(3, kind="single")).labels.tolist() == [1, 2]
-    assert check_y([(0, 2, "x")], layout(3, kind="single")).stop.tolist() == [3]
+    assert check_y([(0, 3, "x")], layout(3, kind="single")).stop.tolist() == [3]
     gold = check_y(np.array([1, 1, 1]), layout(2, 1, kind="groups"))
     assert gold.sequence.tolist() == [0, 1]
-    gold = check_y([[(0, 1, 5)], [(0, 0, 5)]], layout(2, 1, kind="groups"))
+    gold = check_y([[(0, 2, 5)], [(0, 1, 5)]], layout(2, 1, kind="groups"))
     assert gold.stop.tolist() == [2, 1]
     assert check_y(torch.tensor([[1, 2], [2, 2]]), layout(2, 2)).labels.tolist() == [1, 2, 2]
 
@@ -165,9 +165,9 @@ def test_check_y_single_and_groups():
         ([[0.5, 1.2], [0, 1]], (2, 2), "Unknown label type"),
         ([[0, np.nan], [0, 1]], (2, 2), "Input y contains NaN"),
         ([[[0], [1]], [[[0]]]], (2, 1), "Sequence 1 of `y`"),
-        ([[(0, 0, "a"), (2, 2, "b")]], (3,), "expected a segment that starts at 1, got .start=2"),
-        ([[(0, 3, "a")]], (3,), "must tile positions 0..2 in order"),
-        ([[(0, 1, "a")]], (3,), "must tile its 3 positions; they end after 2"),
+        ([[(0, 1, "a"), (2, 3, "b")]], (3,), "starts at 1, got positions 2..2 with label 'b'"),
+        ([[(0, 4, "a")]], (3,), "must tile positions 0..2 in order"),
+        ([[(0, 2, "a")]], (3,), "must tile its 3 positions; they end after 2"),
     ],
 )
 def test_check_y_bad_input(y, lengths, message):
