@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.jit import inlined, kernel
 from flash_semicrf.streaming.cpu.simd import (
     LANES,
     TILE,
@@ -74,14 +74,14 @@ class Messages(NamedTuple):
     value: float
 
 
-@kernel
+@inlined
 def _level(messages, source, sink):
     """Offsets of alpha or gamma at step `source` and of beta or eta at step `sink`, less log Z."""
     whole = messages.forward[source] + messages.backward[messages.length - sink] - messages.offset
     return whole - messages.value
 
 
-@kernel
+@inlined
 def _end_row(messages, position, row, num_labels):
     """row[c] = log P(a segment of c ends at position)."""
     level = _level(messages, position + 1, position + 1)
@@ -153,7 +153,7 @@ class _Buffer(NamedTuple):
     stale: np.ndarray  # (C,) E does not follow from H
 
 
-@kernel
+@inlined
 def _maximum(values, first, count):
     """Largest of `count` values."""
     whole = count // LANES * LANES
@@ -163,7 +163,7 @@ def _maximum(values, first, count):
     return top
 
 
-@kernel
+@inlined
 def _settle_frame(buffer, label, first, count, new, output):
     """Move a label's frame so that both factors are within range; False if no frame does.
 
@@ -199,7 +199,7 @@ def _settle_frame(buffer, label, first, count, new, output):
     return True
 
 
-@kernel
+@inlined
 def _correlate(buffer, label, column, first, steps, longest, weighted):
     """Add a block of one label to ``sum_t U_t E_{t-k}``; False if some exponents are out of range.
 
@@ -229,11 +229,11 @@ def _correlate(buffer, label, column, first, steps, longest, weighted):
 
 
 @kernel
-def _term_by_term(buffer, label, column, steps, alive_from, window, total):
+def _term_by_term(buffer, label, column, block, steps, alive_from, window, total):
     """Add one block of one label to its duration gradient by its logarithms.
 
-    `column` is the buffer index of the block's first source; output i may use sources from column
-    `alive_from[i]` to ``column + i``.
+    `column` is the buffer index of source `block`, the first of the block; output i may use
+    sources from ``alive_from[i, label]`` to ``block + i``.
     """
     longest = window.bias.shape[1] - 1
     offset = window.peak[label] + buffer.drift[label]
@@ -242,7 +242,7 @@ def _term_by_term(buffer, label, column, steps, alive_from, window, total):
         if log_output == -math.inf:
             continue
         newest = buffer.logs + column + i + 1
-        for k in range(1, min(longest, column + i + 1 - alive_from[i]) + 1):
+        for k in range(1, min(longest, block + i + 1 - alive_from[i, label]) + 1):
             x = buffer.window[newest - k] + window.bias[label, k] + log_output
             if x > _NEGLIGIBLE:
                 total[longest - k] += math.exp(x)
@@ -255,33 +255,50 @@ def _cut_off(buffer, label, first, born):
     buffer.stale[label] = True
 
 
-@kernel
-def _fill_position(buffer, messages, p, i, column, capacity, begin, score, start, end, has_boundary,
-                   peak, born):  # fmt: skip
-    """Add the source and the output of position p, i of its block; True if it is forbidden for any."""
+@inlined
+def _advance_frames(frame, score, whole, position, born):
+    """Add a position's scores to the frames, less a change of offset; True if one is forbidden."""
     forbidden = False
-    step = messages.forward[p + 1] - messages.forward[p]
-    level = _level(messages, p + 1, p + 1)
-    for c in range(score.shape[0]):
-        frame = buffer.frame[c]
-        h = messages.gamma[p, c] - frame
-        u = messages.beta[p, c] + level + peak[c]
-        if has_boundary:
-            h += start[c]
-            u += end[c]
+    for c in range(frame.shape[0]):
         if score[c] > NEG_INF:
-            frame += score[c]
+            frame[c] += score[c] - whole
         else:
-            u = -math.inf
+            frame[c] -= whole
+            born[c] = position + 1
             forbidden = True
-            born[c] = p + 1
-        frame -= step
-        u += frame
-        buffer.frame[c] = frame
-        h = h if h > NEG_INF else -math.inf
-        u = u if u > NEG_INF and p >= begin else -math.inf
-        buffer.window[buffer.logs + c * capacity + column] = h + buffer.drift[c]
-        buffer.output_logs[c * _BLOCK + i] = u
+    return forbidden
+
+
+@inlined
+def _fill_position(buffer, messages, p, i, column, capacity, begin, score, start, end, has_boundary,
+                   peak, born, sources, outputs):  # fmt: skip
+    """Add the source and the output of position p, i of its block; True if it is forbidden for any.
+
+    `sources` and `outputs` are scratch rows of C.
+    """
+    num_labels = sources.shape[0]
+    whole = messages.forward[p + 1] - messages.forward[p]
+    level = _level(messages, p + 1, p + 1)
+    gamma, beta = messages.gamma[p], messages.beta[p]
+    for c in range(num_labels):
+        sources[c] = gamma[c] - buffer.frame[c] + buffer.drift[c]
+    forbidden = _advance_frames(buffer.frame, score, whole, p, born)
+    for c in range(num_labels):
+        outputs[c] = beta[c] + buffer.frame[c] + peak[c] + level
+    if has_boundary:
+        for c in range(num_labels):
+            sources[c] = sources[c] + start[c] if start[c] > NEG_INF else -math.inf
+            outputs[c] = outputs[c] + end[c] if end[c] > NEG_INF else -math.inf
+    if forbidden:
+        for c in range(num_labels):
+            if born[c] == p + 1:
+                outputs[c] = -math.inf
+    if p < begin:
+        outputs[:] = -math.inf
+    window = buffer.window[buffer.logs + column :]
+    for c in range(num_labels):
+        window[c * capacity] = sources[c]
+        buffer.output_logs[c * _BLOCK + i] = outputs[c]
     return forbidden
 
 
@@ -330,7 +347,8 @@ def duration_gradient(
     weighted = np.zeros(num_labels * tiled)  # by k descending, without the factor W
     direct = np.zeros((num_labels, longest))  # term by term, W included
     born = np.zeros(num_labels, np.int64)  # first source not cut off by a forbidden position
-    alive_from = np.zeros((num_labels, _BLOCK), np.int64)
+    alive_from = np.zeros((_BLOCK, num_labels), np.int64)  # the same, as of each output
+    scratch = np.empty((2, num_labels))
     oldest = max(0, begin + 1 - longest)
     base = oldest - longest  # source of the buffer's first column
 
@@ -346,18 +364,17 @@ def duration_gradient(
             row = p if has_boundary else 0
             forbidden |= _fill_position(
                 buffer, messages, p, i, p - base, capacity, begin, scores[p], start_scores[row],
-                end_scores[row], has_boundary, window.peak, born,
+                end_scores[row], has_boundary, window.peak, born, scratch[0], scratch[1],
             )  # fmt: skip
-            for c in range(num_labels):
-                alive_from[c, i] = c * capacity + max(born[c] - base, 0)
+            alive_from[i] = born
         for c in range(num_labels):
             column = c * capacity + block - base
             first = column - min(longest, block - base)
             if forbidden and born[c] > block:
-                _term_by_term(buffer, c, column, steps, alive_from[c], window, direct[c])
+                _term_by_term(buffer, c, column, block, steps, alive_from, window, direct[c])
                 _cut_off(buffer, c, first, c * capacity + born[c] - base)
             elif not _correlate(buffer, c, column, first, steps, longest, weighted):
-                _term_by_term(buffer, c, column, steps, alive_from[c], window, direct[c])
+                _term_by_term(buffer, c, column, block, steps, alive_from, window, direct[c])
     for c in range(num_labels):
         for k in range(1, longest + 1):
             term = weighted[c * tiled + longest - k]
@@ -366,7 +383,7 @@ def duration_gradient(
             gradient[k - 1, c] += term + direct[c, longest - k]
 
 
-@kernel
+@inlined
 def _transition_row(messages, position, free_start, peak, work, source, sink, num_labels, padded):
     """Write the two factors of one boundary; return the largest exponent of the second.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 
-__all__ = ["kernel"]
+__all__ = ["inlined", "kernel"]
 
 
 def _digest() -> str:
@@ -45,11 +45,23 @@ class _KernelCache(FunctionCache):
     _impl_class = _KernelCacheImpl
 
 
+_OPTIONS = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+
+
 def kernel(function: Callable) -> Callable:
     """Compile a kernel: ``nogil``, cached where possible, multiply-adds contracted."""
-    compiled = njit(nogil=True, fastmath={"contract"}, error_model="numpy")(function)
+    compiled = njit(**_OPTIONS)(function)
     try:
         compiled._cache = _KernelCache(function)
     except RuntimeError:  # "no locator available": there is nowhere to write the cache
         pass
     return compiled
+
+
+def inlined(function: Callable) -> Callable:
+    """Compile a part of a kernel that is called for every position.
+
+    A call passes every array of a NamedTuple by value, some forty words each: more than the work
+    of a short loop over labels. These are always inlined.
+    """
+    return njit(forceinline=True, **_OPTIONS)(function)

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.jit import inlined, kernel
 from flash_semicrf.streaming.cpu.simd import (
     LANES,
     TILE,
@@ -90,7 +90,7 @@ def exact_product(work, alpha, scores, label):
     return top + math.log(total)
 
 
-@kernel
+@inlined
 def product_row(work, source, weights, padded, num_labels, out):
     """Row `out` of work = row `source` (C,) @ weights (C, padded)."""
     work[out : out + padded] = 0.0
@@ -115,7 +115,9 @@ class _State(NamedTuple):
     window: np.ndarray  # (2 * (C * capacity + LANES),)
     logs: int
     work: np.ndarray  # ((TILE + 9) * padded,)
-    live_until: np.ndarray  # (C + 1,) last step that a live source can reach; [C]: so can all of them
+    live_until: (
+        np.ndarray
+    )  # (C + 1,) last step that a live source can reach; [C]: so can all of them
     tile: np.ndarray  # (C * TILE,) far sums, before they are transposed into `work`
 
 
@@ -166,7 +168,7 @@ def _layout(num_labels, padded, capacity, window, transition):
     return state, rows
 
 
-@kernel
+@inlined
 def _lower(state, rows, label, shift, first, count):
     """Move a label's frame up by `shift` > 0, over the `count` buffered sources from `first`."""
     state.work[rows.frame + label] += shift
@@ -225,7 +227,7 @@ def _far_window(state, window, padded, capacity, step, base, longest):
             state.work[j * padded + c] = state.tile[c * TILE + j]
 
 
-@kernel
+@inlined
 def _advance(state, frame, scores, position, padded, capacity, step, base, longest, done):
     """Add a position's scores to the frames; a forbidden one cuts its label's sources off."""
     num_labels = state.live_until.shape[0] - 1
@@ -394,9 +396,7 @@ def message_pass(
         steps = min(TILE, length - block)
         for i in range(steps):
             step = block + 1 + i
-            _advance(
-                state, rows.frame, scores, position, padded, capacity, step, base, longest, i
-            )
+            _advance(state, rows.frame, scores, position, padded, capacity, step, base, longest, i)
             lowest = log_sum_row(
                 work, rows.frame, rows.window_peak, i * padded, 0.0, rows.alpha, padded
             )
