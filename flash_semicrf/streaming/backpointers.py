@@ -27,7 +27,7 @@ def semi_crf_streaming_viterbi_with_backpointers(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Best scores and, for every position and label, the last segment that reaches them best.
 
-    Cost is T·K·C beyond that of the messages, in tensor operations; memory O(TC).
+    Cost is T(KC + C²) beyond that of the messages, in tensor operations; memory O(TC).
 
     Parameters
     ----------
@@ -46,7 +46,8 @@ def semi_crf_streaming_viterbi_with_backpointers(
         Duration of the best segment of label c whose last position is t; 0 where there is none, and
         after a sequence's end. Ties: the shortest.
     bp_c : int64 Tensor of shape (B, T, C)
-        Label of the segment before it, or -1 if it is the first. Ties: the lowest.
+        Label of the segment before it, or -1 if it is the first. Ties: the label whose own best
+        segment is the shortest, then the lowest, so that walking back gives what `viterbi` does.
     final_labels : int64 Tensor of shape (B,)
         Label of the best last segment; -1 where nothing is feasible. Ties: the shortest segment,
         then the lowest label.
@@ -78,12 +79,11 @@ def _back_pointers(p: Potentials, alpha: Tensor) -> tuple[Tensor, Tensor]:
     allowed = scores > NEG_INF
     best = torch.full_like(alpha[:, 1:], -torch.inf)
     bp_k = torch.zeros_like(best, dtype=torch.int64)
-    bp_c = torch.full_like(bp_k, -1)
-    source, label = _sources(p, alpha, 1)
+    source = _sources(p, alpha, 1)
     content = torch.zeros_like(best)  # scores of the k positions up to t
     for k in range(1, min(p.max_duration, p.num_positions) + 1):
         if p.transition.dim() == 3 and k > 1:
-            source, label = _sources(p, alpha, k)
+            source = _sources(p, alpha, k)
         # Entry i of these belongs to the segment [i, i + k).
         added = scores[:, : p.num_positions - k + 1].masked_fill(
             ~allowed[:, : p.num_positions - k + 1], -torch.inf
@@ -94,26 +94,40 @@ def _back_pointers(p: Potentials, alpha: Tensor) -> tuple[Tensor, Tensor]:
         better = value > best[:, k - 1 :]
         best[:, k - 1 :] = torch.where(better, value, best[:, k - 1 :])
         bp_k[:, k - 1 :] = torch.where(better, k, bp_k[:, k - 1 :])
-        bp_c[:, k - 1 :] = torch.where(better, label[:, : p.num_positions - k + 1], bp_c[:, k - 1 :])
     dead = ~inside | (best <= NEG_INF)
     if p.end_scores is not None:
         dead |= p.end_scores <= NEG_INF
-    return bp_k.masked_fill(dead, 0), bp_c.masked_fill(dead, -1)
+    bp_k = bp_k.masked_fill(dead, 0)
+    return bp_k, _source_labels(p, alpha, bp_k)
 
 
-def _sources(p: Potentials, alpha: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Best transition into a segment of duration k from each start, and its source label."""
+def _sources(p: Potentials, alpha: Tensor, k: int) -> Tensor:
+    """Score of the best way into a segment of duration k, its start score included, (B, T, C)."""
     matrix = (p.transition[k - 1] if p.transition.dim() == 3 else p.transition).to(alpha)
-    before = alpha[:, :-1]
-    value = torch.full_like(before, -torch.inf)
-    label = torch.zeros_like(before, dtype=torch.int64)
+    value = torch.full_like(alpha[:, :-1], -torch.inf)
     for c in range(p.num_labels):
-        candidate = before[..., c, None] + matrix[c]
-        better = candidate > value
+        value = torch.maximum(value, alpha[:, :-1, c, None] + matrix[c])
+    value[:, 0] = (
+        initial_term(matrix, "max") if p.initial_scores is None else p.initial_scores.to(alpha)
+    )
+    return value if p.start_scores is None else value + p.start_scores.to(alpha)
+
+
+def _source_labels(p: Potentials, alpha: Tensor, bp_k: Tensor) -> Tensor:
+    """Label before each best segment, (B, T, C); -1 where there is none before it, or no segment."""
+    batch = torch.arange(p.batch_size, device=p.device)[:, None, None]
+    label = torch.arange(p.num_labels, device=p.device)
+    start = torch.arange(p.num_positions, device=p.device)[:, None] + 1 - bp_k
+    value = torch.full_like(alpha[:, 1:], -torch.inf)
+    duration = torch.full_like(bp_k, p.max_duration + 1)
+    found = torch.full_like(bp_k, -1)
+    for c in range(p.num_labels):
+        by_duration = p.transition.dim() == 3
+        into = p.transition[(bp_k - 1).clamp(min=0), c, label] if by_duration else p.transition[c]
+        candidate = alpha[batch, start, c] + into.to(alpha)
+        own = bp_k[batch, (start - 1).clamp(min=0), c]
+        better = (candidate > value) | ((candidate == value) & (own < duration))
         value = torch.where(better, candidate, value)
-        label = torch.where(better, c, label)
-    first = initial_term(matrix, "max") if p.initial_scores is None else p.initial_scores.to(alpha)
-    value[:, 0], label[:, 0] = first, -1
-    if p.start_scores is not None:
-        value = value + p.start_scores.to(alpha)
-    return value, label
+        duration = torch.where(better, own, duration)
+        found = torch.where(better, c, found)
+    return found.masked_fill((start == 0) | (bp_k == 0), -1)

@@ -149,5 +149,7 @@ def with_gradients(potentials: Potentials) -> Potentials:
 def gradients_of(value: Tensor, potentials: Potentials) -> dict[str, Tensor]:
     """Gradient of a scalar by every parameter of `with_gradients`."""
     parameters = potentials.parameters()
-    found = torch.autograd.grad(value, list(parameters.values()))
+    found = torch.autograd.grad(
+        value, list(parameters.values()), allow_unused=True, materialize_grads=True
+    )
     return dict(zip(parameters, found, strict=True))
