@@ -95,6 +95,7 @@ PROBLEMS: dict[str, Problem] = {
             "k1000-log-partition",
             *(1, 10_000, 1000, 24),
             job="log_partition",
+            check_positions=1500,
             goals=(Goal("seconds", 0.060),),
         ),
         Problem(
