@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming.dispatch import Backend, choose
@@ -28,14 +27,34 @@ _NAMES = (
 _BY_POSITION = ("scores", "start_scores", "end_scores")
 
 
+class _Once(torch.autograd.Function):
+    """A gradient tied to the log Z it came from, so that differentiating it does not pass as zero.
+
+    PyTorch's `once_differentiable` takes it for a constant unless the upstream gradient requires
+    one, as that of a plain sum never does.
+    """
+
+    @staticmethod
+    def forward(ctx, gradient: Tensor, log_z: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[None, None]:
+        raise RuntimeError(
+            "log_partition() is differentiable once by this backend; pass "
+            'backend="reference" for second derivatives.'
+        )
+
+
 class SemiCRFStreaming(torch.autograd.Function):
     """Log Z of a batch by a streaming backend, with its gradient.
 
     Call it as ``SemiCRFStreaming.apply(backend, lengths, scores, transition, duration_bias,
-    start_scores, end_scores, initial_scores, final_scores)``, `backend` being a name or a `Backend`,
-    with the parameters of `flash_semicrf.Potentials`, the optional ones None; most users want
-    `flash_semicrf.streaming.log_partition`. Returns log Z of shape (B,) in float64. Without
-    anything that requires a gradient only O(KC) memory per sequence is used. Differentiable once.
+    start_scores, end_scores, initial_scores, final_scores)``, `backend` being a name or a
+    `Backend`, with the parameters of `flash_semicrf.Potentials`, the optional ones None; most users
+    want `flash_semicrf.streaming.log_partition`. Returns log Z of shape (B,) in float64. Without
+    anything that requires a gradient only O(KC) memory per sequence is used. Differentiable once:
+    a second derivative raises.
     """
 
     @staticmethod
@@ -51,19 +70,21 @@ class SemiCRFStreaming(torch.autograd.Function):
         log_z, gradients = chosen.gradients(potentials, wanted)
         ctx.wanted = [name for name in _NAMES if name in wanted]
         ctx.dtypes = {name: given[name].dtype for name in wanted}
-        ctx.save_for_backward(*(gradients[name] for name in ctx.wanted))
+        ctx.save_for_backward(log_z, *(gradients[name] for name in ctx.wanted))
         return log_z
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Scale each sequence's gradient; sum those of shared parameters over the batch."""
+        log_z, *gradients = ctx.saved_tensors
         found: dict[str, Tensor] = {}
-        for name, gradient in zip(ctx.wanted, ctx.saved_tensors, strict=True):
+        for name, gradient in zip(ctx.wanted, gradients, strict=True):
             weight = upstream.to(gradient.dtype)
             if name in _BY_POSITION:
                 scaled = gradient * weight[:, None, None]
             else:
                 scaled = torch.tensordot(weight, gradient, 1)
             found[name] = scaled.to(ctx.dtypes[name])
+            if torch.is_grad_enabled():  # create_graph=True
+                found[name] = _Once.apply(found[name], log_z)
         return (None, None, *(found.get(name) for name in _NAMES))

@@ -114,7 +114,7 @@ def _sources(p: Potentials, alpha: Tensor, k: int) -> Tensor:
 
 
 def _source_labels(p: Potentials, alpha: Tensor, bp_k: Tensor) -> Tensor:
-    """Label before each best segment, (B, T, C); -1 where there is none before it, or no segment."""
+    """Label before each best segment, (B, T, C); -1 where there is none, or no segment."""
     batch = torch.arange(p.batch_size, device=p.device)[:, None, None]
     label = torch.arange(p.num_labels, device=p.device)
     start = torch.arange(p.num_positions, device=p.device)[:, None] + 1 - bp_k
