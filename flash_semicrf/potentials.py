@@ -3,14 +3,14 @@
 A segmentation of positions ``0..T-1`` into segments ``[s, t)`` with label c, preceded by label c',
 has the score
 
-    sum over segments of  sum_{s <= i < t} scores[i, c] + duration_bias[t-s-1, c] + transition[c', c]
-                          (+ start_scores[s, c] + end_scores[t-1, c])
+    sum over segments of  sum_{s <= i < t} scores[i, c] + duration_bias[t-s-1, c]
+                          + transition[c', c] (+ start_scores[s, c] + end_scores[t-1, c])
 
 with durations ``t - s`` in 1..K. A transition of shape (K, C, C) is indexed by the duration of the
-segment arrived in: ``transition[t-s-1, c', c]``. The first segment has no source label: its transition
-term is the semiring sum over c' of ``transition[..., c', c]``, or ``initial_scores[c]`` where given.
-``final_scores[c]`` is added for the last segment. Minus infinity, and anything <= `NEG_INF`,
-forbids. ``docs/conventions.md`` explains the same for users.
+segment arrived in: ``transition[t-s-1, c', c]``. The first segment has no source label: its
+transition term is the semiring sum over c' of ``transition[..., c', c]``, or ``initial_scores[c]``
+where given. ``final_scores[c]`` is added for the last segment. Minus infinity, and anything <=
+`NEG_INF`, forbids. ``docs/conventions.md`` explains the same for users.
 """
 
 from __future__ import annotations
@@ -133,8 +133,9 @@ def center_scores(scores: Tensor, lengths: Tensor, mode: str = "position") -> tu
     mode : {"position", "sequence", "none"}
         "position" subtracts the largest score of each position: every segmentation's score moves
         by the same sum, so the model is unchanged. "sequence" subtracts each label's mean over the
-        valid positions that are not forbidden, which changes the model (it erases what a label's offset says) and is kept
-        for parity with release 0.2.0 of the earlier package. "none" subtracts nothing.
+        valid positions that are not forbidden, which changes the model (it erases what a label's
+        offset says) and is kept for parity with release 0.2.0 of the earlier package. "none"
+        subtracts nothing.
 
     Returns
     -------
@@ -158,8 +159,8 @@ def center_scores(scores: Tensor, lengths: Tensor, mode: str = "position") -> tu
         mean = inside.sum(1) / counted.sum(1).clamp(min=1)
         scores = scores - mean[:, None]
     if mode in ("sequence", "none"):
-        zero = torch.zeros(len(scores), dtype=accumulator_dtype(scores.device), device=scores.device)
-        return scores, zero
+        wide = accumulator_dtype(scores.device)
+        return scores, torch.zeros(len(scores), dtype=wide, device=scores.device)
     raise ValueError(f'`centering` must be "position", "sequence" or "none"; got {mode!r}.')
 
 

@@ -212,7 +212,7 @@ def table_to_labels(table: SegmentTable, batch_size: int, num_positions: int) ->
 
 
 def covered_positions(table: SegmentTable) -> tuple[Tensor, Tensor, Tensor]:
-    """Expand a table to positions: (sequence, position, row of the table), each (sum of durations,)."""
+    """Expand a table to positions: sequence, position and row of the table of each."""
     duration = table.stop - table.start
     source = _repeated_index(duration)
     first = torch.cumsum(duration, 0) - duration
@@ -222,7 +222,8 @@ def covered_positions(table: SegmentTable) -> tuple[Tensor, Tensor, Tensor]:
 
 def _repeated_index(repeats: Tensor) -> Tensor:
     """Index i `repeats[i]` >= 1 times, for every i."""
-    # torch.repeat_interleave wakes all threads even for ten entries: milliseconds on a busy machine.
+    # torch.repeat_interleave wakes all threads even for ten entries: milliseconds on a busy
+    # machine.
     opens = repeats.new_zeros(int(repeats.sum()))
     opens[torch.cumsum(repeats, 0)[:-1]] = 1
     return torch.cumsum(opens, 0)
@@ -247,7 +248,9 @@ def bio_to_segments(tags: Sequence[str]) -> list[tuple[int, int, str]]:
     for t, tag in enumerate(tags):
         prefix, _, label = ("I", "", "O") if tag == "O" else tag.partition("-")
         if prefix not in ("B", "I") or not label:
-            raise ValueError(f'`tags` must be "O", "B-label" or "I-label"; got {tag!r} at index {t}.')
+            raise ValueError(
+                f'`tags` must be "O", "B-label" or "I-label"; got {tag!r} at index {t}.'
+            )
         if prefix == "I" and segments and segments[-1][2] == label:
             segments[-1] = (segments[-1][0], t + 1, label)
         else:

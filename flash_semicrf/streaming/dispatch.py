@@ -33,7 +33,9 @@ class Backend(Protocol):
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z (B,) in float64, -inf where nothing is feasible; memory O(KC) per sequence."""
 
-    def gradients(self, potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    def gradients(
+        self, potentials: Potentials, wanted: set[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Log Z and its gradient by every wanted parameter.
 
         Those of "scores", "start_scores" and "end_scores" (which are the position, start and end
@@ -42,7 +44,7 @@ class Backend(Protocol):
         """
 
     def max_messages(self, potentials: Potentials) -> Tensor:
-        """Best score alpha_t(c) of any segmentation of ``[0, t)`` that ends in label c, (B, T+1, C).
+        """Best score alpha_t(c) of the segmentations of ``[0, t)`` that end in c, (B, T+1, C).
 
         alpha_0 = 0, the free source of the first segment; float64; rows after a sequence's end are
         arbitrary.

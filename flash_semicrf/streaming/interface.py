@@ -1,7 +1,8 @@
 """Entry points of streaming inference: checked once here, then given to a backend.
 
 `log_partition`, `viterbi` and `segment_marginals` take `flash_semicrf.Potentials`. The
-``semi_crf_streaming_*`` functions take cumulative scores, as release 0.2.0 of the earlier package did.
+``semi_crf_streaming_*`` functions take cumulative scores, as release 0.2.0 of the earlier package
+did.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def log_partition(potentials: Potentials, backend: str = "auto") -> Tensor:
     --------
     Scores of zero count segmentations: with K = 2 five of them tile four positions.
 
-    >>> p = Potentials(torch.zeros(1, 4, 1), torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([4]))
+    >>> p = Potentials(torch.zeros(1, 4, 1), torch.zeros(1, 1), torch.zeros(2, 1),
+    torch.tensor([4]))
     >>> round(float(log_partition(p).exp()), 6)
     5.0
     """

@@ -160,12 +160,15 @@ class ReferenceBackend:
         with torch.no_grad():
             return log_partition(potentials)
 
-    def gradients(self, potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    def gradients(
+        self, potentials: Potentials, wanted: set[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Log Z and gradients; see `flash_semicrf.streaming.dispatch.Backend`."""
         if wanted <= set(_BY_POSITION):
             return _differentiate(potentials, wanted)
         # Gradients of shared parameters are wanted for each sequence: one sequence at a time.
-        parts = [_differentiate(_sequence(potentials, b), wanted) for b in range(len(potentials.lengths))]
+        sequences = range(potentials.batch_size)
+        parts = [_differentiate(_sequence(potentials, b), wanted) for b in sequences]
         found = {
             name: torch.cat([g[name] if name in _BY_POSITION else g[name][None] for _, g in parts])
             for name in wanted

@@ -14,7 +14,7 @@ __all__ = ["NumbaBackend"]
 
 
 class NumbaBackend:
-    """Kernels of `flash_semicrf.streaming.cpu`; they are imported, and compiled, when first used."""
+    """Kernels of `flash_semicrf.streaming.cpu`, imported and compiled when first used."""
 
     name = "numba"
 
@@ -28,7 +28,9 @@ class NumbaBackend:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
         return _algorithm(potentials).log_partition(_one_dtype(potentials))
 
-    def gradients(self, potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    def gradients(
+        self, potentials: Potentials, wanted: set[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Log Z and gradients; see `flash_semicrf.streaming.dispatch.Backend`."""
         return _algorithm(potentials).gradients(_one_dtype(potentials), wanted)
 
@@ -53,7 +55,9 @@ def _algorithm(potentials: Potentials, decoding: bool = False) -> ModuleType:
 
 
 def _one_dtype(potentials: Potentials) -> Potentials:
-    """The same problem with all its tensors in float32 or all in float64: kernels know only those."""
+    """The same problem, all in float32 or all in float64: what the kernels know."""
     dtypes = {value.dtype for value in potentials.parameters().values()}
     wide = torch.float32 if dtypes == {torch.float32} else torch.float64
-    return potentials.replace(**{n: v.detach().to(wide) for n, v in potentials.parameters().items()})
+    return potentials.replace(
+        **{n: v.detach().to(wide) for n, v in potentials.parameters().items()}
+    )

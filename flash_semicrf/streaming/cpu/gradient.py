@@ -1,7 +1,7 @@
 """Gradients of log Z from the messages of both passes, for static transitions.
 
-Nothing here is sequential, so long sequences are cut into chunks of positions. With o the offsets of
-the messages less log Z,
+Nothing here is sequential, so long sequences are cut into chunks of positions. With o the offsets
+of the messages less log Z,
 
     P(a segment of c starts at p)  = exp(gamma_p(c) + eta_p(c) + o)
     P(one ends at p)               = exp(alpha_{p+1}(c) + beta_{p+1}(c) + o)
@@ -140,8 +140,8 @@ def add_carry(position_rows, begin, stop, carry):
 class _Buffer(NamedTuple):
     """Sources and outputs of the duration correlation, a label per row.
 
-    `window` holds E and, `logs` elements further, its logarithms H plus the label's drift: the frame
-    that E stands in is `frame`, the one of the logarithms is ``frame - drift``.
+    `window` holds E and, `logs` elements further, its logarithms H plus the label's drift: the
+    frame that E stands in is `frame`, the one of the logarithms is ``frame - drift``.
     """
 
     window: np.ndarray  # (2 * C * capacity,)

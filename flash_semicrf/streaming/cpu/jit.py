@@ -2,7 +2,8 @@
 
 Kernels release the GIL and are cached on disk. Two things numba does not do by itself:
 
-- its cache looks only at the file of the kernel called, not at those of the kernels inlined into it:
+- its cache looks only at the file of the kernel called, not at those of the kernels inlined into
+  it:
   here the stamp of every cached kernel is a digest of all the kernels' sources;
 - where no cache folder can be written (a read-only install without a home) kernels are compiled
   anew in each process instead of failing.

@@ -1,22 +1,22 @@
 """One pass of messages over one sequence, forwards or backwards, for static transitions.
 
-Forwards the kernel computes, with the window sum as multiply-adds (DESIGN: ``docs/performance.md``),
+Forwards the kernel computes, with the window sum as multiply-adds (``docs/performance.md``),
 
     H_s(c)     = gamma_s(c) + open_s(c) - L_s(c),       E_s(c) = exp(H_s(c))
     alpha_t(c) = L_t(c) + peak(c) + log sum_{k=1..K} E_{t-k}(c) W_k(c) + close_t(c)
     gamma_t(c) = LSE_{c'} [alpha_t(c') + A[c', c]]
 
-where L_t(c) is the label's *frame*: the running sum of its scores plus whatever keeps E within range.
-Read from the end, with starts and ends exchanged and A transposed, the same recurrence gives
+where L_t(c) is the label's *frame*: the running sum of its scores plus whatever keeps E within
+range. Read from the end, with starts and ends exchanged and A transposed, the same recurrence gives
 eta (for alpha) and beta (for gamma): one kernel serves both directions.
 
 Blocks of `TILE` outputs share one sweep over the sources before the block (the far window); sources
-inside the block are pushed onto the later outputs as they appear. Every `TILE` steps the messages are
-shifted by a whole number, kept apart, so that they stay small and their offsets add exactly.
+inside the block are pushed onto the later outputs as they appear. Every `TILE` steps the messages
+are shifted by a whole number, kept apart, so that they stay small and their offsets add exactly.
 
-Flushed terms are never lost in silence: E and W drop what is below e^-650 of their frame, so a sum of
-at least `CERTAIN` cannot have lost anything within float64's precision. A smaller sum, while a source
-lives, is redone as a log-sum-exp from H. Cost T(KC + C²); workspace O(KC).
+Flushed terms are never lost in silence: E and W drop what is below e^-650 of their frame, so a sum
+of at least `CERTAIN` cannot have lost anything within float64's precision. A smaller sum, while a
+source lives, is redone as a log-sum-exp from H. Cost T(KC + C²); workspace O(KC).
 """
 
 from __future__ import annotations
@@ -106,9 +106,10 @@ class _State(NamedTuple):
     """Workspace of a pass.
 
     `window` holds each label's E by time, a row of `capacity` per label, and behind all of them,
-    `logs` elements further, their logarithms H plus the label's drift: recentring a frame scales E and
-    moves the drift, not the logarithms. Rows of `work` have one element per label, padded to whole vectors: those of the sums first, then
-    those that `_Rows` names. Padding is such that every row operation stays harmless: frames of
+    `logs` elements further, their logarithms H plus the label's drift: recentring a frame scales E
+    and moves the drift, not the logarithms. Rows of `work` have one element per label, padded to
+    whole vectors: those of the sums first, then those that `_Rows` names. Padding is such that
+    every row operation stays harmless: frames of
     -1e30, sums of 1.
     """
 
@@ -244,7 +245,7 @@ def _advance(state, frame, scores, position, padded, capacity, step, base, longe
 
 @kernel
 def _rescue(state, rows, window, label, padded, capacity, step, base, done):
-    """Window sum of one output by its logarithms; recentre the frame if its sources are all tiny."""
+    """Window sum of one output by its logarithms; recentre a frame whose sources are all tiny."""
     num_labels = window.peak.shape[0]
     if max(state.live_until[label], state.live_until[num_labels]) < step:
         return -math.inf

@@ -7,7 +7,8 @@ whatever the machine has (AVX-512, AVX2, SSE2, NEON):
 - `multiply_tile`, `max_tile`: ``out[j] (+)= sum_i x[i] * y[i + j]`` in registers, with any strides:
   the window sum, its gradient and the products with the transition matrix are all of this form;
 - `exp_row`, `log_row`: exponential and logarithm of a row, to about 1e-16 relative;
-- `log_sum_row` and its like: a step's arithmetic on rows of a workspace, with the minimum or maximum
+- `log_sum_row` and its like: a step's arithmetic on rows of a workspace, with the minimum or
+  maximum
   that tells whether all went well.
 
 All take flat float64 arrays and offsets in elements. Nothing is bounds-checked.
@@ -62,7 +63,9 @@ def _iconst(value: int) -> ir.Constant:
 def _splat(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
     undefined = ir.Constant(_VEC, ir.Undefined)
     one = builder.insert_element(undefined, scalar, _I32(0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
+    return builder.shuffle_vector(
+        one, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
+    )
 
 
 def _load(builder: ir.IRBuilder, pointer: ir.Value) -> ir.Value:
@@ -152,7 +155,9 @@ def _tile(width: int, step: Callable, join: Callable) -> Callable:
             for phi, start, new in zip(ends, even + odd, new_even + new_odd, strict=True):
                 phi.add_incoming(start, entry)
                 phi.add_incoming(new, loop)
-            totals = [join(builder, a, b) for a, b in zip(ends[:vectors], ends[vectors:], strict=True)]
+            totals = [
+                join(builder, a, b) for a, b in zip(ends[:vectors], ends[vectors:], strict=True)
+            ]
             is_odd = builder.trunc(count, ir.IntType(1))
             builder.cbranch(is_odd, single, done)
             builder.position_at_end(single)
@@ -293,7 +298,10 @@ def _row(body: Callable, reduce: str | None = None) -> Callable:
         signature = types.float64(work, *integers, types.float64, types.int64, types.int64)
 
         def codegen(context, builder, signature, args):
-            rows = [_pointer(context, builder, signature.args[0], args[0], args[i]) for i in (1, 2, 3, 5)]
+            rows = [
+                _pointer(context, builder, signature.args[0], args[0], args[i])
+                for i in (1, 2, 3, 5)
+            ]
             scalar = _splat(builder, args[4])
             neutral = _const(math.inf if reduce == "min" else -math.inf)
             entry = builder.block
@@ -361,6 +369,7 @@ def _log_sum(builder, a, b, c, s):
 
 log_sum_row = _row(_log_sum, "min")
 """``out = a + b + log(c)``; returns min(c)."""
+
 
 def _log_scaled(builder, a, b, c, s):
     sums = c()

@@ -115,7 +115,18 @@ def _run_passes(tasks, batch, rows, keep):
 
 @kernel
 def _run_gradients(
-    tasks, chunks, batch, rows, free_start, wanted, position, start, end, carry, duration, transition
+    tasks,
+    chunks,
+    batch,
+    rows,
+    free_start,
+    wanted,
+    position,
+    start,
+    end,
+    carry,
+    duration,
+    transition,
 ):
     """Task i is the chunk (sequence, begin, stop) in row i of `chunks`."""
     for task in tasks:

@@ -28,7 +28,9 @@ __all__ = ["max_messages", "viterbi"]
 
 
 @kernel
-def _max_pass(scores, start, end, has_boundary, length, first, transition, bias, alpha, sources, offset):
+def _max_pass(
+    scores, start, end, has_boundary, length, first, transition, bias, alpha, sources, offset
+):
     """Fill alpha (T, C), sources h (T, C) and offset (T + 1,); `bias` has padded rows by label."""
     num_labels = first.shape[0]
     bias_row = bias.shape[0] // num_labels
@@ -160,7 +162,15 @@ def _run(
         counts[b] = 0
         if decode and best[b] > -math.inf:
             counts[b] = _walk(
-                scores[b], length, alpha[b], sources[b], bias, transition, last, starts[b], labels[b]
+                scores[b],
+                length,
+                alpha[b],
+                sources[b],
+                bias,
+                transition,
+                last,
+                starts[b],
+                labels[b],
             )
 
 
@@ -191,7 +201,9 @@ def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
 def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
     _, _, best, starts, labels, counts = _decode(potentials, decode=True)
-    return torch.from_numpy(best), table_of_walks(starts, labels, counts, array_of(potentials.lengths))
+    return torch.from_numpy(best), table_of_walks(
+        starts, labels, counts, array_of(potentials.lengths)
+    )
 
 
 def table_of_walks(
