@@ -1,0 +1,228 @@
+"""Log Z and its gradients for transitions by duration: the passes and gradients of a whole batch.
+
+The kernels each work on one sequence; here they are given to threads: both directions of every
+sequence first, then every chunk of every sequence. Decoding is in
+`flash_semicrf.streaming.cpu.by_duration_viterbi`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu.by_duration_gradient import (
+    Messages,
+    Sums,
+    end_marginals,
+    segment_gradient,
+)
+from flash_semicrf.streaming.cpu.by_duration_model import (
+    Arrivals,
+    Weights,
+    arrivals_of,
+    labels_and_durations,
+    weights_of,
+)
+from flash_semicrf.streaming.cpu.by_duration_passes import backward_pass, forward_pass
+from flash_semicrf.streaming.cpu.by_duration_viterbi import max_messages, viterbi
+from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.model import array_of, end_term
+from flash_semicrf.streaming.cpu.static import boundary_arrays
+
+__all__ = ["gradients", "log_partition", "max_messages", "viterbi"]
+
+_TASKS = 8  # chunks of a batch, at least: each has a (K, C, C) gradient of its own
+_CHUNK = 256  # positions of a chunk, at least: it starts with a window of K
+
+
+class _Batch(NamedTuple):
+    """The arrays of a batch that kernels read."""
+
+    scores: np.ndarray  # (B, T, C)
+    start_scores: np.ndarray  # (B, T, C), or (B, 1, 1) zeros without boundary scores
+    end_scores: np.ndarray
+    has_boundary: bool
+    free_start: bool
+    lengths: np.ndarray  # (B,)
+    last: np.ndarray  # (C,)
+    arrivals: Arrivals
+    weights: Weights
+
+
+class _Rows(NamedTuple):
+    """Messages of a batch; see `flash_semicrf.streaming.cpu.by_duration_gradient.Messages`."""
+
+    alpha: np.ndarray  # (B, T, C)
+    beta: np.ndarray
+    forward: np.ndarray  # (B, T + 1)
+    backward: np.ndarray
+    total: np.ndarray  # (B, 2): log Z = total.sum(1)
+
+
+def _batch_of(p: Potentials) -> _Batch:
+    p = p.to(torch.float64)  # what kernels compile for: they take too long to do it twice
+    scores = array_of(p.scores)
+    has_boundary, start, end = boundary_arrays(p, scores)
+    arrivals = arrivals_of(p, "log")
+    return _Batch(
+        scores, start, end, has_boundary, p.initial_scores is None, array_of(p.lengths),
+        end_term(p), arrivals, weights_of(arrivals),
+    )  # fmt: skip
+
+
+def _empty_rows(p: Potentials, keep: bool) -> _Rows:
+    shape = (p.batch_size, p.num_positions, p.num_labels) if keep else (p.batch_size, 1, 1)
+    offsets = np.empty((2, p.batch_size, p.num_positions + 1 if keep else 1))
+    return _Rows(np.empty(shape), np.empty(shape), *offsets, np.empty((p.batch_size, 2)))
+
+
+@kernel
+def _run_forward(tasks, batch, rows, keep):
+    for b in tasks:
+        offset, value = forward_pass(
+            batch.scores[b], batch.start_scores[b], batch.end_scores[b], batch.has_boundary,
+            batch.lengths[b], batch.last, batch.arrivals, batch.weights,
+            keep, rows.alpha[b], rows.forward[b],
+        )  # fmt: skip
+        rows.total[b, 0] = offset
+        rows.total[b, 1] = value
+
+
+@kernel
+def _run_backward(tasks, batch, rows):
+    for b in tasks:
+        backward_pass(
+            batch.scores[b], batch.start_scores[b], batch.end_scores[b], batch.has_boundary,
+            batch.lengths[b], batch.last, batch.arrivals, batch.weights,
+            rows.beta[b], rows.backward[b],
+        )  # fmt: skip
+
+
+def _run_passes(tasks: np.ndarray, batch: _Batch, rows: _Rows) -> None:
+    """Tasks 2b and 2b + 1 are the forward and the backward pass of sequence b."""
+    _run_forward(tasks[tasks % 2 == 0] // 2, batch, rows, True)
+    _run_backward(tasks[tasks % 2 == 1] // 2, batch, rows)
+
+
+@kernel
+def _run_gradients(tasks, chunks, batch, rows, want_transition, start, end, duration, transition):
+    """Task i is the chunk (sequence, begin, stop) in row i of `chunks`."""
+    for task in tasks:
+        b, begin, stop = chunks[task]
+        messages = Messages(
+            rows.alpha[b], rows.beta[b], rows.forward[b], rows.backward[b], batch.lengths[b],
+            rows.total[b, 0], rows.total[b, 1],
+        )  # fmt: skip
+        sums = Sums(start[b], duration[task], transition[task], want_transition)
+        segment_gradient(
+            messages, begin, stop, batch.scores[b], batch.start_scores[b], batch.end_scores[b],
+            batch.has_boundary, batch.free_start, batch.arrivals, batch.weights, sums,
+        )  # fmt: skip
+        end_marginals(messages, begin, stop, end[b])
+
+
+def log_partition(potentials: Potentials) -> Tensor:
+    """Log Z (B,) in float64; workspace O(KC) per thread."""
+    batch = _batch_of(potentials)
+    rows = _empty_rows(potentials, keep=False)
+    shares = pool.balance(batch.lengths)
+    pool.run(lambda tasks: _run_forward(tasks, batch, rows, False), shares)
+    return torch.from_numpy(rows.total.sum(1))
+
+
+def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log Z and its gradient for each sequence.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    wanted : set of str
+        Names of parameters; "start_scores" and "end_scores" may be asked for without being given,
+        since their gradients are the boundary marginals.
+
+    Returns
+    -------
+    log_z : float64 Tensor of shape (B,)
+    gradients : dict of Tensor
+        Of "scores", "start_scores" and "end_scores": (B, T, C) in the dtype of the scores. Of the
+        others: a float64 gradient per sequence, (B, ...). All zero where log Z is -inf.
+    """
+    p = potentials
+    batch = _batch_of(p)
+    rows = _empty_rows(p, keep=True)
+    shares = pool.balance(np.repeat(batch.lengths, 2))
+    pool.run(lambda tasks: _run_passes(tasks, batch, rows), shares)
+
+    chunks = _chunks(batch.lengths, rows.total[:, 1])
+    want_transition = "transition" in wanted
+    start, end = np.zeros((2, *batch.scores.shape))
+    row_size = len(batch.arrivals.bias)
+    duration = np.zeros((len(chunks), row_size))
+    transition = np.zeros((len(chunks), row_size * p.num_labels if want_transition else 1))
+    if len(chunks):
+        pool.run(
+            lambda tasks: _run_gradients(
+                tasks, chunks, batch, rows, want_transition, start, end, duration, transition
+            ),
+            pool.balance(chunks[:, 2] - chunks[:, 1]),
+        )
+    found = _collect(p, wanted, chunks, start, end, duration, transition)
+    return torch.from_numpy(rows.total.sum(1)), found
+
+
+def _chunks(lengths: np.ndarray, log_z: np.ndarray) -> np.ndarray:
+    """(sequence, begin, stop) of every task; none for infeasible sequences."""
+    pieces = max(1, _TASKS // len(lengths))
+    chunks = []
+    for b in np.flatnonzero(log_z > -np.inf):
+        step = max(_CHUNK, -(-lengths[b] // pieces))
+        begins = range(0, lengths[b], step)
+        chunks += [(b, begin, min(begin + step, lengths[b])) for begin in begins]
+    return np.array(chunks, dtype=np.int64).reshape(-1, 3)
+
+
+def _collect(
+    p: Potentials,
+    wanted: set[str],
+    chunks: np.ndarray,
+    start: np.ndarray,
+    end: np.ndarray,
+    duration: np.ndarray,
+    transition: np.ndarray,
+) -> dict[str, Tensor]:
+    """Gradients of the wanted parameters from the marginals and the sums of each chunk."""
+    lengths = array_of(p.lengths)
+    found = {
+        "start_scores": start,
+        "end_scores": end,
+        "initial_scores": start[:, 0],
+        "final_scores": end[np.arange(p.batch_size), lengths - 1],
+    }
+    if "scores" in wanted:
+        inside = start.copy()
+        inside[:, 1:] -= end[:, :-1]
+        np.clip(np.cumsum(inside, 1, out=inside), 0.0, 1.0, out=inside)
+        inside[np.arange(p.num_positions) >= lengths[:, None]] = 0.0
+        found["scores"] = inside
+    sizes = (p.max_duration, p.num_labels)
+    if "duration_bias" in wanted:
+        found["duration_bias"] = labels_and_durations(_by_sequence(p, chunks, duration), *sizes)
+    if "transition" in wanted:
+        rows = _by_sequence(p, chunks, transition).reshape(p.batch_size, p.num_labels, -1)
+        found["transition"] = labels_and_durations(rows, *sizes).swapaxes(1, 2)
+    tensors = {name: torch.from_numpy(found[name]) for name in wanted}
+    by_position = {"scores", "start_scores", "end_scores"}
+    return {n: v.to(p.dtype) if n in by_position else v for n, v in tensors.items()}
+
+
+def _by_sequence(p: Potentials, chunks: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Sum of the parts (N, R) of each sequence's chunks, (B, R)."""
+    total = np.zeros((p.batch_size, parts.shape[1]))
+    for sequence, part in zip(chunks[:, 0], parts, strict=True):
+        total[sequence] += part
+    return total
