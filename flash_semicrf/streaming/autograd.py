@@ -54,30 +54,7 @@ class SemiCRFStreaming(torch.autograd.Function):
     `Backend`, with the parameters of `flash_semicrf.Potentials`, the optional ones None; most
     users want `flash_semicrf.streaming.log_partition`. Returns log Z of shape (B,) in float64.
     Without anything that requires a gradient only O(KC) memory per sequence is used.
-    Differentiable once.
-    """
-
-    @staticmethod
-    def forward(ctx, gradient: Tensor, log_z: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx, upstream: Tensor) -> tuple[None, None]:
-        raise RuntimeError(
-            "log_partition() is differentiable once by this backend; pass "
-            'backend="reference" for second derivatives.'
-        )
-
-
-class SemiCRFStreaming(torch.autograd.Function):
-    """Log Z of a batch by a streaming backend, with its gradient.
-
-    Call it as ``SemiCRFStreaming.apply(backend, lengths, scores, transition, duration_bias,
-    start_scores, end_scores, initial_scores, final_scores)``, `backend` being a name or a
-    `Backend`, with the parameters of `flash_semicrf.Potentials`, the optional ones None; most users
-    want `flash_semicrf.streaming.log_partition`. Returns log Z of shape (B,) in float64. Without
-    anything that requires a gradient only O(KC) memory per sequence is used. Differentiable once:
-    a second derivative raises.
+    Differentiable once: a second derivative raises.
     """
 
     @staticmethod
