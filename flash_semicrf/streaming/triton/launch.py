@@ -12,7 +12,17 @@ from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming.triton.passes import pass_kernel
 from flash_semicrf.streaming.triton.prepare import prepare_kernel
 
-__all__ = ["MAX_LABELS", "Messages", "Plan", "Tables", "boundary_scores", "plan_of", "run_passes", "tables_of"]
+__all__ = [
+    "MAX_LABELS",
+    "Messages",
+    "Plan",
+    "Problem",
+    "Tables",
+    "plan_of",
+    "problem_of",
+    "run_passes",
+    "tables_of",
+]
 
 MAX_LABELS = 128
 
@@ -45,7 +55,7 @@ class Plan(NamedTuple):
     def workspace(self) -> int:
         """float64 elements that one program needs."""
         ring_rows = self.ring * self.rows
-        return 3 * ring_rows * self.labels + 2 * self.ring * self.labels + ring_rows
+        return 3 * ring_rows * self.labels + (2 * self.ring + 1) * self.labels + ring_rows
 
 
 class Tables(NamedTuple):
@@ -58,19 +68,31 @@ class Tables(NamedTuple):
     first: Tensor
 
 
+class Problem(NamedTuple):
+    """The tensors of a batch that kernels read."""
+
+    scores: Tensor  # (B, T, C)
+    start: Tensor  # (B, T, C), or the scores without boundary scores
+    end: Tensor
+    lengths: Tensor  # (B,) int64
+    has_boundary: bool
+
+
 class Messages(NamedTuple):
     """Messages of both passes as `pass_kernel` writes them."""
 
     forward: Tensor  # (B, T, C)
     backward: Tensor  # (B, T, C)
     offset: Tensor  # (2, B, T)
+    prefix: Tensor  # (B, blocks, C)
+    born: Tensor  # (B, blocks, C), int32
 
 
 def plan_of(potentials: Potentials, rows: int | None = None) -> Plan:
     """Launch parameters by the number of labels."""
     labels = max(4, triton.next_power_of_2(potentials.num_labels))
     if rows is None:
-        rows = 16 if labels <= 32 else 8
+        rows = 8 if labels <= 32 else 4
     blocks_back = -(-(potentials.max_duration - 1) // rows)
     warps = {64: 2, 128: 8}.get(labels, 1)
     return Plan(labels, rows, blocks_back, warps)
@@ -98,39 +120,49 @@ def tables_of(potentials: Potentials, plan: Plan, semiring: str = "log") -> Tabl
     return tables
 
 
-def boundary_scores(p: Potentials) -> tuple[bool, Tensor, Tensor]:
-    """(given at all, start scores, end scores); zeros for the one of the two that is missing."""
-    if p.start_scores is None and p.end_scores is None:
-        return False, p.scores, p.scores
-    given = (p.start_scores, p.end_scores)
-    start, end = (torch.zeros_like(p.scores) if x is None else x.contiguous() for x in given)
-    return True, start, end
+def problem_of(potentials: Potentials) -> Problem:
+    """Contiguous tensors; zeros for the one of start and end scores that is missing."""
+    p = potentials
+    scores = p.scores.contiguous()
+    start, end = p.start_scores, p.end_scores
+    has_boundary = start is not None or end is not None
+    if has_boundary:
+        start, end = (torch.zeros_like(scores) if x is None else x.contiguous() for x in (start, end))
+    else:
+        start = end = scores
+    return Problem(scores, start, end, p.lengths.contiguous(), has_boundary)
 
 
 def run_passes(
-    potentials: Potentials, plan: Plan, keep: bool, always_log: bool = False
-) -> tuple[Tensor, Messages | None, Tables]:
+    potentials: Potentials,
+    problem: Problem,
+    plan: Plan,
+    keep: bool,
+    always_log: bool = False,
+) -> tuple[Tensor, Tables, Messages | None]:
     """Log Z (B,) by the forward pass; with `keep` both passes run, and their messages are kept."""
     p = potentials
     tables = tables_of(p, plan)
-    scores = p.scores.contiguous()
-    has_boundary, start, end = boundary_scores(p)
     directions = 2 if keep else 1
-    B, T, C = scores.shape
-    workspace = scores.new_empty(B * directions * plan.workspace, dtype=torch.float64)
-    log_z = scores.new_empty(B, dtype=torch.float64)
+    B, T, C = problem.scores.shape
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=p.device)
+
+    workspace = empty(B * directions * plan.workspace)
+    log_z = empty(B)
     messages = None
-    outputs = (log_z, log_z, log_z)
+    outputs = (log_z,) * 5
     if keep:
+        blocks = -(-T // plan.rows) + 1
         messages = outputs = Messages(
-            scores.new_empty((B, T, C), dtype=torch.float64),
-            scores.new_empty((B, T, C), dtype=torch.float64),
-            scores.new_empty((2, B, T), dtype=torch.float64),
-        )
+            empty(B, T, C), empty(B, T, C), empty(2, B, T), empty(B, blocks, C),
+            empty(B, blocks, C, dtype=torch.int32),
+        )  # fmt: skip
     pass_kernel[(B, directions)](
-        scores, start, end, p.lengths, *tables, workspace, log_z, *outputs,
-        T, C, p.max_duration, plan.blocks_back, plan.ring, plan.workspace, 1, int(always_log),
-        HAS_BOUNDARY=has_boundary, BACKWARD=keep, KEEP=keep, CP=plan.labels, R=plan.rows,
-        num_warps=plan.warps,
+        problem.scores, problem.start, problem.end, problem.lengths, *tables, workspace, log_z,
+        *outputs, T, C, p.max_duration, plan.blocks_back, plan.ring, plan.workspace, 1,
+        int(always_log), HAS_BOUNDARY=problem.has_boundary, BACKWARD=keep, KEEP=keep,
+        CP=plan.labels, R=plan.rows, num_warps=plan.warps,
     )  # fmt: skip
-    return log_z, messages, tables
+    return log_z, tables, messages

@@ -163,7 +163,6 @@ def linear_steps(
     scale = power_of_two(-exponent)
     suffix = scale
     for r in tl.static_range(R):
-        row: tl.constexpr = R - 1 - r
-        suffix = suffix * factors[row]
-        tl.store(source_row + row * CP + label, sources[row] * suffix)
+        suffix = suffix * factors[R - 1 - r]
+        tl.store(source_row + (R - 1 - r) * CP + label, sources[R - 1 - r] * suffix)
     return g * scale, sources, newest, born, final_row, final_offset, offset, exponent, suffix, ok

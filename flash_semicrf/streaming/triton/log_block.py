@@ -13,13 +13,12 @@ from flash_semicrf.streaming.triton.numerics import (
     allowed,
     decode_log,
     encode_log,
-    log_add,
     wide,
 )
 
 __all__ = ["log_steps"]
 
-_SOURCES = tl.constexpr(16)  # sources of one tile of the window
+_UNROLL = tl.constexpr(4)  # durations whose loads are in flight together
 
 
 @triton.jit
@@ -43,30 +42,65 @@ def _window_logs(
 
 
 @triton.jit
+def _window_terms(
+    logs_ptr, log_window_ptr, first, step, K, ring, born, label, CP: tl.constexpr, R: tl.constexpr
+):
+    """h + D of the _UNROLL durations from `first` on; -inf where there is no such segment."""
+    terms = ()
+    for i in tl.static_range(_UNROLL):
+        k = first + i
+        source = step + 1 - k
+        live = (k <= K) & (source >= 0)
+        row = (tl.maximum(source, 0) // R % ring) * R + tl.maximum(source, 0) % R
+        x = tl.load(logs_ptr + row * CP + label, mask=live, other=float("-inf"))
+        x += tl.load(log_window_ptr + k * CP + label, mask=live, other=float("-inf"))
+        terms = terms + (tl.where(source >= born, x, float("-inf")),)
+    return terms
+
+
+@triton.jit
 def _window_sum(
     logs_ptr, log_window_ptr, step, K, ring, born, label, CP: tl.constexpr, R: tl.constexpr
 ):
     """LSE over the sources up to `step` of h + D, for the output one step later."""
     top = tl.full([CP], float("-inf"), tl.float64)
+    longest = tl.minimum(K, step + 1)
+    for first in range(1, longest + 1, _UNROLL):
+        terms = _window_terms(logs_ptr, log_window_ptr, first, step, K, ring, born, label, CP, R)
+        for i in tl.static_range(_UNROLL):
+            top = tl.maximum(top, terms[i])
+    safe = tl.where(top > float("-inf"), top, 0.0)
     total = tl.zeros([CP], tl.float64)
-    lanes = tl.arange(0, _SOURCES)[:, None]
-    for first in range(1, tl.minimum(K, step + 1) + 1, _SOURCES):
-        k = first + lanes
-        source = step + 1 - k
-        live = (k <= K) & (source >= 0) & (source >= born[None, :])
-        slot = (tl.maximum(source, 0) // R) % ring
-        row = slot * R + tl.maximum(source, 0) % R
-        h = tl.load(logs_ptr + row * CP + label[None, :], mask=live, other=float("-inf"))
-        d = tl.load(log_window_ptr + k * CP + label[None, :], mask=k <= K, other=float("-inf"))
-        top, total = log_add(top, total, tl.where(live, h + d, float("-inf")), 0)
-    return tl.where(top > float("-inf"), top + tl.log(total), top)
+    for first in range(1, longest + 1, _UNROLL):
+        terms = _window_terms(logs_ptr, log_window_ptr, first, step, K, ring, born, label, CP, R)
+        for i in tl.static_range(_UNROLL):
+            total += tl.exp(terms[i] - safe)
+    return safe + tl.log(total)
+
+
+@triton.jit
+def _product(alpha, scratch_ptr, log_matrix_ptr, label, C, CP: tl.constexpr):
+    """LSE over c' of alpha(c') + A[c', c]; alpha goes through memory, one label at a time."""
+    tl.debug_barrier()
+    tl.store(scratch_ptr + label, alpha)
+    tl.debug_barrier()
+    top = tl.full([CP], float("-inf"), tl.float64)
+    for source in range(C):
+        x = tl.load(scratch_ptr + source) + tl.load(log_matrix_ptr + source * CP + label)
+        top = tl.maximum(top, x)
+    safe = tl.where(top > float("-inf"), top, 0.0)
+    total = tl.zeros([CP], tl.float64)
+    for source in range(C):
+        x = tl.load(scratch_ptr + source) + tl.load(log_matrix_ptr + source * CP + label)
+        total += tl.exp(x - safe)
+    return safe + tl.log(total)
 
 
 @triton.jit
 def log_steps(
     g, offset, prefix, newest, born, final_row, final_offset,
     score_ptr, opening_ptr, closing_ptr, message_ptr, offset_ptr,
-    sources_ptr, rates_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, logs_ptr,
+    sources_ptr, rates_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, logs_ptr, scratch_ptr,
     log_window_ptr, log_matrix_ptr, step, length, K, ring, direction, stride, C, label,
     HAS_BOUNDARY: tl.constexpr, KEEP: tl.constexpr,
     CP: tl.constexpr, R: tl.constexpr,
@@ -95,9 +129,7 @@ def log_steps(
     source_log = decode_log(g) + offset
     start_offset = offset
     start_prefix = prefix
-    target = label[:, None]
     inside = label < C
-    matrix = tl.load(log_matrix_ptr + label[None, :] * CP + target)
     for i in range(R):
         here = step + i
         if here < length:
@@ -130,10 +162,7 @@ def log_steps(
             last = here + 1 == length
             final_row = tl.where(last, encoded, final_row)
             final_offset = tl.where(last, top, final_offset)
-            by_source = matrix + tl.expand_dims(alpha, 0)
-            peak = tl.max(by_source, 1)
-            safe = tl.where(peak > float("-inf"), peak, 0.0)
-            source_log = safe + tl.log(tl.sum(tl.exp(by_source - safe[:, None]), 1))
+            source_log = _product(alpha, scratch_ptr, log_matrix_ptr, label, C, CP)
     top = tl.max(source_log, 0)
     offset = tl.where(top > float("-inf"), top, offset)
     # The block's sources in the frame of its end, as the linear blocks after it read them.

@@ -47,7 +47,7 @@ def pass_kernel(
     scores_ptr, start_ptr, end_ptr, lengths_ptr,
     window_ptr, log_window_ptr, matrix_ptr, log_matrix_ptr, first_ptr,
     workspace_ptr, log_z_ptr, forward_ptr, backward_ptr, offset_ptr,
-    T, C, K, blocks_back, ring, workspace_stride, unit, always_log,
+    prefix_out_ptr, born_out_ptr, T, C, K, blocks_back, ring, workspace_stride, unit, always_log,
     HAS_BOUNDARY: tl.constexpr, BACKWARD: tl.constexpr, KEEP: tl.constexpr,
     CP: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
@@ -56,7 +56,8 @@ def pass_kernel(
     `scores`, `start`, `end` (B, T, C) in any floating dtype; the tables of `prepare_kernel`;
     `workspace` float64, `workspace_stride` of them per program. Writes `log_z` (B,) and, if KEEP, the
     messages `forward` (alpha_{p+1} in row p) and `backward` (eta_p), both (B, T, C), with their
-    offsets (2, B, T). float64 inside. `always_log` is for tests.
+    offsets (2, B, T); `prefix` and `born` (B, blocks, C): running score and first source that no
+    forbidden position cut off, at the start of each block, one block more than T needs. float64 inside. `always_log` is for tests.
     """
     b = tl.program_id(0).to(tl.int64)
     label = tl.arange(0, CP)
@@ -93,7 +94,8 @@ def pass_kernel(
     logs_ptr = raw_ptr + ring * R * CP
     rates_ptr = logs_ptr + ring * R * CP
     prefix_ptr = rates_ptr + ring * CP
-    raw_offset_ptr = prefix_ptr + ring * CP
+    scratch_ptr = prefix_ptr + ring * CP
+    raw_offset_ptr = scratch_ptr + CP
 
     # `unit` is 1: a stride that the compiler does not know keeps labels one to a lane, so that the
     # product with exp(A) reduces inside a thread.
@@ -116,6 +118,11 @@ def pass_kernel(
         block = step // R
         slot = block % ring
         tl.store(prefix_ptr + slot * CP + label, prefix)
+        if KEEP:
+            # Only the forward pass: those of the other direction are masked.
+            place = (b * (tl.cdiv(T, R) + 1) + block) * C + label
+            tl.store(prefix_out_ptr + place, prefix, mask=inside & (direction > 0))
+            tl.store(born_out_ptr + place, born, mask=inside & (direction > 0))
         x = _load_rows(score_ptr, step, length, direction, stride, label, C, R)
         factors, shifts, ok = score_factors(x, R)
         opening = factors
@@ -160,12 +167,15 @@ def pass_kernel(
             g, offset, prefix, newest, born, final_row, final_offset = log_steps(
                 g, offset, prefix, newest, born, final_row, final_offset,
                 score_ptr, opening_ptr, closing_ptr, message_ptr, row_offset_ptr,
-                sources_ptr, rates_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, logs_ptr,
+                sources_ptr, rates_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, logs_ptr, scratch_ptr,
                 log_window_ptr, log_matrix_ptr, step, length, K, ring, direction, stride, C, label,
                 HAS_BOUNDARY, KEEP, CP, R,
             )  # fmt: skip
         tl.debug_barrier()
 
+    if KEEP:
+        place = (b * (tl.cdiv(T, R) + 1) + tl.cdiv(length, R)) * C + label
+        tl.store(prefix_out_ptr + place, prefix, mask=inside & (direction > 0))
     if direction > 0:
         last = tl.load(last_row + label)
         value = tl.where(inside, decode_log(final_row) + last, float("-inf"))

@@ -1,0 +1,170 @@
+"""Boundary marginals and the gradient by the transitions, from the messages of both passes.
+
+With Z the partition function of the sequence, at every boundary t
+
+    P(c' ends and c starts at t) = exp(alpha_t(c') + A[c', c] + eta_t(c) - log Z)
+
+Summed over c' it is the start marginal, over c the end marginal, over t the gradient by A. The
+running sum of starts less ends is the position marginal. The kernel then replaces the messages by
+what the gradient by the durations reads: log beta = log P(end) + log Z - alpha, and gamma likewise,
+which is exact wherever it matters. Every term is a probability: no range is too wide, and there
+are no atomics, so results repeat bit by bit. Cost T C².
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flash_semicrf.streaming.triton.numerics import allowed, decode_log, wide
+
+__all__ = ["boundary_kernel", "carry_kernel", "position_kernel"]
+
+
+@triton.jit
+def _messages(row_ptr, offset_ptr, row, inside, C, label):
+    value = tl.load(row_ptr + row * C + label, mask=inside, other=0.0)
+    return decode_log(value) + tl.load(offset_ptr + row, mask=row >= 0, other=0.0)
+
+
+@triton.jit
+def boundary_kernel(
+    scores_ptr, start_scores_ptr, end_scores_ptr, lengths_ptr, log_matrix_ptr, first_ptr, log_z_ptr,
+    forward_ptr, backward_ptr, offset_ptr, prefix_ptr,
+    position_ptr, start_ptr, end_ptr, carry_ptr, transition_ptr, initial_ptr, final_ptr,
+    T, C, blocks, tiles,
+    HAS_BOUNDARY: tl.constexpr, HAS_INITIAL: tl.constexpr, WANT_ENDS: tl.constexpr,
+    WANT_TRANSITION: tl.constexpr, WANT_DURATION: tl.constexpr,
+    CP: tl.constexpr, TT: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """Boundaries ``[chunk * tiles * TT, (chunk + 1) * tiles * TT)``; program (chunk, b).
+
+    Writes the running sums of starts less ends from the chunk's start on to `position` (B, T, C),
+    their total to `carry` (B, chunks, C), the chunk's part of `transition` (B, chunks, C, C), the
+    marginals `start`, `end` (B, T, C) if WANT_ENDS, `initial` and `final` (B, C). If
+    WANT_DURATION, row t-1 of `forward` becomes u_t, row s of `backward` h_s. float64 inside.
+    """
+    chunk = tl.program_id(0)
+    b = tl.program_id(1).to(tl.int64)
+    label = tl.arange(0, CP)[None, :]
+    length = tl.load(lengths_ptr + b).to(tl.int32)
+    log_z = tl.load(log_z_ptr + b)
+    # Where nothing is feasible every gradient is zero: as if the sequence had no positions.
+    length = tl.where(log_z > float("-inf"), length, 0)
+    log_z = tl.where(length > 0, log_z, 0.0)
+    last = tl.load(first_ptr + CP + label)
+    rows = b * T
+    scores_ptr += rows * C
+    forward_ptr += rows * C
+    backward_ptr += rows * C
+    backward_offset_ptr = offset_ptr + (tl.num_programs(1) + b) * T
+    offset_ptr += rows
+    transition_ptr += (b * tl.num_programs(0) + chunk) * C * C
+    running = tl.zeros([CP], tl.float64)
+
+    for tile in range(tiles):
+        first_row = (chunk * tiles + tile) * TT
+        t = first_row + tl.arange(0, TT)[:, None]
+        starts_here = (t < length) & (label < C)
+        ends_here = (t > 0) & (t <= length) & (label < C)
+        eta = _messages(backward_ptr, backward_offset_ptr, t, starts_here, C, label)
+        alpha = _messages(forward_ptr, offset_ptr, t - 1, ends_here, C, label)
+        start = tl.zeros([TT, CP], tl.float64)
+        end = tl.zeros([TT, CP], tl.float64)
+        column = first_row + tl.arange(0, TT)
+        for other in range(C):
+            # `other` as the source: its message is a column.
+            inside = (column > 0) & (column < length)
+            value = tl.load(forward_ptr + (column - 1) * C + other, mask=inside, other=0.0)
+            source = decode_log(value) + tl.load(offset_ptr + column - 1, mask=inside, other=0.0)
+            if not HAS_INITIAL:
+                source = tl.where(column == 0, 0.0, source)
+            row = tl.load(log_matrix_ptr + other * CP + label)
+            x = tl.exp(source[:, None] + row + eta - log_z)
+            x = tl.where(starts_here, x, 0.0)
+            start += x
+            if WANT_TRANSITION:
+                place = transition_ptr + other * C + tl.arange(0, CP)
+                total = tl.sum(x, 0)
+                if tile > 0:
+                    total += tl.load(place, mask=tl.arange(0, CP) < C, other=0.0)
+                tl.store(place, total, mask=tl.arange(0, CP) < C)
+            # `other` as the target.
+            value = tl.load(backward_ptr + column * C + other, mask=inside, other=0.0)
+            target = decode_log(value)
+            target += tl.load(backward_offset_ptr + column, mask=inside, other=0.0)
+            row = tl.load(log_matrix_ptr + CP * CP + other * CP + label)
+            x = tl.exp(alpha + row + target[:, None] - log_z)
+            end += tl.where(ends_here & (t < length), x, 0.0)
+        if HAS_INITIAL:
+            x = tl.exp(tl.load(first_ptr + label) + eta - log_z)
+            start = tl.where((t == 0) & starts_here, x, start)
+        end = tl.where((t == length) & ends_here, tl.exp(alpha + last - log_z), end)
+
+        net = tl.cumsum(start - end, 0) + running[None, :]
+        running += tl.sum(start - end, 0)
+        place = (rows + t) * C + label
+        inside = (t < T) & (label < C)
+        position = tl.where(t < length, net, 0.0)
+        if tl.num_programs(0) == 1:
+            position = tl.minimum(tl.maximum(position, 0.0), 1.0)
+        tl.store(position_ptr + place, position, mask=inside)
+        own = b * C + label + tl.zeros_like(t)
+        tl.store(initial_ptr + own, start, mask=(t == 0) & (label < C))
+        tl.store(final_ptr + own, end, mask=(t == length) & (label < C))
+        if WANT_ENDS:
+            tl.store(start_ptr + place, start, mask=inside)
+            tl.store(end_ptr + place - C, end, mask=(t > 0) & (t <= T) & (label < C))
+        if WANT_DURATION:
+            block = first_row // R
+            prefix_place = (b * blocks + tl.minimum(block, blocks - 1)) * C + label
+            prefix = tl.load(prefix_ptr + prefix_place, mask=label < C, other=0.0)
+            x = tl.load(scores_ptr + t * C + label, mask=(t < length) & (label < C), other=0.0)
+            x = tl.where(allowed(x), x.to(tl.float64), 0.0)
+            # The sum up to and including position t, less that of t itself.
+            prefix = prefix + tl.cumsum(x, 0) - x
+            h = tl.log(tl.where(start > 0, start, 1.0)) + log_z - eta - prefix
+            u = tl.log(tl.where(end > 0, end, 1.0)) + log_z - alpha + prefix
+            if HAS_BOUNDARY:
+                h += wide(tl.load(start_scores_ptr + place, mask=starts_here, other=0.0))
+                u += wide(tl.load(end_scores_ptr + place - C, mask=ends_here, other=0.0))
+            tl.debug_barrier()
+            h = tl.where(start > 0, h, float("-inf"))
+            u = tl.where(end > 0, u, float("-inf"))
+            tl.store(backward_ptr + t * C + label, h, mask=inside)
+            tl.store(forward_ptr + (t - 1) * C + label, u, mask=(t > 0) & (t <= T) & (label < C))
+    if tl.num_programs(0) > 1:
+        place = (b * tl.num_programs(0) + chunk) * C + tl.arange(0, CP)
+        tl.store(carry_ptr + place, running, mask=tl.arange(0, CP) < C)
+
+
+@triton.jit
+def carry_kernel(carry_ptr, chunks, C, CP: tl.constexpr, ROWS: tl.constexpr):
+    """Replace `carry` (B, chunks, C) by its sums over the chunks before; program (b,)."""
+    b = tl.program_id(0).to(tl.int64)
+    label = tl.arange(0, CP)[None, :]
+    running = tl.zeros([CP], tl.float64)
+    for first in range(0, chunks, ROWS):
+        row = first + tl.arange(0, ROWS)[:, None]
+        inside = (row < chunks) & (label < C)
+        place = carry_ptr + (b * chunks + row) * C + label
+        value = tl.load(place, mask=inside, other=0.0)
+        total = tl.cumsum(value, 0)
+        tl.store(place, total - value + running[None, :], mask=inside)
+        running += tl.sum(value, 0)
+
+
+@triton.jit
+def position_kernel(
+    position_ptr, carry_ptr, lengths_ptr, T, C, chunks, span, CP: tl.constexpr, TT: tl.constexpr
+):
+    """Add what was open at the start of each chunk of `span` positions; program (tile, b)."""
+    b = tl.program_id(1).to(tl.int64)
+    t = tl.program_id(0) * TT + tl.arange(0, TT)[:, None]
+    label = tl.arange(0, CP)[None, :]
+    length = tl.load(lengths_ptr + b).to(tl.int32)
+    inside = (t < length) & (label < C)
+    place = position_ptr + (b * T + t) * C + label
+    carried = tl.load(carry_ptr + (b * chunks + t // span) * C + label, mask=inside, other=0.0)
+    value = tl.load(place, mask=inside, other=0.0).to(tl.float64) + carried
+    tl.store(place, tl.minimum(tl.maximum(value, 0.0), 1.0), mask=inside)

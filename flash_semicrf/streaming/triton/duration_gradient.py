@@ -1,0 +1,54 @@
+"""Gradient by the duration scores: a correlation of sources with outputs.
+
+    d log Z / d D_k(c) = sum_t exp(h_{t-k}(c) + D_k(c) + u_t(c) - log Z)
+
+over the segments that no forbidden position cuts. One exponential per term, each a probability; float64,
+no atomics. Cost T K C.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flash_semicrf.streaming.triton.numerics import allowed
+
+__all__ = ["duration_gradient_kernel"]
+
+
+@triton.jit
+def duration_gradient_kernel(
+    scores_ptr, lengths_ptr, log_window_ptr, log_z_ptr, sources_ptr, outputs_ptr, born_ptr,
+    gradient_ptr, T, C, K, blocks, span, CP: tl.constexpr, KT: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """Durations of one tile, segments that end in one chunk of `span` positions.
+
+    Program (tile of KT durations, chunk, b). `sources` h and `outputs` u are those that
+    `boundary_kernel` leaves; writes the chunk's part of `gradient` (B, chunks, K, C).
+    """
+    chunk = tl.program_id(1)
+    b = tl.program_id(2).to(tl.int64)
+    label = tl.arange(0, CP)
+    inside = label < C
+    k = tl.program_id(0) * KT + 1 + tl.arange(0, KT)[:, None]
+    within = (k <= K) & inside[None, :]
+    length = tl.load(lengths_ptr + b).to(tl.int32)
+    log_z = tl.load(log_z_ptr + b)
+    bias = tl.load(log_window_ptr + k * CP + label[None, :], mask=within, other=float("-inf"))
+    bias = tl.where(log_z > float("-inf"), bias - log_z, float("-inf"))
+    begin = chunk * span
+    block = tl.minimum(begin // R, blocks - 1)
+    born = tl.load(born_ptr + (b * blocks + block) * C + label, mask=inside, other=0)
+    row = b * T * C
+    total = tl.zeros([KT, CP], tl.float64)
+    for p in range(begin, tl.minimum(begin + span, length)):
+        x = tl.load(scores_ptr + row + p * C + label, mask=inside, other=0.0)
+        u = tl.load(outputs_ptr + row + p * C + label, mask=inside, other=float("-inf"))
+        born = tl.where(allowed(x), born, p + 1)
+        source = p + 1 - k
+        live = within & (source >= born[None, :])
+        place = sources_ptr + row + source * C + label[None, :]
+        h = tl.load(place, mask=live, other=float("-inf"))
+        total += tl.exp(h + bias + u[None, :])
+    place = gradient_ptr + ((b * tl.num_programs(1) + chunk) * K + k - 1) * C + label[None, :]
+    tl.store(place, total, mask=within)

@@ -1,0 +1,128 @@
+"""Log Z and its gradients for static transitions: the launches of a whole batch."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.streaming.triton.boundary import boundary_kernel, carry_kernel, position_kernel
+from flash_semicrf.streaming.triton.duration_gradient import duration_gradient_kernel
+from flash_semicrf.streaming.triton.launch import (
+    Messages,
+    Plan,
+    Problem,
+    Tables,
+    plan_of,
+    problem_of,
+    run_passes,
+)
+
+__all__ = ["gradients", "log_partition"]
+
+_TILE = 32  # boundaries of one tile
+
+
+def log_partition(potentials: Potentials, always_log: bool = False) -> Tensor:
+    """Log Z (B,) in float64; workspace O(KC) per sequence."""
+    plan = plan_of(potentials)
+    log_z, _, _ = run_passes(potentials, problem_of(potentials), plan, False, always_log)
+    return log_z
+
+
+def gradients(
+    potentials: Potentials, wanted: set[str], always_log: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log Z and its gradient for each sequence.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    wanted : set of str
+        Names of parameters; "start_scores" and "end_scores" may be asked for without being given.
+    always_log : bool
+        Run every block of the passes in the log domain; for tests.
+
+    Returns
+    -------
+    log_z : float64 Tensor of shape (B,)
+    gradients : dict of Tensor
+        Of "scores", "start_scores" and "end_scores": (B, T, C) in the dtype of the scores. Of the
+        others: a float64 gradient per sequence, (B, ...). All zero where log Z is -inf.
+    """
+    plan, problem = plan_of(potentials), problem_of(potentials)
+    log_z, tables, messages = run_passes(potentials, problem, plan, True, always_log)
+    found = _boundary_gradients(potentials, problem, plan, tables, messages, log_z, wanted)
+    if "duration_bias" in wanted:
+        found["duration_bias"] = _duration_gradient(
+            potentials, problem, plan, tables, messages, log_z
+        )
+    return log_z, {name: found[name] for name in wanted}
+
+
+def _boundary_gradients(
+    p: Potentials,
+    problem: Problem,
+    plan: Plan,
+    tables: Tables,
+    messages: Messages,
+    log_z: Tensor,
+    wanted: set[str],
+) -> dict[str, Tensor]:
+    """Everything but the gradient by the durations; turns the messages into h and u."""
+    scores = problem.scores
+    B, T, C = scores.shape
+    # A chunk of 4C positions keeps the partial gradients by A smaller than the scores.
+    tiles = -(-4 * C // _TILE)
+    span = tiles * _TILE
+    chunks = -(-(T + 1) // span)
+    want_ends = bool(wanted & {"start_scores", "end_scores"})
+    want_transition = "transition" in wanted
+    position = torch.empty_like(scores)
+    start = torch.empty_like(scores) if want_ends else position
+    end = torch.empty_like(scores) if want_ends else position
+    sizes = [B * chunks * C, B * chunks * C * C if want_transition else 1, B * C, B * C]
+    buffer = torch.empty(sum(sizes), dtype=torch.float64, device=scores.device)
+    carry, transition, initial, final = buffer.split(sizes)
+    warps = 4 if plan.labels <= 32 else 8
+    boundary_kernel[(chunks, B)](
+        scores, problem.start, problem.end, problem.lengths, tables.log_matrix, tables.first,
+        log_z, messages.forward, messages.backward, messages.offset, messages.prefix,
+        position, start, end, carry, transition, initial, final,
+        T, C, messages.prefix.shape[1], tiles,
+        HAS_BOUNDARY=problem.has_boundary, HAS_INITIAL=p.initial_scores is not None,
+        WANT_ENDS=want_ends, WANT_TRANSITION=want_transition,
+        WANT_DURATION="duration_bias" in wanted, CP=plan.labels, TT=_TILE, R=plan.rows,
+        num_warps=warps,
+    )  # fmt: skip
+    if chunks > 1:
+        carry_kernel[(B,)](carry, chunks, C, CP=plan.labels, ROWS=64, num_warps=4)
+        position_kernel[(triton.cdiv(T, _TILE), B)](
+            position, carry, problem.lengths, T, C, chunks, span, CP=plan.labels, TT=_TILE,
+            num_warps=4,
+        )  # fmt: skip
+    found = {"scores": position, "start_scores": start, "end_scores": end}
+    found["initial_scores"] = initial.view(B, C)
+    found["final_scores"] = final.view(B, C)
+    if want_transition:
+        found["transition"] = transition.view(B, chunks, C, C).sum(1)
+    return found
+
+
+def _duration_gradient(
+    p: Potentials, problem: Problem, plan: Plan, tables: Tables, messages: Messages, log_z: Tensor
+) -> Tensor:
+    B, T, C = problem.scores.shape
+    K = p.max_duration
+    # A chunk of 4K positions keeps the partial gradients smaller than the scores.
+    tile = max(4, min(32, triton.next_power_of_2(K), 1024 // plan.labels))
+    span = -(-max(256, 4 * K) // plan.rows) * plan.rows
+    chunks = -(-T // span)
+    gradient = torch.empty((B, chunks, K, C), dtype=torch.float64, device=log_z.device)
+    duration_gradient_kernel[(triton.cdiv(K, tile), chunks, B)](
+        problem.scores, problem.lengths, tables.log_window, log_z,
+        messages.backward, messages.forward, messages.born, gradient,
+        T, C, K, messages.born.shape[1], span, CP=plan.labels, KT=tile, R=plan.rows, num_warps=4,
+    )  # fmt: skip
+    return gradient[:, 0] if chunks == 1 else gradient.sum(1)
