@@ -17,6 +17,7 @@ from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.cpu.backend import NumbaBackend
 from flash_semicrf.streaming.reference import ReferenceBackend
+from flash_semicrf.streaming.triton.backend import TritonBackend
 from flash_semicrf.validation import check_choice
 
 __all__ = ["BACKENDS", "Backend", "choose", "record_backends"]
@@ -55,7 +56,7 @@ class Backend(Protocol):
 
 
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (NumbaBackend(), ReferenceBackend())
+    backend.name: backend for backend in (NumbaBackend(), TritonBackend(), ReferenceBackend())
 }
 """Backends in order of preference."""
 

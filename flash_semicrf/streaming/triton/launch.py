@@ -13,7 +13,6 @@ from flash_semicrf.streaming.triton.passes import pass_kernel
 from flash_semicrf.streaming.triton.prepare import prepare_kernel
 
 __all__ = [
-    "MAX_LABELS",
     "Messages",
     "Plan",
     "Problem",
@@ -23,8 +22,6 @@ __all__ = [
     "run_passes",
     "tables_of",
 ]
-
-MAX_LABELS = 128
 
 
 class Plan(NamedTuple):
@@ -127,7 +124,9 @@ def problem_of(potentials: Potentials) -> Problem:
     start, end = p.start_scores, p.end_scores
     has_boundary = start is not None or end is not None
     if has_boundary:
-        start, end = (torch.zeros_like(scores) if x is None else x.contiguous() for x in (start, end))
+        start, end = (
+            torch.zeros_like(scores) if x is None else x.contiguous() for x in (start, end)
+        )
     else:
         start = end = scores
     return Problem(scores, start, end, p.lengths.contiguous(), has_boundary)

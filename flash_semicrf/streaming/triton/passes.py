@@ -19,11 +19,11 @@ from flash_semicrf.streaming.triton.linear_block import far_window, linear_steps
 from flash_semicrf.streaming.triton.log_block import log_steps
 from flash_semicrf.streaming.triton.numerics import allowed, decode_linear, decode_log, encode_log
 
-__all__ = ["pass_kernel"]
+__all__ = ["load_rows", "pass_kernel"]
 
 
 @triton.jit
-def _load_rows(row_ptr, step, length, direction, stride, label, C, R: tl.constexpr):
+def load_rows(row_ptr, step, length, direction, stride, label, C, R: tl.constexpr):
     """Rows of the R positions after `step` as they are; -inf outside."""
     rows = ()
     for i in tl.static_range(R):
@@ -42,7 +42,9 @@ def _exponentials(rows, R: tl.constexpr):
     return values
 
 
-@triton.jit(do_not_specialize=["unit", "always_log", "T", "K", "blocks_back", "ring", "workspace_stride"])
+@triton.jit(
+    do_not_specialize=["unit", "always_log", "T", "K", "blocks_back", "ring", "workspace_stride"]
+)
 def pass_kernel(
     scores_ptr, start_ptr, end_ptr, lengths_ptr,
     window_ptr, log_window_ptr, matrix_ptr, log_matrix_ptr, first_ptr,
@@ -123,15 +125,15 @@ def pass_kernel(
             place = (b * (tl.cdiv(T, R) + 1) + block) * C + label
             tl.store(prefix_out_ptr + place, prefix, mask=inside & (direction > 0))
             tl.store(born_out_ptr + place, born, mask=inside & (direction > 0))
-        x = _load_rows(score_ptr, step, length, direction, stride, label, C, R)
+        x = load_rows(score_ptr, step, length, direction, stride, label, C, R)
         factors, shifts, ok = score_factors(x, R)
         opening = factors
         closing = factors
         if HAS_BOUNDARY:
-            rows = _load_rows(opening_ptr, step, length, direction, stride, label, C, R)
+            rows = load_rows(opening_ptr, step, length, direction, stride, label, C, R)
             opening = _exponentials(rows, R)
         if HAS_BOUNDARY:
-            rows = _load_rows(closing_ptr, step, length, direction, stride, label, C, R)
+            rows = load_rows(closing_ptr, step, length, direction, stride, label, C, R)
             closing = _exponentials(rows, R)
         sums, lost = far_window(
             window_ptr, sources_ptr, rates_ptr, block, tl.minimum(blocks_back, block), ring, label,

@@ -1,0 +1,97 @@
+"""The Triton backend: CUDA tensors, static transitions or transitions by duration.
+
+Triton is imported when a kernel first runs: a machine without it imports this module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.segments import SegmentTable
+
+__all__ = ["HAS_TRITON", "MAX_LABELS", "TritonBackend"]
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+"""Whether Triton is installed; whether a GPU can run it is for `TritonBackend.why_not`."""
+
+MAX_LABELS = 128
+"""Largest number of labels: exp(A) is held in registers."""
+
+_CAPABILITY = (8, 0)
+
+
+@functools.lru_cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def _interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, which takes tensors on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager:
+    """Make `device` the current one: Triton launches on that."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
+
+
+class TritonBackend:
+    """Kernels of `flash_semicrf.streaming.triton`."""
+
+    name = "triton"
+
+    def why_not(self, potentials: Potentials) -> str | None:
+        """Reason why this backend cannot run the problem, or None."""
+        device = potentials.device
+        if not HAS_TRITON:
+            return "triton is not installed"
+        if device.type != "cuda" and not _interpreted():
+            return f"it needs tensors on a CUDA device and these are on {device}"
+        if torch.version.hip is not None:
+            return "its kernels are written and tested for CUDA devices only"
+        if device.type == "cuda" and _capability(device.index) < _CAPABILITY:
+            return "it needs a device of compute capability 8.0 or newer"
+        if potentials.num_labels > MAX_LABELS:
+            return f"it takes at most {MAX_LABELS} labels and these are {potentials.num_labels}"
+        if potentials.transition.dim() == 3:
+            return "it takes static transitions only"
+        return None
+
+    def log_partition(self, potentials: Potentials) -> Tensor:
+        """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
+        from flash_semicrf.streaming.triton import static
+
+        with _on(potentials.device), torch.no_grad():
+            return static.log_partition(potentials)
+
+    def gradients(
+        self, potentials: Potentials, wanted: set[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Log Z and gradients; see `flash_semicrf.streaming.dispatch.Backend`."""
+        from flash_semicrf.streaming.triton import static
+
+        with _on(potentials.device), torch.no_grad():
+            return static.gradients(potentials, wanted)
+
+    def max_messages(self, potentials: Potentials) -> Tensor:
+        """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
+        from flash_semicrf.streaming.triton import decoding
+
+        with _on(potentials.device), torch.no_grad():
+            return decoding.max_messages(potentials)
+
+    def viterbi(self, potentials: Potentials) -> tuple[Tensor, SegmentTable]:
+        """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
+        from flash_semicrf.streaming.triton import decoding
+
+        with _on(potentials.device), torch.no_grad():
+            return decoding.viterbi(potentials)

@@ -1,0 +1,67 @@
+"""Decoding: the launches of a whole batch, for static transitions and by duration."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.segments import SegmentTable
+from flash_semicrf.streaming.triton.launch import Plan, Problem, plan_of, problem_of, tables_of
+from flash_semicrf.streaming.triton.max_pass import max_pass_kernel
+from flash_semicrf.streaming.triton.traceback import table_kernel, traceback_kernel
+
+__all__ = ["collect_table", "max_messages", "viterbi"]
+
+
+def _messages(p: Potentials, problem: Problem, plan: Plan) -> tuple[Tensor, ...]:
+    """Alpha, sources (B, T, C), best scores (B,), tables."""
+    tables = tables_of(p, plan, "max")
+    B, T, C = problem.scores.shape
+    stride = plan.ring * (plan.rows + 1) * plan.labels
+    sizes = [B * T * C, B * T * C, B, B * stride]
+    buffer = torch.empty(sum(sizes), dtype=torch.float64, device=p.device)
+    alpha, sources, best, workspace = buffer.split(sizes)
+    max_pass_kernel[(B,)](
+        problem.scores, problem.start, problem.end, problem.lengths, tables.log_window,
+        tables.log_matrix, tables.first, workspace, alpha, sources, best,
+        T, C, plan.blocks_back, plan.ring, stride, 1,
+        HAS_BOUNDARY=problem.has_boundary, CP=plan.labels, R=plan.rows, num_warps=plan.warps,
+    )  # fmt: skip
+    return alpha.view(B, T, C), sources, best, tables
+
+
+def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
+    """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
+    p = potentials
+    plan, problem = plan_of(p), problem_of(p)
+    alpha, sources, best, tables = _messages(p, problem, plan)
+    B, T, C = problem.scores.shape
+    starts, labels = torch.empty((2, B, T), dtype=torch.int32, device=p.device)
+    counts = torch.empty(B, dtype=torch.int32, device=p.device)
+    tile = max(16, min(1024, triton.next_power_of_2(p.max_duration)))
+    traceback_kernel[(B,)](
+        problem.scores, problem.lengths, alpha, sources, best, tables.log_window,
+        tables.log_matrix, tables.first, starts, labels, counts, T, C, p.max_duration,
+        CP=plan.labels, KT=tile, num_warps=1 if tile <= 256 else 4,
+    )  # fmt: skip
+    return best, collect_table(starts, labels, counts, problem.lengths)
+
+
+def collect_table(starts: Tensor, labels: Tensor, counts: Tensor, lengths: Tensor) -> SegmentTable:
+    """Table of the last `counts` entries of each row of `starts` and `labels` (B, T).
+
+    Waits for the device: the number of rows decides a shape.
+    """
+    B, T = starts.shape
+    total = int(counts.sum())
+    table = torch.empty((4, total), dtype=torch.int64, device=starts.device)
+    table_kernel[(B,)](starts, labels, counts, lengths, table, T, total, BLOCK=128, num_warps=4)
+    return SegmentTable(*table)
+
+
+def max_messages(potentials: Potentials) -> Tensor:
+    """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
+    alpha, *_ = _messages(potentials, problem_of(potentials), plan_of(potentials))
+    return torch.cat([torch.zeros_like(alpha[:, :1]), alpha], 1)

@@ -1,0 +1,146 @@
+"""The messages of decoding for static transitions: one program per sequence.
+
+    h_s(c)     = max_{c'} [alpha_s(c') + A[c', c]] + start_s(c) - S_s(c)
+    alpha_t(c) = S_t(c) + end_{t-1}(c) + max_{k=1..K} [h_{t-k}(c) + D_k(c)]
+
+Blocks of R steps, as in the passes of log Z; sums have no range to leave, so there is one form of
+block. float64; T(KC + C²) additions.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flash_semicrf.streaming.triton.numerics import wide
+from flash_semicrf.streaming.triton.passes import load_rows
+
+__all__ = ["max_pass_kernel"]
+
+
+@triton.jit
+def _far_maxima(
+    window_ptr, sources_ptr, rates_ptr, block, blocks, ring, label,
+    CP: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """Best of the sources of the last `blocks` blocks for each of the R outputs of this one."""
+    maxima = ()
+    newer = ()
+    for _i in tl.static_range(R):
+        maxima = maxima + (tl.full([CP], float("-inf"), tl.float64),)
+    row = window_ptr + (R * blocks + 2) * CP + label
+    for m in tl.static_range(R - 1):
+        newer = newer + (tl.load(row + m * CP),)
+    for back in range(blocks, 0, -1):
+        slot = (block - back) % ring
+        rate = tl.load(rates_ptr + slot * CP + label)
+        row = window_ptr + (R * (back - 1) + 2) * CP + label
+        older = ()
+        for m in tl.static_range(R):
+            older = older + (tl.load(row + m * CP),)
+        tile = older + newer
+        moved = ()
+        for i in tl.static_range(R):
+            moved = moved + (maxima[i] + rate,)
+        maxima = moved
+        source_row = sources_ptr + slot * R * CP + label
+        for r in tl.static_range(R):
+            source = tl.load(source_row + r * CP)
+            best = ()
+            for i in tl.static_range(R):
+                best = best + (tl.maximum(maxima[i], source + tile[i - r + R - 1]),)
+            maxima = best
+        newer = tile[: R - 1]
+    return maxima
+
+
+@triton.jit
+def _max_steps(
+    g, prefix, maxima, near, x, opening, closing, matrix, step, length, final_row,
+    alpha_row, source_out, source_row, stride, C, label,
+    HAS_BOUNDARY: tl.constexpr, CP: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """Run the R steps after `step`; returns g, the running scores, the last row and the rate."""
+    inside = label < C
+    sources = ()
+    for i in tl.static_range(R):
+        here = step + i
+        source = g
+        if HAS_BOUNDARY:
+            source = g + opening[i]
+        sources = sources + (source,)
+        pushed = ()
+        for j in tl.static_range(R):
+            if j < i:
+                pushed = pushed + (maxima[j],)
+            else:
+                pushed = pushed + (tl.maximum(maxima[j], source + near[j - i]) + x[i],)
+        maxima = pushed
+        alpha = maxima[i]
+        if HAS_BOUNDARY:
+            alpha = alpha + closing[i]
+        keep = inside & (here < length)
+        tl.store(source_out + i * stride + label, source - prefix, mask=keep)
+        tl.store(alpha_row + i * stride + label, alpha, mask=keep)
+        prefix += tl.where(x[i] > float("-inf"), x[i], 0.0)
+        final_row = tl.where(here + 1 == length, alpha, final_row)
+        g = tl.max(matrix + alpha[None, :], 1)
+    suffix = tl.zeros([CP], tl.float64)
+    for r in tl.static_range(R):
+        suffix = suffix + x[R - 1 - r]
+        tl.store(source_row + (R - 1 - r) * CP + label, sources[R - 1 - r] + suffix)
+    return g, prefix, final_row, suffix
+
+
+@triton.jit
+def _wide_rows(rows, R: tl.constexpr):
+    values = ()
+    for i in tl.static_range(R):
+        values = values + (wide(rows[i]),)
+    return values
+
+
+@triton.jit(do_not_specialize=["T", "blocks_back", "ring", "workspace_stride", "unit"])
+def max_pass_kernel(
+    scores_ptr, start_ptr, end_ptr, lengths_ptr, log_window_ptr, log_matrix_ptr, first_ptr,
+    workspace_ptr, alpha_ptr, sources_ptr, best_ptr,
+    T, C, blocks_back, ring, workspace_stride, unit,
+    HAS_BOUNDARY: tl.constexpr, CP: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """Fill alpha_{p+1} and h_p in row p of `alpha` and `sources` (B, T, C), `best` (B,); program (b,)."""
+    b = tl.program_id(0).to(tl.int64)
+    label = tl.arange(0, CP)
+    length = tl.load(lengths_ptr + b).to(tl.int32)
+    base = b * T * C
+    ring_ptr = workspace_ptr + b * workspace_stride
+    rates_ptr = ring_ptr + ring * R * CP
+    matrix = tl.load(log_matrix_ptr + label[None, :] * CP + label[:, None] * unit)
+    near = ()
+    for i in tl.static_range(R):
+        near = near + (tl.load(log_window_ptr + (i + 1) * CP + label),)
+    g = tl.load(first_ptr + label)
+    prefix = tl.zeros([CP], tl.float64)
+    final_row = tl.full([CP], float("-inf"), tl.float64)
+    for step in range(0, length, R):
+        block = step // R
+        slot = block % ring
+        x = _wide_rows(load_rows(scores_ptr + base, step, length, 1, C, label, C, R), R)
+        opening = x
+        closing = x
+        if HAS_BOUNDARY:
+            opening = _wide_rows(load_rows(start_ptr + base, step, length, 1, C, label, C, R), R)
+            closing = _wide_rows(load_rows(end_ptr + base, step, length, 1, C, label, C, R), R)
+        maxima = _far_maxima(
+            log_window_ptr, ring_ptr, rates_ptr, block, tl.minimum(blocks_back, block), ring, label,
+            CP, R,
+        )  # fmt: skip
+        place = base + step * C
+        g, prefix, final_row, rate = _max_steps(
+            g, prefix, maxima, near, x, opening, closing, matrix, step, length, final_row,
+            alpha_ptr + place, sources_ptr + place, ring_ptr + slot * R * CP, C, C, label,
+            HAS_BOUNDARY, CP, R,
+        )  # fmt: skip
+        tl.store(rates_ptr + slot * CP + label, rate)
+        tl.debug_barrier()
+    best = tl.max(final_row + tl.load(first_ptr + CP + label), 0)
+    tl.store(best_ptr + b, best)
