@@ -19,6 +19,7 @@ from flash_semicrf.streaming import (
     viterbi,
     viterbi_table,
 )
+from flash_semicrf.streaming.dispatch import BACKENDS
 from flash_semicrf.testing import assert_close, random_problem
 from flash_semicrf.validation import (
     check_choice,
@@ -256,7 +257,8 @@ def test_entries_refuse_what_is_no_problem(entry):
 @pytest.mark.parametrize("entry", ENTRIES, ids=ENTRY_NAMES)
 def test_every_entry_refuses_an_unknown_backend(entry):
     message = message_of(ValueError, entry, PROBLEM, backend="cuda")
-    assert message == "`backend` must be one of 'auto', 'numba', 'reference'; got 'cuda'."
+    choices = ", ".join(repr(name) for name in ("auto", *BACKENDS))
+    assert message == f"`backend` must be one of {choices}; got 'cuda'."
 
 
 @pytest.mark.parametrize("backend", ["numba", "reference"])

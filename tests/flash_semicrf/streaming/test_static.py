@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flash_semicrf.potentials import Potentials, initial_term
 from flash_semicrf.streaming import log_partition, reference, segment_marginals
@@ -57,6 +59,21 @@ def test_agrees_with_reference_at_any_scale(scale, forbid, options):
     if forbid > 0.1:  # so that some sequences stay feasible
         problem = problem.replace(duration_bias=problem.duration_bias.clamp(min=-1e3))
     assert_agrees_with_reference(problem)
+
+
+@settings(max_examples=60)
+@given(
+    num_positions=st.integers(1, 70),
+    max_duration=st.integers(1, 40),
+    num_labels=st.integers(1, 10),
+    boundary=st.booleans(),
+    ends=st.booleans(),
+    forbid=st.sampled_from([0.0, 0.02, 0.3]),
+    scale=st.sampled_from([0.1, 3.0, 60.0]),
+    seed=st.integers(0, 999),
+)
+def test_agrees_with_reference_on_any_shape(**options):
+    assert_agrees_with_reference(random_problem(**options))
 
 
 @pytest.mark.parametrize("name", ["scores", "transition", "duration_bias"])
