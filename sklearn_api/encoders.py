@@ -91,7 +91,9 @@ class _ResidualBlock(nn.Module):
 class CNNEncoder(nn.Module):
     """Dilated residual convolutions; layer i has dilation 2**i.
 
-    The receptive field is ``1 + (kernel_size - 1) * 2**num_layers`` positions.
+    The receptive field is about ``(kernel_size - 1) * 2**num_layers * stride`` positions. With
+    ``stride`` > 1 the layers work on every `stride`-th position, at that fraction of the cost, and
+    one more layer brings the result back to every position.
 
     Parameters
     ----------
@@ -99,6 +101,7 @@ class CNNEncoder(nn.Module):
     kernel_size : int
         Odd, so that outputs stay aligned with positions.
     dropout : float
+    stride : int
     """
 
     def __init__(
@@ -108,25 +111,42 @@ class CNNEncoder(nn.Module):
         num_layers: int = 4,
         kernel_size: int = 5,
         dropout: float = 0.0,
+        stride: int = 1,
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size` must be odd; got {kernel_size}.")
+        if stride < 1:
+            raise ValueError(f"`stride` must be an integer >= 1; got {stride!r}.")
         self.out_features = hidden_size
+        self.stride = stride
         self.lift = nn.Conv1d(in_features, hidden_size, kernel_size, padding=kernel_size // 2)
         self.blocks = nn.ModuleList(
             _ResidualBlock(hidden_size, kernel_size, 2**i, dropout) for i in range(num_layers)
         )
+        if stride > 1:
+            self.down = nn.Conv1d(hidden_size, hidden_size, stride, stride)
+            self.up = nn.ConvTranspose1d(hidden_size, hidden_size, stride, stride)
+            self.fine = _ResidualBlock(hidden_size, kernel_size, 1, dropout)
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Map (B, T, D) to (B, T, hidden_size); rows after a sequence's end do not matter."""
-        position = torch.arange(x.shape[1], device=x.device)
+        num_positions = x.shape[1]
+        position = torch.arange(num_positions, device=x.device)
         valid = (position < lengths[:, None])[:, None]
         h = self.lift(x.transpose(1, 2) * valid) * valid
+        if self.stride == 1:
+            for block in self.blocks:
+                h = block(h, valid)
+            return self.norm(h.transpose(1, 2))
+        rest = -num_positions % self.stride
+        coarse_valid = nn.functional.pad(valid, (0, rest))[..., :: self.stride]
+        coarse = self.down(nn.functional.pad(h, (0, rest))) * coarse_valid
         for block in self.blocks:
-            h = block(h, valid)
-        return self.norm(h.transpose(1, 2))
+            coarse = block(coarse, coarse_valid)
+        h = (h + self.up(coarse)[..., :num_positions]) * valid
+        return self.norm(self.fine(h, valid).transpose(1, 2))
 
 
 class GRUEncoder(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from flash_semicrf.testing import assert_close
-from sklearn_api.encoders import ENCODERS, Standardize, make_encoder
+from sklearn_api.encoders import ENCODERS, CNNEncoder, Standardize, make_encoder
 
 SETTINGS = {"hidden_size": 8, "num_layers": 2, "kernel_size": 3, "dropout": 0.0}
 
@@ -30,16 +30,27 @@ def test_make_encoder_shapes(name):
     assert out_features == (3 if name == "linear" else 8)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-def test_make_encoder_padding_and_batching_change_nothing(name):
+@pytest.mark.parametrize(
+    ("name", "params"), [(name, {}) for name in ENCODERS] + [("cnn", {"stride": 4})]
+)
+def test_make_encoder_padding_and_batching_change_nothing(name, params):
     torch.manual_seed(0)
-    module = make_encoder(name, 3, SETTINGS)[0].double()
+    module = make_encoder(name, 3, SETTINGS, params)[0].double()
     x = torch.randn(2, 9, 3, dtype=torch.float64)
     together = module(x, torch.tensor([9, 5]))
     poisoned = x.clone()
     poisoned[1, 5:] = 1e6
     assert_close(module(poisoned, torch.tensor([9, 5]))[1, :5], together[1, :5])
     assert_close(module(x[1:, :5], torch.tensor([5]))[0], together[1, :5])
+
+
+@pytest.mark.parametrize("num_positions", [1, 3, 4, 9])
+def test_cnn_encoder_with_stride_keeps_positions(num_positions):
+    module = CNNEncoder(2, 8, num_layers=2, stride=4)
+    x = torch.randn(1, num_positions, 2)
+    assert module(x, torch.tensor([num_positions])).shape == (1, num_positions, 8)
+    with pytest.raises(ValueError, match="`stride` must be an integer >= 1; got 0"):
+        CNNEncoder(2, 8, stride=0)
 
 
 @pytest.mark.parametrize("name", ["cnn", "gru", "mlp"])
