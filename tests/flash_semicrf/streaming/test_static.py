@@ -11,12 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flash_semicrf.potentials import Potentials, initial_term
-from flash_semicrf.streaming import log_partition, reference, segment_marginals
+from flash_semicrf.streaming import log_partition, reference, segment_marginals, viterbi
 from flash_semicrf.streaming.cpu import static
 from flash_semicrf.streaming.cpu.gradient import CHUNK
 from flash_semicrf.streaming.cpu.passes import CERTAIN
 from flash_semicrf.testing import assert_close, random_problem
-from tests.flash_semicrf.cases import LONG_CASES, LONG_SHAPES, gradients_of, with_gradients
+from tests.flash_semicrf.cases import (
+    BACKENDS,
+    LONG_CASES,
+    LONG_SHAPES,
+    gradients_of,
+    with_gradients,
+)
 
 EVERYTHING = {
     "scores",
@@ -101,6 +107,24 @@ def test_agrees_with_reference_when_labels_die_and_return():
     scores[1, ::7, 1] = -math.inf
     scores[1, 60:100, 1:] = -math.inf  # one label alone
     assert_agrees_with_reference(problem.replace(scores=scores))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mask", [-1e5, -1e9, -1e12])
+def test_finite_masks_act_as_minus_infinity(mask, backend):
+    # A running sum that takes in a mask of -1e9 is good to 1e-7 only, from there on.
+    problem = random_problem(2, 60, 7, 3, ragged=False, seed=23)
+    dead = torch.rand(problem.scores.shape) < 0.3
+    dead[..., 0] = False
+    masked, forbidden = (
+        problem.replace(scores=problem.scores.masked_fill(dead, value))
+        for value in (mask, -math.inf)
+    )
+    assert_close(log_partition(masked, backend), log_partition(forbidden, "reference"))
+    assert_close(viterbi(masked, backend).scores, viterbi(forbidden, "reference").scores)
+    expected = segment_marginals(forbidden, "reference")
+    for actual, marginal in zip(segment_marginals(masked, backend), expected, strict=True):
+        assert_close(actual, marginal)
 
 
 def sources(problem: Potentials) -> torch.Tensor:
