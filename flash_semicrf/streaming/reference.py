@@ -19,6 +19,7 @@ from flash_semicrf.segments import SegmentTable
 
 __all__ = ["ReferenceBackend", "log_partition", "viterbi"]
 
+_MASK = 1e4
 _BY_POSITION = ("scores", "start_scores", "end_scores")
 
 
@@ -63,7 +64,10 @@ def _messages(p: Potentials, semiring: str) -> tuple[list[Tensor], list[Tensor]]
     """alpha_0..alpha_T, each (B, C), and the window terms of each t >= 1, each (B, k, C)."""
     finite = torch.where(p.scores == -torch.inf, 0.0, p.scores)
     zero = p.scores.new_zeros(p.batch_size, 1, p.num_labels)
-    cumulative = torch.cat([zero, finite.cumsum(1)], 1)
+    # Masks (-1e9, say) are summed apart: they would take the precision of what follows them.
+    is_mask = finite.abs() > _MASK
+    cumulative = torch.cat([zero, finite.masked_fill(is_mask, 0.0).cumsum(1)], 1)
+    masks = torch.cat([zero, finite.masked_fill(~is_mask, 0.0).cumsum(1)], 1)
     blocked = torch.cat([zero, (p.scores == -torch.inf).to(zero).cumsum(1)], 1)
     first = initial_term(p.transition, semiring) if p.initial_scores is None else p.initial_scores
     k_shape = (p.batch_size, p.max_duration, p.num_labels)
@@ -76,6 +80,7 @@ def _messages(p: Potentials, semiring: str) -> tuple[list[Tensor], list[Tensor]]
         source = torch.stack([sources[t - k][:, k - 1] for k in range(1, longest + 1)], 1)
         span = torch.arange(t - 1, t - 1 - longest, -1, device=p.device)
         content = cumulative[:, t, None] - cumulative[:, span]
+        content = content + (masks[:, t, None] - masks[:, span])
         content = content.masked_fill(blocked[:, t, None] > blocked[:, span], -torch.inf)
         window = source + content + p.duration_bias[:longest]
         if p.start_scores is not None:

@@ -7,10 +7,12 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.segments import SegmentTable
 
 __all__ = ["NumbaBackend"]
+
+_HUGE = 1e4  # scores beyond it are masks, or carry one
 
 
 class NumbaBackend:
@@ -26,21 +28,28 @@ class NumbaBackend:
 
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
-        return _algorithm(potentials).log_partition(_one_dtype(potentials))
+        problem, offset = _prepared(potentials)
+        return _algorithm(potentials).log_partition(problem) + offset[:, -1]
 
     def gradients(
         self, potentials: Potentials, wanted: set[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Log Z and gradients; see `flash_semicrf.streaming.dispatch.Backend`."""
-        return _algorithm(potentials).gradients(_one_dtype(potentials), wanted)
+        problem, offset = _prepared(potentials)
+        log_z, found = _algorithm(potentials).gradients(problem, wanted)
+        return log_z + offset[:, -1], found
 
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
-        return _algorithm(potentials, decoding=True).max_messages(_one_dtype(potentials))
+        problem, offset = _prepared(potentials)
+        alpha = _algorithm(potentials, decoding=True).max_messages(problem)
+        return alpha + offset[..., None]
 
     def viterbi(self, potentials: Potentials) -> tuple[Tensor, SegmentTable]:
         """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
-        return _algorithm(potentials, decoding=True).viterbi(_one_dtype(potentials))
+        problem, offset = _prepared(potentials)
+        scores, table = _algorithm(potentials, decoding=True).viterbi(problem)
+        return scores + offset[:, -1], table
 
 
 def _algorithm(potentials: Potentials, decoding: bool = False) -> ModuleType:
@@ -54,10 +63,33 @@ def _algorithm(potentials: Potentials, decoding: bool = False) -> ModuleType:
     return module
 
 
-def _one_dtype(potentials: Potentials) -> Potentials:
-    """The same problem, all in float32 or all in float64: what the kernels know."""
+def _prepared(potentials: Potentials) -> tuple[Potentials, Tensor]:
+    """The problem in one dtype and without huge scores common to all labels, and their sums.
+
+    Returns
+    -------
+    potentials : Potentials
+        All in float32 or all in float64.
+    offset : float64 Tensor of shape (B, T + 1) or (1, 1)
+        What has been taken out before position t of every segmentation's score.
+    """
     dtypes = {value.dtype for value in potentials.parameters().values()}
     wide = torch.float32 if dtypes == {torch.float32} else torch.float64
-    return potentials.replace(
-        **{n: v.detach().to(wide) for n, v in potentials.parameters().items()}
-    )
+    named = {name: value.detach().to(wide) for name, value in potentials.parameters().items()}
+    offset = torch.zeros(1, 1, dtype=torch.float64)
+    low, high = torch.aminmax(named["scores"])
+    if not (low > -_HUGE and high < _HUGE):
+        # Masks, or NaN in the padding. One label at 0 and the others at -1e9 is no problem for
+        # the kernels, but all of them at -1e9 would be: exponents need their digits.
+        named["scores"], offset = _without_common(named["scores"], potentials.lengths)
+    return potentials.replace(**named), offset
+
+
+def _without_common(scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the largest score of a position out of all of its scores where it is huge."""
+    inside = torch.arange(scores.shape[1]) < lengths[:, None]
+    peak = scores.amax(-1)
+    huge = inside & (peak.abs() > _HUGE) & (peak > NEG_INF)
+    peak = torch.where(huge, peak, 0.0)
+    offset = torch.nn.functional.pad(peak.double().cumsum(1), (1, 0))
+    return scores - peak[..., None], offset

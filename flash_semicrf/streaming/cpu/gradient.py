@@ -27,6 +27,7 @@ from flash_semicrf.streaming.cpu.simd import (
     TILE,
     exp_row,
     exp_shifted_row,
+    factor_row,
     max_row,
     multiply_tile,
     multiply_tile8,
@@ -46,6 +47,7 @@ CHUNK = 16384
 
 _BLOCK = 64  # outputs per sweep of the duration correlation
 _HIGH = 300.0  # exponents of both factors stay below it: their product cannot overflow
+_MASK = 1e4  # scores beyond it are kept out of the running sums
 _NEGLIGIBLE = -50.0  # log of a marginal that no float64 gradient would show
 
 
@@ -74,19 +76,11 @@ class Messages(NamedTuple):
     value: float
 
 
-@inlined
+@kernel
 def _level(messages, source, sink):
     """Offsets of alpha or gamma at step `source` and of beta or eta at step `sink`, less log Z."""
     whole = messages.forward[source] + messages.backward[messages.length - sink] - messages.offset
     return whole - messages.value
-
-
-@inlined
-def _end_row(messages, position, row, num_labels):
-    """row[c] = log P(a segment of c ends at position)."""
-    level = _level(messages, position + 1, position + 1)
-    for c in range(num_labels):
-        row[c] = messages.alpha[position, c] + messages.beta[position, c] + level
 
 
 @kernel
@@ -112,12 +106,17 @@ def boundary_marginals(
     ends = np.full(padded, -math.inf)
     starts = np.full(padded, -math.inf)
     carry[:] = 0.0
+    alpha, gamma, beta, eta = messages.alpha, messages.gamma, messages.beta, messages.eta
+    forward, backward = messages.forward, messages.backward
+    length, offset, value = messages.length, messages.offset, messages.value
     for p in range(begin, stop):
-        level = _level(messages, p, p)
+        level = forward[p] + backward[length - p] - offset - value
         for c in range(num_labels):
-            starts[c] = messages.gamma[p, c] + messages.eta[p, c] + level
+            starts[c] = gamma[p, c] + eta[p, c] + level
         exp_row(starts, 0, starts, 0, padded)
-        _end_row(messages, p, ends, num_labels)
+        level = forward[p + 1] + backward[length - p - 1] - offset - value
+        for c in range(num_labels):
+            ends[c] = alpha[p, c] + beta[p, c] + level
         exp_row(ends, 0, ends, 0, padded)
         for c in range(num_labels):
             inside = carry[c] + starts[c]
@@ -142,12 +141,18 @@ class _Buffer(NamedTuple):
 
     `window` holds E and, `logs` elements further, its logarithms H plus the label's drift: the
     frame that E stands in is `frame`, the one of the logarithms is ``frame - drift``.
+
+    A score that forbids or masks is no part of a frame, where it would take the precision of what
+    follows. It is noted in `jumps`, and added to the logarithms of the sources before it when the
+    outputs before it are done.
     """
 
     window: np.ndarray  # (2 * C * capacity,)
     logs: int
-    outputs: np.ndarray  # (C * _BLOCK,) U
+    outputs: np.ndarray  # (2 * C * _BLOCK,) U, and behind them `output_logs`
     output_logs: np.ndarray  # (C * _BLOCK,) log U = u plus the frame and the window's peak
+    jumps: np.ndarray  # (C * _BLOCK,) score of the position, if it is one of those, else 0
+    has_jump: np.ndarray  # (C,) the block has one
     frame: np.ndarray  # (C,)
     drift: np.ndarray  # (C,)
     stale: np.ndarray  # (C,) E does not follow from H
@@ -164,21 +169,21 @@ def _maximum(values, first, count):
 
 
 @inlined
-def _settle_frame(buffer, label, first, count, new, output):
+def _settle_frame(window, logs, outputs, frame, drift, stale, label, first, count, new, output):
     """Move a label's frame so that both factors are within range; False if no frame does.
 
-    `first` is the oldest of `count` buffered sources, of which the last `new` have no E yet; as
-    many outputs start at index `output` of the label's.
+    The arrays are those of a `_Buffer`. `first` is the oldest of `count` buffered sources, of
+    which the last `new` have no E yet; as many outputs start at index `output` of the label's.
     """
     row = label * _BLOCK
-    top = _maximum(buffer.output_logs, row + output, new)
-    begin = first if buffer.stale[label] else first + count - new
-    high = _maximum(buffer.window, buffer.logs + begin, first + count - begin) - buffer.drift[label]
-    shift = 0.0
+    row_logs = outputs.shape[0] // 2 + row
+    top = _maximum(outputs, row_logs + output, new)
+    begin = first if stale[label] else first + count - new
+    high = _maximum(window, logs + begin, first + count - begin) - drift[label]
     if top > _HIGH or high > _HIGH:
-        high = _maximum(buffer.window, buffer.logs + first, count) - buffer.drift[label]
+        high = _maximum(window, logs + first, count) - drift[label]
         if high + top > 2 * _HIGH:
-            buffer.stale[label] = True
+            stale[label] = True
             return False
         if high == -math.inf:
             shift = -top
@@ -186,120 +191,121 @@ def _settle_frame(buffer, label, first, count, new, output):
             shift = high
         else:
             shift = (high - top) / 2
-        buffer.frame[label] += shift
-        buffer.drift[label] += shift
-        buffer.output_logs[row : row + _BLOCK] += shift
+        frame[label] += shift
+        drift[label] += shift
+        for i in range(row_logs, row_logs + _BLOCK):
+            outputs[i] += shift
         begin = first
-    buffer.stale[label] = False
+    stale[label] = False
     rounded = -(-(first + count - begin) // LANES) * LANES
-    drift = buffer.drift[label]
-    exp_shifted_row(buffer.window, buffer.logs + begin, 0, 0, drift, begin, rounded)
-    rounded = -(-new // LANES) * LANES
-    exp_row(buffer.output_logs, row + output, buffer.outputs, row + output, rounded)
+    factor_row(window, logs + begin, 0, 0, drift[label], begin, rounded)
+    factor_row(outputs, row_logs + output, 0, 0, 0.0, row + output, -(-new // LANES) * LANES)
     return True
 
 
-@inlined
-def _correlate(buffer, label, column, first, steps, longest, weighted):
-    """Add a block of one label to ``sum_t U_t E_{t-k}``; False if some exponents are out of range.
-
-    In one piece if possible, else in pieces of `TILE` outputs, within which exponents vary less.
-    Pieces out of range are left with U = 0 and keep the logarithms of their outputs; the others'
-    are set to -inf.
-    """
-    tiled = -(-longest // TILE) * TILE
-    complete = True
-    settled = _settle_frame(buffer, label, first, column + steps - first, steps, 0)
-    size = steps if settled else TILE
-    for i in range(0, steps, size):
-        new = min(size, steps - i)
-        if not settled and not _settle_frame(
-            buffer, label, first, column + i + new - first, new, i
-        ):
-            complete = False
-            continue
-        row = label * _BLOCK + i
-        for q in range(0, longest, TILE):
-            multiply_tile(
-                buffer.outputs, row, 1, buffer.window, column + i + 1 - longest + q, 1,
-                new, weighted, label * tiled + q,
-            )  # fmt: skip
-        buffer.output_logs[row : row + new] = -math.inf
-    return complete
-
-
 @kernel
-def _term_by_term(buffer, label, column, block, steps, alive_from, window, total):
-    """Add one block of one label to its duration gradient by its logarithms.
+def _term_by_term(buffer, label, column, first, begin, end, window, direct):
+    """Add the outputs ``[begin, end)`` of a label's block by their logarithms.
 
-    `column` is the buffer index of source `block`, the first of the block; output i may use
-    sources from ``alive_from[i, label]`` to ``block + i``.
+    `column` is the buffer index of the block's first source, `first` of the oldest.
     """
     longest = window.bias.shape[1] - 1
     offset = window.peak[label] + buffer.drift[label]
-    for i in range(steps):
+    for i in range(begin, end):
         log_output = buffer.output_logs[label * _BLOCK + i] - offset
         if log_output == -math.inf:
             continue
         newest = buffer.logs + column + i + 1
-        for k in range(1, min(longest, block + i + 1 - alive_from[i, label]) + 1):
+        for k in range(1, min(longest, column + i + 1 - first) + 1):
             x = buffer.window[newest - k] + window.bias[label, k] + log_output
             if x > _NEGLIGIBLE:
-                total[longest - k] += math.exp(x)
+                direct[label, longest - k] += math.exp(x)
 
 
 @kernel
-def _cut_off(buffer, label, first, born):
-    """Remove the sources before column `born`, which a forbidden position has cut off."""
-    buffer.window[buffer.logs + first : buffer.logs + born] = -math.inf
-    buffer.stale[label] = True
+def _correlate_pieces(buffer, label, column, first, begin, end, window, weighted, direct):
+    """Add the outputs ``[begin, end)`` of a label's block to its correlation, in pieces.
 
-
-@inlined
-def _advance_frames(frame, score, whole, position, born):
-    """Add a position's scores to the frames, less a change of offset; True if one is forbidden."""
-    forbidden = False
-    for c in range(frame.shape[0]):
-        if score[c] > NEG_INF:
-            frame[c] += score[c] - whole
-        else:
-            frame[c] -= whole
-            born[c] = position + 1
-            forbidden = True
-    return forbidden
-
-
-@inlined
-def _fill_position(buffer, messages, p, i, column, capacity, begin, score, start, end, has_boundary,
-                   peak, born, sources, outputs):  # fmt: skip
-    """Add the source and the output of position p, i of its block; True if it is forbidden for any.
-
-    `sources` and `outputs` are scratch rows of C.
+    In pieces of `TILE`, within which exponents vary less than in the block; those that are still
+    out of range, term by term.
     """
-    num_labels = sources.shape[0]
-    whole = messages.forward[p + 1] - messages.forward[p]
-    level = _level(messages, p + 1, p + 1)
-    gamma, beta = messages.gamma[p], messages.beta[p]
-    for c in range(num_labels):
-        sources[c] = gamma[c] - buffer.frame[c] + buffer.drift[c]
-    forbidden = _advance_frames(buffer.frame, score, whole, p, born)
-    for c in range(num_labels):
-        outputs[c] = beta[c] + buffer.frame[c] + peak[c] + level
-    if has_boundary:
-        for c in range(num_labels):
-            sources[c] = sources[c] + start[c] if start[c] > NEG_INF else -math.inf
-            outputs[c] = outputs[c] + end[c] if end[c] > NEG_INF else -math.inf
-    if forbidden:
-        for c in range(num_labels):
-            if born[c] == p + 1:
-                outputs[c] = -math.inf
-    if p < begin:
-        outputs[:] = -math.inf
-    window = buffer.window[buffer.logs + column :]
-    for c in range(num_labels):
-        window[c * capacity] = sources[c]
-        buffer.output_logs[c * _BLOCK + i] = outputs[c]
-    return forbidden
+    longest = window.bias.shape[1] - 1
+    tiled = -(-longest // TILE) * TILE
+    for i in range(begin, end, TILE):
+        new = min(TILE, end - i)
+        if not _settle_frame(
+            buffer.window, buffer.logs, buffer.outputs, buffer.frame, buffer.drift, buffer.stale,
+            label, first, column + i + new - first, new, i,
+        ):  # fmt: skip
+            _term_by_term(buffer, label, column, first, i, i + new, window, direct)
+            continue
+        for q in range(0, longest, TILE):
+            multiply_tile(
+                buffer.outputs, label * _BLOCK + i, 1,
+                buffer.window, column + i + 1 - longest + q, 1,
+                new, weighted, label * tiled + q,
+            )  # fmt: skip
+
+
+@kernel
+def _correlate_with_jumps(buffer, label, column, first, steps, window, weighted, direct):
+    """Add a label's block to its correlation, its sources dropping at every jump."""
+    jumps = buffer.jumps[label * _BLOCK : (label + 1) * _BLOCK]
+    begin = 0
+    while begin < steps:
+        if jumps[begin] != 0.0:
+            buffer.window[buffer.logs + first : buffer.logs + column + begin + 1] += jumps[begin]
+            buffer.stale[label] = True
+        end = begin + 1
+        while end < steps and jumps[end] == 0.0:
+            end += 1
+        _correlate_pieces(buffer, label, column, first, begin, end, window, weighted, direct)
+        begin = end
+
+
+@inlined
+def _fill_position(
+    window, outputs, frame, drift, gamma, beta, scores, peak, position, level, whole, source,
+    capacity, i,
+):  # fmt: skip
+    """Add the source and the output of a position, i of its block; True if a score jumps.
+
+    The arrays are those of a `_Buffer` and of `Messages`; `source` is the place of the first
+    label's source.
+    """
+    jump = False
+    row_logs = outputs.shape[0] // 2 + i
+    for c in range(frame.shape[0]):
+        before = frame[c]
+        x = scores[position, c]
+        if abs(x) < _MASK:
+            after = before + x - whole
+        else:
+            after = before - whole
+            jump = True
+        frame[c] = after
+        window[source + c * capacity] = gamma[position, c] - before + drift[c]
+        outputs[row_logs + c * _BLOCK] = beta[position, c] + after + peak[c] + level
+    return jump
+
+
+@kernel
+def _add_boundary(buffer, start_scores, end_scores, position, source, capacity, i):
+    """Add the start and end scores of a position to its source and its output."""
+    for c in range(buffer.frame.shape[0]):
+        start, end = start_scores[position, c], end_scores[position, c]
+        buffer.window[source + c * capacity] += start if start > NEG_INF else -math.inf
+        buffer.output_logs[c * _BLOCK + i] += end if end > NEG_INF else -math.inf
+
+
+@kernel
+def _note_jumps(buffer, scores, position, i):
+    """Note the scores of a position that forbid or mask."""
+    for c in range(buffer.frame.shape[0]):
+        x = scores[position, c]
+        if not abs(x) < _MASK:
+            buffer.jumps[c * _BLOCK + i] = x if x > NEG_INF else -math.inf
+            buffer.has_jump[c] = True
 
 
 @kernel
@@ -318,8 +324,10 @@ def _new_buffer(num_labels, capacity):
     half = num_labels * capacity
     window = np.zeros(2 * half)
     window[half:] = -math.inf
+    outputs = np.full(2 * num_labels * _BLOCK, -math.inf)
     return _Buffer(
-        window, half, np.zeros(num_labels * _BLOCK), np.full(num_labels * _BLOCK, -math.inf),
+        window, half, outputs, outputs[num_labels * _BLOCK :],
+        np.zeros(num_labels * _BLOCK), np.zeros(num_labels, np.bool_),
         np.zeros(num_labels), np.zeros(num_labels), np.zeros(num_labels, np.bool_),
     )  # fmt: skip
 
@@ -346,35 +354,54 @@ def duration_gradient(
     buffer = _new_buffer(num_labels, capacity)
     weighted = np.zeros(num_labels * tiled)  # by k descending, without the factor W
     direct = np.zeros((num_labels, longest))  # term by term, W included
-    born = np.zeros(num_labels, np.int64)  # first source not cut off by a forbidden position
-    alive_from = np.zeros((_BLOCK, num_labels), np.int64)  # the same, as of each output
-    scratch = np.empty((2, num_labels))
     oldest = max(0, begin + 1 - longest)
     base = oldest - longest  # source of the buffer's first column
+    # Taking an array out of a NamedTuple counts a reference, atomically: once, not per position.
+    sources, logs, outputs, peak = buffer.window, buffer.logs, buffer.outputs, window.peak
+    frame, drift, stale, has_jump = buffer.frame, buffer.drift, buffer.stale, buffer.has_jump
+    gamma, beta = messages.gamma, messages.beta
+    forward, backward = messages.forward, messages.backward
+    length, offset, value = messages.length, messages.offset, messages.value
 
     for block in range(oldest, stop, _BLOCK):
         steps = min(_BLOCK, stop - block)
         if block + _BLOCK + TILE - base > capacity:
             _drop_oldest(buffer, num_labels, capacity, block - longest - base, longest)
             base = block - longest
-        buffer.output_logs[:] = -math.inf
-        forbidden = False
+        outputs[num_labels * _BLOCK :] = -math.inf
+        if has_jump.any():
+            buffer.jumps[:] = 0.0
+            has_jump[:] = False
         for i in range(steps):
             p = block + i
-            row = p if has_boundary else 0
-            forbidden |= _fill_position(
-                buffer, messages, p, i, p - base, capacity, begin, scores[p], start_scores[row],
-                end_scores[row], has_boundary, window.peak, born, scratch[0], scratch[1],
-            )  # fmt: skip
-            alive_from[i] = born
+            level = forward[p + 1] + backward[length - p - 1] - offset - value
+            if p < begin:
+                level = -math.inf
+            whole = forward[p + 1] - forward[p]
+            source = logs + p - base
+            if _fill_position(
+                sources, outputs, frame, drift, gamma, beta, scores, peak, p, level, whole, source,
+                capacity, i,
+            ):  # fmt: skip
+                _note_jumps(buffer, scores, p, i)
+            if has_boundary:
+                _add_boundary(buffer, start_scores, end_scores, p, source, capacity, i)
         for c in range(num_labels):
             column = c * capacity + block - base
             first = column - min(longest, block - base)
-            if forbidden and born[c] > block:
-                _term_by_term(buffer, c, column, block, steps, alive_from, window, direct[c])
-                _cut_off(buffer, c, first, c * capacity + born[c] - base)
-            elif not _correlate(buffer, c, column, first, steps, longest, weighted):
-                _term_by_term(buffer, c, column, block, steps, alive_from, window, direct[c])
+            if has_jump[c]:
+                _correlate_with_jumps(buffer, c, column, first, steps, window, weighted, direct)
+            elif not _settle_frame(
+                sources, logs, outputs, frame, drift, stale, c, first, column + steps - first,
+                steps, 0,
+            ):  # fmt: skip
+                _correlate_pieces(buffer, c, column, first, 0, steps, window, weighted, direct)
+            elif block + steps > begin:
+                for q in range(0, longest, TILE):
+                    multiply_tile(
+                        outputs, c * _BLOCK, 1, sources, column + 1 - longest + q, 1,
+                        steps, weighted, c * tiled + q,
+                    )  # fmt: skip
     for c in range(num_labels):
         for k in range(1, longest + 1):
             term = weighted[c * tiled + longest - k]
@@ -384,32 +411,30 @@ def duration_gradient(
 
 
 @inlined
-def _transition_row(messages, position, free_start, peak, work, source, sink, num_labels, padded):
+def _transition_row(alpha, eta, position, free_start, level, work, source, sink, padded):
     """Write the two factors of one boundary; return the largest exponent of the second.
 
-    The second factor carries all scales: an exponent beyond `_HIGH` says that it has overflowed.
+    The second factor carries all scales: an exponent beyond `_HIGH` says that it has overflowed,
+    and that both rows still hold logarithms.
     """
+    num_labels = alpha.shape[1]
     first = position == 0
-    if first and not free_start:
-        work[source : source + padded] = 0.0
-        work[sink : sink + padded] = 0.0
-        return -math.inf
     for c in range(num_labels):
-        work[source + c] = 0.0 if first else messages.alpha[position - 1, c]
-        work[sink + c] = messages.eta[position, c]
+        work[source + c] = 0.0 if first else alpha[position - 1, c]
+        work[sink + c] = eta[position, c]
     for c in range(num_labels, padded):
         work[source + c] = -math.inf
         work[sink + c] = -math.inf
     top = max_row(work, source, 0, 0, 0.0, 0, padded)
-    if top == -math.inf:
-        work[source : source + padded] = 0.0
-        work[sink : sink + padded] = 0.0
+    if top == -math.inf or (first and not free_start):
+        for c in range(padded):
+            work[source + c] = 0.0
+            work[sink + c] = 0.0
         return -math.inf
-    level = _level(messages, position, position) + top + peak
-    highest = max_row(work, sink, 0, 0, 0.0, 0, padded) + level
+    highest = max_row(work, sink, 0, 0, 0.0, 0, padded) + level + top
     if not highest > _HIGH:
         exp_shifted_row(work, source, 0, 0, top, source, padded)
-        exp_shifted_row(work, sink, 0, 0, -level, sink, padded)
+        exp_shifted_row(work, sink, 0, 0, -level - top, sink, padded)
     return highest
 
 
@@ -446,14 +471,16 @@ def transition_gradient(messages, begin, stop, transition, free_start, gradient)
     sinks = _BLOCK * padded
     work = np.zeros(2 * sinks)  # rows of source factors, then of sink factors
     total = np.zeros(num_labels * padded)
+    alpha, eta = messages.alpha, messages.eta
+    forward, backward = messages.forward, messages.backward
+    length, offset, value = messages.length, messages.offset, messages.value
     for block in range(begin, stop, _BLOCK):
         steps = min(_BLOCK, stop - block)
         for i in range(steps):
             p = block + i
             source, sink = i * padded, sinks + i * padded
-            highest = _transition_row(
-                messages, p, free_start, peak, work, source, sink, num_labels, padded
-            )
+            level = forward[p] + backward[length - p] - offset - value + peak
+            highest = _transition_row(alpha, eta, p, free_start, level, work, source, sink, padded)
             if highest > _HIGH:
                 _boundary_terms(messages, p, work, source, sink, transition, gradient)
                 work[source : source + padded] = 0.0

@@ -53,6 +53,9 @@ _HIGH = 200.0
 _GROWN = 50.0
 """H above this recentres a frame between blocks, where that is cheaper."""
 
+_MASK = 1e4
+"""Scores beyond this, as masks are, must not take the precision of those after them."""
+
 _LOW = -200.0
 """A window whose largest H is below this is recentred, so that its E count again."""
 
@@ -93,7 +96,8 @@ def exact_product(work, alpha, scores, label):
 @inlined
 def product_row(work, source, weights, padded, num_labels, out):
     """Row `out` of work = row `source` (C,) @ weights (C, padded)."""
-    work[out : out + padded] = 0.0
+    for c in range(padded):
+        work[out + c] = 0.0
     column = 0
     while column + TILE <= padded:
         multiply_tile(work, source, 1, weights, column, padded, num_labels, work, out + column)
@@ -170,24 +174,33 @@ def _layout(num_labels, padded, capacity, window, transition):
 
 
 @inlined
-def _lower(state, rows, label, shift, first, count):
+def _drift(work, window, logs, rows, label, shift, first, count):
+    """Let the logarithms follow a frame: at once where their drift would cost them precision."""
+    if abs(shift) < _MASK:
+        work[rows.drift + label] += shift
+    else:
+        window[logs + first : logs + first + count] -= shift
+
+
+@inlined
+def _lower(work, window, logs, rows, label, shift, first, count):
     """Move a label's frame up by `shift` > 0, over the `count` buffered sources from `first`."""
-    state.work[rows.frame + label] += shift
-    state.work[rows.drift + label] += shift
+    work[rows.frame + label] += shift
+    _drift(work, window, logs, rows, label, shift, first, count)
     rounded = -(-count // LANES) * LANES  # the row has room for it before the window
     begin = first + count - rounded
-    scale_row(state.window, begin, 0, 0, math.exp(-shift), begin, rounded)
+    scale_row(window, begin, 0, 0, math.exp(-shift), begin, rounded)
 
 
 @kernel
-def _raise(state, rows, label, shift, first, count):
+def _raise(work, window, logs, rows, label, shift, first, count):
     """Move a label's frame down by -`shift` > 0: what had been flushed comes back."""
-    state.work[rows.frame + label] += shift
-    state.work[rows.drift + label] += shift
-    drift = state.work[rows.drift + label]
+    work[rows.frame + label] += shift
+    _drift(work, window, logs, rows, label, shift, first, count)
+    drift = work[rows.drift + label]
     rounded = -(-count // LANES) * LANES
     begin = first + count - rounded
-    exp_shifted_row(state.window, state.logs + begin, 0, 0, drift, begin, rounded)
+    exp_shifted_row(window, logs + begin, 0, 0, drift, begin, rounded)
 
 
 @kernel
@@ -214,33 +227,41 @@ def _far_window(state, window, padded, capacity, step, base, longest):
     """Sums of the block after `step` over the sources up to `step`."""
     num_labels = window.peak.shape[0]
     row = longest + 3 * TILE
-    all_live = state.live_until[num_labels] > step
-    state.tile[:] = 0.0
+    live_until, tile, buffer, work = state.live_until, state.tile, state.window, state.work
+    weights = window.weights
+    all_live = live_until[num_labels] > step
+    tile[:] = 0.0
     for c in range(num_labels):
-        if all_live or state.live_until[c] > step:
+        if all_live or live_until[c] > step:
             oldest = c * capacity + step + 1 - longest - base
             far = c * row + TILE + longest
-            multiply_tile(
-                state.window, oldest, 1, window.weights, far, -1, longest, state.tile, c * TILE
-            )
+            multiply_tile(buffer, oldest, 1, weights, far, -1, longest, tile, c * TILE)
     for j in range(TILE):
         for c in range(num_labels):
-            state.work[j * padded + c] = state.tile[c * TILE + j]
+            work[j * padded + c] = tile[c * TILE + j]
 
 
 @inlined
-def _advance(state, frame, scores, position, padded, capacity, step, base, longest, done):
-    """Add a position's scores to the frames; a forbidden one cuts its label's sources off."""
-    num_labels = state.live_until.shape[0] - 1
+def _advance(work, frame, scores, position, num_labels):
+    """Add a position's scores to the frames; return True if one is forbidden."""
+    forbidden = False
     for c in range(num_labels):
         x = scores[position, c]
         if x > NEG_INF:
-            state.work[frame + c] += x
+            work[frame + c] += x
         else:
-            _settle_lives(state)
-            if state.live_until[c] >= step:
-                count = min(step, longest)
-                _forget(state, c, padded, c * capacity + step - count - base, count, done)
+            forbidden = True
+    return forbidden
+
+
+@kernel
+def _cut_off(state, scores, position, padded, capacity, step, base, longest, done):
+    """Drop the sources of the labels that a position forbids."""
+    _settle_lives(state)
+    count = min(step, longest)
+    for c in range(scores.shape[1]):
+        if not scores[position, c] > NEG_INF and state.live_until[c] >= step:
+            _forget(state, c, padded, c * capacity + step - count - base, count, done)
 
 
 @kernel
@@ -256,7 +277,7 @@ def _rescue(state, rows, window, label, padded, capacity, step, base, done):
     highest -= state.work[rows.drift + label]
     value += state.work[rows.frame + label] - state.work[rows.drift + label]
     if -math.inf < highest < _LOW:
-        _raise(state, rows, label, np.rint(highest), oldest, count)
+        _raise(state.work, state.window, state.logs, rows, label, np.rint(highest), oldest, count)
         sums = state.tile[label * TILE : (label + 1) * TILE]
         sums[:] = 0.0
         # The output `done` is this step's: source i of the window is `count - i` before it.
@@ -294,10 +315,11 @@ def _make_sources(state, rows, window, transition, opening, position, has_bounda
         if h > _HIGH:
             delta = np.rint(h)
             count = min(step, longest)
-            _lower(state, rows, c, delta, c * capacity + step - count - base, count)
+            first = c * capacity + step - count - base
+            _lower(state.work, state.window, state.logs, rows, c, delta, first, count)
             for j in range(done + 1, TILE):
                 state.work[j * padded + c] *= math.exp(-delta)
-            h -= delta
+            h = gamma - state.work[rows.frame + c]  # not h - delta: either may be huge
         state.live_until[c] = step + longest
         state.work[rows.log_source + c] = h
 
@@ -315,13 +337,14 @@ def _shift_left(state, rows, num_labels, capacity, drop, keep):
 
 
 @kernel
-def _recentre_block(state, rows, num_labels, capacity, step, base, longest):
+def _recentre_block(work, window, logs, rows, num_labels, capacity, step, base, longest):
     """Lower the frames whose newest source has grown, while no sums hang on them."""
     count = min(step + 1, longest)
     for c in range(num_labels):
-        h = state.work[rows.log_source + c]
+        h = work[rows.log_source + c]
         if h > _GROWN:
-            _lower(state, rows, c, np.rint(h), c * capacity + step + 1 - count - base, count)
+            first = c * capacity + step + 1 - count - base
+            _lower(work, window, logs, rows, c, np.rint(h), first, count)
 
 
 @kernel
@@ -378,7 +401,9 @@ def message_pass(
     capacity = span + TILE * max(4, -(-longest // TILE))
     base = 1 - span  # step of the buffer's first column
     state, rows = _layout(num_labels, padded, capacity, window, transition)
-    work = state.work
+    # Taking an array out of a NamedTuple counts a reference, atomically: once, not per position.
+    work, buffer, logs, live_until = state.work, state.window, state.logs, state.live_until
+    near, weights = window.near, transition.weights
     shift = 0.0
     position = length - 1 if backward else 0
     ahead = -1 if backward else 1
@@ -392,12 +417,13 @@ def message_pass(
             drop = block + 1 - span - base
             _shift_left(state, rows, num_labels, capacity, drop, span)
             base += drop
-        _recentre_block(state, rows, num_labels, capacity, block, base, longest)
+        _recentre_block(work, buffer, logs, rows, num_labels, capacity, block, base, longest)
         _far_window(state, window, padded, capacity, block, base, longest)
         steps = min(TILE, length - block)
         for i in range(steps):
             step = block + 1 + i
-            _advance(state, rows.frame, scores, position, padded, capacity, step, base, longest, i)
+            if _advance(work, rows.frame, scores, position, num_labels):
+                _cut_off(state, scores, position, padded, capacity, step, base, longest, i)
             lowest = log_sum_row(
                 work, rows.frame, rows.window_peak, i * padded, 0.0, rows.alpha, padded
             )
@@ -430,38 +456,37 @@ def message_pass(
             # The next source: gamma from alpha.
             position += ahead
             lowest = 0.0
-            work[rows.gamma : rows.gamma + padded] = -math.inf
             if alive:
                 exp_shifted_row(work, rows.alpha, 0, 0, top, rows.gamma, padded)
-                product_row(work, rows.gamma, transition.weights, padded, num_labels, rows.scratch)
+                product_row(work, rows.gamma, weights, padded, num_labels, rows.scratch)
                 lowest = log_scaled_row(
                     work, rows.transition_peak, 0, rows.scratch, top, rows.gamma, padded
                 )
+            else:
+                for c in range(num_labels):
+                    work[rows.gamma + c] = -math.inf
             certain = lowest >= CERTAIN
-            usual = certain and not has_boundary and state.live_until[num_labels] >= step
+            usual = certain and not has_boundary and live_until[num_labels] >= step
             if usual:
                 high = difference_row(work, rows.gamma, rows.frame, 0, 0.0, rows.log_source, padded)
                 usual = high <= _HIGH
             if usual:
-                state.live_until[num_labels] = step + longest
+                live_until[num_labels] = step + longest
             else:
                 _make_sources(
                     state, rows, window, transition, opening, position, has_boundary, padded,
                     capacity, step, base, i, certain or not alive, top,
                 )  # fmt: skip
-                state.live_until[num_labels] = state.live_until[:num_labels].min()
+                live_until[num_labels] = live_until[:num_labels].min()
             if keep:
                 for c in range(num_labels):
                     source_rows[position, c] = work[rows.gamma + c]
             exp_shifted_row(work, rows.log_source, 0, 0, 0.0, rows.source, padded)
             for c in range(num_labels):
                 column = c * capacity + step - base
-                state.window[column] = work[rows.source + c]
-                log = work[rows.log_source + c] + work[rows.drift + c]
-                state.window[state.logs + column] = log
-            push_rows(
-                work, rows.source, window.near, padded, (i + 1) * padded, padded, TILE - 1 - i
-            )
+                buffer[column] = work[rows.source + c]
+                buffer[logs + column] = work[rows.log_source + c] + work[rows.drift + c]
+            push_rows(work, rows.source, near, padded, (i + 1) * padded, padded, TILE - 1 - i)
 
     top = -math.inf
     for c in range(num_labels):

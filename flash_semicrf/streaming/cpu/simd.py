@@ -29,6 +29,7 @@ __all__ = [
     "difference_row",
     "exp_row",
     "exp_shifted_row",
+    "factor_row",
     "exp_sum_row",
     "log_row",
     "log_scaled_row",
@@ -213,9 +214,9 @@ _EXP_SERIES = [1.0 / math.factorial(i) for i in range(14)]
 _LOG_SERIES = [2.0 / (2 * i + 1) for i in range(12)]
 
 
-def _exp(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """exp(x) = 2**n * exp(r), |r| <= log(2)/2; 0 below -650; x <= 700."""
-    keep = builder.fcmp_ordered(">", x, _const(_EXP_FLOOR))
+def _exp(builder: ir.IRBuilder, x: ir.Value, floor: float = _EXP_FLOOR) -> ir.Value:
+    """exp(x) = 2**n * exp(r), |r| <= log(2)/2; 0 below the floor; x <= 700."""
+    keep = builder.fcmp_ordered(">", x, _const(floor))
     x = builder.select(keep, x, _const(0.0))
     shifted = builder.fadd(builder.fmul(x, _const(1.0 / math.log(2))), _const(_ROUND))
     n = builder.fsub(shifted, _const(_ROUND))
@@ -352,7 +353,10 @@ def _across(builder: ir.IRBuilder, vector: ir.Value, pick: Callable) -> ir.Value
 
 
 exp_shifted_row = _row(lambda builder, a, b, c, s: (_exp(builder, builder.fsub(a(), s)), None))
-"""``out = exp(a - s)``."""
+"""``out = exp(a - s)``, 0 where that is below e^-650."""
+
+factor_row = _row(lambda builder, a, b, c, s: (_exp(builder, builder.fsub(a(), s), -350.0), None))
+"""``out = exp(a - s)``, 0 where that is below e^-350: no product of two is subnormal, and so slow."""
 
 
 def _add(builder: ir.IRBuilder, *terms: ir.Value) -> ir.Value:

@@ -26,6 +26,8 @@ from flash_semicrf.streaming.cpu.static import boundary_arrays
 
 __all__ = ["max_messages", "viterbi"]
 
+_MASK = 1e4  # scores beyond it are kept out of the running sums
+
 
 @kernel
 def _max_pass(
@@ -77,14 +79,20 @@ def _max_pass(
             top = -math.inf
             for c in range(num_labels):
                 x = scores[step, c]
-                if x > NEG_INF:
+                if abs(x) < _MASK:
                     frame[c] += x
-                    x = frame[c] + sums[c * TILE + i]
                 elif live_until[c] > step:
+                    # What forbids or masks goes to the sources: in the frame it would take the
+                    # precision of those that come.
+                    x = x if x > NEG_INF else -math.inf
                     newest = c * capacity + step - base
-                    window[newest - min(step, longest - 1) : newest + 1] = -math.inf
-                    sums[c * TILE : (c + 1) * TILE] = -math.inf
-                    live_until[c] = -1
+                    for j in range(newest - min(step, longest - 1), newest + 1):
+                        window[j] += x
+                    for j in range(c * TILE + i, (c + 1) * TILE):
+                        sums[j] += x
+                    if x == -math.inf:
+                        live_until[c] = -1
+                x = frame[c] + sums[c * TILE + i]
                 if has_boundary:
                     x += end[step, c]
                 alpha[step, c] = x if x > NEG_INF else -math.inf
@@ -109,10 +117,14 @@ def _best_duration(scores, sources, bias, stop, label):
     """Duration of the best segment that ends before `stop`; the shortest of equals."""
     best = -math.inf
     duration = 0
+    masks = 0.0
     for k in range(1, min(bias.shape[0], stop) + 1):
-        if not scores[stop - k, label] > NEG_INF:
+        score = scores[stop - k, label]
+        if not score > NEG_INF:
             break
-        x = sources[stop - k, label] + bias[k - 1, label]
+        if not abs(score) < _MASK:
+            masks += score
+        x = sources[stop - k, label] + bias[k - 1, label] + masks
         if x > best:
             best = x
             duration = k
