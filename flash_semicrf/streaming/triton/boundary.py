@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.numerics import allowed, decode_log, wide
+from flash_semicrf.streaming.triton.numerics import allowed, decode_log, exp_wide, wide
 
 __all__ = ["boundary_kernel", "carry_kernel", "position_kernel"]
 
@@ -80,7 +80,7 @@ def boundary_kernel(
             if not HAS_INITIAL:
                 source = tl.where(column == 0, 0.0, source)
             row = tl.load(log_matrix_ptr + other * CP + label)
-            x = tl.exp(source[:, None] + row + eta - log_z)
+            x = exp_wide(source[:, None] + row + eta - log_z)
             x = tl.where(starts_here, x, 0.0)
             start += x
             if WANT_TRANSITION:
@@ -94,12 +94,12 @@ def boundary_kernel(
             target = decode_log(value)
             target += tl.load(backward_offset_ptr + column, mask=inside, other=0.0)
             row = tl.load(log_matrix_ptr + CP * CP + other * CP + label)
-            x = tl.exp(alpha + row + target[:, None] - log_z)
+            x = exp_wide(alpha + row + target[:, None] - log_z)
             end += tl.where(ends_here & (t < length), x, 0.0)
         if HAS_INITIAL:
-            x = tl.exp(tl.load(first_ptr + label) + eta - log_z)
+            x = exp_wide(tl.load(first_ptr + label) + eta - log_z)
             start = tl.where((t == 0) & starts_here, x, start)
-        end = tl.where((t == length) & ends_here, tl.exp(alpha + last - log_z), end)
+        end = tl.where((t == length) & ends_here, exp_wide(alpha + last - log_z), end)
 
         net = tl.cumsum(start - end, 0) + running[None, :]
         running += tl.sum(start - end, 0)

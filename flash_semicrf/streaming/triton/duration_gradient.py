@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.numerics import allowed
+from flash_semicrf.streaming.triton.numerics import allowed, exp_wide
 
 __all__ = ["duration_gradient_kernel"]
 
@@ -49,6 +49,6 @@ def duration_gradient_kernel(
         live = within & (source >= born[None, :])
         place = sources_ptr + row + source * C + label[None, :]
         h = tl.load(place, mask=live, other=float("-inf"))
-        total += tl.exp(h + bias + u[None, :])
+        total += exp_wide(h + bias + u[None, :])
     place = gradient_ptr + ((b * tl.num_programs(1) + chunk) * K + k - 1) * C + label[None, :]
     tl.store(place, total, mask=within)

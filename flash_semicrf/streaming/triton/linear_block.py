@@ -16,9 +16,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.numerics import allowed, exponent_of, power_of_two, round_whole
+from flash_semicrf.streaming.triton.numerics import (
+    allowed,
+    exp_wide,
+    exponent_of,
+    power_of_two,
+    round_whole,
+)
 
-__all__ = ["far_window", "linear_steps", "score_factors"]
+__all__ = ["far_window", "linear_steps", "load_tile", "score_factors"]
 
 LOW = tl.constexpr(1e-200)
 HIGH = tl.constexpr(1e60)
@@ -37,11 +43,29 @@ def score_factors(x, R: tl.constexpr):
         top = tl.max(x[i], 0).to(tl.float64)
         shift = round_whole(tl.where(allowed(top), top, 0.0))
         live = allowed(x[i])
-        factor = tl.where(live, tl.exp(x[i].to(tl.float64) - shift), 0.0)
+        factor = exp_wide(tl.where(live, x[i].to(tl.float64) - shift, -1000.0))
         ok = ok & ((factor > _SMALLEST_FACTOR) | (live == 0))
         factors = factors + (factor,)
         shifts = shifts + (shift,)
     return factors, shifts, ok
+
+
+@triton.jit
+def load_tile(
+    window_ptr, sources_ptr, rates_ptr, block, back, ring, label, CP: tl.constexpr, R: tl.constexpr
+):
+    """(rate, the R shortest durations of the tile, its R sources) of the block `back` before."""
+    back = tl.maximum(back, 1)
+    slot = (block + ring - back) % ring
+    rate = tl.load(rates_ptr + slot * CP + label)
+    row = window_ptr + (R * (back - 1) + 2) * CP + label
+    source_row = sources_ptr + slot * R * CP + label
+    older = ()
+    sources = ()
+    for m in tl.static_range(R):
+        older = older + (tl.load(row + m * CP),)
+        sources = sources + (tl.load(source_row + m * CP),)
+    return rate, older, sources
 
 
 @triton.jit
@@ -65,25 +89,25 @@ def far_window(
     for m in tl.static_range(R - 1):
         newer = newer + (tl.load(row + m * CP),)
     lost = tl.zeros([CP], tl.float64)
+    rate, older, sources = load_tile(
+        window_ptr, sources_ptr, rates_ptr, block, blocks, ring, label, CP, R
+    )
     for back in range(blocks, 0, -1):
-        slot = (block - back) % ring
-        rate = tl.load(rates_ptr + slot * CP + label)
         lost = lost * rate + _DROPPED
-        row = window_ptr + (R * (back - 1) + 2) * CP + label
-        older = ()
-        for m in tl.static_range(R):
-            older = older + (tl.load(row + m * CP),)
         tile = older + newer
         scaled = ()
         for i in tl.static_range(R):
             scaled = scaled + (sums[i] * rate,)
         sums = scaled
-        source_row = sources_ptr + slot * R * CP + label
+        current = sources
+        # The next tile is under way while this one is multiplied.
+        rate, older, sources = load_tile(
+            window_ptr, sources_ptr, rates_ptr, block, back - 1, ring, label, CP, R
+        )
         for r in tl.static_range(R):
-            source = tl.load(source_row + r * CP)
             added = ()
             for i in tl.static_range(R):
-                added = added + (sums[i] + source * tile[i - r + R - 1],)
+                added = added + (sums[i] + current[r] * tile[i - r + R - 1],)
             sums = added
         newer = tile[: R - 1]
     return sums, lost

@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flash_semicrf.streaming.triton.linear_block import load_tile
 from flash_semicrf.streaming.triton.numerics import wide
 from flash_semicrf.streaming.triton.passes import load_rows
 
@@ -31,24 +32,23 @@ def _far_maxima(
     row = window_ptr + (R * blocks + 2) * CP + label
     for m in tl.static_range(R - 1):
         newer = newer + (tl.load(row + m * CP),)
+    rate, older, sources = load_tile(
+        window_ptr, sources_ptr, rates_ptr, block, blocks, ring, label, CP, R
+    )
     for back in range(blocks, 0, -1):
-        slot = (block - back) % ring
-        rate = tl.load(rates_ptr + slot * CP + label)
-        row = window_ptr + (R * (back - 1) + 2) * CP + label
-        older = ()
-        for m in tl.static_range(R):
-            older = older + (tl.load(row + m * CP),)
         tile = older + newer
         moved = ()
         for i in tl.static_range(R):
             moved = moved + (maxima[i] + rate,)
         maxima = moved
-        source_row = sources_ptr + slot * R * CP + label
+        current = sources
+        rate, older, sources = load_tile(
+            window_ptr, sources_ptr, rates_ptr, block, back - 1, ring, label, CP, R
+        )
         for r in tl.static_range(R):
-            source = tl.load(source_row + r * CP)
             best = ()
             for i in tl.static_range(R):
-                best = best + (tl.maximum(maxima[i], source + tile[i - r + R - 1]),)
+                best = best + (tl.maximum(maxima[i], current[r] + tile[i - r + R - 1]),)
             maxima = best
         newer = tile[: R - 1]
     return maxima
@@ -121,10 +121,12 @@ def max_pass_kernel(
     g = tl.load(first_ptr + label)
     prefix = tl.zeros([CP], tl.float64)
     final_row = tl.full([CP], float("-inf"), tl.float64)
+    ahead = load_rows(scores_ptr + base, 0, length, 1, C, label, C, R)
     for step in range(0, length, R):
         block = step // R
         slot = block % ring
-        x = _wide_rows(load_rows(scores_ptr + base, step, length, 1, C, label, C, R), R)
+        x = _wide_rows(ahead, R)
+        ahead = load_rows(scores_ptr + base, step + R, length, 1, C, label, C, R)
         opening = x
         closing = x
         if HAS_BOUNDARY:

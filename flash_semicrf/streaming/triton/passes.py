@@ -17,7 +17,13 @@ import triton.language as tl
 
 from flash_semicrf.streaming.triton.linear_block import far_window, linear_steps, score_factors
 from flash_semicrf.streaming.triton.log_block import log_steps
-from flash_semicrf.streaming.triton.numerics import allowed, decode_linear, decode_log, encode_log
+from flash_semicrf.streaming.triton.numerics import (
+    allowed,
+    decode_linear,
+    decode_log,
+    encode_log,
+    exp_wide,
+)
 
 __all__ = ["load_rows", "pass_kernel"]
 
@@ -38,7 +44,7 @@ def _exponentials(rows, R: tl.constexpr):
     values = ()
     for i in tl.static_range(R):
         x = rows[i].to(tl.float64)
-        values = values + (tl.where(allowed(x), tl.exp(x), 0.0),)
+        values = values + (exp_wide(tl.where(allowed(x), x, -1000.0)),)
     return values
 
 
@@ -116,6 +122,8 @@ def pass_kernel(
     final_row = tl.zeros([CP], tl.float64)
     final_offset = offset
 
+    # Rows are loaded one block ahead: nothing waits for memory between the blocks.
+    ahead = load_rows(score_ptr, 0, length, direction, stride, label, C, R)
     for step in range(0, length, R):
         block = step // R
         slot = block % ring
@@ -125,7 +133,8 @@ def pass_kernel(
             place = (b * (tl.cdiv(T, R) + 1) + block) * C + label
             tl.store(prefix_out_ptr + place, prefix, mask=inside & (direction > 0))
             tl.store(born_out_ptr + place, born, mask=inside & (direction > 0))
-        x = load_rows(score_ptr, step, length, direction, stride, label, C, R)
+        x = ahead
+        ahead = load_rows(score_ptr, step + R, length, direction, stride, label, C, R)
         factors, shifts, ok = score_factors(x, R)
         opening = factors
         closing = factors

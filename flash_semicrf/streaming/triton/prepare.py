@@ -69,11 +69,11 @@ def prepare_kernel(
         tl.store(first_ptr + CP + label, last)
     else:
         row = (program - 1) * ROWS + tl.arange(0, ROWS)[:, None]
-        inside = (row >= 1) & (row <= K) & (label[None, :] < C)
-        bias = tl.load(bias_ptr + (row - 1) * C + label[None, :], mask=inside, other=float("-inf"))
+        listed = (row >= 1) & (row <= K) & (label[None, :] < C)
+        bias = tl.load(bias_ptr + (row - 1) * C + label[None, :], mask=listed, other=float("-inf"))
         bias = wide(bias)
-        to = row * CP + label[None, :]
-        tl.store(log_window_ptr + to, bias, mask=row < rows)
+        cells = row * CP + label[None, :]
+        tl.store(log_window_ptr + cells, bias, mask=row < rows)
         if not MAX:
             weight = tl.where(bias > _LARGE, float("nan"), tl.exp(bias))
-            tl.store(window_ptr + to, weight, mask=row < rows)
+            tl.store(window_ptr + cells, weight, mask=row < rows)
