@@ -263,32 +263,6 @@ def _correlate_with_jumps(buffer, label, column, first, steps, window, weighted,
         begin = end
 
 
-@inlined
-def _fill_position(
-    window, outputs, frame, drift, gamma, beta, scores, peak, position, level, whole, source,
-    capacity, i,
-):  # fmt: skip
-    """Add the source and the output of a position, i of its block; True if a score jumps.
-
-    The arrays are those of a `_Buffer` and of `Messages`; `source` is the place of the first
-    label's source.
-    """
-    jump = False
-    row_logs = outputs.shape[0] // 2 + i
-    for c in range(frame.shape[0]):
-        before = frame[c]
-        x = scores[position, c]
-        if abs(x) < _MASK:
-            after = before + x - whole
-        else:
-            after = before - whole
-            jump = True
-        frame[c] = after
-        window[source + c * capacity] = gamma[position, c] - before + drift[c]
-        outputs[row_logs + c * _BLOCK] = beta[position, c] + after + peak[c] + level
-    return jump
-
-
 @kernel
 def _add_boundary(buffer, start_scores, end_scores, position, source, capacity, i):
     """Add the start and end scores of a position to its source and its output."""
@@ -362,6 +336,7 @@ def duration_gradient(
     gamma, beta = messages.gamma, messages.beta
     forward, backward = messages.forward, messages.backward
     length, offset, value = messages.length, messages.offset, messages.value
+    row_logs = num_labels * _BLOCK
 
     for block in range(oldest, stop, _BLOCK):
         steps = min(_BLOCK, stop - block)
@@ -379,10 +354,19 @@ def duration_gradient(
                 level = -math.inf
             whole = forward[p + 1] - forward[p]
             source = logs + p - base
-            if _fill_position(
-                sources, outputs, frame, drift, gamma, beta, scores, peak, p, level, whole, source,
-                capacity, i,
-            ):  # fmt: skip
+            jump = False
+            for c in range(num_labels):
+                before = frame[c]
+                x = scores[p, c]
+                if abs(x) < _MASK:
+                    after = before + x - whole
+                else:
+                    after = before - whole
+                    jump = True
+                frame[c] = after
+                sources[source + c * capacity] = gamma[p, c] - before + drift[c]
+                outputs[row_logs + i + c * _BLOCK] = beta[p, c] + after + peak[c] + level
+            if jump:
                 _note_jumps(buffer, scores, p, i)
             if has_boundary:
                 _add_boundary(buffer, start_scores, end_scores, p, source, capacity, i)

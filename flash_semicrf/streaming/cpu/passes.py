@@ -93,19 +93,6 @@ def exact_product(work, alpha, scores, label):
     return top + math.log(total)
 
 
-@inlined
-def product_row(work, source, weights, padded, num_labels, out):
-    """Row `out` of work = row `source` (C,) @ weights (C, padded)."""
-    for c in range(padded):
-        work[out + c] = 0.0
-    column = 0
-    while column + TILE <= padded:
-        multiply_tile(work, source, 1, weights, column, padded, num_labels, work, out + column)
-        column += TILE
-    if column < padded:
-        multiply_tile8(work, source, 1, weights, column, padded, num_labels, work, out + column)
-
-
 class _State(NamedTuple):
     """Workspace of a pass.
 
@@ -241,19 +228,6 @@ def _far_window(state, window, padded, capacity, step, base, longest):
             work[j * padded + c] = tile[c * TILE + j]
 
 
-@inlined
-def _advance(work, frame, scores, position, num_labels):
-    """Add a position's scores to the frames; return True if one is forbidden."""
-    forbidden = False
-    for c in range(num_labels):
-        x = scores[position, c]
-        if x > NEG_INF:
-            work[frame + c] += x
-        else:
-            forbidden = True
-    return forbidden
-
-
 @kernel
 def _cut_off(state, scores, position, padded, capacity, step, base, longest, done):
     """Drop the sources of the labels that a position forbids."""
@@ -337,14 +311,18 @@ def _shift_left(state, rows, num_labels, capacity, drop, keep):
 
 
 @kernel
-def _recentre_block(work, window, logs, rows, num_labels, capacity, step, base, longest):
+def _recentre_block(work, window, rows, num_labels, capacity, step, base, longest):
     """Lower the frames whose newest source has grown, while no sums hang on them."""
     count = min(step + 1, longest)
+    rounded = -(-count // LANES) * LANES
     for c in range(num_labels):
         h = work[rows.log_source + c]
         if h > _GROWN:
-            first = c * capacity + step + 1 - count - base
-            _lower(work, window, logs, rows, c, np.rint(h), first, count)
+            shift = np.rint(h)
+            work[rows.frame + c] += shift
+            work[rows.drift + c] += shift
+            begin = c * capacity + step + 1 - base - rounded
+            scale_row(window, begin, 0, 0, math.exp(-shift), begin, rounded)
 
 
 @kernel
@@ -417,12 +395,19 @@ def message_pass(
             drop = block + 1 - span - base
             _shift_left(state, rows, num_labels, capacity, drop, span)
             base += drop
-        _recentre_block(work, buffer, logs, rows, num_labels, capacity, block, base, longest)
+        _recentre_block(work, buffer, rows, num_labels, capacity, block, base, longest)
         _far_window(state, window, padded, capacity, block, base, longest)
         steps = min(TILE, length - block)
         for i in range(steps):
             step = block + 1 + i
-            if _advance(work, rows.frame, scores, position, num_labels):
+            forbidden = False
+            for c in range(num_labels):
+                x = scores[position, c]
+                if x > NEG_INF:
+                    work[rows.frame + c] += x
+                else:
+                    forbidden = True
+            if forbidden:
                 _cut_off(state, scores, position, padded, capacity, step, base, longest, i)
             lowest = log_sum_row(
                 work, rows.frame, rows.window_peak, i * padded, 0.0, rows.alpha, padded
@@ -458,7 +443,17 @@ def message_pass(
             lowest = 0.0
             if alive:
                 exp_shifted_row(work, rows.alpha, 0, 0, top, rows.gamma, padded)
-                product_row(work, rows.gamma, weights, padded, num_labels, rows.scratch)
+                for c in range(padded):
+                    work[rows.scratch + c] = 0.0
+                for c in range(0, padded - LANES, TILE):
+                    multiply_tile(
+                        work, rows.gamma, 1, weights, c, padded, num_labels, work, rows.scratch + c
+                    )
+                if padded % TILE:
+                    c = padded - LANES
+                    multiply_tile8(
+                        work, rows.gamma, 1, weights, c, padded, num_labels, work, rows.scratch + c
+                    )
                 lowest = log_scaled_row(
                     work, rows.transition_peak, 0, rows.scratch, top, rows.gamma, padded
                 )

@@ -356,7 +356,7 @@ exp_shifted_row = _row(lambda builder, a, b, c, s: (_exp(builder, builder.fsub(a
 """``out = exp(a - s)``, 0 where that is below e^-650."""
 
 factor_row = _row(lambda builder, a, b, c, s: (_exp(builder, builder.fsub(a(), s), -350.0), None))
-"""``out = exp(a - s)``, 0 where that is below e^-350: no product of two is subnormal, and so slow."""
+"""``out = exp(a - s)``, 0 where that is below e^-350: no product of two is subnormal (slow)."""
 
 
 def _add(builder: ir.IRBuilder, *terms: ir.Value) -> ir.Value:
