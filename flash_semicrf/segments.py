@@ -25,6 +25,7 @@ __all__ = [
     "ViterbiResult",
     "bio_to_segments",
     "labels_to_table",
+    "limit_durations",
     "segments_to_bio",
     "segments_to_table",
     "table_to_labels",
@@ -147,11 +148,31 @@ def labels_to_table(
     last[:-1] = sequence[1:] != sequence[:-1]
     stop = torch.where(last, lengths.to(start)[sequence], stop)
     table = SegmentTable(sequence, start, stop, labels[sequence, start].long())
-    return table if max_duration is None else _limit(table, max_duration, long_segments)
+    return table if max_duration is None else limit_durations(table, max_duration, long_segments)
 
 
-def _limit(table: SegmentTable, max_duration: int, long_segments: str) -> SegmentTable:
-    """Refuse or split the segments longer than `max_duration`."""
+def limit_durations(
+    table: SegmentTable, max_duration: int, long_segments: str = "split"
+) -> SegmentTable:
+    """Split or refuse the segments of a table that are longer than `max_duration`.
+
+    Parameters
+    ----------
+    table : SegmentTable
+    max_duration : int
+        In positions.
+    long_segments : {"split", "error"}
+        As for `labels_to_table`.
+
+    Returns
+    -------
+    SegmentTable
+
+    Raises
+    ------
+    ValueError
+        With ``long_segments="error"``, naming the first segment that is too long.
+    """
     duration = table.stop - table.start
     too_long = duration > max_duration
     if not bool(too_long.any()):

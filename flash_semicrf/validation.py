@@ -44,10 +44,11 @@ def check_finite_or_forbidden(name: str, value: Tensor) -> bool:
     """Raise where a tensor holds NaN or plus infinity; return whether any entry forbids."""
     if value.numel() == 0:
         return False
-    low, high = torch.aminmax(value.detach())
+    value = value.detach()
+    low, high = torch.aminmax(value)
     if bool(high < math.inf):
         return bool(low <= NEG_INF)
-    bad = value.detach().isnan() | (value.detach() == math.inf)
+    bad = value.isnan() | (value == math.inf)
     index = tuple(bad.nonzero()[0].tolist())
     raise ValueError(
         f"`{name}` must be finite or -inf (forbidden); got {float(value[index])} at index {index}."

@@ -19,7 +19,6 @@ from flash_semicrf.duration import (
 )
 from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.segments import SegmentTable
-from flash_semicrf.segments import _limit as limit_durations
 from sklearn_api.encoders import Standardize, make_encoder
 from sklearn_api.sequences import Sequences
 from sklearn_api.training import (
@@ -35,7 +34,6 @@ __all__ = [
     "build_module",
     "build_net",
     "check_allowed",
-    "limit_durations",
     "resolve_device",
     "split_sequences",
 ]

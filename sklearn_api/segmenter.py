@@ -14,12 +14,11 @@ from skorch.history import History
 from torch import nn
 
 from flash_semicrf.duration import DURATION_DISTRIBUTIONS
-from flash_semicrf.segments import SegmentTable
+from flash_semicrf.segments import SegmentTable, limit_durations
 from sklearn_api.building import (
     build_module,
     build_net,
     check_allowed,
-    limit_durations,
     resolve_device,
     split_sequences,
 )

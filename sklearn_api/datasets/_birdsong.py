@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from sklearn.utils import Bunch
 
-from sklearn_api.datasets._files import object_array, read_arrays, read_text
+from sklearn_api.datasets._files import read_arrays, read_text
+from sklearn_api.sequences import object_array
 
 
 def load_birdsong(*, return_X_y: bool = False) -> Bunch | tuple[np.ndarray, np.ndarray]:

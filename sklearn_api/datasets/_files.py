@@ -1,8 +1,7 @@
-"""Reading the files inside the package, and packing sequences."""
+"""Reading the files inside the package."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib import resources
 
 import numpy as np
@@ -18,15 +17,6 @@ def read_arrays(name: str) -> dict[str, np.ndarray]:
 def read_text(name: str) -> str:
     """Read the text file ``data/{name}``."""
     return (_data() / name).read_text(encoding="utf-8")
-
-
-def object_array(sequences: Sequence[np.ndarray]) -> np.ndarray:
-    """Pack arrays into a 1-D object array, also when all have one length."""
-    packed = np.empty(len(sequences), dtype=object)
-    # `packed[:] = sequences` would try to broadcast sequences of equal length.
-    for i, sequence in enumerate(sequences):
-        packed[i] = sequence
-    return packed
 
 
 def _data():

@@ -24,7 +24,7 @@ from flash_semicrf.streaming.cpu.by_duration_window import (
     start_segments,
     take_end,
 )
-from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.simd import LANES, TILE, exp_row, multiply_tile
 
 __all__ = ["Messages", "segment_gradient"]
@@ -86,7 +86,7 @@ class Sums(NamedTuple):
     want_transition: bool
 
 
-@kernel
+@helper
 def _add_first(eta, level, arrivals, num_labels, sums):
     """Add the first segments of a problem with initial scores: they have no source label."""
     longest = arrivals.max_duration
@@ -98,7 +98,7 @@ def _add_first(eta, level, arrivals, num_labels, sums):
                 sums.duration[j] += math.exp(x)
 
 
-@kernel
+@helper
 def _add_term_by_term(source, sink, position, arrivals, weights, sums):
     """Add, and take out of `sink`, the elements whose exponential is out of range."""
     longest = arrivals.max_duration
@@ -118,7 +118,7 @@ def _add_term_by_term(source, sink, position, arrivals, weights, sums):
         sink[j] = -math.inf
 
 
-@kernel
+@helper
 def _fill_row(messages, position, reference, free_start, arrivals, weights, source, sink, sums):
     """Turn eta in `sink`, less `reference`, into the factors of one position."""
     num_labels = messages.alpha.shape[1]
@@ -144,7 +144,7 @@ def _fill_row(messages, position, reference, free_start, arrivals, weights, sour
         _add_term_by_term(source, sink, position, arrivals, weights, sums)
 
 
-@kernel
+@helper
 def _add_tile(tile, count, arrivals, weights, sums, total):
     """Add the segments of the tile's first `count` rows."""
     num_labels = sums.start.shape[1]
@@ -181,7 +181,7 @@ def _add_tile(tile, count, arrivals, weights, sums, total):
             sums.start[tile.position[i], c] += started
 
 
-@kernel
+@helper
 def end_marginals(messages, begin, stop, rows):
     """rows[p, c] = P(a segment of c ends at p), for positions ``[begin, stop)``."""
     for p in range(begin, stop):
@@ -191,7 +191,7 @@ def end_marginals(messages, begin, stop, rows):
             rows[p, c] = math.exp(messages.alpha[p, c] + messages.beta[p, c] + level)
 
 
-@kernel
+@helper
 def segment_gradient(
     messages, begin, stop, scores, start, end, has_boundary, free_start, arrivals, weights, sums
 ):

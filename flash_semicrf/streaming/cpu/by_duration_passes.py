@@ -35,7 +35,7 @@ from flash_semicrf.streaming.cpu.by_duration_window import (
     start_segments,
     take_end,
 )
-from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.passes import CERTAIN
 from flash_semicrf.streaming.cpu.simd import (
     LANES,
@@ -53,7 +53,7 @@ BLOCK = 64
 """Positions between two slides of a window."""
 
 
-@kernel
+@helper
 def _exact_arrival(alpha, scores, size, j):
     """LSE over c' of alpha(c') + A[c', j]."""
     top = -math.inf
@@ -67,7 +67,7 @@ def _exact_arrival(alpha, scores, size, j):
     return top + math.log(total)
 
 
-@kernel
+@helper
 def _arrive(alpha, arrivals, weights, small, sums, values):
     """values = gamma + D, a row, from alpha (C,); `small` and `sums` are workspace."""
     top = highest(alpha)
@@ -96,7 +96,7 @@ def _arrive(alpha, arrivals, weights, small, sums, values):
                 values[j] = exact + arrivals.bias[j]
 
 
-@kernel
+@helper
 def _push(window, sums, column, start, has_boundary, position, values, gaps):
     """Add the source at `position` to the K outputs from `column` on; `gaps` is workspace."""
     longest = window.max_duration
@@ -126,7 +126,7 @@ def _push(window, sums, column, start, has_boundary, position, values, gaps):
             tops[k] = source[k] if higher else tops[k]
 
 
-@kernel
+@helper
 def _emit(window, sums, column, scores, end, has_boundary, position, small, alpha):
     """alpha of the segments that end at `position`, the output in `column`; `small` is scratch."""
     num_labels = alpha.shape[0]
@@ -141,7 +141,7 @@ def _emit(window, sums, column, scores, end, has_boundary, position, small, alph
         alpha[c] = x if x > NEG_INF else -math.inf
 
 
-@kernel
+@helper
 def _slide_sums(window, sums):
     for c in range(window.frame.shape[0]):
         row = sums[c * window.capacity : (c + 1) * window.capacity]
@@ -151,7 +151,7 @@ def _slide_sums(window, sums):
             row[i] = 0.0
 
 
-@kernel
+@helper
 def _shift(message, frame):
     """Take a whole number off a message and the frames that follow it, and return it."""
     top = highest(message)
@@ -164,7 +164,7 @@ def _shift(message, frame):
     return delta
 
 
-@kernel
+@helper
 def forward_pass(
     scores, start, end, has_boundary, length, last, arrivals, weights, keep, alpha_rows, offsets
 ):
@@ -228,7 +228,7 @@ def forward_pass(
     return shift, top + math.log(total)
 
 
-@kernel
+@helper
 def _exact_departure(eta, scores, size, label):
     """LSE over a row of A[label, j] + eta(j)."""
     row = scores[label * size : (label + 1) * size]
@@ -245,7 +245,7 @@ def _exact_departure(eta, scores, size, label):
     return top + math.log(total)
 
 
-@kernel
+@helper
 def _highest_of_many(row):
     """Maximum of a row, several lanes at a time."""
     lanes = np.full(TILE, FLOOR)
@@ -253,7 +253,7 @@ def _highest_of_many(row):
     return highest(lanes)
 
 
-@kernel
+@helper
 def _depart(eta, arrivals, weights, row, small, sums, beta):
     """beta (C,) from eta, a row; `row`, `small` and `sums` are workspace."""
     size = eta.shape[0]
@@ -280,7 +280,7 @@ def _depart(eta, arrivals, weights, row, small, sums, beta):
             beta[c] = _exact_departure(eta, arrivals.scores, size, c)
 
 
-@kernel
+@helper
 def backward_pass(
     scores, start, end, has_boundary, length, last, arrivals, weights, beta_rows, offsets
 ):

@@ -24,7 +24,7 @@ from flash_semicrf.streaming.cpu.by_duration_window import (
     make_window,
     slide_left,
 )
-from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.jit import helper, kernel
 from flash_semicrf.streaming.cpu.model import array_of, end_term
 from flash_semicrf.streaming.cpu.simd import TILE, max_tile
 from flash_semicrf.streaming.cpu.static import boundary_arrays
@@ -35,7 +35,7 @@ __all__ = ["max_messages", "viterbi"]
 _BLOCK = 64  # positions between two slides of the window
 
 
-@kernel
+@helper
 def _push(window, column, start, has_boundary, position, values):
     """Add the source at `position` to the K outputs from `column` on."""
     longest = window.max_duration
@@ -50,7 +50,7 @@ def _push(window, column, start, has_boundary, position, values):
             tops[k] = max(tops[k], source[k] + shift)
 
 
-@kernel
+@helper
 def _final_row(alpha, last):
     """alpha + last."""
     row = np.empty(last.shape[0])
@@ -59,7 +59,7 @@ def _final_row(alpha, last):
     return row
 
 
-@kernel
+@helper
 def _max_pass(scores, start, end, has_boundary, length, arrivals, alpha_rows, offsets):
     """Fill alpha_rows (T, C) and offsets (T + 1,) as `forward_pass` does."""
     num_labels = scores.shape[1]
@@ -94,7 +94,7 @@ def _max_pass(scores, start, end, has_boundary, length, arrivals, alpha_rows, of
             values[j] += arrivals.bias[j]
 
 
-@kernel
+@helper
 def _best_duration(scores, start, has_boundary, stop, label, arrivals, alpha_rows, offsets):
     """Shortest best duration of a segment of `label` that ends before `stop`."""
     longest = arrivals.max_duration
@@ -124,7 +124,7 @@ def _best_duration(scores, start, has_boundary, stop, label, arrivals, alpha_row
     return duration
 
 
-@kernel
+@helper
 def _walk(scores, start, has_boundary, length, last, arrivals, alpha_rows, offsets, starts, labels):
     """Write the segments backwards into the end of `starts` and `labels`; return their number."""
     num_labels = last.shape[0]

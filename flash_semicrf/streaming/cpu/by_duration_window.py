@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.jit import helper
 
 __all__ = [
     "FLOOR",
@@ -57,7 +57,7 @@ class Window(NamedTuple):
     capacity: int
 
 
-@kernel
+@helper
 def make_window(num_labels, max_duration, block):
     """A window where everything is forbidden."""
     capacity = max_duration + block
@@ -65,14 +65,14 @@ def make_window(num_labels, max_duration, block):
     return Window(values, np.zeros(num_labels), max_duration, block, capacity)
 
 
-@kernel
+@helper
 def copy_row(source, target):
     """target = source, for the length of source; compiled faster than numba's assignment."""
     for i in range(source.shape[0]):
         target[i] = source[i]
 
 
-@kernel
+@helper
 def highest(row):
     """Maximum of a short row."""
     top = -math.inf
@@ -81,7 +81,7 @@ def highest(row):
     return top
 
 
-@kernel
+@helper
 def absorb(window, label, score):
     """Add the score of a position to all values of its label."""
     if abs(score) < _JUMP:
@@ -94,7 +94,7 @@ def absorb(window, label, score):
     window.frame[label] = 0.0
 
 
-@kernel
+@helper
 def slide_left(window):
     """Drop the first `block` columns; those gained are forbidden."""
     for c in range(window.frame.shape[0]):
@@ -106,7 +106,7 @@ def slide_left(window):
         window.frame[c] = 0.0
 
 
-@kernel
+@helper
 def slide_right(window):
     """Make room for `block` columns on the left."""
     for c in range(window.frame.shape[0]):
@@ -116,7 +116,7 @@ def slide_right(window):
         window.frame[c] = 0.0
 
 
-@kernel
+@helper
 def take_end(window, column, scores, end, has_boundary, position, beta, offset):
     """Put in beta + offset for the segments that end at `position`; then its scores cover all."""
     for c in range(window.frame.shape[0]):
@@ -127,7 +127,7 @@ def take_end(window, column, scores, end, has_boundary, position, beta, offset):
         absorb(window, c, scores[position, c])
 
 
-@kernel
+@helper
 def start_segments(window, column, bias, start, has_boundary, position, row):
     """row = eta: the segments that start at `position`, and all that can follow them.
 

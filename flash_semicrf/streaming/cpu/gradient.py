@@ -21,13 +21,15 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.jit import inlined, kernel
+from flash_semicrf.streaming.cpu.jit import helper, inlined
 from flash_semicrf.streaming.cpu.simd import (
     LANES,
     TILE,
+    add_to,
     exp_row,
     exp_shifted_row,
     factor_row,
+    fill,
     max_row,
     multiply_tile,
     multiply_tile8,
@@ -76,14 +78,14 @@ class Messages(NamedTuple):
     value: float
 
 
-@kernel
+@helper
 def _level(messages, source, sink):
     """Offsets of alpha or gamma at step `source` and of beta or eta at step `sink`, less log Z."""
     whole = messages.forward[source] + messages.backward[messages.length - sink] - messages.offset
     return whole - messages.value
 
 
-@kernel
+@helper
 def boundary_marginals(
     messages, begin, stop, position_rows, start_rows, end_rows, want_ends, carry
 ):
@@ -105,7 +107,7 @@ def boundary_marginals(
     padded = -(-num_labels // LANES) * LANES
     ends = np.full(padded, -math.inf)
     starts = np.full(padded, -math.inf)
-    carry[:] = 0.0
+    fill(carry, 0, num_labels, 0.0)
     alpha, gamma, beta, eta = messages.alpha, messages.gamma, messages.beta, messages.eta
     forward, backward = messages.forward, messages.backward
     length, offset, value = messages.length, messages.offset, messages.value
@@ -128,7 +130,7 @@ def boundary_marginals(
                 end_rows[p, c] = ends[c]
 
 
-@kernel
+@helper
 def add_carry(position_rows, begin, stop, carry):
     """Add what was open at `begin` to the running sums of ``[begin, stop)``, kept in [0, 1]."""
     for p in range(begin, stop):
@@ -203,7 +205,7 @@ def _settle_frame(window, logs, outputs, frame, drift, stale, label, first, coun
     return True
 
 
-@kernel
+@helper
 def _term_by_term(buffer, label, column, first, begin, end, window, direct):
     """Add the outputs ``[begin, end)`` of a label's block by their logarithms.
 
@@ -222,7 +224,7 @@ def _term_by_term(buffer, label, column, first, begin, end, window, direct):
                 direct[label, longest - k] += math.exp(x)
 
 
-@kernel
+@helper
 def _correlate_pieces(buffer, label, column, first, begin, end, window, weighted, direct):
     """Add the outputs ``[begin, end)`` of a label's block to its correlation, in pieces.
 
@@ -247,14 +249,15 @@ def _correlate_pieces(buffer, label, column, first, begin, end, window, weighted
             )  # fmt: skip
 
 
-@kernel
+@helper
 def _correlate_with_jumps(buffer, label, column, first, steps, window, weighted, direct):
     """Add a label's block to its correlation, its sources dropping at every jump."""
     jumps = buffer.jumps[label * _BLOCK : (label + 1) * _BLOCK]
     begin = 0
     while begin < steps:
         if jumps[begin] != 0.0:
-            buffer.window[buffer.logs + first : buffer.logs + column + begin + 1] += jumps[begin]
+            count = column + begin + 1 - first
+            add_to(buffer.window, buffer.logs + first, count, jumps[begin])
             buffer.stale[label] = True
         end = begin + 1
         while end < steps and jumps[end] == 0.0:
@@ -263,7 +266,7 @@ def _correlate_with_jumps(buffer, label, column, first, steps, window, weighted,
         begin = end
 
 
-@kernel
+@helper
 def _add_boundary(buffer, start_scores, end_scores, position, source, capacity, i):
     """Add the start and end scores of a position to its source and its output."""
     for c in range(buffer.frame.shape[0]):
@@ -272,7 +275,7 @@ def _add_boundary(buffer, start_scores, end_scores, position, source, capacity, 
         buffer.output_logs[c * _BLOCK + i] += end if end > NEG_INF else -math.inf
 
 
-@kernel
+@helper
 def _note_jumps(buffer, scores, position, i):
     """Note the scores of a position that forbid or mask."""
     for c in range(buffer.frame.shape[0]):
@@ -282,7 +285,7 @@ def _note_jumps(buffer, scores, position, i):
             buffer.has_jump[c] = True
 
 
-@kernel
+@helper
 def _drop_oldest(buffer, num_labels, capacity, drop, keep):
     """Drop the oldest columns of the buffer, and the drifts."""
     for c in range(num_labels):
@@ -293,11 +296,11 @@ def _drop_oldest(buffer, num_labels, capacity, drop, keep):
             buffer.window[buffer.logs + i] = buffer.window[buffer.logs + i + drop] - drift
 
 
-@kernel
+@helper
 def _new_buffer(num_labels, capacity):
     half = num_labels * capacity
     window = np.zeros(2 * half)
-    window[half:] = -math.inf
+    fill(window, half, half, -math.inf)
     outputs = np.full(2 * num_labels * _BLOCK, -math.inf)
     return _Buffer(
         window, half, outputs, outputs[num_labels * _BLOCK :],
@@ -306,7 +309,7 @@ def _new_buffer(num_labels, capacity):
     )  # fmt: skip
 
 
-@kernel
+@helper
 def duration_gradient(
     messages, begin, stop, scores, start_scores, end_scores, has_boundary, window, gradient
 ):
@@ -343,10 +346,9 @@ def duration_gradient(
         if block + _BLOCK + TILE - base > capacity:
             _drop_oldest(buffer, num_labels, capacity, block - longest - base, longest)
             base = block - longest
-        outputs[num_labels * _BLOCK :] = -math.inf
-        if has_jump.any():
-            buffer.jumps[:] = 0.0
-            has_jump[:] = False
+        fill(outputs, row_logs, num_labels * _BLOCK, -math.inf)
+        fill(buffer.jumps, 0, num_labels * _BLOCK, 0.0)
+        fill(has_jump, 0, num_labels, False)
         for i in range(steps):
             p = block + i
             level = forward[p + 1] + backward[length - p - 1] - offset - value
@@ -422,7 +424,7 @@ def _transition_row(alpha, eta, position, free_start, level, work, source, sink,
     return highest
 
 
-@kernel
+@helper
 def _boundary_terms(messages, position, work, source, sink, transition, gradient):
     """Add one boundary to the gradient of the transitions by its logarithms."""
     level = _level(messages, position, position)
@@ -433,7 +435,7 @@ def _boundary_terms(messages, position, work, source, sink, transition, gradient
                 gradient[c_src, c] += math.exp(x)
 
 
-@kernel
+@helper
 def transition_gradient(messages, begin, stop, transition, free_start, gradient):
     """Add ``d log Z / d A`` of the segments that start in positions ``[begin, stop)``.
 
@@ -449,7 +451,10 @@ def transition_gradient(messages, begin, stop, transition, free_start, gradient)
     """
     num_labels = transition.shape[0]
     padded = -(-num_labels // LANES) * LANES
-    peak = transition.max()
+    peak = -math.inf
+    for c_src in range(num_labels):
+        for c in range(num_labels):
+            peak = max(peak, transition[c_src, c])
     if peak == -math.inf:
         return
     sinks = _BLOCK * padded
@@ -467,8 +472,8 @@ def transition_gradient(messages, begin, stop, transition, free_start, gradient)
             highest = _transition_row(alpha, eta, p, free_start, level, work, source, sink, padded)
             if highest > _HIGH:
                 _boundary_terms(messages, p, work, source, sink, transition, gradient)
-                work[source : source + padded] = 0.0
-                work[sink : sink + padded] = 0.0
+                fill(work, source, padded, 0.0)
+                fill(work, sink, padded, 0.0)
         for c_src in range(num_labels):
             column = 0
             row = c_src * padded

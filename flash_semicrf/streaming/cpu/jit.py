@@ -18,7 +18,7 @@ from pathlib import Path
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 
-__all__ = ["inlined", "kernel"]
+__all__ = ["helper", "inlined", "kernel"]
 
 
 def _digest() -> str:
@@ -57,6 +57,11 @@ def kernel(function: Callable) -> Callable:
     except RuntimeError:  # "no locator available": there is nowhere to write the cache
         pass
     return compiled
+
+
+def helper(function: Callable) -> Callable:
+    """Compile a function that only kernels call: it is cached as part of them."""
+    return njit(**_OPTIONS)(function)
 
 
 def inlined(function: Callable) -> Callable:

@@ -27,12 +27,14 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.jit import inlined, kernel
+from flash_semicrf.streaming.cpu.jit import helper, inlined
 from flash_semicrf.streaming.cpu.simd import (
     LANES,
     TILE,
+    add_to,
     difference_row,
     exp_shifted_row,
+    fill,
     log_scaled_row,
     log_sum_row,
     max_row,
@@ -60,7 +62,7 @@ _LOW = -200.0
 """A window whose largest H is below this is recentred, so that its E count again."""
 
 
-@kernel
+@helper
 def exact_window(logs, first, bias, longest):
     """(max over k of H, LSE_k [H_{t-k} + D_k]) of the `longest` sources that start at `first`."""
     top = -math.inf
@@ -79,7 +81,7 @@ def exact_window(logs, first, bias, longest):
     return highest, top + math.log(total)
 
 
-@kernel
+@helper
 def exact_product(work, alpha, scores, label):
     """LSE over c' of alpha(c') + A[c', label], alpha being a row of work."""
     top = -math.inf
@@ -127,7 +129,7 @@ class _Rows(NamedTuple):
     drift: int
 
 
-@kernel
+@helper
 def _layout(num_labels, padded, capacity, window, transition):
     """Fresh workspace and its rows."""
     rows = _Rows(
@@ -149,9 +151,9 @@ def _layout(num_labels, padded, capacity, window, transition):
         np.full(num_labels + 1, -1),
         np.zeros(num_labels * TILE),
     )
-    state.window[half:] = -math.inf
-    state.work[: TILE * padded] = 1.0
-    state.work[rows.log_source : rows.log_source + padded] = -math.inf
+    fill(state.window, half, half, -math.inf)
+    fill(state.work, 0, TILE * padded, 1.0)
+    fill(state.work, rows.log_source, padded, -math.inf)
     for c in range(padded):
         inside = c < num_labels
         state.work[rows.frame + c] = 0.0 if inside else -1e30
@@ -166,7 +168,7 @@ def _drift(work, window, logs, rows, label, shift, first, count):
     if abs(shift) < _MASK:
         work[rows.drift + label] += shift
     else:
-        window[logs + first : logs + first + count] -= shift
+        add_to(window, logs + first, count, -shift)
 
 
 @inlined
@@ -179,7 +181,7 @@ def _lower(work, window, logs, rows, label, shift, first, count):
     scale_row(window, begin, 0, 0, math.exp(-shift), begin, rounded)
 
 
-@kernel
+@helper
 def _raise(work, window, logs, rows, label, shift, first, count):
     """Move a label's frame down by -`shift` > 0: what had been flushed comes back."""
     work[rows.frame + label] += shift
@@ -190,7 +192,7 @@ def _raise(work, window, logs, rows, label, shift, first, count):
     exp_shifted_row(window, logs + begin, 0, 0, drift, begin, rounded)
 
 
-@kernel
+@helper
 def _settle_lives(state):
     """Make `live_until` true label by label."""
     last = state.live_until.shape[0] - 1
@@ -199,17 +201,17 @@ def _settle_lives(state):
     state.live_until[last] = -1
 
 
-@kernel
+@helper
 def _forget(state, label, padded, first, count, done):
     """Drop a label's sources, and what they gave to the outputs from `done` of the block on."""
-    state.window[first : first + count] = 0.0
-    state.window[state.logs + first : state.logs + first + count] = -math.inf
+    fill(state.window, first, count, 0.0)
+    fill(state.window, state.logs + first, count, -math.inf)
     for j in range(done, TILE):
         state.work[j * padded + label] = 0.0
     state.live_until[label] = -1
 
 
-@kernel
+@helper
 def _far_window(state, window, padded, capacity, step, base, longest):
     """Sums of the block after `step` over the sources up to `step`."""
     num_labels = window.peak.shape[0]
@@ -217,7 +219,7 @@ def _far_window(state, window, padded, capacity, step, base, longest):
     live_until, tile, buffer, work = state.live_until, state.tile, state.window, state.work
     weights = window.weights
     all_live = live_until[num_labels] > step
-    tile[:] = 0.0
+    fill(tile, 0, num_labels * TILE, 0.0)
     for c in range(num_labels):
         if all_live or live_until[c] > step:
             oldest = c * capacity + step + 1 - longest - base
@@ -228,7 +230,7 @@ def _far_window(state, window, padded, capacity, step, base, longest):
             work[j * padded + c] = tile[c * TILE + j]
 
 
-@kernel
+@helper
 def _cut_off(state, scores, position, padded, capacity, step, base, longest, done):
     """Drop the sources of the labels that a position forbids."""
     _settle_lives(state)
@@ -238,7 +240,7 @@ def _cut_off(state, scores, position, padded, capacity, step, base, longest, don
             _forget(state, c, padded, c * capacity + step - count - base, count, done)
 
 
-@kernel
+@helper
 def _rescue(state, rows, window, label, padded, capacity, step, base, done):
     """Window sum of one output by its logarithms; recentre a frame whose sources are all tiny."""
     num_labels = window.peak.shape[0]
@@ -252,17 +254,18 @@ def _rescue(state, rows, window, label, padded, capacity, step, base, done):
     value += state.work[rows.frame + label] - state.work[rows.drift + label]
     if -math.inf < highest < _LOW:
         _raise(state.work, state.window, state.logs, rows, label, np.rint(highest), oldest, count)
-        sums = state.tile[label * TILE : (label + 1) * TILE]
-        sums[:] = 0.0
+        fill(state.tile, label * TILE, TILE, 0.0)
         # The output `done` is this step's: source i of the window is `count - i` before it.
         near = label * (longest + 3 * TILE) + TILE + count - done
-        multiply_tile(state.window, oldest, 1, window.weights, near, -1, count, sums, 0)
+        multiply_tile(
+            state.window, oldest, 1, window.weights, near, -1, count, state.tile, label * TILE
+        )
         for j in range(done, TILE):
-            state.work[j * padded + label] = sums[j]
+            state.work[j * padded + label] = state.tile[label * TILE + j]
     return value
 
 
-@kernel
+@helper
 def _make_sources(state, rows, window, transition, opening, position, has_boundary, padded,
                   capacity, step, base, done, certain, top):  # fmt: skip
     """Turn the row gamma into sources, label by label: the careful form of the common case.
@@ -298,7 +301,7 @@ def _make_sources(state, rows, window, transition, opening, position, has_bounda
         state.work[rows.log_source + c] = h
 
 
-@kernel
+@helper
 def _shift_left(state, rows, num_labels, capacity, drop, keep):
     """Drop the oldest columns of the buffer, and the whole part of the drifts."""
     for c in range(num_labels):
@@ -310,7 +313,7 @@ def _shift_left(state, rows, num_labels, capacity, drop, keep):
             state.window[state.logs + i] = state.window[state.logs + i + drop] - drift
 
 
-@kernel
+@helper
 def _recentre_block(work, window, rows, num_labels, capacity, step, base, longest):
     """Lower the frames whose newest source has grown, while no sums hang on them."""
     count = min(step + 1, longest)
@@ -325,7 +328,7 @@ def _recentre_block(work, window, rows, num_labels, capacity, step, base, longes
             scale_row(window, begin, 0, 0, math.exp(-shift), begin, rounded)
 
 
-@kernel
+@helper
 def _first_sources(state, rows, first, opening, position, has_boundary, capacity, base, longest):
     """Put source 0 of every label into the buffer, each in a frame of its own."""
     for c in range(first.shape[0]):
@@ -339,7 +342,7 @@ def _first_sources(state, rows, first, opening, position, has_boundary, capacity
             state.live_until[c] = longest
 
 
-@kernel
+@helper
 def message_pass(
     scores, opening, closing, has_boundary, length, backward, first, last, window, transition,
     keep, out_rows, source_rows, offsets,
@@ -388,7 +391,8 @@ def message_pass(
     _first_sources(state, rows, first, opening, position, has_boundary, capacity, base, longest)
     if keep:
         offsets[0] = 0.0
-        source_rows[position, :] = first
+        for c in range(num_labels):
+            source_rows[position, c] = first[c]
 
     for block in range(0, length, TILE):
         if block + TILE - base >= capacity:
@@ -472,7 +476,9 @@ def message_pass(
                     state, rows, window, transition, opening, position, has_boundary, padded,
                     capacity, step, base, i, certain or not alive, top,
                 )  # fmt: skip
-                live_until[num_labels] = live_until[:num_labels].min()
+                live_until[num_labels] = step + longest
+                for c in range(num_labels):
+                    live_until[num_labels] = min(live_until[num_labels], live_until[c])
             if keep:
                 for c in range(num_labels):
                     source_rows[position, c] = work[rows.gamma + c]

@@ -23,13 +23,17 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from flash_semicrf.streaming.cpu.jit import inlined
+
 __all__ = [
     "LANES",
     "TILE",
+    "add_to",
     "difference_row",
     "exp_row",
     "exp_shifted_row",
     "factor_row",
+    "fill",
     "exp_sum_row",
     "log_row",
     "log_scaled_row",
@@ -92,6 +96,20 @@ def _max(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
 
 def _pointer(context, builder, array_type, array, offset) -> ir.Value:
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [offset])
+
+
+@inlined
+def fill(values, first, count, value):
+    """``values[first : first + count] = value``; a slice would take seconds to compile."""
+    for i in range(first, first + count):
+        values[i] = value
+
+
+@inlined
+def add_to(values, first, count, value):
+    """``values[first : first + count] += value``."""
+    for i in range(first, first + count):
+        values[i] += value
 
 
 def _tile(width: int, step: Callable, join: Callable) -> Callable:

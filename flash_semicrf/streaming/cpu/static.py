@@ -99,18 +99,20 @@ def _run_passes(tasks, batch, rows, keep):
         b = task // 2
         scores, length = batch.scores[b], batch.lengths[b]
         start, end = batch.start_scores[b], batch.end_scores[b]
-        if task % 2 == 0:
-            offset, value = message_pass(
-                scores, start, end, batch.has_boundary, length, False, batch.first, batch.last,
-                batch.window, batch.forward, keep, rows.alpha[b], rows.gamma[b], rows.forward[b],
-            )  # fmt: skip
+        # One call for both directions: each one is compiled, and inlined, by itself.
+        backward = task % 2 == 1
+        opening, closing = (end, start) if backward else (start, end)
+        first, last = (batch.last, batch.first) if backward else (batch.first, batch.last)
+        transition = batch.backward if backward else batch.forward
+        out_rows, source_rows = (rows.eta, rows.beta) if backward else (rows.alpha, rows.gamma)
+        offsets = rows.backward if backward else rows.forward
+        offset, value = message_pass(
+            scores, opening, closing, batch.has_boundary, length, backward, first, last,
+            batch.window, transition, keep, out_rows[b], source_rows[b], offsets[b],
+        )  # fmt: skip
+        if not backward:
             rows.total[b, 0] = offset
             rows.total[b, 1] = value
-        else:
-            message_pass(
-                scores, end, start, batch.has_boundary, length, True, batch.last, batch.first,
-                batch.window, batch.backward, keep, rows.eta[b], rows.beta[b], rows.backward[b],
-            )  # fmt: skip
 
 
 @kernel

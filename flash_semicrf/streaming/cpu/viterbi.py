@@ -19,7 +19,7 @@ from torch import Tensor
 from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.cpu import pool
-from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.jit import helper, kernel
 from flash_semicrf.streaming.cpu.model import array_of, end_term, forbid, start_term
 from flash_semicrf.streaming.cpu.simd import TILE, max_tile
 from flash_semicrf.streaming.cpu.static import boundary_arrays
@@ -29,7 +29,7 @@ __all__ = ["max_messages", "viterbi"]
 _MASK = 1e4  # scores beyond it are kept out of the running sums
 
 
-@kernel
+@helper
 def _max_pass(
     scores, start, end, has_boundary, length, first, transition, bias, alpha, sources, offset
 ):
@@ -112,7 +112,7 @@ def _max_pass(
                         source[c] = x if x > source[c] else source[c]
 
 
-@kernel
+@helper
 def _best_duration(scores, sources, bias, stop, label):
     """Duration of the best segment that ends before `stop`; the shortest of equals."""
     best = -math.inf
@@ -131,7 +131,7 @@ def _best_duration(scores, sources, bias, stop, label):
     return duration
 
 
-@kernel
+@helper
 def _walk(scores, length, alpha, sources, bias, transition, last, starts, labels):
     """Write the segments backwards into the end of `starts` and `labels`; return their number."""
     num_labels = last.shape[0]
