@@ -18,4 +18,6 @@ if flash_semicrf.__version__ != version("flash-semicrf-sklearn"):
 X, y = load_ecg(return_X_y=True)
 X, y = X[:4], y[:4]
 model = sklearn_api.SemiCRFSegmenter("linear", max_epochs=1, random_state=0).fit(X, y)
+if [len(labels) for labels in model.predict(X)] != [len(sequence) for sequence in X]:
+    sys.exit("predict does not return one label for each position")
 print(f"installed wheel: accuracy on {len(X)} ECGs after one epoch {model.score(X, y):.2f}")

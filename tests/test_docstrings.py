@@ -11,7 +11,6 @@ import pytest
 import flash_semicrf
 import sklearn_api
 
-
 OPTIONAL = {"triton"}
 """Dependencies that some modules cannot be imported without."""
 
