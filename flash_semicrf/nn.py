@@ -58,7 +58,6 @@ __all__ = ["SemiMarkovCRFHead"]
 
 # Backends of the documented interface and what they need; one that is in `BACKENDS` is here.
 _NEEDS = {
-    "triton": "the Triton kernels",
     "exact": "the exact engine over edge tensors",
     "binary_tree_sharded": "the exact engine over edge tensors",
 }

@@ -53,9 +53,9 @@ def log_partition(potentials: Potentials, backend: str = "auto") -> Tensor:
     --------
     Scores of zero count segmentations: with K = 2 five of them tile four positions.
 
-    >>> p = Potentials(torch.zeros(1, 4, 1), torch.zeros(1, 1), torch.zeros(2, 1),
-    torch.tensor([4]))
-    >>> round(float(log_partition(p).exp()), 6)
+    >>> scores, lengths = torch.zeros(1, 4, 1), torch.tensor([4])
+    >>> problem = Potentials(scores, torch.zeros(1, 1), torch.zeros(2, 1), lengths)
+    >>> round(float(log_partition(problem).exp()), 6)
     5.0
     """
     return _log_partition(check_potentials(potentials), backend)

@@ -61,6 +61,7 @@ def test_module_exports():
         "ViterbiResult",
         "bio_to_segments",
         "labels_to_table",
+        "limit_durations",
         "segments_to_bio",
         "segments_to_table",
         "table_to_labels",
