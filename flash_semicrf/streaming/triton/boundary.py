@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.numerics import allowed, decode_log, exp_wide, wide
+from flash_semicrf.streaming.triton.passes import SPAN
 
 __all__ = ["boundary_kernel", "carry_kernel", "position_kernel"]
 
@@ -35,7 +36,7 @@ def boundary_kernel(
     T, C, blocks, tiles,
     HAS_BOUNDARY: tl.constexpr, HAS_INITIAL: tl.constexpr, WANT_ENDS: tl.constexpr,
     WANT_TRANSITION: tl.constexpr, WANT_DURATION: tl.constexpr,
-    CP: tl.constexpr, TT: tl.constexpr, R: tl.constexpr,
+    CP: tl.constexpr, TT: tl.constexpr,
 ):  # fmt: skip
     """Boundaries ``[chunk * tiles * TT, (chunk + 1) * tiles * TT)``; program (chunk, b).
 
@@ -116,7 +117,7 @@ def boundary_kernel(
             tl.store(start_ptr + place, start, mask=inside)
             tl.store(end_ptr + place - C, end, mask=(t > 0) & (t <= T) & (label < C))
         if WANT_DURATION:
-            block = first_row // R
+            block = first_row // SPAN
             prefix_place = (b * blocks + tl.minimum(block, blocks - 1)) * C + label
             prefix = tl.load(prefix_ptr + prefix_place, mask=label < C, other=0.0)
             x = tl.load(scores_ptr + t * C + label, mask=(t < length) & (label < C), other=0.0)

@@ -8,9 +8,21 @@ from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import SegmentTable
-from flash_semicrf.streaming.triton.launch import Plan, Problem, plan_of, problem_of, tables_of
+from flash_semicrf.streaming.triton.launch import (
+    CHAINS,
+    Plan,
+    Problem,
+    plan_of,
+    problem_of,
+    tables_of,
+)
 from flash_semicrf.streaming.triton.max_pass import max_pass_kernel
-from flash_semicrf.streaming.triton.traceback import table_kernel, traceback_kernel
+from flash_semicrf.streaming.triton.traceback import (
+    last_segment_kernel,
+    previous_segment_kernel,
+    table_kernel,
+    traceback_kernel,
+)
 
 __all__ = ["collect_table", "max_messages", "viterbi"]
 
@@ -27,7 +39,7 @@ def _messages(p: Potentials, problem: Problem, plan: Plan) -> tuple[Tensor, ...]
         problem.scores, problem.start, problem.end, problem.lengths, tables.log_window,
         tables.log_matrix, tables.first, workspace, alpha, sources, best,
         T, C, plan.blocks_back, plan.ring, stride, 1,
-        HAS_BOUNDARY=problem.has_boundary, CP=plan.labels, R=plan.rows, num_warps=plan.warps,
+        HAS_BOUNDARY=problem.has_boundary, CP=plan.labels, R=plan.rows, G=plan.groups, CHAINS=CHAINS, num_warps=plan.warps,
     )  # fmt: skip
     return alpha.view(B, T, C), sources, best, tables
 
@@ -38,14 +50,24 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     plan, problem = plan_of(p), problem_of(p)
     alpha, sources, best, tables = _messages(p, problem, plan)
     B, T, C = problem.scores.shape
-    starts, labels = torch.empty((2, B, T), dtype=torch.int32, device=p.device)
-    counts = torch.empty(B, dtype=torch.int32, device=p.device)
-    tile = max(16, min(1024, triton.next_power_of_2(p.max_duration)))
-    traceback_kernel[(B,)](
-        problem.scores, problem.lengths, alpha, sources, best, tables.log_window,
-        tables.log_matrix, tables.first, starts, labels, counts, T, C, p.max_duration,
-        CP=plan.labels, KT=tile, num_warps=1 if tile <= 256 else 4,
+    # int32: the codes of the last segments, the pointers, the segments, and their numbers.
+    cells, rows = B * T * C, B * T
+    buffer = torch.empty(2 * cells + 2 * rows + B, dtype=torch.int32, device=p.device)
+    codes, pointers, starts, labels, counts = buffer.split([cells, cells, rows, rows, B])
+    starts, labels = starts.view(B, T), labels.view(B, T)
+    tile = max(1, 1024 // plan.labels)
+    grid = (triton.cdiv(T, tile), B)
+    last_segment_kernel[grid](
+        problem.scores, problem.lengths, sources, tables.log_window, codes, T, C, p.max_duration,
+        CP=plan.labels, TT=tile, num_warps=4,
     )  # fmt: skip
+    previous_segment_kernel[grid](
+        problem.lengths, alpha, tables.log_matrix, tables.first, codes, pointers, T, C,
+        CP=plan.labels, TT=tile, num_warps=4,
+    )  # fmt: skip
+    traceback_kernel[(B,)](
+        problem.lengths, best, pointers, starts, labels, counts, T, C, CP=plan.labels, num_warps=1
+    )
     return best, collect_table(starts, labels, counts, problem.lengths)
 
 

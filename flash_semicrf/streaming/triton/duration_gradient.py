@@ -12,14 +12,17 @@ import triton
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.numerics import allowed, exp_wide
+from flash_semicrf.streaming.triton.passes import SPAN
 
 __all__ = ["duration_gradient_kernel"]
+
+_UNROLL = tl.constexpr(4)
 
 
 @triton.jit
 def duration_gradient_kernel(
     scores_ptr, lengths_ptr, log_window_ptr, log_z_ptr, sources_ptr, outputs_ptr, born_ptr,
-    gradient_ptr, T, C, K, blocks, span, CP: tl.constexpr, KT: tl.constexpr, R: tl.constexpr,
+    gradient_ptr, T, C, K, blocks, span, CP: tl.constexpr, KT: tl.constexpr,
 ):  # fmt: skip
     """Durations of one tile, segments that end in one chunk of `span` positions.
 
@@ -37,18 +40,22 @@ def duration_gradient_kernel(
     bias = tl.load(log_window_ptr + k * CP + label[None, :], mask=within, other=float("-inf"))
     bias = tl.where(log_z > float("-inf"), bias - log_z, float("-inf"))
     begin = chunk * span
-    block = tl.minimum(begin // R, blocks - 1)
+    block = tl.minimum(begin // SPAN, blocks - 1)
     born = tl.load(born_ptr + (b * blocks + block) * C + label, mask=inside, other=0)
     row = b * T * C
     total = tl.zeros([KT, CP], tl.float64)
-    for p in range(begin, tl.minimum(begin + span, length)):
-        x = tl.load(scores_ptr + row + p * C + label, mask=inside, other=0.0)
-        u = tl.load(outputs_ptr + row + p * C + label, mask=inside, other=float("-inf"))
-        born = tl.where(allowed(x), born, p + 1)
-        source = p + 1 - k
-        live = within & (source >= born[None, :])
-        place = sources_ptr + row + source * C + label[None, :]
-        h = tl.load(place, mask=live, other=float("-inf"))
-        total += exp_wide(h + bias + u[None, :])
+    # Several outputs at a time: their loads and exponentials need not wait for each other.
+    for first in range(begin, tl.minimum(begin + span, length), _UNROLL):
+        for i in tl.static_range(_UNROLL):
+            p = first + i
+            here = inside & (p < length)
+            x = tl.load(scores_ptr + row + p * C + label, mask=here, other=0.0)
+            u = tl.load(outputs_ptr + row + p * C + label, mask=here, other=float("-inf"))
+            born = tl.where(allowed(x), born, p + 1)
+            source = p + 1 - k
+            live = within & (source >= born[None, :])
+            place = sources_ptr + row + source * C + label[None, :]
+            h = tl.load(place, mask=live, other=float("-inf"))
+            total += exp_wide(h + bias + u[None, :])
     place = gradient_ptr + ((b * tl.num_programs(1) + chunk) * K + k - 1) * C + label[None, :]
     tl.store(place, total, mask=within)

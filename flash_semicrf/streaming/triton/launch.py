@@ -9,10 +9,11 @@ import triton
 from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
-from flash_semicrf.streaming.triton.passes import pass_kernel
+from flash_semicrf.streaming.triton.passes import SPAN, pass_kernel
 from flash_semicrf.streaming.triton.prepare import prepare_kernel
 
 __all__ = [
+    "CHAINS",
     "Messages",
     "Plan",
     "Problem",
@@ -22,6 +23,10 @@ __all__ = [
     "run_passes",
     "tables_of",
 ]
+
+
+CHAINS = 4
+"""Sums over source labels that run side by side."""
 
 
 class Plan(NamedTuple):
@@ -35,12 +40,15 @@ class Plan(NamedTuple):
         Steps of a block, R.
     blocks_back : int
         Earlier blocks whose sources a block reads.
+    groups : int
+        Groups of warps that share the earlier blocks.
     warps : int
     """
 
     labels: int
     rows: int
     blocks_back: int
+    groups: int
     warps: int
 
     @property
@@ -85,14 +93,16 @@ class Messages(NamedTuple):
     born: Tensor  # (B, blocks, C), int32
 
 
-def plan_of(potentials: Potentials, rows: int | None = None) -> Plan:
-    """Launch parameters by the number of labels."""
+def plan_of(potentials: Potentials, rows: int | None = None, groups: int | None = None) -> Plan:
+    """Launch parameters by the numbers of labels and durations."""
     labels = max(4, triton.next_power_of_2(potentials.num_labels))
     if rows is None:
         rows = 8 if labels <= 32 else 4
     blocks_back = -(-(potentials.max_duration - 1) // rows)
-    warps = {64: 2, 128: 8}.get(labels, 1)
-    return Plan(labels, rows, blocks_back, warps)
+    own = {64: 2, 128: 8}.get(labels, 1)  # warps that one set of labels takes
+    if groups is None:
+        groups = 1 if blocks_back < 6 or own > 2 else 2 if blocks_back < 32 or own > 1 else 4
+    return Plan(labels, rows, blocks_back, groups, own * groups)
 
 
 def tables_of(potentials: Potentials, plan: Plan, semiring: str = "log") -> Tables:
@@ -153,7 +163,7 @@ def run_passes(
     messages = None
     outputs = (log_z,) * 5
     if keep:
-        blocks = -(-T // plan.rows) + 1
+        blocks = T // SPAN.value + 2
         messages = outputs = Messages(
             empty(B, T, C), empty(B, T, C), empty(2, B, T), empty(B, blocks, C),
             empty(B, blocks, C, dtype=torch.int32),
@@ -162,6 +172,6 @@ def run_passes(
         problem.scores, problem.start, problem.end, problem.lengths, *tables, workspace, log_z,
         *outputs, T, C, p.max_duration, plan.blocks_back, plan.ring, plan.workspace, 1,
         int(always_log), HAS_BOUNDARY=problem.has_boundary, BACKWARD=keep, KEEP=keep,
-        CP=plan.labels, R=plan.rows, num_warps=plan.warps,
+        CP=plan.labels, R=plan.rows, G=plan.groups, CHAINS=CHAINS, num_warps=plan.warps,
     )  # fmt: skip
     return log_z, tables, messages

@@ -24,7 +24,15 @@ from flash_semicrf.streaming.triton.numerics import (
     round_whole,
 )
 
-__all__ = ["far_window", "linear_steps", "load_tile", "score_factors"]
+__all__ = [
+    "across_labels",
+    "far_window",
+    "linear_steps",
+    "load_matrix",
+    "load_tile",
+    "newest_durations",
+    "score_factors",
+]
 
 LOW = tl.constexpr(1e-200)
 HIGH = tl.constexpr(1e60)
@@ -52,10 +60,13 @@ def score_factors(x, R: tl.constexpr):
 
 @triton.jit
 def load_tile(
-    window_ptr, sources_ptr, rates_ptr, block, back, ring, label, CP: tl.constexpr, R: tl.constexpr
-):
-    """(rate, the R shortest durations of the tile, its R sources) of the block `back` before."""
-    back = tl.maximum(back, 1)
+    window_ptr, sources_ptr, rates_ptr, block, back, ring, label,
+    CP: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """(rate, W of the R shortest durations, R sources) of the block `back` before, for each group.
+
+    `back` is (1, G), at least 1.
+    """
     slot = (block + ring - back) % ring
     rate = tl.load(rates_ptr + slot * CP + label)
     row = window_ptr + (R * (back - 1) + 2) * CP + label
@@ -69,11 +80,23 @@ def load_tile(
 
 
 @triton.jit
+def newest_durations(window_ptr, back, label, CP: tl.constexpr, R: tl.constexpr):
+    """W of the R - 1 longest durations of the tile of the block `back` before."""
+    row = window_ptr + (R * back + 2) * CP + label
+    values = ()
+    for m in tl.static_range(R - 1):
+        values = values + (tl.load(row + m * CP),)
+    return values
+
+
+@triton.jit
 def far_window(
-    window_ptr, sources_ptr, rates_ptr, block, blocks, ring, label,
-    CP: tl.constexpr, R: tl.constexpr,
+    window_ptr, sources_ptr, rates_ptr, block, blocks, ring,
+    CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """What the sources of the last `blocks` blocks give to the R outputs of this one.
+
+    G groups of warps take a share of neighbouring blocks each, and are summed at the end.
 
     Returns
     -------
@@ -81,36 +104,102 @@ def far_window(
     lost : Tensor of shape (CP,)
         Bound of what underflow dropped.
     """
+    label = tl.arange(0, CP)[:, None]
+    group = tl.arange(0, G)[None, :]
+    share = (blocks + G - 1) // G
     sums = ()
-    newer = ()  # W of the R - 1 longest durations of the tile
     for _i in tl.static_range(R):
-        sums = sums + (tl.zeros([CP], tl.float64),)
-    row = window_ptr + (R * blocks + 2) * CP + label
-    for m in tl.static_range(R - 1):
-        newer = newer + (tl.load(row + m * CP),)
-    lost = tl.zeros([CP], tl.float64)
+        sums = sums + (tl.zeros([CP, G], tl.float64),)
+    lost = tl.zeros([CP, G], tl.float64)
+    oldest = tl.minimum((group + 1) * share, blocks)  # of the group's share
+    back = tl.maximum(oldest, 1)
+    newer = newest_durations(window_ptr, back, label, CP, R)
     rate, older, sources = load_tile(
-        window_ptr, sources_ptr, rates_ptr, block, blocks, ring, label, CP, R
+        window_ptr, sources_ptr, rates_ptr, block, back, ring, label, CP, R
     )
-    for back in range(blocks, 0, -1):
+    for i in range(share):
+        live = oldest - i > group * share
+        rate = tl.where(live, rate, 1.0)
         lost = lost * rate + _DROPPED
         tile = older + newer
         scaled = ()
-        for i in tl.static_range(R):
-            scaled = scaled + (sums[i] * rate,)
+        for j in tl.static_range(R):
+            scaled = scaled + (sums[j] * rate,)
         sums = scaled
         current = sources
         # The next tile is under way while this one is multiplied.
         rate, older, sources = load_tile(
-            window_ptr, sources_ptr, rates_ptr, block, back - 1, ring, label, CP, R
-        )
+            window_ptr, sources_ptr, rates_ptr, block, tl.maximum(oldest - i - 1, 1), ring, label,
+            CP, R,
+        )  # fmt: skip
         for r in tl.static_range(R):
+            source = tl.where(live, current[r], 0.0)
             added = ()
-            for i in tl.static_range(R):
-                added = added + (sums[i] + current[r] * tile[i - r + R - 1],)
+            for j in tl.static_range(R):
+                added = added + (sums[j] + source * tile[j - r + R - 1],)
             sums = added
         newer = tile[: R - 1]
-    return sums, lost
+    if G == 1:
+        total = ()
+        for j in tl.static_range(R):
+            total = total + (tl.sum(sums[j], 1),)
+        lost_total = tl.sum(lost, 1)
+    else:
+        factor = tl.full([CP, G], 1.0, tl.float64)
+        for newest in range(1, (G - 1) * share + 1):
+            step_rate = tl.load(
+                rates_ptr + (block + ring - tl.minimum(newest, blocks)) % ring * CP + label
+            )
+            factor = factor * tl.where(
+                (newest <= group * share) & (newest <= blocks), step_rate, 1.0
+            )
+        scaled = ()
+        for j in tl.static_range(R):
+            scaled = scaled + (sums[j] * factor,)
+        total, lost_total = sum_groups(scaled, lost * factor, R)
+    return total, lost_total
+
+
+@triton.jit
+def _add5(a0, a1, a2, a3, a4, b0, b1, b2, b3, b4):
+    return a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4
+
+
+@triton.jit
+def _add9(a0, a1, a2, a3, a4, a5, a6, a7, a8, b0, b1, b2, b3, b4, b5, b6, b7, b8):
+    return (
+        a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4, a5 + b5, a6 + b6, a7 + b7, a8 + b8,
+    )  # fmt: skip
+
+
+@triton.jit
+def sum_groups(sums, lost, R: tl.constexpr):
+    """Sum R + 1 tensors (CP, G) over the groups in one exchange."""
+    tl.static_assert((R == 4) or (R == 8))
+    if R == 4:
+        found = tl.reduce((sums[0], sums[1], sums[2], sums[3], lost), 1, _add5)
+    else:
+        found = tl.reduce(
+            (sums[0], sums[1], sums[2], sums[3], sums[4], sums[5], sums[6], sums[7], lost), 1, _add9
+        )
+    return found[:R], found[R]
+
+
+@triton.jit
+def load_matrix(matrix_ptr, unit, CP: tl.constexpr):
+    """A (CP src, CP dst) table as (CP dst, CP src), labels dst one to a lane.
+
+    `unit` is 1: a stride that the compiler does not know keeps it from giving a lane two labels.
+    """
+    label = tl.arange(0, CP)
+    return tl.load(matrix_ptr + label[None, :] * CP + label[:, None] * unit)
+
+
+@triton.jit
+def across_labels(matrix, row, CP: tl.constexpr, CHAINS: tl.constexpr):
+    """Matrix times row; CHAINS sums run side by side, since each addition waits for the last."""
+    product = tl.reshape(matrix * row[None, :], [CP, CHAINS, CP // CHAINS])
+    return tl.sum(tl.sum(product, 2), 1)
 
 
 @triton.jit
@@ -125,7 +214,7 @@ def linear_steps(
     step, length, K, newest, born, final_row, final_offset, offset,
     message_row, offset_row, source_row, direction, stride, C, label,
     HAS_BOUNDARY: tl.constexpr, KEEP: tl.constexpr,
-    CP: tl.constexpr, R: tl.constexpr,
+    CP: tl.constexpr, R: tl.constexpr, CHAINS: tl.constexpr,
 ):  # fmt: skip
     """Run the R steps after `step`.
 
@@ -134,8 +223,8 @@ def linear_steps(
     g : Tensor of shape (CP,)
         Source of `step`, without its opening score, relative to `offset`.
     sums, near, factors, shifts, opening, closing, x : tuples of R
-    matrix : Tensor of shape (CP dst, CP src)
-        exp(A).
+    matrix : Tensor
+        exp(A), by `load_matrix`.
     newest, born : int32 Tensors of shape (CP,)
         Step of the newest live source; first step whose source no forbidden position cut off.
     final_row, final_offset
@@ -179,7 +268,7 @@ def linear_steps(
         last = here + 1 == length
         final_row = tl.where(last, alpha, final_row)
         final_offset = tl.where(last, offset, final_offset)
-        g = tl.sum(matrix * alpha[None, :], 1)
+        g = across_labels(matrix, alpha, CP, CHAINS)
         ok = ok & _at_least(g, g == 0)
 
     top = tl.max(g, 0)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.linear_block import load_tile
+from flash_semicrf.streaming.triton.linear_block import load_matrix, load_tile, newest_durations
 from flash_semicrf.streaming.triton.numerics import wide
 from flash_semicrf.streaming.triton.passes import load_rows
 
@@ -21,44 +21,91 @@ __all__ = ["max_pass_kernel"]
 
 @triton.jit
 def _far_maxima(
-    window_ptr, sources_ptr, rates_ptr, block, blocks, ring, label,
-    CP: tl.constexpr, R: tl.constexpr,
+    window_ptr, sources_ptr, rates_ptr, block, blocks, ring,
+    CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
-    """Best of the sources of the last `blocks` blocks for each of the R outputs of this one."""
+    """Best of the sources of the last `blocks` blocks for each of the R outputs of this one.
+
+    As `far_window`, with sums for products and maxima for sums.
+    """
+    label = tl.arange(0, CP)[:, None]
+    group = tl.arange(0, G)[None, :]
+    share = (blocks + G - 1) // G
     maxima = ()
-    newer = ()
     for _i in tl.static_range(R):
-        maxima = maxima + (tl.full([CP], float("-inf"), tl.float64),)
-    row = window_ptr + (R * blocks + 2) * CP + label
-    for m in tl.static_range(R - 1):
-        newer = newer + (tl.load(row + m * CP),)
+        maxima = maxima + (tl.full([CP, G], float("-inf"), tl.float64),)
+    oldest = tl.minimum((group + 1) * share, blocks)
+    back = tl.maximum(oldest, 1)
+    newer = newest_durations(window_ptr, back, label, CP, R)
     rate, older, sources = load_tile(
-        window_ptr, sources_ptr, rates_ptr, block, blocks, ring, label, CP, R
+        window_ptr, sources_ptr, rates_ptr, block, back, ring, label, CP, R
     )
-    for back in range(blocks, 0, -1):
+    for i in range(share):
+        live = oldest - i > group * share
+        rate = tl.where(live, rate, 0.0)
         tile = older + newer
         moved = ()
-        for i in tl.static_range(R):
-            moved = moved + (maxima[i] + rate,)
+        for j in tl.static_range(R):
+            moved = moved + (maxima[j] + rate,)
         maxima = moved
         current = sources
         rate, older, sources = load_tile(
-            window_ptr, sources_ptr, rates_ptr, block, back - 1, ring, label, CP, R
-        )
+            window_ptr, sources_ptr, rates_ptr, block, tl.maximum(oldest - i - 1, 1), ring, label,
+            CP, R,
+        )  # fmt: skip
         for r in tl.static_range(R):
+            source = tl.where(live, current[r], float("-inf"))
             best = ()
-            for i in tl.static_range(R):
-                best = best + (tl.maximum(maxima[i], current[r] + tile[i - r + R - 1]),)
+            for j in tl.static_range(R):
+                best = best + (tl.maximum(maxima[j], source + tile[j - r + R - 1]),)
             maxima = best
         newer = tile[: R - 1]
-    return maxima
+    if G == 1:
+        found = ()
+        for j in tl.static_range(R):
+            found = found + (tl.max(maxima[j], 1),)
+    else:
+        moved_by = tl.zeros([CP, G], tl.float64)
+        for newest in range(1, (G - 1) * share + 1):
+            slot = (block + ring - tl.minimum(newest, blocks)) % ring
+            step_rate = tl.load(rates_ptr + slot * CP + label)
+            moved_by += tl.where((newest <= group * share) & (newest <= blocks), step_rate, 0.0)
+        moved = ()
+        for j in tl.static_range(R):
+            moved = moved + (maxima[j] + moved_by,)
+        found = _best_of_groups(moved, R)
+    return found
+
+
+@triton.jit
+def _max4(a0, a1, a2, a3, b0, b1, b2, b3):
+    return tl.maximum(a0, b0), tl.maximum(a1, b1), tl.maximum(a2, b2), tl.maximum(a3, b3)
+
+
+@triton.jit
+def _max8(a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7):
+    return (
+        tl.maximum(a0, b0), tl.maximum(a1, b1), tl.maximum(a2, b2), tl.maximum(a3, b3),
+        tl.maximum(a4, b4), tl.maximum(a5, b5), tl.maximum(a6, b6), tl.maximum(a7, b7),
+    )  # fmt: skip
+
+
+@triton.jit
+def _best_of_groups(x, R: tl.constexpr):
+    """Maxima of R tensors (CP, G) over the groups in one exchange."""
+    tl.static_assert((R == 4) or (R == 8))
+    if R == 4:
+        found = tl.reduce((x[0], x[1], x[2], x[3]), 1, _max4)
+    else:
+        found = tl.reduce((x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]), 1, _max8)
+    return found
 
 
 @triton.jit
 def _max_steps(
     g, prefix, maxima, near, x, opening, closing, matrix, step, length, final_row,
     alpha_row, source_out, source_row, stride, C, label,
-    HAS_BOUNDARY: tl.constexpr, CP: tl.constexpr, R: tl.constexpr,
+    HAS_BOUNDARY: tl.constexpr, CP: tl.constexpr, R: tl.constexpr, CHAINS: tl.constexpr,
 ):  # fmt: skip
     """Run the R steps after `step`; returns g, the running scores, the last row and the rate."""
     inside = label < C
@@ -84,7 +131,8 @@ def _max_steps(
         tl.store(alpha_row + i * stride + label, alpha, mask=keep)
         prefix += tl.where(x[i] > float("-inf"), x[i], 0.0)
         final_row = tl.where(here + 1 == length, alpha, final_row)
-        g = tl.max(matrix + alpha[None, :], 1)
+        moved = tl.reshape(matrix + alpha[None, :], [CP, CHAINS, CP // CHAINS])
+        g = tl.max(tl.max(moved, 2), 1)
     suffix = tl.zeros([CP], tl.float64)
     for r in tl.static_range(R):
         suffix = suffix + x[R - 1 - r]
@@ -105,7 +153,7 @@ def max_pass_kernel(
     scores_ptr, start_ptr, end_ptr, lengths_ptr, log_window_ptr, log_matrix_ptr, first_ptr,
     workspace_ptr, alpha_ptr, sources_ptr, best_ptr,
     T, C, blocks_back, ring, workspace_stride, unit,
-    HAS_BOUNDARY: tl.constexpr, CP: tl.constexpr, R: tl.constexpr,
+    HAS_BOUNDARY: tl.constexpr, CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr, CHAINS: tl.constexpr,
 ):  # fmt: skip
     """Fill alpha_{p+1} and h_p in row p of `alpha` and `sources` (B, T, C), `best` (B,); program (b,)."""
     b = tl.program_id(0).to(tl.int64)
@@ -114,7 +162,7 @@ def max_pass_kernel(
     base = b * T * C
     ring_ptr = workspace_ptr + b * workspace_stride
     rates_ptr = ring_ptr + ring * R * CP
-    matrix = tl.load(log_matrix_ptr + label[None, :] * CP + label[:, None] * unit)
+    matrix = load_matrix(log_matrix_ptr, unit, CP)
     near = ()
     for i in tl.static_range(R):
         near = near + (tl.load(log_window_ptr + (i + 1) * CP + label),)
@@ -133,14 +181,13 @@ def max_pass_kernel(
             opening = _wide_rows(load_rows(start_ptr + base, step, length, 1, C, label, C, R), R)
             closing = _wide_rows(load_rows(end_ptr + base, step, length, 1, C, label, C, R), R)
         maxima = _far_maxima(
-            log_window_ptr, ring_ptr, rates_ptr, block, tl.minimum(blocks_back, block), ring, label,
-            CP, R,
+            log_window_ptr, ring_ptr, rates_ptr, block, tl.minimum(blocks_back, block), ring, CP, R, G,
         )  # fmt: skip
         place = base + step * C
         g, prefix, final_row, rate = _max_steps(
             g, prefix, maxima, near, x, opening, closing, matrix, step, length, final_row,
             alpha_ptr + place, sources_ptr + place, ring_ptr + slot * R * CP, C, C, label,
-            HAS_BOUNDARY, CP, R,
+            HAS_BOUNDARY, CP, R, CHAINS,
         )  # fmt: skip
         tl.store(rates_ptr + slot * CP + label, rate)
         tl.debug_barrier()

@@ -15,7 +15,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.linear_block import far_window, linear_steps, score_factors
+from flash_semicrf.streaming.triton.linear_block import (
+    far_window,
+    linear_steps,
+    load_matrix,
+    score_factors,
+)
 from flash_semicrf.streaming.triton.log_block import log_steps
 from flash_semicrf.streaming.triton.numerics import (
     allowed,
@@ -25,7 +30,9 @@ from flash_semicrf.streaming.triton.numerics import (
     exp_wide,
 )
 
-__all__ = ["load_rows", "pass_kernel"]
+__all__ = ["SPAN", "load_rows", "pass_kernel"]
+
+SPAN = tl.constexpr(32)  # positions between two rows of the running scores that are kept
 
 
 @triton.jit
@@ -57,7 +64,7 @@ def pass_kernel(
     workspace_ptr, log_z_ptr, forward_ptr, backward_ptr, offset_ptr,
     prefix_out_ptr, born_out_ptr, T, C, K, blocks_back, ring, workspace_stride, unit, always_log,
     HAS_BOUNDARY: tl.constexpr, BACKWARD: tl.constexpr, KEEP: tl.constexpr,
-    CP: tl.constexpr, R: tl.constexpr,
+    CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr, CHAINS: tl.constexpr,
 ):  # fmt: skip
     """Run one pass; program (b, direction).
 
@@ -105,9 +112,7 @@ def pass_kernel(
     scratch_ptr = prefix_ptr + ring * CP
     raw_offset_ptr = scratch_ptr + CP
 
-    # `unit` is 1: a stride that the compiler does not know keeps labels one to a lane, so that the
-    # product with exp(A) reduces inside a thread.
-    matrix = tl.load(matrix_ptr + label[None, :] * CP + label[:, None] * unit)
+    matrix = load_matrix(matrix_ptr, unit, CP)
     near = ()
     for i in tl.static_range(R):
         near = near + (tl.load(window_ptr + (i + 1) * CP + label),)
@@ -129,10 +134,10 @@ def pass_kernel(
         slot = block % ring
         tl.store(prefix_ptr + slot * CP + label, prefix)
         if KEEP:
-            # Only the forward pass: those of the other direction are masked.
-            place = (b * (tl.cdiv(T, R) + 1) + block) * C + label
-            tl.store(prefix_out_ptr + place, prefix, mask=inside & (direction > 0))
-            tl.store(born_out_ptr + place, born, mask=inside & (direction > 0))
+            if (direction > 0) & (step % SPAN == 0):
+                place = (b * (T // SPAN + 2) + step // SPAN) * C + label
+                tl.store(prefix_out_ptr + place, prefix, mask=inside)
+                tl.store(born_out_ptr + place, born, mask=inside)
         x = ahead
         ahead = load_rows(score_ptr, step + R, length, direction, stride, label, C, R)
         factors, shifts, ok = score_factors(x, R)
@@ -145,8 +150,7 @@ def pass_kernel(
             rows = load_rows(closing_ptr, step, length, direction, stride, label, C, R)
             closing = _exponentials(rows, R)
         sums, lost = far_window(
-            window_ptr, sources_ptr, rates_ptr, block, tl.minimum(blocks_back, block), ring, label,
-            CP, R,
+            window_ptr, sources_ptr, rates_ptr, block, tl.minimum(blocks_back, block), ring, CP, R, G,
         )  # fmt: skip
         linear = decode_linear(g)
         new_g, sources, new_newest, new_born, new_row, new_row_offset, new_offset, exponent, rate, fine = (
@@ -155,7 +159,7 @@ def pass_kernel(
                 step, length, K, newest, born, final_row, final_offset, offset,
                 message_ptr + step * direction * stride, row_offset_ptr + step * direction,
                 sources_ptr + slot * R * CP, direction, stride, C, label,
-                HAS_BOUNDARY, KEEP, CP, R,
+                HAS_BOUNDARY, KEEP, CP, R, CHAINS,
             )
         )  # fmt: skip
         ok = ok & fine & ((linear >= 1e-200) | (g == 0)) & (lost <= 1e-220)
@@ -185,7 +189,7 @@ def pass_kernel(
         tl.debug_barrier()
 
     if KEEP:
-        place = (b * (tl.cdiv(T, R) + 1) + tl.cdiv(length, R)) * C + label
+        place = (b * (T // SPAN + 2) + tl.cdiv(length, SPAN)) * C + label
         tl.store(prefix_out_ptr + place, prefix, mask=inside & (direction > 0))
     if direction > 0:
         last = tl.load(last_row + label)

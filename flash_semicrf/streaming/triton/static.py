@@ -18,10 +18,11 @@ from flash_semicrf.streaming.triton.launch import (
     problem_of,
     run_passes,
 )
+from flash_semicrf.streaming.triton.passes import SPAN
 
 __all__ = ["gradients", "log_partition"]
 
-_TILE = 32  # boundaries of one tile
+_TILE = SPAN.value  # boundaries of one tile
 
 
 def log_partition(potentials: Potentials, always_log: bool = False) -> Tensor:
@@ -93,7 +94,7 @@ def _boundary_gradients(
         T, C, messages.prefix.shape[1], tiles,
         HAS_BOUNDARY=problem.has_boundary, HAS_INITIAL=p.initial_scores is not None,
         WANT_ENDS=want_ends, WANT_TRANSITION=want_transition,
-        WANT_DURATION="duration_bias" in wanted, CP=plan.labels, TT=_TILE, R=plan.rows,
+        WANT_DURATION="duration_bias" in wanted, CP=plan.labels, TT=_TILE,
         num_warps=warps,
     )  # fmt: skip
     if chunks > 1:
@@ -116,13 +117,13 @@ def _duration_gradient(
     B, T, C = problem.scores.shape
     K = p.max_duration
     # A chunk of 4K positions keeps the partial gradients smaller than the scores.
-    tile = max(4, min(32, triton.next_power_of_2(K), 1024 // plan.labels))
-    span = -(-max(256, 4 * K) // plan.rows) * plan.rows
+    tile = max(4, min(16, triton.next_power_of_2(K), 512 // plan.labels))
+    span = -(-max(256, 4 * K) // _TILE) * _TILE
     chunks = -(-T // span)
     gradient = torch.empty((B, chunks, K, C), dtype=torch.float64, device=log_z.device)
     duration_gradient_kernel[(triton.cdiv(K, tile), chunks, B)](
         problem.scores, problem.lengths, tables.log_window, log_z,
         messages.backward, messages.forward, messages.born, gradient,
-        T, C, K, messages.born.shape[1], span, CP=plan.labels, KT=tile, R=plan.rows, num_warps=4,
+        T, C, K, messages.born.shape[1], span, CP=plan.labels, KT=tile, num_warps=4,
     )  # fmt: skip
     return gradient[:, 0] if chunks == 1 else gradient.sum(1)

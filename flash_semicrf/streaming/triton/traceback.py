@@ -1,8 +1,10 @@
 """The walk back along the best segmentation, and its segments as flat tensors.
 
-No back-pointers: the duration of a segment is the argmax over k of h_{t-k}(c) + D_k(c), the label
-before it the argmax over c' of alpha_s(c') + A[c', c]. Ties: the shortest segment, then the
-lowest label. K + C work per segment; one program per sequence, nothing on the host.
+What the walk asks at each boundary is found for all boundaries at once, in parallel: the duration of
+the best segment of each label, the shortest of equals, is the argmax over k of h_{t-k}(c) + D_k(c);
+the label before c the argmax over c' of alpha_t(c') + A[c', c], of equals that with the shortest
+segment, then the lowest. Both go into one number per (t, c), so the walk reads one number per
+segment. Cost T(KC + C²) in parallel; memory O(TC).
 """
 
 from __future__ import annotations
@@ -12,77 +14,91 @@ import triton.language as tl
 
 from flash_semicrf.streaming.triton.numerics import allowed
 
-__all__ = ["table_kernel", "traceback_kernel"]
-
-_NEVER = tl.constexpr(1 << 30)
-
-
-@triton.jit
-def _shortest_best(
-    scores_ptr, sources_ptr, log_window_ptr, stop, label, C, K, CP: tl.constexpr, KT: tl.constexpr
-):
-    """Shortest duration of the best segment of a label that ends at `stop`."""
-    best = tl.full([], float("-inf"), tl.float64)
-    duration = 0
-    cut = _NEVER  # shortest duration that covers a forbidden position
-    first = 1
-    longest = tl.minimum(K, stop)
-    while first <= longest:
-        k = first + tl.arange(0, KT)
-        inside = k <= longest
-        place = (stop - k) * C + label
-        x = tl.load(scores_ptr + place, mask=inside, other=0.0)
-        value = tl.load(sources_ptr + place, mask=inside, other=float("-inf"))
-        value += tl.load(log_window_ptr + k * CP + label, mask=inside, other=float("-inf"))
-        cut = tl.minimum(cut, tl.min(tl.where(allowed(x), _NEVER, k), 0))
-        value = tl.where(k < cut, value, float("-inf"))
-        top = tl.max(value, 0)
-        where = tl.min(tl.where(value == top, k, _NEVER), 0)
-        duration = tl.where(top > best, where, duration)
-        best = tl.maximum(best, top)
-        first = tl.where(cut < _NEVER, _NEVER, first + KT)
-    return duration
+__all__ = ["last_segment_kernel", "previous_segment_kernel", "table_kernel", "traceback_kernel"]
 
 
 @triton.jit(do_not_specialize=["T", "K"])
-def traceback_kernel(
-    scores_ptr, lengths_ptr, alpha_ptr, sources_ptr, best_ptr, log_window_ptr, log_matrix_ptr,
-    first_ptr, starts_ptr, labels_ptr, counts_ptr, T, C, K, CP: tl.constexpr, KT: tl.constexpr,
+def last_segment_kernel(
+    scores_ptr, lengths_ptr, sources_ptr, log_window_ptr, code_ptr,
+    T, C, K, CP: tl.constexpr, TT: tl.constexpr,
 ):  # fmt: skip
+    """Code ``k * CP + c`` of the best segment of label c that ends at position p, in (B, T, C).
+
+    k is the shortest best duration; a code of 0 where there is no segment. Program (tile, b).
+    """
+    b = tl.program_id(1).to(tl.int64)
+    p = tl.program_id(0) * TT + tl.arange(0, TT)[:, None]
+    label = tl.arange(0, CP)[None, :]
+    length = tl.load(lengths_ptr + b).to(tl.int32)
+    inside = (p < length) & (label < C)
+    place = (b * T + p) * C + label
+    alive = inside  # no forbidden position within the k positions up to p
+    best = tl.full([TT, CP], float("-inf"), tl.float64)
+    duration = tl.zeros([TT, CP], tl.int32)
+    for k in range(1, tl.minimum(K, (tl.program_id(0) + 1) * TT) + 1):
+        live = inside & (p + 1 >= k)
+        x = tl.load(scores_ptr + place - (k - 1) * C, mask=live, other=float("-inf"))
+        alive = alive & allowed(x)
+        value = tl.load(sources_ptr + place - (k - 1) * C, mask=alive, other=float("-inf"))
+        value += tl.load(log_window_ptr + k * CP + label)
+        duration = tl.where(value > best, k, duration)
+        best = tl.maximum(value, best)
+    tl.store(code_ptr + place, duration * CP + label, mask=inside)
+
+
+@triton.jit(do_not_specialize=["T"])
+def previous_segment_kernel(
+    lengths_ptr, alpha_ptr, log_matrix_ptr, first_ptr, code_ptr, pointer_ptr,
+    T, C, CP: tl.constexpr, TT: tl.constexpr,
+):  # fmt: skip
+    """Code of the segment before a segment of label c that starts at position p + 1, in (B, T, C).
+
+    In a sequence's last row, every label holds the code of its last segment. Program (tile, b).
+    """
+    b = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * TT + tl.arange(0, TT)
+    p = row[:, None]
+    label = tl.arange(0, CP)[None, :]
+    length = tl.load(lengths_ptr + b).to(tl.int32)
+    best = tl.full([TT, CP], float("-inf"), tl.float64)
+    pointer = tl.full([TT, CP], 0x7FFFFFFF, tl.int32)
+    for source in range(C):
+        place = (b * T + row) * C + source
+        alpha = tl.load(alpha_ptr + place, mask=row < length, other=float("-inf"))[:, None]
+        code = tl.load(code_ptr + place, mask=row < length, other=0)[:, None]
+        last = tl.load(first_ptr + CP + source)
+        to = tl.load(log_matrix_ptr + source * CP + label)
+        value = alpha + tl.where(p + 1 == length, last, to)
+        pointer = tl.where(
+            value > best, code, tl.where(value == best, tl.minimum(code, pointer), pointer)
+        )
+        best = tl.maximum(value, best)
+    tl.store(pointer_ptr + (b * T + p) * C + label, pointer, mask=(p < length) & (label < C))
+
+
+@triton.jit(do_not_specialize=["T"])
+def traceback_kernel(
+    lengths_ptr, best_ptr, pointer_ptr, starts_ptr, labels_ptr, counts_ptr, T, C, CP: tl.constexpr
+):
     """Write each sequence's segments into the ends of the rows of `starts`, `labels` (B, T) int32.
 
     `counts` (B,) int32 gets their number, 0 where nothing is feasible. Program (b,).
     """
     b = tl.program_id(0).to(tl.int64)
-    label = tl.arange(0, CP)
-    inside = label < C
     stop = tl.load(lengths_ptr + b).to(tl.int32)
-    base = b * T * C
-    ranks = tl.load(first_ptr + CP + label)
     stop = tl.where(tl.load(best_ptr + b) > float("-inf"), stop, 0)
+    pointer_ptr += b * T * C
+    starts_ptr += b * T + T
+    labels_ptr += b * T + T
+    label = 0
     count = 0
     while stop > 0:
-        row = base + (stop - 1).to(tl.int64) * C
-        value = tl.load(alpha_ptr + row + label, mask=inside, other=float("-inf")) + ranks
-        value = tl.where(inside, value, float("-inf"))
-        tied = value == tl.max(value, 0)
-        remaining = tl.sum(tied.to(tl.int32), 0)
-        chosen = 0
-        duration = _NEVER
-        while remaining > 0:
-            candidate = tl.min(tl.where(tied, label, _NEVER), 0)
-            k = _shortest_best(
-                scores_ptr + base, sources_ptr + base, log_window_ptr, stop, candidate, C, K, CP, KT
-            )
-            chosen = tl.where(k < duration, candidate, chosen)
-            duration = tl.minimum(k, duration)
-            tied = tied & (label != candidate)
-            remaining -= 1
+        code = tl.load(pointer_ptr + (stop - 1) * C + label)
+        label = code % CP
+        stop -= code // CP
         count += 1
-        stop -= duration
-        tl.store(starts_ptr + b * T + T - count, stop)
-        tl.store(labels_ptr + b * T + T - count, chosen)
-        ranks = tl.load(log_matrix_ptr + CP * CP + chosen * CP + label)
+        tl.store(starts_ptr - count, stop)
+        tl.store(labels_ptr - count, label)
     tl.store(counts_ptr + b, count)
 
 
