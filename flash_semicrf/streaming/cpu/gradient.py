@@ -96,7 +96,8 @@ def boundary_marginals(
     messages : Messages
     begin, stop : int
     position_rows : array of shape (T, C)
-        Gets the running sum of starts less ends from `begin` on; `add_carry` completes it.
+        Gets the running sum of starts less ends from `begin` on; `add_carry` completes it where
+        `begin` is not 0.
     start_rows, end_rows : arrays of shape (T, C)
         Get the boundary marginals if `want_ends`.
     want_ends : bool
@@ -122,7 +123,7 @@ def boundary_marginals(
         exp_row(ends, 0, ends, 0, padded)
         for c in range(num_labels):
             inside = carry[c] + starts[c]
-            position_rows[p, c] = inside
+            position_rows[p, c] = inside if begin > 0 else min(max(inside, 0.0), 1.0)
             carry[c] = inside - ends[c]
         if want_ends:
             for c in range(num_labels):

@@ -242,7 +242,7 @@ def _complete(chunks: np.ndarray, position: np.ndarray, carry: np.ndarray) -> No
     before = np.zeros_like(carry)
     before[1:] = running[:-1]
     before -= before[first][np.searchsorted(first, np.arange(len(chunks)), "right") - 1]
-    pool.run(
-        lambda tasks: _run_carries(tasks, chunks, position, before),
-        pool.balance(chunks[:, 2] - chunks[:, 1]),
-    )
+    later = np.flatnonzero(chunks[:, 1] > 0)
+    if len(later):
+        shares = pool.balance(chunks[later, 2] - chunks[later, 1])
+        pool.run(lambda tasks: _run_carries(later[tasks], chunks, position, before), shares)
