@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import statistics
 import sys
@@ -41,6 +42,15 @@ def _maxrss_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _return_free_memory() -> None:
+    """Give freed heap back to the system (glibc), so that using it again is seen."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):
+        pass  # another C library: what it keeps is missing from the peak
+
+
 class PeakMemory:
     """Peak resident bytes inside a ``with`` block, less those resident when it began.
 
@@ -52,7 +62,7 @@ class PeakMemory:
     extra: int | None = None
 
     def __enter__(self) -> PeakMemory:
-        gc.collect()
+        _return_free_memory()
         try:
             Path("/proc/self/clear_refs").write_text("5")
             self._before, self._peak = _status_bytes("VmRSS"), lambda: _status_bytes("VmHWM")
@@ -104,7 +114,11 @@ def measure(
         samples, fewest, most = [], MIN_REPEATS, max_repeats
     while len(samples) < fewest or (len(samples) < most and sum(samples) < budget_seconds):
         samples.append(_timed(call)[0])
-    quartiles = statistics.quantiles(samples, n=4) if len(samples) > 1 else [samples[0]] * 3
+    quartiles = (
+        statistics.quantiles(samples, n=4, method="inclusive")
+        if len(samples) > 1
+        else [samples[0]] * 3
+    )
     return {
         "repeats": len(samples),
         "median_s": statistics.median(samples),
