@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -44,6 +45,17 @@ def _on(device: torch.device) -> contextlib.AbstractContextManager:
     return torch.cuda.device(device)
 
 
+def _algorithm(potentials: Potentials, decoding: bool = False) -> ModuleType:
+    """Module of launches for the kind of transitions."""
+    if potentials.transition.dim() == 3:
+        from flash_semicrf.streaming.triton import durational as module
+    elif decoding:
+        from flash_semicrf.streaming.triton import decoding as module
+    else:
+        from flash_semicrf.streaming.triton import static as module
+    return module
+
+
 class TritonBackend:
     """Kernels of `flash_semicrf.streaming.triton`."""
 
@@ -62,36 +74,26 @@ class TritonBackend:
             return "it needs a device of compute capability 8.0 or newer"
         if potentials.num_labels > MAX_LABELS:
             return f"it takes at most {MAX_LABELS} labels and these are {potentials.num_labels}"
-        if potentials.transition.dim() == 3:
-            return "it takes static transitions only"
         return None
 
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
-        from flash_semicrf.streaming.triton import static
-
         with _on(potentials.device), torch.no_grad():
-            return static.log_partition(potentials)
+            return _algorithm(potentials).log_partition(potentials)
 
     def gradients(
         self, potentials: Potentials, wanted: set[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Log Z and gradients; see `flash_semicrf.streaming.dispatch.Backend`."""
-        from flash_semicrf.streaming.triton import static
-
         with _on(potentials.device), torch.no_grad():
-            return static.gradients(potentials, wanted)
+            return _algorithm(potentials).gradients(potentials, wanted)
 
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
-        from flash_semicrf.streaming.triton import decoding
-
         with _on(potentials.device), torch.no_grad():
-            return decoding.max_messages(potentials)
+            return _algorithm(potentials, decoding=True).max_messages(potentials)
 
     def viterbi(self, potentials: Potentials) -> tuple[Tensor, SegmentTable]:
         """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
-        from flash_semicrf.streaming.triton import decoding
-
         with _on(potentials.device), torch.no_grad():
-            return decoding.viterbi(potentials)
+            return _algorithm(potentials, decoding=True).viterbi(potentials)

@@ -1,0 +1,240 @@
+"""Kernels for transitions by duration, A_k[c', c]: the plain recurrences at cost T·K·C².
+
+    alpha_t(c)  = S_t(c) + end_{t-1}(c) + LSE_{k, c'} [alpha_{t-k}(c') + A_k[c', c] + e_{t-k, k}(c)]
+    beta_s(c')  = LSE_{k, c} [A_k[c', c] + e_{s, k}(c) + u_{s+k}(c)]
+    e_{s, k}(c) = D_k(c) + start_s(c) - S_s(c),    u_t(c) = beta_t(c) + S_t(c) + end_{t-1}(c)
+
+over the segments that no forbidden position cuts; alpha_0 = 0, or the initial scores in place of the
+transition term. Messages are float64 logarithms in rows 0..T. Gradients sum
+
+    P([s, s+k) of label c after c') = exp(alpha_s(c') + A_k[c', c] + e_{s, k}(c) + u_{s+k}(c) - log Z)
+
+in parallel kernels, without atomics.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flash_semicrf.streaming.triton.numerics import allowed, exp_wide, wide
+
+__all__ = [
+    "duration_pass_kernel",
+    "duration_start_kernel",
+    "duration_terms_kernel",
+    "prefix_kernel",
+]
+
+
+@triton.jit
+def prefix_kernel(
+    scores_ptr, start_ptr, end_ptr, lengths_ptr, sink_ptr, source_ptr, born_ptr, T, C,
+    HAS_BOUNDARY: tl.constexpr, CP: tl.constexpr,
+):  # fmt: skip
+    """Row t of `sink`, `source` and `born` (B, T+1, C); program (b,).
+
+    `sink` S_t + end_{t-1}, `source` start_t - S_t, `born` the first start that no forbidden
+    position before t cut off. What forbids counts 0 in S.
+    """
+    b = tl.program_id(0).to(tl.int64)
+    label = tl.arange(0, CP)
+    inside = label < C
+    length = tl.load(lengths_ptr + b).to(tl.int32)
+    total = tl.zeros([CP], tl.float64)
+    born = tl.zeros([CP], tl.int32)
+    for t in range(0, length + 1):
+        row = (b * (T + 1) + t) * C + label
+        position = (b * T + t) * C + label
+        sink = total
+        source = -total
+        if HAS_BOUNDARY:
+            sink += wide(tl.load(end_ptr + position - C, mask=inside & (t > 0), other=0.0))
+            source += wide(tl.load(start_ptr + position, mask=inside & (t < length), other=0.0))
+        tl.store(sink_ptr + row, sink, mask=inside)
+        tl.store(source_ptr + row, source, mask=inside)
+        tl.store(born_ptr + row, born, mask=inside)
+        x = tl.load(scores_ptr + position, mask=inside & (t < length), other=0.0)
+        total += tl.where(allowed(x), x.to(tl.float64), 0.0)
+        born = tl.where(allowed(x), born, t + 1)
+
+
+@triton.jit
+def _load(row_ptr, label, C):
+    return wide(tl.load(row_ptr + label, mask=label < C, other=float("-inf")))
+
+
+@triton.jit
+def _transition(transition_ptr, k, target, source, C):
+    """A_k as it broadcasts over `target` and `source` labels; -inf outside."""
+    place = ((k - 1) * C + source) * C + target
+    return wide(
+        tl.load(transition_ptr + place, mask=(source < C) & (target < C), other=float("-inf"))
+    )
+
+
+@triton.jit
+def _sum_over(x, MAX: tl.constexpr):
+    """Log-sum-exp, or maximum, over the second axis."""
+    found = tl.max(x, 1)
+    if not MAX:
+        safe = tl.where(found > float("-inf"), found, 0.0)
+        found = safe + tl.log(tl.sum(exp_wide(x - safe[:, None]), 1))
+    return found
+
+
+@triton.jit
+def _add(total, x, MAX: tl.constexpr):
+    """Log of exp(total) + exp(x), or their maximum."""
+    top = tl.maximum(total, x)
+    if not MAX:
+        safe = tl.where(top > float("-inf"), top, 0.0)
+        top = safe + tl.log(exp_wide(total - safe) + exp_wide(x - safe))
+    return top
+
+
+@triton.jit
+def gamma_row(
+    alpha_ptr, transition_ptr, initial_ptr, s, k, label, C,
+    HAS_INITIAL: tl.constexpr, MAX: tl.constexpr,
+):  # fmt: skip
+    """Sum over c' of alpha_s(c') + A_k[c', c], the term of a segment of duration k that starts at s."""
+    if HAS_INITIAL:
+        if s == 0:
+            found = _load(initial_ptr, label, C)
+        else:
+            alpha = _load(alpha_ptr + s * C, label, C)
+            matrix = _transition(transition_ptr, k, label[:, None], label[None, :], C)
+            found = _sum_over(matrix + alpha[None, :], MAX)
+    else:
+        alpha = _load(alpha_ptr + s * C, label, C)
+        matrix = _transition(transition_ptr, k, label[:, None], label[None, :], C)
+        found = _sum_over(matrix + alpha[None, :], MAX)
+    return found
+
+
+@triton.jit(do_not_specialize=["T", "C", "K"])
+def duration_pass_kernel(
+    transition_ptr, bias_ptr, initial_ptr, final_ptr, lengths_ptr, sink_ptr, source_ptr, born_ptr,
+    alpha_ptr, beta_ptr, log_z_ptr, T, C, K,
+    HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr, MAX: tl.constexpr, CP: tl.constexpr,
+):  # fmt: skip
+    """Messages `alpha` by program (b, 0), with log Z; `beta` by program (b, 1), if launched."""
+    b = tl.program_id(0).to(tl.int64)
+    label = tl.arange(0, CP)
+    inside = label < C
+    length = tl.load(lengths_ptr + b).to(tl.int32)
+    base = b * (T + 1) * C
+    alpha_ptr += base
+    beta_ptr += base
+    sink_ptr += base
+    source_ptr += base
+    born_ptr += base
+    final = tl.where(inside, 0.0, float("-inf")).to(tl.float64)
+    if HAS_FINAL:
+        final = _load(final_ptr, label, C)
+    if tl.program_id(1) == 0:
+        tl.store(alpha_ptr + label, tl.zeros([CP], tl.float64), mask=inside)
+        row = final
+        for t in range(1, length + 1):
+            tl.debug_barrier()
+            born = tl.load(born_ptr + t * C + label, mask=inside, other=0)
+            total = tl.full([CP], float("-inf"), tl.float64)
+            for k in range(1, tl.minimum(K, t) + 1):
+                s = t - k
+                x = gamma_row(
+                    alpha_ptr, transition_ptr, initial_ptr, s, k, label, C, HAS_INITIAL, MAX
+                )
+                x += _load(source_ptr + s * C, label, C) + _load(bias_ptr + (k - 1) * C, label, C)
+                total = _add(total, tl.where(s >= born, x, float("-inf")), MAX)
+            row = total + _load(sink_ptr + t * C, label, C)
+            tl.store(alpha_ptr + t * C + label, row, mask=inside)
+        tl.store(log_z_ptr + b, tl.max(_sum_over((row + final)[None, :], MAX), 0))
+    else:
+        tl.store(beta_ptr + length * C + label, final, mask=inside)
+        for i in range(1, length + 1):
+            tl.debug_barrier()
+            s = length - i
+            total = tl.full([CP], float("-inf"), tl.float64)
+            source = _load(source_ptr + s * C, label, C)
+            for k in range(1, tl.minimum(K, i) + 1):
+                t = s + k
+                x = source + _load(bias_ptr + (k - 1) * C, label, C)
+                x += _load(beta_ptr + t * C, label, C) + _load(sink_ptr + t * C, label, C)
+                born = tl.load(born_ptr + t * C + label, mask=inside, other=0)
+                x = tl.where(s >= born, x, float("-inf"))
+                matrix = _transition(transition_ptr, k, label[None, :], label[:, None], C)
+                total = _add(total, _sum_over(matrix + x[None, :], False), False)
+            tl.store(beta_ptr + s * C + label, total, mask=inside)
+
+
+@triton.jit(do_not_specialize=["T", "C", "K"])
+def duration_terms_kernel(
+    transition_ptr, bias_ptr, initial_ptr, lengths_ptr, sink_ptr, source_ptr, born_ptr,
+    alpha_ptr, beta_ptr, log_z_ptr, by_transition_ptr, by_bias_ptr, T, C, K,
+    HAS_INITIAL: tl.constexpr, CP: tl.constexpr,
+):  # fmt: skip
+    """Gradients by A_k (B, K, C, C) and D_k (B, K, C); program (k - 1, b)."""
+    k = tl.program_id(0) + 1
+    b = tl.program_id(1).to(tl.int64)
+    label = tl.arange(0, CP)
+    inside = label < C
+    log_z = tl.load(log_z_ptr + b)
+    length = tl.where(log_z > float("-inf"), tl.load(lengths_ptr + b).to(tl.int32), 0)
+    base = b * (T + 1) * C
+    matrix = _transition(transition_ptr, k, label[:, None], label[None, :], C)
+    bias = _load(bias_ptr + (k - 1) * C, label, C) - tl.where(length > 0, log_z, 0.0)
+    by_transition = tl.zeros([CP, CP], tl.float64)
+    by_bias = tl.zeros([CP], tl.float64)
+    for s in range(0, length - k + 1):
+        row = base + s * C
+        to = base + (s + k) * C
+        x = bias + _load(source_ptr + row, label, C) + _load(sink_ptr + to, label, C)
+        x += _load(beta_ptr + to, label, C)
+        born = tl.load(born_ptr + to + label, mask=inside, other=0)
+        x = tl.where(s >= born, x, float("-inf"))
+        alpha = _load(alpha_ptr + row, label, C)
+        if HAS_INITIAL:
+            first = exp_wide(x + _load(initial_ptr, label, C))
+            by_bias += tl.where(s == 0, first, 0.0)
+            alpha = tl.where(s == 0, float("-inf"), alpha)
+        by_transition += exp_wide(matrix + alpha[None, :] + x[:, None])
+    by_bias += tl.sum(by_transition, 1)
+    tl.store(by_bias_ptr + (b * K + k - 1) * C + label, by_bias, mask=inside)
+    place = ((b * K + k - 1) * C + label[None, :]) * C + label[:, None]
+    tl.store(by_transition_ptr + place, by_transition, mask=inside[:, None] & inside[None, :])
+
+
+@triton.jit(do_not_specialize=["T", "C", "K"])
+def duration_start_kernel(
+    transition_ptr, bias_ptr, initial_ptr, lengths_ptr, sink_ptr, source_ptr, born_ptr,
+    alpha_ptr, beta_ptr, log_z_ptr, start_ptr, end_ptr, T, C, K,
+    HAS_INITIAL: tl.constexpr, CP: tl.constexpr,
+):  # fmt: skip
+    """Start and end marginals (B, T, C) in float64, zero after a sequence's end; program (s, b)."""
+    s = tl.program_id(0)
+    b = tl.program_id(1).to(tl.int64)
+    label = tl.arange(0, CP)
+    inside = label < C
+    log_z = tl.load(log_z_ptr + b)
+    length = tl.where(log_z > float("-inf"), tl.load(lengths_ptr + b).to(tl.int32), 0)
+    log_z = tl.where(length > 0, log_z, 0.0)
+    base = b * (T + 1) * C
+    start = tl.zeros([CP], tl.float64)
+    end = tl.zeros([CP], tl.float64)
+    if s < length:
+        row = base + (s + 1) * C
+        end = exp_wide(_load(alpha_ptr + row, label, C) + _load(beta_ptr + row, label, C) - log_z)
+        source = _load(source_ptr + base + s * C, label, C) - log_z
+        for k in range(1, tl.minimum(K, length - s) + 1):
+            to = base + (s + k) * C
+            x = gamma_row(
+                alpha_ptr + base, transition_ptr, initial_ptr, s, k, label, C, HAS_INITIAL, False
+            )
+            x += source + _load(bias_ptr + (k - 1) * C, label, C)
+            x += _load(beta_ptr + to, label, C) + _load(sink_ptr + to, label, C)
+            born = tl.load(born_ptr + to + label, mask=inside, other=0)
+            start += tl.where(s >= born, exp_wide(x), 0.0)
+    place = (b * T + s) * C + label
+    tl.store(start_ptr + place, start, mask=inside)
+    tl.store(end_ptr + place, end, mask=inside)

@@ -1,0 +1,146 @@
+"""Log Z, gradients and decoding for transitions by duration: the launches of a whole batch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.segments import SegmentTable
+from flash_semicrf.streaming.triton.by_duration import (
+    duration_pass_kernel,
+    duration_start_kernel,
+    duration_terms_kernel,
+    prefix_kernel,
+)
+from flash_semicrf.streaming.triton.by_duration_decoding import (
+    duration_last_segment_kernel,
+    duration_traceback_kernel,
+)
+from flash_semicrf.streaming.triton.decoding import collect_table
+from flash_semicrf.streaming.triton.launch import problem_of
+
+__all__ = ["gradients", "log_partition", "max_messages", "viterbi"]
+
+
+class _Inputs(NamedTuple):
+    """What the kernels read, and their compile-time choices."""
+
+    transition: Tensor
+    bias: Tensor
+    initial: Tensor
+    final: Tensor
+    lengths: Tensor
+    sink: Tensor
+    source: Tensor
+    born: Tensor
+    constants: dict[str, bool | int]
+
+    @property
+    def launch(self) -> dict[str, int]:
+        """Label padding and warps."""
+        return {"CP": self.constants["CP"], "num_warps": 8 if self.constants["CP"] > 32 else 4}
+
+
+def _prepare(p: Potentials) -> _Inputs:
+    problem = problem_of(p)
+    B, T, C = problem.scores.shape
+    labels = max(4, triton.next_power_of_2(C))
+    sink, source = torch.empty((2, B, T + 1, C), dtype=torch.float64, device=p.device)
+    born = torch.empty((B, T + 1, C), dtype=torch.int32, device=p.device)
+    prefix_kernel[(B,)](
+        problem.scores, problem.start, problem.end, problem.lengths, sink, source, born, T, C,
+        HAS_BOUNDARY=problem.has_boundary, CP=labels, num_warps=1,
+    )  # fmt: skip
+    bias = p.duration_bias.contiguous()
+    has_initial, has_final = p.initial_scores is not None, p.final_scores is not None
+    return _Inputs(
+        p.transition.contiguous(), bias,
+        p.initial_scores.contiguous() if has_initial else bias,
+        p.final_scores.contiguous() if has_final else bias,
+        problem.lengths, sink, source, born,
+        {"HAS_INITIAL": has_initial, "HAS_FINAL": has_final, "CP": labels},
+    )  # fmt: skip
+
+
+def _messages(
+    p: Potentials, inputs: _Inputs, both: bool, maximum: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log Z or best score, alpha, beta); beta is alpha unless `both`."""
+    B, T, C = p.scores.shape
+    log_z = torch.empty(B, dtype=torch.float64, device=p.device)
+    alpha = torch.empty_like(inputs.sink)
+    beta = torch.empty_like(alpha) if both else alpha
+    duration_pass_kernel[(B, 2 if both else 1)](
+        *inputs[:8], alpha, beta, log_z, T, C, p.max_duration,
+        HAS_INITIAL=inputs.constants["HAS_INITIAL"], HAS_FINAL=inputs.constants["HAS_FINAL"],
+        MAX=maximum, **inputs.launch,
+    )  # fmt: skip
+    return log_z, alpha, beta
+
+
+def log_partition(potentials: Potentials) -> Tensor:
+    """Log Z (B,) in float64; memory O(TC) per sequence."""
+    return _messages(potentials, _prepare(potentials), False, False)[0]
+
+
+def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log Z and its gradient for each sequence; see `flash_semicrf.streaming.dispatch.Backend`."""
+    p = potentials
+    B, T, C = p.scores.shape
+    K = p.max_duration
+    inputs = _prepare(p)
+    log_z, alpha, beta = _messages(p, inputs, True, False)
+    shared = (*inputs[:3], *inputs[4:8], alpha, beta, log_z)
+    has_initial = inputs.constants["HAS_INITIAL"]
+    found = {}
+    if wanted & {"transition", "duration_bias"}:
+        found["transition"] = log_z.new_empty((B, K, C, C))
+        found["duration_bias"] = log_z.new_empty((B, K, C))
+        duration_terms_kernel[(K, B)](
+            *shared, found["transition"], found["duration_bias"], T, C, K,
+            HAS_INITIAL=has_initial, **inputs.launch,
+        )  # fmt: skip
+    if wanted - found.keys():
+        start, end = log_z.new_empty((2, B, T, C))
+        duration_start_kernel[(T, B)](
+            *shared, start, end, T, C, K, HAS_INITIAL=has_initial, **inputs.launch
+        )
+        position = start.cumsum(1)
+        position[:, 1:] -= end.cumsum(1)[:, :-1]
+        inside = torch.arange(T, device=p.device) < p.lengths[:, None]
+        position = torch.where(inside[..., None], position.clamp(0.0, 1.0), 0.0)
+        found["scores"] = position.to(p.dtype)
+        found["start_scores"], found["end_scores"] = start.to(p.dtype), end.to(p.dtype)
+        found["initial_scores"] = start[:, 0]
+        found["final_scores"] = end[torch.arange(B, device=p.device), p.lengths - 1]
+    return log_z, {name: found[name] for name in wanted}
+
+
+def max_messages(potentials: Potentials) -> Tensor:
+    """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
+    return _messages(potentials, _prepare(potentials), False, True)[1]
+
+
+def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
+    """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
+    p = potentials
+    B, T, C = p.scores.shape
+    inputs = _prepare(p)
+    best, alpha, _ = _messages(p, inputs, False, True)
+    codes = torch.empty((B, T, C), dtype=torch.int32, device=p.device)
+    starts, labels = torch.empty((2, B, T), dtype=torch.int32, device=p.device)
+    counts = torch.empty(B, dtype=torch.int32, device=p.device)
+    duration_last_segment_kernel[(T, B)](
+        inputs.transition, inputs.bias, inputs.initial, inputs.lengths, inputs.source, inputs.born,
+        alpha, codes, T, C, p.max_duration, HAS_INITIAL=inputs.constants["HAS_INITIAL"],
+        **inputs.launch,
+    )  # fmt: skip
+    duration_traceback_kernel[(B,)](
+        inputs.transition, inputs.final, inputs.lengths, alpha, codes, best, starts, labels, counts,
+        T, C, HAS_FINAL=inputs.constants["HAS_FINAL"], CP=inputs.constants["CP"], num_warps=1,
+    )  # fmt: skip
+    return best, collect_table(starts, labels, counts, inputs.lengths)
