@@ -8,7 +8,8 @@ Summed over c' it is the start marginal, over c the end marginal, over t the gra
 running sum of starts less ends is the position marginal. The kernel then replaces the messages by
 what the gradient by the durations reads: log beta = log P(end) + log Z - alpha, and gamma likewise,
 which is exact wherever it matters. Every term is a probability: no range is too wide, and there
-are no atomics, so results repeat bit by bit. Cost T C².
+are no atomics, so results repeat bit by bit. Cost T C²: three matrix products on the float64 units,
+or term by term in tiles whose range is too wide for those.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import allowed, decode_log, exp_wide, wide
-from flash_semicrf.streaming.triton.passes import SPAN
 
 __all__ = ["boundary_kernel", "carry_kernel", "position_kernel"]
+
+_STEEP = tl.constexpr(300.0)
 
 
 @triton.jit
@@ -29,6 +32,66 @@ def _messages(row_ptr, offset_ptr, row, inside, C, label):
 
 
 @triton.jit
+def _finite(x):
+    return tl.where(x > float("-inf"), x, 0.0)
+
+
+@triton.jit
+def _products(
+    alpha, eta, free, weights, transposed, level, WANT_TRANSITION: tl.constexpr, CP: tl.constexpr
+):
+    """Start and end marginals of a tile and its sum for the gradient by A, as matrix products.
+
+    Rows are scaled by their largest alpha and eta; `level` is the log of what that leaves, so with
+    level < _STEEP all that underflow drops is below e^(_STEEP - 708), a probability of nothing.
+    """
+    source = tl.where(free, 0.0, alpha - _finite(tl.max(alpha, 1))[:, None])
+    source = exp_wide(source)
+    target = exp_wide(eta + (level - _finite(tl.max(eta, 1)))[:, None])
+    start = tl.dot(source, weights, out_dtype=tl.float64) * target
+    end = tl.dot(target, transposed, out_dtype=tl.float64) * source
+    part = tl.zeros([CP, CP], tl.float64)
+    if WANT_TRANSITION:
+        part = tl.dot(tl.trans(source), target, out_dtype=tl.float64)
+    return start, end, part
+
+
+@triton.jit
+def _term_by_term(
+    alpha, eta, log_z, forward_ptr, offset_ptr, backward_ptr, backward_offset_ptr, log_matrix_ptr,
+    transition_ptr, first_row, length, C,
+    HAS_INITIAL: tl.constexpr, WANT_TRANSITION: tl.constexpr,
+    CP: tl.constexpr, TT: tl.constexpr,
+):  # fmt: skip
+    """Start and end marginals of a tile by C² exponentials a row; adds to the gradient by A."""
+    label = tl.arange(0, CP)[None, :]
+    column = first_row + tl.arange(0, TT)
+    start = tl.zeros([TT, CP], tl.float64)
+    end = tl.zeros([TT, CP], tl.float64)
+    for other in range(C):
+        # `other` as the source: its message is a column.
+        inside = (column > 0) & (column < length)
+        value = tl.load(forward_ptr + (column - 1) * C + other, mask=inside, other=0.0)
+        source = decode_log(value) + tl.load(offset_ptr + column - 1, mask=inside, other=0.0)
+        if not HAS_INITIAL:
+            source = tl.where(column == 0, 0.0, source)
+        row = tl.load(log_matrix_ptr + other * CP + label)
+        x = exp_wide(source[:, None] + row + eta - log_z)
+        start += x
+        if WANT_TRANSITION:
+            place = transition_ptr + other * C + tl.arange(0, CP)
+            total = tl.sum(x, 0) + tl.load(place, mask=tl.arange(0, CP) < C, other=0.0)
+            tl.store(place, total, mask=tl.arange(0, CP) < C)
+        # `other` as the target.
+        value = tl.load(backward_ptr + column * C + other, mask=inside, other=0.0)
+        target = decode_log(value)
+        target += tl.load(backward_offset_ptr + column, mask=inside, other=0.0)
+        row = tl.load(log_matrix_ptr + CP * CP + other * CP + label)
+        end += exp_wide(alpha + row + target[:, None] - log_z)
+    return start, end
+
+
+@kernel
 def boundary_kernel(
     scores_ptr, start_scores_ptr, end_scores_ptr, lengths_ptr, log_matrix_ptr, first_ptr, log_z_ptr,
     forward_ptr, backward_ptr, offset_ptr, prefix_ptr,
@@ -36,7 +99,7 @@ def boundary_kernel(
     T, C, blocks, tiles,
     HAS_BOUNDARY: tl.constexpr, HAS_INITIAL: tl.constexpr, WANT_ENDS: tl.constexpr,
     WANT_TRANSITION: tl.constexpr, WANT_DURATION: tl.constexpr,
-    CP: tl.constexpr, TT: tl.constexpr,
+    DOT: tl.constexpr, CP: tl.constexpr, TT: tl.constexpr,
 ):  # fmt: skip
     """Boundaries ``[chunk * tiles * TT, (chunk + 1) * tiles * TT)``; program (chunk, b).
 
@@ -62,6 +125,21 @@ def boundary_kernel(
     offset_ptr += rows
     transition_ptr += (b * tl.num_programs(0) + chunk) * C * C
     running = tl.zeros([CP], tl.float64)
+    pairs = tl.zeros([CP, CP], tl.float64)
+    weights = pairs
+    transposed = pairs
+    peak = 0.0
+    square = tl.arange(0, CP)[:, None] * CP + tl.arange(0, CP)[None, :]
+    if DOT:
+        matrix = tl.load(log_matrix_ptr + square)
+        peak = _finite(tl.max(tl.max(matrix, 1), 0))
+        weights = exp_wide(matrix - peak)
+        transposed = exp_wide(tl.load(log_matrix_ptr + CP * CP + square) - peak)
+    if WANT_TRANSITION:
+        cell = transition_ptr + tl.arange(0, CP)[:, None] * C + tl.arange(0, CP)[None, :]
+        within = (tl.arange(0, CP)[:, None] < C) & (tl.arange(0, CP)[None, :] < C)
+        tl.store(cell, pairs, mask=within)
+        tl.debug_barrier()
 
     for tile in range(tiles):
         first_row = (chunk * tiles + tile) * TT
@@ -70,33 +148,24 @@ def boundary_kernel(
         ends_here = (t > 0) & (t <= length) & (label < C)
         eta = _messages(backward_ptr, backward_offset_ptr, t, starts_here, C, label)
         alpha = _messages(forward_ptr, offset_ptr, t - 1, ends_here, C, label)
-        start = tl.zeros([TT, CP], tl.float64)
-        end = tl.zeros([TT, CP], tl.float64)
-        column = first_row + tl.arange(0, TT)
-        for other in range(C):
-            # `other` as the source: its message is a column.
-            inside = (column > 0) & (column < length)
-            value = tl.load(forward_ptr + (column - 1) * C + other, mask=inside, other=0.0)
-            source = decode_log(value) + tl.load(offset_ptr + column - 1, mask=inside, other=0.0)
-            if not HAS_INITIAL:
-                source = tl.where(column == 0, 0.0, source)
-            row = tl.load(log_matrix_ptr + other * CP + label)
-            x = exp_wide(source[:, None] + row + eta - log_z)
-            x = tl.where(starts_here, x, 0.0)
-            start += x
+        level = _finite(tl.max(eta, 1)) + _finite(tl.max(alpha, 1)) + peak - log_z
+        if DOT and tl.max(level, 0) < _STEEP:
+            free = (t == 0) & (label < C)
+            if HAS_INITIAL:
+                free = free & (t < 0)
+            start, end, part = _products(
+                alpha, eta, free, weights, transposed, level, WANT_TRANSITION, CP
+            )
             if WANT_TRANSITION:
-                place = transition_ptr + other * C + tl.arange(0, CP)
-                total = tl.sum(x, 0)
-                if tile > 0:
-                    total += tl.load(place, mask=tl.arange(0, CP) < C, other=0.0)
-                tl.store(place, total, mask=tl.arange(0, CP) < C)
-            # `other` as the target.
-            value = tl.load(backward_ptr + column * C + other, mask=inside, other=0.0)
-            target = decode_log(value)
-            target += tl.load(backward_offset_ptr + column, mask=inside, other=0.0)
-            row = tl.load(log_matrix_ptr + CP * CP + other * CP + label)
-            x = exp_wide(alpha + row + target[:, None] - log_z)
-            end += tl.where(ends_here & (t < length), x, 0.0)
+                pairs += part
+        else:
+            start, end = _term_by_term(
+                alpha, eta, log_z, forward_ptr, offset_ptr, backward_ptr, backward_offset_ptr,
+                log_matrix_ptr, transition_ptr, first_row, length, C,
+                HAS_INITIAL, WANT_TRANSITION, CP, TT,
+            )  # fmt: skip
+        start = tl.where(starts_here, start, 0.0)
+        end = tl.where(ends_here & (t < length), end, 0.0)
         if HAS_INITIAL:
             x = exp_wide(tl.load(first_ptr + label) + eta - log_z)
             start = tl.where((t == 0) & starts_here, x, start)
@@ -117,7 +186,7 @@ def boundary_kernel(
             tl.store(start_ptr + place, start, mask=inside)
             tl.store(end_ptr + place - C, end, mask=(t > 0) & (t <= T) & (label < C))
         if WANT_DURATION:
-            block = first_row // SPAN
+            block = first_row // TT
             prefix_place = (b * blocks + tl.minimum(block, blocks - 1)) * C + label
             prefix = tl.load(prefix_ptr + prefix_place, mask=label < C, other=0.0)
             x = tl.load(scores_ptr + t * C + label, mask=(t < length) & (label < C), other=0.0)
@@ -134,12 +203,16 @@ def boundary_kernel(
             u = tl.where(end > 0, u, float("-inf"))
             tl.store(backward_ptr + t * C + label, h, mask=inside)
             tl.store(forward_ptr + (t - 1) * C + label, u, mask=(t > 0) & (t <= T) & (label < C))
+    if WANT_TRANSITION and DOT:
+        tl.debug_barrier()
+        total = pairs * weights + tl.load(cell, mask=within, other=0.0)
+        tl.store(cell, total, mask=within)
     if tl.num_programs(0) > 1:
         place = (b * tl.num_programs(0) + chunk) * C + tl.arange(0, CP)
         tl.store(carry_ptr + place, running, mask=tl.arange(0, CP) < C)
 
 
-@triton.jit
+@kernel
 def carry_kernel(carry_ptr, chunks, C, CP: tl.constexpr, ROWS: tl.constexpr):
     """Replace `carry` (B, chunks, C) by its sums over the chunks before; program (b,)."""
     b = tl.program_id(0).to(tl.int64)
@@ -155,7 +228,7 @@ def carry_kernel(carry_ptr, chunks, C, CP: tl.constexpr, ROWS: tl.constexpr):
         running += tl.sum(value, 0)
 
 
-@triton.jit
+@kernel
 def position_kernel(
     position_ptr, carry_ptr, lengths_ptr, T, C, chunks, span, CP: tl.constexpr, TT: tl.constexpr
 ):

@@ -4,10 +4,11 @@
     beta_s(c')  = LSE_{k, c} [A_k[c', c] + e_{s, k}(c) + u_{s+k}(c)]
     e_{s, k}(c) = D_k(c) + start_s(c) - S_s(c),    u_t(c) = beta_t(c) + S_t(c) + end_{t-1}(c)
 
-over the segments that no forbidden position cuts; alpha_0 = 0, or the initial scores in place of the
-transition term. Messages are float64 logarithms in rows 0..T. Gradients sum
+over the segments that no forbidden position cuts; alpha_0 = 0, or the initial scores in place of
+the transition term. Messages are float64 logarithms in rows 0..T. Gradients sum
 
-    P([s, s+k) of label c after c') = exp(alpha_s(c') + A_k[c', c] + e_{s, k}(c) + u_{s+k}(c) - log Z)
+    P([s, s+k) of label c after c')
+        = exp(alpha_s(c') + A_k[c', c] + e_{s, k}(c) + u_{s+k}(c) - log Z)
 
 in parallel kernels, without atomics.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import allowed, exp_wide, wide
 
 __all__ = [
@@ -27,7 +29,7 @@ __all__ = [
 ]
 
 
-@triton.jit
+@kernel
 def prefix_kernel(
     scores_ptr, start_ptr, end_ptr, lengths_ptr, sink_ptr, source_ptr, born_ptr, T, C,
     HAS_BOUNDARY: tl.constexpr, CP: tl.constexpr,
@@ -43,7 +45,7 @@ def prefix_kernel(
     length = tl.load(lengths_ptr + b).to(tl.int32)
     total = tl.zeros([CP], tl.float64)
     born = tl.zeros([CP], tl.int32)
-    for t in range(0, length + 1):
+    for t in range(length + 1):
         row = (b * (T + 1) + t) * C + label
         position = (b * T + t) * C + label
         sink = total
@@ -98,7 +100,7 @@ def gamma_row(
     alpha_ptr, transition_ptr, initial_ptr, s, k, label, C,
     HAS_INITIAL: tl.constexpr, MAX: tl.constexpr,
 ):  # fmt: skip
-    """Sum over c' of alpha_s(c') + A_k[c', c], the term of a segment of duration k that starts at s."""
+    """Sum over c' of alpha_s(c') + A_k[c', c]: the term of a segment [s, s + k)."""
     if HAS_INITIAL:
         if s == 0:
             found = _load(initial_ptr, label, C)
@@ -113,7 +115,7 @@ def gamma_row(
     return found
 
 
-@triton.jit(do_not_specialize=["T", "C", "K"])
+@kernel
 def duration_pass_kernel(
     transition_ptr, bias_ptr, initial_ptr, final_ptr, lengths_ptr, sink_ptr, source_ptr, born_ptr,
     alpha_ptr, beta_ptr, log_z_ptr, T, C, K,
@@ -168,7 +170,7 @@ def duration_pass_kernel(
             tl.store(beta_ptr + s * C + label, total, mask=inside)
 
 
-@triton.jit(do_not_specialize=["T", "C", "K"])
+@kernel
 def duration_terms_kernel(
     transition_ptr, bias_ptr, initial_ptr, lengths_ptr, sink_ptr, source_ptr, born_ptr,
     alpha_ptr, beta_ptr, log_z_ptr, by_transition_ptr, by_bias_ptr, T, C, K,
@@ -186,7 +188,7 @@ def duration_terms_kernel(
     bias = _load(bias_ptr + (k - 1) * C, label, C) - tl.where(length > 0, log_z, 0.0)
     by_transition = tl.zeros([CP, CP], tl.float64)
     by_bias = tl.zeros([CP], tl.float64)
-    for s in range(0, length - k + 1):
+    for s in range(length - k + 1):
         row = base + s * C
         to = base + (s + k) * C
         x = bias + _load(source_ptr + row, label, C) + _load(sink_ptr + to, label, C)
@@ -205,7 +207,7 @@ def duration_terms_kernel(
     tl.store(by_transition_ptr + place, by_transition, mask=inside[:, None] & inside[None, :])
 
 
-@triton.jit(do_not_specialize=["T", "C", "K"])
+@kernel
 def duration_start_kernel(
     transition_ptr, bias_ptr, initial_ptr, lengths_ptr, sink_ptr, source_ptr, born_ptr,
     alpha_ptr, beta_ptr, log_z_ptr, start_ptr, end_ptr, T, C, K,

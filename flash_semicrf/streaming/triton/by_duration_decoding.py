@@ -1,25 +1,25 @@
 """Decoding with transitions by duration: the last segments in parallel, then the walk.
 
-The label before a segment depends on its duration, so the walk ranks the labels itself, at one row of
-A_k per segment; the shortest best duration of each label is found for all boundaries at once. Ties:
+The label before a segment depends on its duration, so the walk ranks the labels itself, at one row
+of A_k per segment; the shortest best duration of each label is found for all boundaries at once. Ties:
 the shortest segment, then the lowest label.
 """
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.by_duration import gamma_row
+from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import wide
 
 __all__ = ["duration_last_segment_kernel", "duration_traceback_kernel"]
 
 
-@triton.jit(do_not_specialize=["T", "C", "K"])
+@kernel
 def duration_last_segment_kernel(
-    transition_ptr, bias_ptr, initial_ptr, lengths_ptr, source_ptr, born_ptr, alpha_ptr, code_ptr,
-    T, C, K, HAS_INITIAL: tl.constexpr, CP: tl.constexpr,
+    transition_ptr, bias_ptr, initial_ptr, lengths_ptr, source_ptr, born_ptr, alpha_ptr,
+    code_ptr, T, C, K, HAS_INITIAL: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
     """Code ``k * CP + c`` of the best segment of label c that ends at position p; program (p, b)."""
     t = tl.program_id(0) + 1
@@ -45,7 +45,7 @@ def duration_last_segment_kernel(
     tl.store(code_ptr + (b * T + t - 1) * C + label, duration * CP + label, mask=inside)
 
 
-@triton.jit(do_not_specialize=["T", "C"])
+@kernel
 def duration_traceback_kernel(
     transition_ptr, final_ptr, lengths_ptr, alpha_ptr, code_ptr, best_ptr,
     starts_ptr, labels_ptr, counts_ptr, T, C, HAS_FINAL: tl.constexpr, CP: tl.constexpr,

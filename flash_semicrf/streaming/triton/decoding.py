@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import SegmentTable
+from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.launch import (
     CHAINS,
     Plan,
@@ -35,7 +36,8 @@ def _messages(p: Potentials, problem: Problem, plan: Plan) -> tuple[Tensor, ...]
     sizes = [B * T * C, B * T * C, B, B * stride]
     buffer = torch.empty(sum(sizes), dtype=torch.float64, device=p.device)
     alpha, sources, best, workspace = buffer.split(sizes)
-    max_pass_kernel[(B,)](
+    launch(
+        max_pass_kernel, (B,),
         problem.scores, problem.start, problem.end, problem.lengths, tables.log_window,
         tables.log_matrix, tables.first, workspace, alpha, sources, best,
         T, C, plan.blocks_back, plan.ring, stride, 1,
@@ -57,16 +59,29 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     starts, labels = starts.view(B, T), labels.view(B, T)
     tile = max(1, 1024 // plan.labels)
     grid = (triton.cdiv(T, tile), B)
-    last_segment_kernel[grid](
+    launch(
+        last_segment_kernel, grid,
         problem.scores, problem.lengths, sources, tables.log_window, codes, T, C, p.max_duration,
         CP=plan.labels, TT=tile, num_warps=4,
     )  # fmt: skip
-    previous_segment_kernel[grid](
+    launch(
+        previous_segment_kernel, grid,
         problem.lengths, alpha, tables.log_matrix, tables.first, codes, pointers, T, C,
         CP=plan.labels, TT=tile, num_warps=4,
     )  # fmt: skip
-    traceback_kernel[(B,)](
-        problem.lengths, best, pointers, starts, labels, counts, T, C, CP=plan.labels, num_warps=1
+    launch(
+        traceback_kernel,
+        (B,),
+        problem.lengths,
+        best,
+        pointers,
+        starts,
+        labels,
+        counts,
+        T,
+        C,
+        CP=plan.labels,
+        num_warps=1,
     )
     return best, collect_table(starts, labels, counts, problem.lengths)
 
@@ -79,7 +94,9 @@ def collect_table(starts: Tensor, labels: Tensor, counts: Tensor, lengths: Tenso
     B, T = starts.shape
     total = int(counts.sum())
     table = torch.empty((4, total), dtype=torch.int64, device=starts.device)
-    table_kernel[(B,)](starts, labels, counts, lengths, table, T, total, BLOCK=128, num_warps=4)
+    launch(
+        table_kernel, (B,), starts, labels, counts, lengths, table, T, total, BLOCK=128, num_warps=4
+    )
     return SegmentTable(*table)
 
 

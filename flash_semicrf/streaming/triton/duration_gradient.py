@@ -2,32 +2,33 @@
 
     d log Z / d D_k(c) = sum_t exp(h_{t-k}(c) + D_k(c) + u_t(c) - log Z)
 
-over the segments that no forbidden position cuts. One exponential per term, each a probability; float64,
+over the segments that no forbidden position cuts. One exponential per term, each a probability;
 no atomics. Cost T K C.
 """
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import allowed, exp_wide
-from flash_semicrf.streaming.triton.passes import SPAN
 
 __all__ = ["duration_gradient_kernel"]
 
 _UNROLL = tl.constexpr(4)
 
 
-@triton.jit
+@kernel
 def duration_gradient_kernel(
     scores_ptr, lengths_ptr, log_window_ptr, log_z_ptr, sources_ptr, outputs_ptr, born_ptr,
-    gradient_ptr, T, C, K, blocks, span, CP: tl.constexpr, KT: tl.constexpr,
+    gradient_ptr, T, C, K, blocks, span,
+    CP: tl.constexpr, KT: tl.constexpr, NARROW: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """Durations of one tile, segments that end in one chunk of `span` positions.
 
     Program (tile of KT durations, chunk, b). `sources` h and `outputs` u are those that
-    `boundary_kernel` leaves; writes the chunk's part of `gradient` (B, chunks, K, C).
+    `boundary_kernel` leaves; writes the chunk's part of `gradient` (B, chunks, K, C). With
+    NARROW exponentials are taken in float32, of float64 sums, and added up in float64.
     """
     chunk = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
@@ -46,6 +47,8 @@ def duration_gradient_kernel(
     total = tl.zeros([KT, CP], tl.float64)
     # Several outputs at a time: their loads and exponentials need not wait for each other.
     for first in range(begin, tl.minimum(begin + span, length), _UNROLL):
+        if NARROW:
+            part = tl.zeros([KT, CP], tl.float32)
         for i in tl.static_range(_UNROLL):
             p = first + i
             here = inside & (p < length)
@@ -56,6 +59,11 @@ def duration_gradient_kernel(
             live = within & (source >= born[None, :])
             place = sources_ptr + row + source * C + label[None, :]
             h = tl.load(place, mask=live, other=float("-inf"))
-            total += exp_wide(h + bias + u[None, :])
+            if NARROW:
+                part += tl.exp((h + bias + u[None, :]).to(tl.float32))
+            else:
+                total += exp_wide(h + bias + u[None, :])
+        if NARROW:
+            total += part.to(tl.float64)
     place = gradient_ptr + ((b * tl.num_programs(1) + chunk) * K + k - 1) * C + label[None, :]
     tl.store(place, total, mask=within)

@@ -21,6 +21,7 @@ from flash_semicrf.streaming.triton.by_duration_decoding import (
     duration_traceback_kernel,
 )
 from flash_semicrf.streaming.triton.decoding import collect_table
+from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.launch import problem_of
 
 __all__ = ["gradients", "log_partition", "max_messages", "viterbi"]
@@ -51,7 +52,8 @@ def _prepare(p: Potentials) -> _Inputs:
     labels = max(4, triton.next_power_of_2(C))
     sink, source = torch.empty((2, B, T + 1, C), dtype=torch.float64, device=p.device)
     born = torch.empty((B, T + 1, C), dtype=torch.int32, device=p.device)
-    prefix_kernel[(B,)](
+    launch(
+        prefix_kernel, (B,),
         problem.scores, problem.start, problem.end, problem.lengths, sink, source, born, T, C,
         HAS_BOUNDARY=problem.has_boundary, CP=labels, num_warps=1,
     )  # fmt: skip
@@ -74,7 +76,8 @@ def _messages(
     log_z = torch.empty(B, dtype=torch.float64, device=p.device)
     alpha = torch.empty_like(inputs.sink)
     beta = torch.empty_like(alpha) if both else alpha
-    duration_pass_kernel[(B, 2 if both else 1)](
+    launch(
+        duration_pass_kernel, (B, 2 if both else 1),
         *inputs[:8], alpha, beta, log_z, T, C, p.max_duration,
         HAS_INITIAL=inputs.constants["HAS_INITIAL"], HAS_FINAL=inputs.constants["HAS_FINAL"],
         MAX=maximum, **inputs.launch,
@@ -100,14 +103,24 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
     if wanted & {"transition", "duration_bias"}:
         found["transition"] = log_z.new_empty((B, K, C, C))
         found["duration_bias"] = log_z.new_empty((B, K, C))
-        duration_terms_kernel[(K, B)](
+        launch(
+            duration_terms_kernel, (K, B),
             *shared, found["transition"], found["duration_bias"], T, C, K,
             HAS_INITIAL=has_initial, **inputs.launch,
         )  # fmt: skip
     if wanted - found.keys():
         start, end = log_z.new_empty((2, B, T, C))
-        duration_start_kernel[(T, B)](
-            *shared, start, end, T, C, K, HAS_INITIAL=has_initial, **inputs.launch
+        launch(
+            duration_start_kernel,
+            (T, B),
+            *shared,
+            start,
+            end,
+            T,
+            C,
+            K,
+            HAS_INITIAL=has_initial,
+            **inputs.launch,
         )
         position = start.cumsum(1)
         position[:, 1:] -= end.cumsum(1)[:, :-1]
@@ -134,12 +147,14 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     codes = torch.empty((B, T, C), dtype=torch.int32, device=p.device)
     starts, labels = torch.empty((2, B, T), dtype=torch.int32, device=p.device)
     counts = torch.empty(B, dtype=torch.int32, device=p.device)
-    duration_last_segment_kernel[(T, B)](
+    launch(
+        duration_last_segment_kernel, (T, B),
         inputs.transition, inputs.bias, inputs.initial, inputs.lengths, inputs.source, inputs.born,
         alpha, codes, T, C, p.max_duration, HAS_INITIAL=inputs.constants["HAS_INITIAL"],
         **inputs.launch,
     )  # fmt: skip
-    duration_traceback_kernel[(B,)](
+    launch(
+        duration_traceback_kernel, (B,),
         inputs.transition, inputs.final, inputs.lengths, alpha, codes, best, starts, labels, counts,
         T, C, HAS_FINAL=inputs.constants["HAS_FINAL"], CP=inputs.constants["CP"], num_warps=1,
     )  # fmt: skip

@@ -9,7 +9,8 @@ import triton
 from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
-from flash_semicrf.streaming.triton.passes import SPAN, pass_kernel
+from flash_semicrf.streaming.triton.jit import launch
+from flash_semicrf.streaming.triton.passes import pass_kernel
 from flash_semicrf.streaming.triton.prepare import prepare_kernel
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Messages",
     "Plan",
     "Problem",
+    "SPAN",
     "Tables",
     "plan_of",
     "problem_of",
@@ -24,6 +26,9 @@ __all__ = [
     "tables_of",
 ]
 
+
+SPAN = 32
+"""Positions between the running scores that the passes leave for the gradients."""
 
 CHAINS = 4
 """Sums over source labels that run side by side."""
@@ -116,7 +121,8 @@ def tables_of(potentials: Potentials, plan: Plan, semiring: str = "log") -> Tabl
     tables = Tables(*buffer.split(sizes))
     block = 32
     has_initial, has_final = p.initial_scores is not None, p.final_scores is not None
-    prepare_kernel[(1 + triton.cdiv(rows, block),)](
+    launch(
+        prepare_kernel, (1 + triton.cdiv(rows, block),),
         p.transition.contiguous(), p.duration_bias.contiguous(),
         p.initial_scores if has_initial else p.transition,
         p.final_scores if has_final else p.transition,
@@ -163,15 +169,16 @@ def run_passes(
     messages = None
     outputs = (log_z,) * 5
     if keep:
-        blocks = T // SPAN.value + 2
+        blocks = T // SPAN + 2
         messages = outputs = Messages(
             empty(B, T, C), empty(B, T, C), empty(2, B, T), empty(B, blocks, C),
             empty(B, blocks, C, dtype=torch.int32),
         )  # fmt: skip
-    pass_kernel[(B, directions)](
+    launch(
+        pass_kernel, (B, directions),
         problem.scores, problem.start, problem.end, problem.lengths, *tables, workspace, log_z,
         *outputs, T, C, p.max_duration, plan.blocks_back, plan.ring, plan.workspace, 1,
         int(always_log), HAS_BOUNDARY=problem.has_boundary, BACKWARD=keep, KEEP=keep,
-        CP=plan.labels, R=plan.rows, G=plan.groups, CHAINS=CHAINS, num_warps=plan.warps,
+        CP=plan.labels, R=plan.rows, G=plan.groups, CHAINS=CHAINS, SPAN=SPAN, num_warps=plan.warps,
     )  # fmt: skip
     return log_z, tables, messages

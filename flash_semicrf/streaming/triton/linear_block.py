@@ -1,10 +1,10 @@
 """One block of R steps of a pass, in linear float64: no exp or log on the chain from step to step.
 
-Accumulator i holds exp(log alpha of step i, less closing score), relative to the block's offset, of the
-segments taken up so far, their content up to the present position included. A step multiplies the
-accumulators by exp(score), reads one as alpha, multiplies it by exp(A) into the next source and
-adds that source, times W, to the later accumulators. Sources before the block come in R x R tiles of
-multiply-adds; each older block is scaled by the product of the scores and of the rescaling since.
+Accumulator i holds exp(log alpha of step i, less closing score), relative to the block's offset, of
+the segments taken up so far, their content up to the present position included. A step multiplies
+the accumulators by exp(score), reads one as alpha, multiplies it by exp(A) into the next source and
+adds that source, times W, to the later accumulators. Sources before the block come in R x R tiles
+of multiply-adds; each older block is scaled by the product of the scores and of the rescaling since.
 
 A block certifies itself: every value that something feeds lies in [`LOW`, `HIGH`], and what
 underflow may have dropped, followed through the rescaling, is far below `LOW`. Whoever gets False

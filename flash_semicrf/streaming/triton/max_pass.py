@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.linear_block import load_matrix, load_tile, newest_durations
 from flash_semicrf.streaming.triton.numerics import wide
 from flash_semicrf.streaming.triton.passes import load_rows
@@ -148,14 +149,17 @@ def _wide_rows(rows, R: tl.constexpr):
     return values
 
 
-@triton.jit(do_not_specialize=["T", "blocks_back", "ring", "workspace_stride", "unit"])
+@kernel
 def max_pass_kernel(
     scores_ptr, start_ptr, end_ptr, lengths_ptr, log_window_ptr, log_matrix_ptr, first_ptr,
     workspace_ptr, alpha_ptr, sources_ptr, best_ptr,
     T, C, blocks_back, ring, workspace_stride, unit,
     HAS_BOUNDARY: tl.constexpr, CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr, CHAINS: tl.constexpr,
 ):  # fmt: skip
-    """Fill alpha_{p+1} and h_p in row p of `alpha` and `sources` (B, T, C), `best` (B,); program (b,)."""
+    """Fill row p of `alpha` and `sources` (B, T, C), alpha_{p+1} and h_p, and `best` (B,).
+
+    Program (b,).
+    """
     b = tl.program_id(0).to(tl.int64)
     label = tl.arange(0, CP)
     length = tl.load(lengths_ptr + b).to(tl.int32)

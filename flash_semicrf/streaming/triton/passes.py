@@ -5,8 +5,8 @@ Forwards, with S the running sum of a label's scores,
     h_s(c)     = LSE_{c'} [alpha_s(c') + A[c', c]] + start_s(c) - S_s(c)
     alpha_t(c) = S_t(c) + end_{t-1}(c) + LSE_{k=1..K} [h_{t-k}(c) + D_k(c)]
 
-Read from the end, with starts and ends exchanged and A transposed, the same recurrence gives eta (for
-alpha) and beta: one kernel serves both directions. Blocks of R steps run in linear float64, and
+Read from the end, with starts and ends exchanged and A transposed, the same recurrence gives eta
+(for alpha) and beta: one kernel serves both directions. Blocks of R steps run in linear float64, and
 again in the log domain where that certifies nothing. Cost T(KC + C²); workspace O(KC).
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.linear_block import (
     far_window,
     linear_steps,
@@ -30,9 +31,7 @@ from flash_semicrf.streaming.triton.numerics import (
     exp_wide,
 )
 
-__all__ = ["SPAN", "load_rows", "pass_kernel"]
-
-SPAN = tl.constexpr(32)  # positions between two rows of the running scores that are kept
+__all__ = ["load_rows", "pass_kernel"]
 
 
 @triton.jit
@@ -55,24 +54,23 @@ def _exponentials(rows, R: tl.constexpr):
     return values
 
 
-@triton.jit(
-    do_not_specialize=["unit", "always_log", "T", "K", "blocks_back", "ring", "workspace_stride"]
-)
+@kernel
 def pass_kernel(
     scores_ptr, start_ptr, end_ptr, lengths_ptr,
     window_ptr, log_window_ptr, matrix_ptr, log_matrix_ptr, first_ptr,
     workspace_ptr, log_z_ptr, forward_ptr, backward_ptr, offset_ptr,
     prefix_out_ptr, born_out_ptr, T, C, K, blocks_back, ring, workspace_stride, unit, always_log,
     HAS_BOUNDARY: tl.constexpr, BACKWARD: tl.constexpr, KEEP: tl.constexpr,
-    CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr, CHAINS: tl.constexpr,
+    CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr, CHAINS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """Run one pass; program (b, direction).
 
     `scores`, `start`, `end` (B, T, C) in any floating dtype; the tables of `prepare_kernel`;
-    `workspace` float64, `workspace_stride` of them per program. Writes `log_z` (B,) and, if KEEP, the
-    messages `forward` (alpha_{p+1} in row p) and `backward` (eta_p), both (B, T, C), with their
+    `workspace` float64, `workspace_stride` of them per program. Writes `log_z` (B,) and, if KEEP,
+    the messages `forward` (alpha_{p+1} in row p) and `backward` (eta_p), both (B, T, C), with their
     offsets (2, B, T); `prefix` and `born` (B, blocks, C): running score and first source that no
-    forbidden position cut off, at the start of each block, one block more than T needs. float64 inside. `always_log` is for tests.
+    forbidden position cut off, at every multiple of SPAN positions. float64 inside. `always_log`
+    is for tests.
     """
     b = tl.program_id(0).to(tl.int64)
     label = tl.arange(0, CP)

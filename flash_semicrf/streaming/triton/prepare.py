@@ -1,8 +1,8 @@
 """What the passes need of the parameters, prepared by one launch for all sequences.
 
-Exponentials are taken once: W_k(c) = exp(D_k(c)) and exp(A). One that is too large, or an exp(A) too
-small, for the linear blocks of the passes is stored as NaN, which sends every block that meets it to
-the log domain.
+Exponentials are taken once: W_k(c) = exp(D_k(c)) and exp(A). One that is too large, or an exp(A)
+too small, for the linear blocks of the passes is stored as NaN, which sends every block that meets
+it to the log domain.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import wide
 
 __all__ = ["prepare_kernel"]
@@ -31,7 +32,7 @@ def _first_term(a_src_dst, initial_ptr, label, C, HAS_INITIAL: tl.constexpr, MAX
     return first
 
 
-@triton.jit
+@kernel
 def prepare_kernel(
     transition_ptr, bias_ptr, initial_ptr, final_ptr,
     window_ptr, log_window_ptr, matrix_ptr, log_matrix_ptr, first_ptr,

@@ -9,7 +9,9 @@ from torch import Tensor
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming.triton.boundary import boundary_kernel, carry_kernel, position_kernel
 from flash_semicrf.streaming.triton.duration_gradient import duration_gradient_kernel
+from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.launch import (
+    SPAN,
     Messages,
     Plan,
     Problem,
@@ -18,11 +20,8 @@ from flash_semicrf.streaming.triton.launch import (
     problem_of,
     run_passes,
 )
-from flash_semicrf.streaming.triton.passes import SPAN
 
 __all__ = ["gradients", "log_partition"]
-
-_TILE = SPAN.value  # boundaries of one tile
 
 
 def log_partition(potentials: Potentials, always_log: bool = False) -> Tensor:
@@ -70,13 +69,14 @@ def _boundary_gradients(
     messages: Messages,
     log_z: Tensor,
     wanted: set[str],
+    use_dot: bool | None = None,
 ) -> dict[str, Tensor]:
     """Everything but the gradient by the durations; turns the messages into h and u."""
     scores = problem.scores
     B, T, C = scores.shape
     # A chunk of 4C positions keeps the partial gradients by A smaller than the scores.
-    tiles = -(-4 * C // _TILE)
-    span = tiles * _TILE
+    tiles = -(-4 * C // SPAN)
+    span = tiles * SPAN
     chunks = -(-(T + 1) // span)
     want_ends = bool(wanted & {"start_scores", "end_scores"})
     want_transition = "transition" in wanted
@@ -86,21 +86,24 @@ def _boundary_gradients(
     sizes = [B * chunks * C, B * chunks * C * C if want_transition else 1, B * C, B * C]
     buffer = torch.empty(sum(sizes), dtype=torch.float64, device=scores.device)
     carry, transition, initial, final = buffer.split(sizes)
-    warps = 4 if plan.labels <= 32 else 8
-    boundary_kernel[(chunks, B)](
+    # tl.dot takes 16 rows and more; 64 labels need more shared memory than many devices have.
+    dot = 16 <= plan.labels <= 64 if use_dot is None else use_dot
+    launch(
+        boundary_kernel, (chunks, B),
         scores, problem.start, problem.end, problem.lengths, tables.log_matrix, tables.first,
         log_z, messages.forward, messages.backward, messages.offset, messages.prefix,
         position, start, end, carry, transition, initial, final,
         T, C, messages.prefix.shape[1], tiles,
         HAS_BOUNDARY=problem.has_boundary, HAS_INITIAL=p.initial_scores is not None,
         WANT_ENDS=want_ends, WANT_TRANSITION=want_transition,
-        WANT_DURATION="duration_bias" in wanted, CP=plan.labels, TT=_TILE,
-        num_warps=warps,
+        WANT_DURATION="duration_bias" in wanted, DOT=dot, CP=plan.labels, TT=SPAN,
+        num_warps=4 if plan.labels <= 32 else 8,
     )  # fmt: skip
     if chunks > 1:
-        carry_kernel[(B,)](carry, chunks, C, CP=plan.labels, ROWS=64, num_warps=4)
-        position_kernel[(triton.cdiv(T, _TILE), B)](
-            position, carry, problem.lengths, T, C, chunks, span, CP=plan.labels, TT=_TILE,
+        launch(carry_kernel, (B,), carry, chunks, C, CP=plan.labels, ROWS=64, num_warps=4)
+        launch(
+            position_kernel, (triton.cdiv(T, SPAN), B),
+            position, carry, problem.lengths, T, C, chunks, span, CP=plan.labels, TT=SPAN,
             num_warps=4,
         )  # fmt: skip
     found = {"scores": position, "start_scores": start, "end_scores": end}
@@ -118,12 +121,14 @@ def _duration_gradient(
     K = p.max_duration
     # A chunk of 4K positions keeps the partial gradients smaller than the scores.
     tile = max(4, min(16, triton.next_power_of_2(K), 512 // plan.labels))
-    span = -(-max(256, 4 * K) // _TILE) * _TILE
+    span = -(-max(256, 4 * K) // SPAN) * SPAN
     chunks = -(-T // span)
     gradient = torch.empty((B, chunks, K, C), dtype=torch.float64, device=log_z.device)
-    duration_gradient_kernel[(triton.cdiv(K, tile), chunks, B)](
+    launch(
+        duration_gradient_kernel, (triton.cdiv(K, tile), chunks, B),
         problem.scores, problem.lengths, tables.log_window, log_z,
         messages.backward, messages.forward, messages.born, gradient,
-        T, C, K, messages.born.shape[1], span, CP=plan.labels, KT=tile, num_warps=4,
+        T, C, K, messages.born.shape[1], span, CP=plan.labels, KT=tile,
+        NARROW=problem.scores.dtype == torch.float32, SPAN=SPAN, num_warps=4,
     )  # fmt: skip
     return gradient[:, 0] if chunks == 1 else gradient.sum(1)

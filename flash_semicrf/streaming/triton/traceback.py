@@ -1,7 +1,7 @@
 """The walk back along the best segmentation, and its segments as flat tensors.
 
-What the walk asks at each boundary is found for all boundaries at once, in parallel: the duration of
-the best segment of each label, the shortest of equals, is the argmax over k of h_{t-k}(c) + D_k(c);
+What the walk asks at each boundary is found for all boundaries at once, in parallel: the duration
+of the best segment of each label, the shortest of equals, is the argmax over k of h_{t-k}(c) + D_k(c);
 the label before c the argmax over c' of alpha_t(c') + A[c', c], of equals that with the shortest
 segment, then the lowest. Both go into one number per (t, c), so the walk reads one number per
 segment. Cost T(KC + C²) in parallel; memory O(TC).
@@ -9,15 +9,15 @@ segment. Cost T(KC + C²) in parallel; memory O(TC).
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import allowed
 
 __all__ = ["last_segment_kernel", "previous_segment_kernel", "table_kernel", "traceback_kernel"]
 
 
-@triton.jit(do_not_specialize=["T", "K"])
+@kernel
 def last_segment_kernel(
     scores_ptr, lengths_ptr, sources_ptr, log_window_ptr, code_ptr,
     T, C, K, CP: tl.constexpr, TT: tl.constexpr,
@@ -46,7 +46,7 @@ def last_segment_kernel(
     tl.store(code_ptr + place, duration * CP + label, mask=inside)
 
 
-@triton.jit(do_not_specialize=["T"])
+@kernel
 def previous_segment_kernel(
     lengths_ptr, alpha_ptr, log_matrix_ptr, first_ptr, code_ptr, pointer_ptr,
     T, C, CP: tl.constexpr, TT: tl.constexpr,
@@ -76,7 +76,7 @@ def previous_segment_kernel(
     tl.store(pointer_ptr + (b * T + p) * C + label, pointer, mask=(p < length) & (label < C))
 
 
-@triton.jit(do_not_specialize=["T"])
+@kernel
 def traceback_kernel(
     lengths_ptr, best_ptr, pointer_ptr, starts_ptr, labels_ptr, counts_ptr, T, C, CP: tl.constexpr
 ):
@@ -102,11 +102,14 @@ def traceback_kernel(
     tl.store(counts_ptr + b, count)
 
 
-@triton.jit(do_not_specialize=["T", "total"])
+@kernel
 def table_kernel(
     starts_ptr, labels_ptr, counts_ptr, lengths_ptr, table_ptr, T, total, BLOCK: tl.constexpr
 ):
-    """Compact the rows into `table` (4, total) int64: sequence, start, stop, label; program (b,)."""
+    """Compact the rows into `table` (4, total) int64: sequence, start, stop, label.
+
+    Program (b,).
+    """
     b = tl.program_id(0).to(tl.int64)
     count = tl.load(counts_ptr + b)
     lane = tl.arange(0, BLOCK)
