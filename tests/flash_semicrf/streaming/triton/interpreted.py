@@ -1,0 +1,315 @@
+"""The Triton kernels in Triton's interpreter, on the CPU, against the reference loop.
+
+Run by `test_interpreter.py` in a process of its own: the interpreter is chosen by an environment
+variable before triton is imported, and pytest does not collect this file by its name. A position
+costs about 0.1 s whatever K and C are, so the problems are short and few.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.segments import Segment, segments_to_table
+from flash_semicrf.streaming import log_partition, segment_marginals, viterbi, viterbi_table
+from flash_semicrf.streaming.dispatch import BACKENDS, record_backends
+from flash_semicrf.testing import assert_close, random_problem
+from tests.flash_semicrf.cases import gradients_of, with_gradients
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("run by test_interpreter.py, with TRITON_INTERPRET=1", allow_module_level=True)
+
+# The interpreter's maximum skips NaN and warns where there is nothing else: padding, for instance.
+pytestmark = pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")
+
+REFERENCE, TRITON = BACKENDS["reference"], BACKENDS["triton"]
+BY_POSITION = ("scores", "start_scores", "end_scores")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interpreter():
+    """Repair what the interpreter lacks, and hide what it says of values that are discarded."""
+    from triton.runtime import interpreter
+
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch_tensor_and_index(tensor, scope):
+        patch_tensor(tensor, scope)
+        # numpy >= 2.4 turns arrays of no dimensions only into an int; loop bounds have one.
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_tensor_and_index)
+        # Both branches of tl.where are computed: numpy warns of logs of zero and of overflow in
+        # the one that is not taken.
+        with np.errstate(all="ignore"):
+            yield
+
+
+class Case(NamedTuple):
+    """One combination of sizes and options."""
+
+    positions: int
+    durations: int
+    labels: int
+    boundary: bool = False
+    ends: bool = False
+    forbid: float = 0.0
+    scale: float = 1.0
+    batch: int = 1
+    dtype: torch.dtype = torch.float64
+    by_duration: bool = False
+
+    def __str__(self) -> str:
+        options = [name for name in ("boundary", "ends", "by_duration") if getattr(self, name)]
+        numbers = [f"T{self.positions}", f"K{self.durations}", f"C{self.labels}"]
+        options += [f"forbid{self.forbid}", f"scale{self.scale:g}", str(self.dtype)[6:]]
+        return "-".join(numbers + options)
+
+    def problem(self, **options) -> Potentials:
+        """Draw the problem; `options` as for `random_problem`."""
+        arguments = {"scale": self.scale, "seed": 5, **options}
+        return random_problem(
+            self.batch, self.positions, self.durations, self.labels,
+            by_duration=self.by_duration, boundary=self.boundary, ends=self.ends,
+            ragged=self.batch > 1, forbid=self.forbid, dtype=self.dtype, **arguments,
+        )  # fmt: skip
+
+
+CASES = [
+    Case(1, 3, 3, True, True),
+    Case(15, 1, 1),
+    Case(16, 3, 3, True, True, dtype=torch.float32),
+    Case(17, 17, 8, True, False, 0.1, 10.0),
+    Case(31, 40, 17, False, True),
+    Case(32, 3, 8, scale=100.0),
+    Case(33, 17, 3, True, True, 0.1, 100.0),
+    Case(17, 40, 1, False, True, scale=10.0, dtype=torch.float32),
+    Case(16, 1, 8, False, True, 0.1, 10.0),
+    Case(15, 17, 17, True, False, 0.3),
+    Case(8, 40, 8, False, False, 0.3, 10.0, 2),
+    Case(9, 3, 3, True, True, 0.1, 1.0, 3),
+    Case(9, 3, 3, True, True, batch=2, by_duration=True),
+    Case(8, 12, 3, forbid=0.1, scale=10.0, by_duration=True),
+    Case(7, 3, 8, True, False, 0.05, dtype=torch.float32, by_duration=True),
+]
+
+LONG = Case(70, 40, 3, True, True, 0.02)
+"""Past the ring of sources and past two chunks of boundaries."""
+
+# Four labels or fewer in groups of warps, and sequences long enough for each group to have a share.
+LAYOUTS = [(4, 2), (4, 4), (8, 2)]
+
+
+def with_poisoned_padding(problem: Potentials) -> Potentials:
+    """The problem with NaN after the end of every sequence."""
+    outside = torch.arange(problem.num_positions) >= problem.lengths[:, None]
+    given = {n: getattr(problem, n) for n in BY_POSITION if getattr(problem, n) is not None}
+    return problem.replace(
+        **{name: value.masked_fill(outside[..., None], math.nan) for name, value in given.items()}
+    )
+
+
+def assert_agrees_with_reference(problem: Potentials, **options) -> None:
+    """Log Z, the gradients of every sequence, start and end marginals; options as `gradients`."""
+    from flash_semicrf.streaming.triton import static
+
+    wanted = {*problem.parameters(), "start_scores", "end_scores"}
+    # On the same numbers: what float32 lost in rounding the inputs is no error.
+    expected_log_z, expected = REFERENCE.gradients(problem.to(torch.float64), wanted)
+    with torch.no_grad():
+        if options:
+            log_z, found = static.gradients(with_poisoned_padding(problem), wanted, **options)
+        else:
+            log_z, found = TRITON.gradients(with_poisoned_padding(problem), wanted)
+    assert log_z.dtype == torch.float64
+    assert_close(log_z, expected_log_z)
+    assert found.keys() == wanted
+    for name, value in found.items():
+        assert value.dtype == (problem.dtype if name in BY_POSITION else torch.float64)
+        assert_close(value, expected[name], problem.dtype)
+    outside = torch.arange(problem.num_positions) >= problem.lengths[:, None]
+    assert all(bool((found[name][outside] == 0).all()) for name in BY_POSITION)
+
+
+def use_layout(monkeypatch: pytest.MonkeyPatch, rows: int, groups: int) -> None:
+    """Lay the passes out in blocks of `rows` steps and `groups` groups of warps."""
+    from flash_semicrf.streaming.triton import decoding, launch, static
+
+    for module in (static, decoding):
+        plan_of = functools.partial(launch.plan_of, rows=rows, groups=groups)
+        monkeypatch.setattr(module, "plan_of", plan_of)
+
+
+@pytest.mark.parametrize("case", [*CASES, LONG], ids=str)
+def test_agrees_with_reference(case):
+    assert_agrees_with_reference(case.problem())
+
+
+@pytest.mark.parametrize("case", [CASES[2], Case(12, 6, 3, forbid=0.1)], ids=str)
+def test_log_blocks_agree_with_reference(case):
+    assert_agrees_with_reference(case.problem(), always_log=True)
+
+
+@pytest.mark.parametrize("rows,groups", LAYOUTS)
+def test_any_layout_agrees_with_reference(rows, groups, monkeypatch):
+    use_layout(monkeypatch, rows, groups)
+    problem = Case(22, 20, 3, boundary=True).problem(integers=True, scale=0.7)
+    assert_agrees_with_reference(problem)
+    assert viterbi(problem, "triton") == viterbi(problem, "reference")
+
+
+def test_log_partition_is_that_of_the_gradients():
+    problem = Case(10, 17, 3, True, True, 0.1, batch=2).problem()
+    assert torch.equal(TRITON.log_partition(problem), TRITON.gradients(problem, {"scores"})[0])
+
+
+def test_interface_runs_triton_under_autograd():
+    problem = Case(7, 4, 3, True, True, batch=3).problem()
+    with record_backends() as ran:
+        found = {}
+        for backend in ("triton", "reference"):
+            leaves = with_gradients(problem)
+            log_z = log_partition(leaves, backend)
+            weight = torch.linspace(0.5, 2.0, len(log_z), dtype=torch.float64)
+            found[backend] = log_z.detach(), gradients_of(log_z @ weight, leaves)
+        marginals = segment_marginals(problem, "triton")
+        scores, table = viterbi_table(problem, "triton")
+    assert ran == ["triton", "reference", "triton", "triton"]
+    assert_close(found["triton"][0], found["reference"][0])
+    for name, gradient in found["triton"][1].items():
+        assert_close(gradient, found["reference"][1][name])
+    for actual, expected in zip(marginals, segment_marginals(problem, "reference"), strict=True):
+        assert_close(actual, expected)
+    best = viterbi(problem, "reference")
+    assert_close(scores, best.scores)
+    for actual, expected in zip(table, segments_to_table(best.segments), strict=True):
+        assert torch.equal(actual, expected)
+
+
+def test_float32_log_partition_and_marginals_are_as_accurate_as_promised():
+    problem = Case(18, 17, 8, scale=5.0, dtype=torch.float32).problem()
+    log_z, found = TRITON.gradients(problem, {"scores"})
+    expected_log_z, expected = REFERENCE.gradients(problem.to(torch.float64), {"scores"})
+    bound = 1e-6 * max(1.0, abs(float(expected_log_z)))
+    assert abs(float(log_z - expected_log_z)) <= bound
+    assert float((found["scores"].double() - expected["scores"]).abs().max()) <= 1e-5
+
+
+# Running scores that take in a mask are as exact as its size lets them be.
+@pytest.mark.parametrize("mask", [-1e5, -1e9])
+def test_finite_masks_act_as_minus_infinity(mask):
+    problem = Case(17, 5, 3, scale=3.0).problem()
+    dead = torch.rand(problem.scores.shape) < 0.3
+    dead[..., 0] = False
+    masked, forbidden = (
+        problem.replace(scores=problem.scores.masked_fill(dead, value))
+        for value in (mask, -math.inf)
+    )
+    log_z, found = TRITON.gradients(masked, {"scores", "duration_bias"})
+    expected_log_z, expected = REFERENCE.gradients(forbidden, {"scores", "duration_bias"})
+    assert_close(log_z, expected_log_z, torch.float32)
+    assert_close(found["scores"], expected["scores"], torch.float32)
+    assert_close(found["duration_bias"], expected["duration_bias"], torch.float32)
+    best = viterbi(forbidden, "reference").scores
+    assert_close(viterbi(masked, "triton").scores, best, torch.float32)
+
+
+@pytest.mark.parametrize("minimum", [2, 10])
+def test_confident_scores_under_minimum_durations(minimum):
+    problem = Case(24, 12, 3).problem()
+    bias = problem.duration_bias.clone()
+    bias[: minimum - 1] = -math.inf
+    signs = torch.randint(0, 2, problem.scores.shape) * 2.0 - 1.0
+    problem = problem.replace(scores=100.0 * signs.double(), duration_bias=bias)
+    assert_agrees_with_reference(problem)
+    best = viterbi(problem, "triton")
+    assert_close(best.scores, viterbi(problem, "reference").scores)
+    assert all(minimum <= segment.duration <= 12 for segment in best.segments[0])
+
+
+def test_labels_die_and_return():
+    problem = Case(40, 6, 3).problem()
+    scores = problem.scores.clone()
+    scores[0, 9:22, 0] = -math.inf  # longer than the window
+    scores[0, 12:15, 1] = -math.inf
+    scores[0, 30:36, 1:] = -math.inf  # one label alone
+    assert_agrees_with_reference(problem.replace(scores=scores))
+
+
+def test_infeasible_sequences_have_no_gradient_and_leave_the_others_alone():
+    problem = Case(8, 5, 3, True, True, batch=3).problem()
+    scores = problem.scores.clone()
+    scores[1, 0] = -math.inf
+    dead = problem.replace(scores=scores)
+    log_z, found = TRITON.gradients(problem, set(problem.parameters()))
+    dead_log_z, dead_found = TRITON.gradients(dead, set(problem.parameters()))
+    assert dead_log_z[1] == TRITON.log_partition(dead)[1] == -math.inf
+    assert all(bool((value[1] == 0).all()) for value in dead_found.values())
+    for b in (0, 2):
+        assert dead_log_z[b] == log_z[b]
+        assert all(torch.equal(dead_found[name][b], found[name][b]) for name in found)
+    best, table = TRITON.viterbi(dead)
+    assert best[1] == -math.inf and table.sequence.unique().tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("name", ["transition", "duration_bias", "initial_scores", "final_scores"])
+def test_all_forbidden_is_minus_infinity_with_gradient_zero(name):
+    problem = Case(6, 3, 2, ends=name != "transition").problem()
+    problem = problem.replace(**{name: torch.full_like(getattr(problem, name), -math.inf)})
+    log_z, found = TRITON.gradients(problem, set(problem.parameters()))
+    assert log_z.tolist() == [-math.inf]
+    assert all(bool((value == 0).all()) for value in found.values())
+    best, table = TRITON.viterbi(problem)
+    assert best.tolist() == [-math.inf] and len(table.sequence) == 0
+
+
+def test_results_repeat_bit_by_bit_whatever_else_is_in_the_batch():
+    problem = Case(10, 9, 3, True, True, 0.05, batch=2).problem()
+    wanted = set(problem.parameters())
+    log_z, found = TRITON.gradients(problem, wanted)
+    again, repeated = TRITON.gradients(problem, wanted)
+    assert torch.equal(again, log_z)
+    assert all(torch.equal(repeated[name], found[name]) for name in wanted)
+    b = int(problem.lengths.argmin())
+    length = int(problem.lengths[b])
+    alone = problem.replace(
+        lengths=problem.lengths[b : b + 1],
+        **{name: getattr(problem, name)[b : b + 1, :length] for name in BY_POSITION},
+    )
+    own_log_z, own = TRITON.gradients(alone, wanted)
+    assert own_log_z[0] == log_z[b]
+    for name, value in own.items():
+        expected = found[name][b, :length] if name in BY_POSITION else found[name][b]
+        assert torch.equal(value[0], expected)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.scale == 1.0] + [LONG], ids=str)
+def test_viterbi_is_that_of_the_reference(case):
+    # Whole numbers add without rounding, so equal scores are equal in every order of addition.
+    problem = case.problem(integers=True, scale=0.7).to(torch.float64)
+    actual, expected = viterbi(problem, "triton"), viterbi(problem, "reference")
+    assert torch.equal(actual.scores, expected.scores)
+    assert actual.segments == expected.segments
+
+
+def test_viterbi_of_all_zeros_takes_the_shortest_and_lowest():
+    problem = random_problem(2, 18, 5, 3, ends=True, scale=0.0)
+    for length, segments in zip(
+        problem.lengths.tolist(), viterbi(problem, "triton").segments, strict=True
+    ):
+        assert segments == [Segment(t, t, 0, 0.0) for t in range(length)]
+
+
+def test_max_messages_agree():
+    problem = Case(19, 7, 3, True, True, 0.1, 3.0, 2).problem()
+    actual, expected = TRITON.max_messages(problem), REFERENCE.max_messages(problem)
+    inside = torch.arange(problem.num_positions + 1) <= problem.lengths[:, None]
+    assert_close(actual[inside], expected[inside])

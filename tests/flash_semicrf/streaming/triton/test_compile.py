@@ -1,0 +1,161 @@
+"""Every kernel compiled ahead of time for each kind of GPU, within a budget of register spills."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib
+import multiprocessing
+import pkgutil
+import re
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from flash_semicrf.streaming import triton as package
+from flash_semicrf.streaming.dispatch import BACKENDS
+from flash_semicrf.streaming.triton.backend import HAS_TRITON
+from flash_semicrf.testing import random_problem
+
+pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+
+CAPABILITIES = (80, 89, 90)
+
+SPILLS = {
+    "boundary_kernel": 0,
+    "carry_kernel": 0,
+    "duration_gradient_kernel": 0,
+    "duration_last_segment_kernel": 0,
+    "duration_pass_kernel": 0,
+    "duration_start_kernel": 0,
+    "duration_terms_kernel": 0,
+    "duration_traceback_kernel": 0,
+    "last_segment_kernel": 0,
+    "max_pass_kernel": 0,
+    "pass_kernel": 0,
+    "position_kernel": 0,
+    "prefix_kernel": 0,
+    "prepare_kernel": 0,
+    "previous_segment_kernel": 0,
+    "table_kernel": 0,
+    "traceback_kernel": 0,
+}
+"""Bytes of register spills, stores and loads together, that are put up with."""
+
+DTYPES = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+class Launch(NamedTuple):
+    """What the compiler needs to know of one launch."""
+
+    module: str
+    signature: dict[str, str]
+    constants: dict[str, object]
+    warps: int
+
+
+def modules() -> list:
+    """The modules of the package."""
+    names = [info.name for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
+    return [importlib.import_module(name) for name in names]
+
+
+def record_launches() -> dict[str, Launch]:
+    """The last launch of every kernel when 8 labels are computed on with all options on."""
+    from flash_semicrf.streaming.triton.jit import launch
+
+    launches = {}
+
+    def record(kernel, grid, *arguments, num_warps, **constants):
+        names = kernel.arg_names
+        signature = {
+            name: DTYPES[value.dtype] if isinstance(value, torch.Tensor) else "i32"
+            for name, value in zip(names, arguments, strict=False)
+        }
+        signature = {name: signature.get(name, "constexpr") for name in names}
+        launches[kernel.fn.__name__] = Launch(kernel.fn.__module__, signature, constants, num_warps)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for module in modules():
+            if getattr(module, "launch", None) is launch:
+                monkeypatch.setattr(module, "launch", record)
+        # Nothing is computed: numbers of segments are read all the same.
+        monkeypatch.setattr(torch, "empty", torch.zeros)
+        for by_duration in (False, True):
+            problem = random_problem(
+                2, 100, 33, 8, by_duration=by_duration, boundary=True, ends=True,
+                dtype=torch.float32,
+            )  # fmt: skip
+            BACKENDS["triton"].viterbi(problem)
+            BACKENDS["triton"].gradients(problem, set(problem.parameters()))
+    return launches
+
+
+def compile_kernel(name: str, launch: Launch, capability: int) -> dict[str, int]:
+    """Registers per thread and bytes of spills, as ptxas reports them."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(importlib.import_module(launch.module), name)
+    compiled = triton.compile(
+        ASTSource(kernel, launch.signature, launch.constants),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": launch.warps},
+    )
+    ptx = compiled.asm["ptx"]
+    architecture = re.search(r"\.target (\w+)", ptx)[1]
+    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    ran = subprocess.run(
+        [ptxas, "-v", f"-arch={architecture}", "-o", "/dev/null", "-"],
+        input=ptx, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", ran.stderr)
+    return {
+        "registers": int(re.search(r"Used (\d+) registers", ran.stderr)[1]),
+        "spills": sum(map(int, spills)),
+    }
+
+
+@pytest.fixture(scope="module")
+def compiling(tmp_path_factory):
+    """Future report of every kernel for every capability, from two processes."""
+    launches = record_launches()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        # Compile, whatever an earlier run left in the cache of the user; and do not interpret.
+        monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+            yield {
+                (name, capability): pool.submit(compile_kernel, name, launch, capability)
+                for name, launch in launches.items()
+                for capability in CAPABILITIES
+            }
+            pool.shutdown(cancel_futures=True)  # after a failure, under -x
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", SPILLS)
+def test_kernel_compiles_within_its_budget(name, capability, compiling):
+    report = compiling[name, capability].result()
+    assert report["spills"] <= SPILLS[name], report
+
+
+def test_every_kernel_is_launched_and_has_a_budget():
+    from triton.runtime import KernelInterface
+
+    kernels = {
+        name
+        for module in modules()
+        for name, value in vars(module).items()
+        if isinstance(value, KernelInterface) and name.endswith("_kernel")
+    }
+    assert kernels == set(record_launches()) == set(SPILLS)

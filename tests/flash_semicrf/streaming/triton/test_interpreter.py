@@ -1,0 +1,24 @@
+"""The kernels without a GPU: `interpreted.py` in a process whose Triton interprets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flash_semicrf.streaming.triton.backend import HAS_TRITON
+
+ROOT = Path(__file__).parents[4]
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+def test_kernels_in_the_interpreter():
+    path = Path(__file__).with_name("interpreted.py").relative_to(ROOT)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(path)]
+    # No device: the interpreter would copy every tensor to and from it.
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
