@@ -22,6 +22,7 @@ __all__ = [
     "check_positive_int",
     "check_potentials",
     "check_table",
+    "extremes",
 ]
 
 
@@ -40,13 +41,26 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {choices}; got {value!r}.")
 
 
+def extremes(value: Tensor) -> tuple[float, float]:
+    """Smallest and largest entry of a tensor, NaN if there is one.
+
+    Of a CPU tensor by numpy: torch would wake its OpenMP threads, which then spin for a while on
+    the cores that the kernels are about to use.
+    """
+    if value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64):
+        array = value.detach().numpy()
+        return float(array.min()), float(array.max())
+    low, high = torch.aminmax(value)
+    return float(low), float(high)
+
+
 def check_finite_or_forbidden(name: str, value: Tensor) -> bool:
     """Raise where a tensor holds NaN or plus infinity; return whether any entry forbids."""
     if value.numel() == 0:
         return False
     value = value.detach()
-    low, high = torch.aminmax(value)
-    if bool(high < math.inf):
+    low, high = extremes(value)
+    if high < math.inf:
         return bool(low <= NEG_INF)
     bad = value.isnan() | (value == math.inf)
     index = tuple(bad.nonzero()[0].tolist())

@@ -27,6 +27,19 @@ _NAMES = (
 _BY_POSITION = ("scores", "start_scores", "end_scores")
 
 
+def _scaled(gradient: Tensor, weight: Tensor, by_position: bool) -> Tensor:
+    """Gradient of each sequence times its weight; summed over sequences unless by position."""
+    if gradient.device.type == "cpu":
+        # numpy, for the reason that `flash_semicrf.validation.extremes` gives.
+        each, weights = gradient.numpy(), weight.detach().numpy()
+        weights = weights.reshape(-1, *(1,) * (each.ndim - 1))
+        scaled = each * weights
+        return torch.from_numpy(scaled if by_position else scaled.sum(0))
+    if by_position:
+        return gradient * weight[:, None, None]
+    return torch.tensordot(weight, gradient, 1)
+
+
 class _Once(torch.autograd.Function):
     """A gradient tied to the log Z it came from, so that differentiating it does not pass as zero.
 
@@ -79,11 +92,7 @@ class SemiCRFStreaming(torch.autograd.Function):
         log_z, *gradients = ctx.saved_tensors
         found: dict[str, Tensor] = {}
         for name, gradient in zip(ctx.wanted, gradients, strict=True):
-            weight = upstream.to(gradient.dtype)
-            if name in _BY_POSITION:
-                scaled = gradient * weight[:, None, None]
-            else:
-                scaled = torch.tensordot(weight, gradient, 1)
+            scaled = _scaled(gradient, upstream.to(gradient.dtype), name in _BY_POSITION)
             found[name] = scaled.to(ctx.dtypes[name])
             if torch.is_grad_enabled():  # create_graph=True
                 found[name] = _Once.apply(found[name], log_z)

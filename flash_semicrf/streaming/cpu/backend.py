@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.segments import SegmentTable
+from flash_semicrf.validation import extremes
 
 __all__ = ["NumbaBackend"]
 
@@ -77,7 +78,7 @@ def _prepared(potentials: Potentials) -> tuple[Potentials, Tensor]:
     wide = torch.float32 if dtypes == {torch.float32} else torch.float64
     named = {name: value.detach().to(wide) for name, value in potentials.parameters().items()}
     offset = torch.zeros(1, 1, dtype=torch.float64)
-    low, high = torch.aminmax(named["scores"])
+    low, high = extremes(named["scores"])
     if not (low > -_HUGE and high < _HUGE):
         # Masks, or NaN in the padding. One label at 0 and the others at -1e9 is no problem for
         # the kernels, but all of them at -1e9 would be: exponents need their digits.
