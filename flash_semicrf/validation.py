@@ -61,7 +61,8 @@ def check_finite_or_forbidden(name: str, value: Tensor) -> bool:
     value = value.detach()
     low, high = extremes(value)
     if high < math.inf:
-        return bool(low <= NEG_INF)
+        # NEG_INF as this dtype rounds it: a float32 keeps -9.99999968e37 of it.
+        return low <= float(torch.tensor(NEG_INF, dtype=value.dtype))
     bad = value.isnan() | (value == math.inf)
     index = tuple(bad.nonzero()[0].tolist())
     raise ValueError(
