@@ -95,7 +95,7 @@ CASES = [
     Case(16, 1, 8, False, True, 0.1, 10.0),
     Case(15, 17, 17, True, False, 0.3),
     Case(8, 40, 8, False, False, 0.3, 10.0, 2),
-    Case(9, 3, 3, True, True, 0.1, 1.0, 3),
+    Case(9, 3, 3, True, True, 0.03, 1.0, 3),
     Case(9, 3, 3, True, True, batch=2, by_duration=True),
     Case(8, 12, 3, forbid=0.1, scale=10.0, by_duration=True),
     Case(7, 3, 8, True, False, 0.05, dtype=torch.float32, by_duration=True),
