@@ -1,8 +1,8 @@
 """Decoding with transitions by duration: the last segments in parallel, then the walk.
 
 The label before a segment depends on its duration, so the walk ranks the labels itself, at one row
-of A_k per segment; the shortest best duration of each label is found for all boundaries at once. Ties:
-the shortest segment, then the lowest label.
+of A_k per segment; the shortest best duration of each label is found for all boundaries at once.
+Ties: the shortest segment, then the lowest label.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def duration_last_segment_kernel(
     transition_ptr, bias_ptr, initial_ptr, lengths_ptr, source_ptr, born_ptr, alpha_ptr,
     code_ptr, T, C, K, HAS_INITIAL: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
-    """Code ``k * CP + c`` of the best segment of label c that ends at position p; program (p, b)."""
+    """Code ``k * CP + c`` of the best segment of label c that ends at p; program (p, b)."""
     t = tl.program_id(0) + 1
     b = tl.program_id(1).to(tl.int64)
     label = tl.arange(0, CP)

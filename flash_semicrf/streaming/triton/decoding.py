@@ -17,7 +17,7 @@ from flash_semicrf.streaming.triton.launch import (
     problem_of,
     tables_of,
 )
-from flash_semicrf.streaming.triton.max_pass import max_pass_kernel
+from flash_semicrf.streaming.triton.max_pass import far_maxima_kernel, max_pass_kernel
 from flash_semicrf.streaming.triton.traceback import (
     last_segment_kernel,
     previous_segment_kernel,
@@ -32,17 +32,24 @@ def _messages(p: Potentials, problem: Problem, plan: Plan) -> tuple[Tensor, ...]
     """Alpha, sources (B, T, C), best scores (B,), tables."""
     tables = tables_of(p, plan, "max")
     B, T, C = problem.scores.shape
-    stride = plan.ring * (plan.rows + 1) * plan.labels
-    sizes = [B * T * C, B * T * C, B, B * stride]
+    sizes = [B * T * C, B * T * C, B, B * plan.max_workspace]
     buffer = torch.empty(sum(sizes), dtype=torch.float64, device=p.device)
     alpha, sources, best, workspace = buffer.split(sizes)
-    launch(
-        max_pass_kernel, (B,),
-        problem.scores, problem.start, problem.end, problem.lengths, tables.log_window,
-        tables.log_matrix, tables.first, workspace, alpha, sources, best,
-        T, C, plan.blocks_back, plan.ring, stride, 1,
-        HAS_BOUNDARY=problem.has_boundary, CP=plan.labels, R=plan.rows, G=plan.groups, CHAINS=CHAINS, num_warps=plan.warps,
-    )  # fmt: skip
+    for begin, end in plan.parts(T):
+        if plan.in_parts:
+            launch(
+                far_maxima_kernel, (plan.blocks_of_part, B), tables.log_window, workspace, begin,
+                plan.blocks_back, plan.ring, plan.max_workspace, CP=plan.labels, R=plan.rows,
+                **plan.far_groups,
+            )  # fmt: skip
+        launch(
+            max_pass_kernel, (B,),
+            problem.scores, problem.start, problem.end, problem.lengths, tables.log_window,
+            tables.log_matrix, tables.first, workspace, alpha, sources, best,
+            T, C, begin, end, plan.blocks_back, plan.ring, plan.max_workspace, 1,
+            HAS_BOUNDARY=problem.has_boundary, PARTS=plan.in_parts, CP=plan.labels, R=plan.rows,
+            G=plan.groups, CHAINS=CHAINS, num_warps=plan.warps,
+        )  # fmt: skip
     return alpha.view(B, T, C), sources, best, tables
 
 

@@ -16,7 +16,7 @@ _compiled: dict[tuple, tuple] = {}
 
 
 def kernel(function: Callable):
-    """Compile a kernel once per choice of its constants: for no value or alignment of its arguments.
+    """Compile a kernel once per choice of its constants, whatever its other arguments.
 
     Triton would compile again for numbers that are 1 or multiples of 16 and for pointers that are
     not aligned, and these kernels gain nothing from either. Pointers are named ``..._ptr``.
@@ -36,8 +36,8 @@ def launch(
     """Launch a kernel on the current device and stream.
 
     A launch by Triton's own call takes some 50 microseconds of Python for as many arguments as
-    these kernels have. What it finds out is the same for all calls with the same dtypes and constants,
-    so it is kept.
+    these kernels have. What it finds out is the same for all calls with the same dtypes and
+    constants, so it is kept.
     """
     if not isinstance(function, JITFunction):  # in Triton's interpreter
         function[grid](*arguments, **constants)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming.triton.jit import launch
-from flash_semicrf.streaming.triton.passes import pass_kernel
+from flash_semicrf.streaming.triton.passes import PART, far_kernel, pass_kernel
 from flash_semicrf.streaming.triton.prepare import prepare_kernel
 
 __all__ = [
@@ -34,6 +34,10 @@ CHAINS = 4
 """Sums over source labels that run side by side."""
 
 
+_LONG_WINDOW = 40
+"""Blocks in a window from which it pays to run a pass in parts."""
+
+
 class Plan(NamedTuple):
     """How the passes of a problem are laid out.
 
@@ -48,6 +52,8 @@ class Plan(NamedTuple):
     groups : int
         Groups of warps that share the earlier blocks.
     warps : int
+    in_parts : bool
+        The pass comes in several launches, each after one for its far window.
     """
 
     labels: int
@@ -55,6 +61,7 @@ class Plan(NamedTuple):
     blocks_back: int
     groups: int
     warps: int
+    in_parts: bool
 
     @property
     def ring(self) -> int:
@@ -65,7 +72,31 @@ class Plan(NamedTuple):
     def workspace(self) -> int:
         """float64 elements that one program needs."""
         ring_rows = self.ring * self.rows
-        return 3 * ring_rows * self.labels + (2 * self.ring + 1) * self.labels + ring_rows
+        vectors = 3 * ring_rows + 2 * self.ring + 7 + self.blocks_of_part * (self.rows + 1)
+        return vectors * self.labels + ring_rows
+
+    @property
+    def max_workspace(self) -> int:
+        """float64 elements that one program of the max pass needs."""
+        vectors = self.ring * (self.rows + 1) + 3 + self.blocks_of_part * self.rows
+        return vectors * self.labels
+
+    @property
+    def blocks_of_part(self) -> int:
+        """Blocks of a part of a pass."""
+        return PART // self.rows
+
+    @property
+    def far_groups(self) -> dict[str, int]:
+        """Groups and warps of the kernels that sum the far window of a part."""
+        groups = min(4, 8 // self.warps)
+        return {"G": groups, "num_warps": groups * self.warps}
+
+    def parts(self, T: int) -> list[tuple[int, int]]:
+        """(begin, end) of the launches that make up a pass over T positions."""
+        if not self.in_parts:
+            return [(0, T)]
+        return [(begin, min(begin + PART, T)) for begin in range(0, T, PART)]
 
 
 class Tables(NamedTuple):
@@ -105,9 +136,10 @@ def plan_of(potentials: Potentials, rows: int | None = None, groups: int | None 
         rows = 8 if labels <= 32 else 4
     blocks_back = -(-(potentials.max_duration - 1) // rows)
     own = {64: 2, 128: 8}.get(labels, 1)  # warps that one set of labels takes
+    in_parts = groups is None and blocks_back >= _LONG_WINDOW
     if groups is None:
-        groups = 1 if blocks_back < 6 or own > 2 else 2 if blocks_back < 32 or own > 1 else 4
-    return Plan(labels, rows, blocks_back, groups, own * groups)
+        groups = 2 if 6 <= blocks_back < _LONG_WINDOW and own == 1 else 1
+    return Plan(labels, rows, blocks_back, groups, own * groups, in_parts)
 
 
 def tables_of(potentials: Potentials, plan: Plan, semiring: str = "log") -> Tables:
@@ -174,11 +206,19 @@ def run_passes(
             empty(B, T, C), empty(B, T, C), empty(2, B, T), empty(B, blocks, C),
             empty(B, blocks, C, dtype=torch.int32),
         )  # fmt: skip
-    launch(
-        pass_kernel, (B, directions),
-        problem.scores, problem.start, problem.end, problem.lengths, *tables, workspace, log_z,
-        *outputs, T, C, p.max_duration, plan.blocks_back, plan.ring, plan.workspace, 1,
-        int(always_log), HAS_BOUNDARY=problem.has_boundary, BACKWARD=keep, KEEP=keep,
-        CP=plan.labels, R=plan.rows, G=plan.groups, CHAINS=CHAINS, SPAN=SPAN, num_warps=plan.warps,
-    )  # fmt: skip
+    for begin, end in plan.parts(T):
+        if plan.in_parts:
+            launch(
+                far_kernel, (plan.blocks_of_part, B * directions), tables.window, workspace, begin,
+                plan.blocks_back, plan.ring, plan.workspace, CP=plan.labels, R=plan.rows,
+                **plan.far_groups,
+            )  # fmt: skip
+        launch(
+            pass_kernel, (B, directions),
+            problem.scores, problem.start, problem.end, problem.lengths, *tables, workspace, log_z,
+            *outputs, T, C, p.max_duration, begin, end, plan.blocks_back, plan.ring,
+            plan.workspace, 1, int(always_log), HAS_BOUNDARY=problem.has_boundary, BACKWARD=keep,
+            KEEP=keep, PARTS=plan.in_parts, CP=plan.labels, R=plan.rows, G=plan.groups,
+            CHAINS=CHAINS, SPAN=SPAN, num_warps=plan.warps,
+        )  # fmt: skip
     return log_z, tables, messages

@@ -4,7 +4,7 @@ Accumulator i holds exp(log alpha of step i, less closing score), relative to th
 the segments taken up so far, their content up to the present position included. A step multiplies
 the accumulators by exp(score), reads one as alpha, multiplies it by exp(A) into the next source and
 adds that source, times W, to the later accumulators. Sources before the block come in R x R tiles
-of multiply-adds; each older block is scaled by the product of the scores and of the rescaling since.
+of multiply-adds; each older block is scaled by the product of exp(scores) and rescaling since.
 
 A block certifies itself: every value that something feeds lies in [`LOW`, `HIGH`], and what
 underflow may have dropped, followed through the rescaling, is far below `LOW`. Whoever gets False
@@ -91,12 +91,13 @@ def newest_durations(window_ptr, back, label, CP: tl.constexpr, R: tl.constexpr)
 
 @triton.jit
 def far_window(
-    window_ptr, sources_ptr, rates_ptr, block, blocks, ring,
-    CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
+    window_ptr, sources_ptr, rates_ptr, block, blocks, ring, older_ptr,
+    HAS_OLDER: tl.constexpr, CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """What the sources of the last `blocks` blocks give to the R outputs of this one.
 
-    G groups of warps take a share of neighbouring blocks each, and are summed at the end.
+    G groups of warps take a share of neighbouring blocks each, and are summed at the end. With
+    HAS_OLDER (and one group), `older_ptr` holds what still older sources give, by `far_kernel`.
 
     Returns
     -------
@@ -108,9 +109,15 @@ def far_window(
     group = tl.arange(0, G)[None, :]
     share = (blocks + G - 1) // G
     sums = ()
-    for _i in tl.static_range(R):
-        sums = sums + (tl.zeros([CP, G], tl.float64),)
-    lost = tl.zeros([CP, G], tl.float64)
+    if HAS_OLDER:
+        tl.static_assert(G == 1)
+        for j in tl.static_range(R):
+            sums = sums + (tl.load(older_ptr + j * CP + label),)
+        lost = tl.load(older_ptr + R * CP + label)
+    else:
+        for _j in tl.static_range(R):
+            sums = sums + (tl.zeros([CP, G], tl.float64),)
+        lost = tl.zeros([CP, G], tl.float64)
     oldest = tl.minimum((group + 1) * share, blocks)  # of the group's share
     back = tl.maximum(oldest, 1)
     newer = newest_durations(window_ptr, back, label, CP, R)

@@ -17,13 +17,13 @@ from flash_semicrf.streaming.triton.linear_block import load_matrix, load_tile, 
 from flash_semicrf.streaming.triton.numerics import wide
 from flash_semicrf.streaming.triton.passes import load_rows
 
-__all__ = ["max_pass_kernel"]
+__all__ = ["far_maxima_kernel", "max_pass_kernel"]
 
 
 @triton.jit
 def _far_maxima(
-    window_ptr, sources_ptr, rates_ptr, block, blocks, ring,
-    CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
+    window_ptr, sources_ptr, rates_ptr, block, blocks, ring, older_ptr,
+    HAS_OLDER: tl.constexpr, CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """Best of the sources of the last `blocks` blocks for each of the R outputs of this one.
 
@@ -33,8 +33,13 @@ def _far_maxima(
     group = tl.arange(0, G)[None, :]
     share = (blocks + G - 1) // G
     maxima = ()
-    for _i in tl.static_range(R):
-        maxima = maxima + (tl.full([CP, G], float("-inf"), tl.float64),)
+    if HAS_OLDER:
+        tl.static_assert(G == 1)
+        for j in tl.static_range(R):
+            maxima = maxima + (tl.load(older_ptr + j * CP + label),)
+    else:
+        for _j in tl.static_range(R):
+            maxima = maxima + (tl.full([CP, G], float("-inf"), tl.float64),)
     oldest = tl.minimum((group + 1) * share, blocks)
     back = tl.maximum(oldest, 1)
     newer = newest_durations(window_ptr, back, label, CP, R)
@@ -153,12 +158,13 @@ def _wide_rows(rows, R: tl.constexpr):
 def max_pass_kernel(
     scores_ptr, start_ptr, end_ptr, lengths_ptr, log_window_ptr, log_matrix_ptr, first_ptr,
     workspace_ptr, alpha_ptr, sources_ptr, best_ptr,
-    T, C, blocks_back, ring, workspace_stride, unit,
-    HAS_BOUNDARY: tl.constexpr, CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr, CHAINS: tl.constexpr,
+    T, C, begin, end, blocks_back, ring, workspace_stride, unit,
+    HAS_BOUNDARY: tl.constexpr, PARTS: tl.constexpr,
+    CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr, CHAINS: tl.constexpr,
 ):  # fmt: skip
     """Fill row p of `alpha` and `sources` (B, T, C), alpha_{p+1} and h_p, and `best` (B,).
 
-    Program (b,).
+    Steps after `begin` up to `end`, in parts as in `pass_kernel`. Program (b,).
     """
     b = tl.program_id(0).to(tl.int64)
     label = tl.arange(0, CP)
@@ -166,6 +172,8 @@ def max_pass_kernel(
     base = b * T * C
     ring_ptr = workspace_ptr + b * workspace_stride
     rates_ptr = ring_ptr + ring * R * CP
+    state_ptr = rates_ptr + ring * CP
+    older_ptr = state_ptr + 3 * CP
     matrix = load_matrix(log_matrix_ptr, unit, CP)
     near = ()
     for i in tl.static_range(R):
@@ -173,8 +181,13 @@ def max_pass_kernel(
     g = tl.load(first_ptr + label)
     prefix = tl.zeros([CP], tl.float64)
     final_row = tl.full([CP], float("-inf"), tl.float64)
-    ahead = load_rows(scores_ptr + base, 0, length, 1, C, label, C, R)
-    for step in range(0, length, R):
+    if PARTS:
+        if begin > 0:
+            g = tl.load(state_ptr + label)
+            prefix = tl.load(state_ptr + CP + label)
+            final_row = tl.load(state_ptr + 2 * CP + label)
+    ahead = load_rows(scores_ptr + base, begin, length, 1, C, label, C, R)
+    for step in range(begin, tl.minimum(end, length), R):
         block = step // R
         slot = block % ring
         x = _wide_rows(ahead, R)
@@ -184,8 +197,12 @@ def max_pass_kernel(
         if HAS_BOUNDARY:
             opening = _wide_rows(load_rows(start_ptr + base, step, length, 1, C, label, C, R), R)
             closing = _wide_rows(load_rows(end_ptr + base, step, length, 1, C, label, C, R), R)
+        known = block
+        if PARTS:
+            known = block - begin // R
         maxima = _far_maxima(
-            log_window_ptr, ring_ptr, rates_ptr, block, tl.minimum(blocks_back, block), ring, CP, R, G,
+            log_window_ptr, ring_ptr, rates_ptr, block, tl.minimum(blocks_back, known), ring,
+            older_ptr + known * R * CP, PARTS, CP, R, G,
         )  # fmt: skip
         place = base + step * C
         g, prefix, final_row, rate = _max_steps(
@@ -195,5 +212,31 @@ def max_pass_kernel(
         )  # fmt: skip
         tl.store(rates_ptr + slot * CP + label, rate)
         tl.debug_barrier()
-    best = tl.max(final_row + tl.load(first_ptr + CP + label), 0)
-    tl.store(best_ptr + b, best)
+    if PARTS:
+        tl.store(state_ptr + label, g)
+        tl.store(state_ptr + CP + label, prefix)
+        tl.store(state_ptr + 2 * CP + label, final_row)
+    if (begin < length) & (end >= length):
+        best = tl.max(final_row + tl.load(first_ptr + CP + label), 0)
+        tl.store(best_ptr + b, best)
+
+
+@kernel
+def far_maxima_kernel(
+    log_window_ptr, workspace_ptr, begin, blocks_back, ring, workspace_stride,
+    CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
+):  # fmt: skip
+    """As `far_kernel`, for the max pass; program (block of the part, b)."""
+    ahead = tl.program_id(0)
+    label = tl.arange(0, CP)
+    ring_ptr = workspace_ptr + tl.program_id(1).to(tl.int64) * workspace_stride
+    rates_ptr = ring_ptr + ring * R * CP
+    older_ptr = rates_ptr + (ring + 3) * CP + ahead * R * CP
+    first = begin // R
+    blocks = tl.maximum(tl.minimum(blocks_back - ahead, first), 0)
+    maxima = _far_maxima(
+        log_window_ptr + ahead * R * CP, ring_ptr, rates_ptr, first, blocks, ring, older_ptr, False,
+        CP, R, G,
+    )  # fmt: skip
+    for j in tl.static_range(R):
+        tl.store(older_ptr + j * CP + label, maxima[j])

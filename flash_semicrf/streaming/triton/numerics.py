@@ -1,9 +1,9 @@
 """Scalar helpers that the kernels share: what forbids, and how messages are written.
 
 A message is a nonnegative number times exp(offset), the offset being common to all labels of its
-row: exact zero where nothing reaches the label, else its value. Rows of blocks that were computed in the
-log domain hold log value - 1 in its place, with an offset not below any of them, so that the sign
-tells the two forms apart and no range is too wide for either.
+row: exact zero where nothing reaches the label, else its value. Rows of blocks that were computed
+in the log domain hold log value - 1 in its place, with an offset not below any of them, so that the
+sign tells the two forms apart and no range is too wide for either.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ Forwards, with S the running sum of a label's scores,
     alpha_t(c) = S_t(c) + end_{t-1}(c) + LSE_{k=1..K} [h_{t-k}(c) + D_k(c)]
 
 Read from the end, with starts and ends exchanged and A transposed, the same recurrence gives eta
-(for alpha) and beta: one kernel serves both directions. Blocks of R steps run in linear float64, and
-again in the log domain where that certifies nothing. Cost T(KC + C²); workspace O(KC).
+(for alpha) and beta: one kernel serves both directions. Blocks of R steps run in linear float64,
+and again in the log domain where that certifies nothing. Cost T(KC + C²); workspace O(KC).
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ from flash_semicrf.streaming.triton.numerics import (
     exp_wide,
 )
 
-__all__ = ["load_rows", "pass_kernel"]
+__all__ = ["PART", "far_kernel", "load_rows", "pass_kernel"]
+
+PART = 128
+"""Steps of a part of a pass whose far window is summed in parallel beforehand."""
+
+_PART = tl.constexpr(PART)
 
 
 @triton.jit
@@ -59,18 +64,20 @@ def pass_kernel(
     scores_ptr, start_ptr, end_ptr, lengths_ptr,
     window_ptr, log_window_ptr, matrix_ptr, log_matrix_ptr, first_ptr,
     workspace_ptr, log_z_ptr, forward_ptr, backward_ptr, offset_ptr,
-    prefix_out_ptr, born_out_ptr, T, C, K, blocks_back, ring, workspace_stride, unit, always_log,
-    HAS_BOUNDARY: tl.constexpr, BACKWARD: tl.constexpr, KEEP: tl.constexpr,
+    prefix_out_ptr, born_out_ptr, T, C, K, begin, end, blocks_back, ring, workspace_stride, unit,
+    always_log,
+    HAS_BOUNDARY: tl.constexpr, BACKWARD: tl.constexpr, KEEP: tl.constexpr, PARTS: tl.constexpr,
     CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr, CHAINS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """Run one pass; program (b, direction).
+    """Run the steps after `begin` up to `end` of one pass; program (b, direction).
 
     `scores`, `start`, `end` (B, T, C) in any floating dtype; the tables of `prepare_kernel`;
     `workspace` float64, `workspace_stride` of them per program. Writes `log_z` (B,) and, if KEEP,
     the messages `forward` (alpha_{p+1} in row p) and `backward` (eta_p), both (B, T, C), with their
     offsets (2, B, T); `prefix` and `born` (B, blocks, C): running score and first source that no
     forbidden position cut off, at every multiple of SPAN positions. float64 inside. `always_log`
-    is for tests.
+    is for tests. With PARTS the pass comes in several launches: each but the first goes on from the
+    state that the one before left in the workspace, and reads there what `far_kernel` summed.
     """
     b = tl.program_id(0).to(tl.int64)
     label = tl.arange(0, CP)
@@ -108,7 +115,9 @@ def pass_kernel(
     rates_ptr = logs_ptr + ring * R * CP
     prefix_ptr = rates_ptr + ring * CP
     scratch_ptr = prefix_ptr + ring * CP
-    raw_offset_ptr = scratch_ptr + CP
+    state_ptr = scratch_ptr + CP
+    older_ptr = state_ptr + 6 * CP
+    raw_offset_ptr = older_ptr + _PART // R * (R + 1) * CP
 
     matrix = load_matrix(matrix_ptr, unit, CP)
     near = ()
@@ -124,10 +133,19 @@ def pass_kernel(
     born = tl.zeros([CP], tl.int32)
     final_row = tl.zeros([CP], tl.float64)
     final_offset = offset
+    if PARTS:
+        if begin > 0:
+            g = tl.load(state_ptr + label)
+            prefix = tl.load(state_ptr + CP + label)
+            final_row = tl.load(state_ptr + 2 * CP + label)
+            newest = tl.load(state_ptr + 3 * CP + label).to(tl.int32)
+            born = tl.load(state_ptr + 4 * CP + label).to(tl.int32)
+            offset = tl.load(state_ptr + 5 * CP)
+            final_offset = tl.load(state_ptr + 5 * CP + 1)
 
     # Rows are loaded one block ahead: nothing waits for memory between the blocks.
-    ahead = load_rows(score_ptr, 0, length, direction, stride, label, C, R)
-    for step in range(0, length, R):
+    ahead = load_rows(score_ptr, begin, length, direction, stride, label, C, R)
+    for step in range(begin, tl.minimum(end, length), R):
         block = step // R
         slot = block % ring
         tl.store(prefix_ptr + slot * CP + label, prefix)
@@ -147,18 +165,23 @@ def pass_kernel(
         if HAS_BOUNDARY:
             rows = load_rows(closing_ptr, step, length, direction, stride, label, C, R)
             closing = _exponentials(rows, R)
+        known = block
+        if PARTS:
+            known = block - begin // R
         sums, lost = far_window(
-            window_ptr, sources_ptr, rates_ptr, block, tl.minimum(blocks_back, block), ring, CP, R, G,
+            window_ptr, sources_ptr, rates_ptr, block, tl.minimum(blocks_back, known), ring,
+            older_ptr + known * (R + 1) * CP, PARTS, CP, R, G,
         )  # fmt: skip
         linear = decode_linear(g)
-        new_g, sources, new_newest, new_born, new_row, new_row_offset, new_offset, exponent, rate, fine = (
-            linear_steps(
-                linear, sums, near, factors, shifts, matrix, opening, closing, x,
-                step, length, K, newest, born, final_row, final_offset, offset,
-                message_ptr + step * direction * stride, row_offset_ptr + step * direction,
-                sources_ptr + slot * R * CP, direction, stride, C, label,
-                HAS_BOUNDARY, KEEP, CP, R, CHAINS,
-            )
+        (
+            new_g, sources, new_newest, new_born, new_row, new_row_offset, new_offset, exponent,
+            rate, fine,
+        ) = linear_steps(
+            linear, sums, near, factors, shifts, matrix, opening, closing, x,
+            step, length, K, newest, born, final_row, final_offset, offset,
+            message_ptr + step * direction * stride, row_offset_ptr + step * direction,
+            sources_ptr + slot * R * CP, direction, stride, C, label,
+            HAS_BOUNDARY, KEEP, CP, R, CHAINS,
         )  # fmt: skip
         ok = ok & fine & ((linear >= 1e-200) | (g == 0)) & (lost <= 1e-220)
         if (tl.min(ok.to(tl.int32), 0) == 1) & (always_log == 0):
@@ -186,10 +209,18 @@ def pass_kernel(
             )  # fmt: skip
         tl.debug_barrier()
 
-    if KEEP:
-        place = (b * (T // SPAN + 2) + tl.cdiv(length, SPAN)) * C + label
-        tl.store(prefix_out_ptr + place, prefix, mask=inside & (direction > 0))
-    if direction > 0:
+    if PARTS:
+        tl.store(state_ptr + label, g)
+        tl.store(state_ptr + CP + label, prefix)
+        tl.store(state_ptr + 2 * CP + label, final_row)
+        tl.store(state_ptr + 3 * CP + label, newest.to(tl.float64))
+        tl.store(state_ptr + 4 * CP + label, born.to(tl.float64))
+        tl.store(state_ptr + 5 * CP, offset)
+        tl.store(state_ptr + 5 * CP + 1, final_offset)
+    if (begin < length) & (end >= length) & (direction > 0):
+        if KEEP:
+            place = (b * (T // SPAN + 2) + tl.cdiv(length, SPAN)) * C + label
+            tl.store(prefix_out_ptr + place, prefix, mask=inside)
         last = tl.load(last_row + label)
         value = tl.where(inside, decode_log(final_row) + last, float("-inf"))
         top = tl.max(value, 0)
@@ -197,3 +228,30 @@ def pass_kernel(
         total = tl.sum(tl.exp(value - safe), 0)
         log_z = tl.where(top > float("-inf"), safe + final_offset + tl.log(total), top)
         tl.store(log_z_ptr + b, log_z)
+
+
+@kernel
+def far_kernel(
+    window_ptr, workspace_ptr, begin, blocks_back, ring, workspace_stride,
+    CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
+):  # fmt: skip
+    """What all sources before the part that starts at `begin` give to the outputs of its blocks.
+
+    Long windows make this most of the work, and unlike the steps it is parallel. Program (block of
+    the part, program of the pass); into the workspace, as `far_window` reads it.
+    """
+    ahead = tl.program_id(0)
+    program = tl.program_id(1).to(tl.int64)
+    label = tl.arange(0, CP)
+    sources_ptr = workspace_ptr + program * workspace_stride
+    rates_ptr = sources_ptr + 3 * ring * R * CP
+    older_ptr = rates_ptr + (2 * ring + 7) * CP + ahead * (R + 1) * CP
+    first = begin // R
+    blocks = tl.maximum(tl.minimum(blocks_back - ahead, first), 0)
+    sums, lost = far_window(
+        window_ptr + ahead * R * CP, sources_ptr, rates_ptr, first, blocks, ring, older_ptr, False,
+        CP, R, G,
+    )  # fmt: skip
+    for j in tl.static_range(R):
+        tl.store(older_ptr + j * CP + label, sums[j])
+    tl.store(older_ptr + R * CP + label, lost)

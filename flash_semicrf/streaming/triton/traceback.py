@@ -1,10 +1,10 @@
 """The walk back along the best segmentation, and its segments as flat tensors.
 
 What the walk asks at each boundary is found for all boundaries at once, in parallel: the duration
-of the best segment of each label, the shortest of equals, is the argmax over k of h_{t-k}(c) + D_k(c);
-the label before c the argmax over c' of alpha_t(c') + A[c', c], of equals that with the shortest
-segment, then the lowest. Both go into one number per (t, c), so the walk reads one number per
-segment. Cost T(KC + C²) in parallel; memory O(TC).
+of the best segment of each label, the shortest of equals, is the argmax over k of
+h_{t-k}(c) + D_k(c); the label before c the argmax over c' of alpha_t(c') + A[c', c], of equals that
+with the shortest segment, then the lowest. Both go into one number per (t, c), so the walk reads
+one number per segment. Cost T(KC + C²) in parallel; memory O(TC).
 """
 
 from __future__ import annotations
