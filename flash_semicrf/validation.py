@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.segments import SegmentTable
 
 __all__ = [
+    "DEVICE_CHECKS",
     "check_choice",
     "check_finite_or_forbidden",
     "check_labels",
@@ -24,6 +26,13 @@ __all__ = [
     "check_table",
     "extremes",
 ]
+
+
+DEVICE_CHECKS: dict[str, Callable[[Potentials], bool]] = {}
+"""By type of device: whether all values and lengths of a problem of the right shapes are allowed.
+
+On a GPU each look at a value waits for the device, so a backend may offer one look at all of them.
+"""
 
 
 def check_positive_int(name: str, value: object) -> int:
@@ -70,14 +79,18 @@ def check_finite_or_forbidden(name: str, value: Tensor) -> bool:
     )
 
 
-def check_lengths(lengths: Tensor, batch_size: int, num_positions: int) -> Tensor:
-    """Return `lengths` as int64, each in [1, T], or raise."""
+def _check_form_of_lengths(lengths: Tensor, batch_size: int) -> None:
     if not isinstance(lengths, Tensor):
         raise TypeError(f"`lengths` must be a Tensor; got {type(lengths).__name__}.")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"`lengths` must have an integer dtype; got {lengths.dtype}.")
     if tuple(lengths.shape) != (batch_size,):
         raise ValueError(f"`lengths` must have shape ({batch_size},); got {tuple(lengths.shape)}.")
+
+
+def check_lengths(lengths: Tensor, batch_size: int, num_positions: int) -> Tensor:
+    """Return `lengths` as int64, each in [1, T], or raise."""
+    _check_form_of_lengths(lengths, batch_size)
     outside = (lengths < 1) | (lengths > num_positions)
     if bool(outside.any()):
         i = int(outside.nonzero()[0])
@@ -118,6 +131,11 @@ def check_potentials(potentials: Potentials) -> Potentials:
             raise ValueError(
                 f"`{name}` must be on the device of `scores`, {p.device}; got {value.device}."
             )
+    _check_form_of_lengths(p.lengths, p.batch_size)
+    allowed = DEVICE_CHECKS.get(p.device.type)
+    if allowed is not None and p.lengths.device == p.device and allowed(p):
+        narrow = {n: v.float() for n, v in p.parameters().items() if v.itemsize < 4}
+        return p.replace(lengths=p.lengths.long(), **narrow)
     lengths = check_lengths(p.lengths, p.batch_size, p.num_positions).to(p.device)
     inside = torch.arange(p.num_positions, device=p.device) < lengths[:, None]
     padded = not bool(inside.all())

@@ -11,14 +11,28 @@ from flash_semicrf.streaming.interface import (
     viterbi,
     viterbi_table,
 )
+from flash_semicrf.streaming.triton_api import (
+    HAS_TRITON,
+    SemiCRFStreamingTriton,
+    launch_streaming_triton_backward,
+    launch_streaming_triton_kernel,
+    launch_streaming_triton_kernel_max_bp,
+    semi_crf_streaming_viterbi_triton,
+)
 
 __all__ = [
+    "HAS_TRITON",
     "NEG_INF",
     "SemiCRFStreaming",
+    "SemiCRFStreamingTriton",
     "compute_edge_block_streaming",
+    "launch_streaming_triton_backward",
+    "launch_streaming_triton_kernel",
+    "launch_streaming_triton_kernel_max_bp",
     "log_partition",
     "segment_marginals",
     "semi_crf_streaming_forward",
+    "semi_crf_streaming_viterbi_triton",
     "semi_crf_streaming_viterbi_with_backpointers",
     "viterbi",
     "viterbi_table",

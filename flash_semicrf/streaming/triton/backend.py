@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import SegmentTable
+from flash_semicrf.validation import DEVICE_CHECKS
 
 __all__ = ["HAS_TRITON", "MAX_LABELS", "TritonBackend"]
 
@@ -76,6 +77,15 @@ class TritonBackend:
             return f"it takes at most {MAX_LABELS} labels and these are {potentials.num_labels}"
         return None
 
+    def values_are_allowed(self, potentials: Potentials) -> bool:
+        """Whether `flash_semicrf.validation` need not look at the values one tensor at a time."""
+        from flash_semicrf.streaming.triton.values import values_are_allowed
+
+        if potentials.device.type != "cuda" or self.why_not(potentials) is not None:
+            return False
+        with _on(potentials.device), torch.no_grad():
+            return values_are_allowed(potentials)
+
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
         with _on(potentials.device), torch.no_grad():
@@ -97,3 +107,6 @@ class TritonBackend:
         """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
         with _on(potentials.device), torch.no_grad():
             return _algorithm(potentials, decoding=True).viterbi(potentials)
+
+
+DEVICE_CHECKS["cuda"] = TritonBackend().values_are_allowed

@@ -18,7 +18,18 @@ import torch
 
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import Segment, segments_to_table
-from flash_semicrf.streaming import log_partition, segment_marginals, viterbi, viterbi_table
+from flash_semicrf.streaming import (
+    SemiCRFStreamingTriton,
+    launch_streaming_triton_backward,
+    launch_streaming_triton_kernel,
+    launch_streaming_triton_kernel_max_bp,
+    log_partition,
+    segment_marginals,
+    semi_crf_streaming_forward,
+    semi_crf_streaming_viterbi_triton,
+    viterbi,
+    viterbi_table,
+)
 from flash_semicrf.streaming.dispatch import BACKENDS, record_backends
 from flash_semicrf.testing import assert_close, random_problem
 from tests.flash_semicrf.cases import gradients_of, with_gradients
@@ -164,6 +175,55 @@ def test_any_layout_agrees_with_reference(rows, groups, monkeypatch):
     problem = Case(22, 20, 3, boundary=True).problem(integers=True, scale=0.7)
     assert_agrees_with_reference(problem)
     assert viterbi(problem, "triton") == viterbi(problem, "reference")
+
+
+def test_long_windows_in_parts_agree_with_reference(monkeypatch):
+    from flash_semicrf.streaming.triton import launch, passes
+
+    # Parts of two blocks, where 128 steps are too long for the interpreter.
+    monkeypatch.setattr(passes, "_PART", 16)
+    monkeypatch.setattr(launch, "PART", 16)
+    monkeypatch.setattr(launch, "_LONG_WINDOW", 3)
+    assert_agrees_with_reference(Case(35, 27, 2, True, True, 0.02).problem())
+    problem = Case(35, 30, 2).problem(integers=True, scale=0.7)
+    assert viterbi(problem, "triton").segments == viterbi(problem, "reference").segments
+
+
+def test_values_are_checked_in_one_launch():
+    from flash_semicrf.streaming.triton.values import values_are_allowed
+
+    problem = Case(40, 5, 3, True, True, 0.2, batch=3).problem()
+    assert values_are_allowed(with_poisoned_padding(problem))
+    for name, value in problem.parameters().items():
+        for refused in (math.nan, math.inf, -1e38):
+            changed = value.clone()
+            changed.view(-1)[0] = refused
+            assert not values_are_allowed(problem.replace(**{name: changed}))
+    for length in (0, 41):
+        lengths = problem.lengths.clone()
+        lengths[1] = length
+        assert not values_are_allowed(problem.replace(lengths=lengths))
+
+
+def test_names_of_release_0_2_0():
+    problem = Case(9, 5, 3, batch=2).problem()
+    cum_scores = torch.nn.functional.pad(problem.scores.cumsum(1), (0, 0, 1, 0))
+    arguments = (cum_scores, problem.transition, problem.duration_bias, problem.lengths, 5)
+    log_z = launch_streaming_triton_kernel(*arguments)
+    assert_close(log_z, REFERENCE.log_partition(problem))
+    best = viterbi(problem, "reference")
+    assert_close(launch_streaming_triton_kernel(*arguments, semiring="max"), best.scores)
+    assert semi_crf_streaming_viterbi_triton(*arguments).segments == best.segments
+    assert_close(launch_streaming_triton_kernel_max_bp(*arguments)[0], best.scores)
+    weight = torch.tensor([2.0, -1.0], dtype=torch.float64)
+    leaves = [x.clone().requires_grad_() for x in arguments[:3]]
+    expected = semi_crf_streaming_forward(*leaves, *arguments[3:], backend="reference")
+    expected = torch.autograd.grad(expected @ weight, leaves)
+    found = launch_streaming_triton_backward(*arguments, grad_output=weight)
+    for actual, gradient in zip(found, expected, strict=True):
+        assert_close(actual, gradient)
+    parameters = (problem.scores, problem.transition, problem.duration_bias, None, None, None, None)
+    assert torch.equal(SemiCRFStreamingTriton.apply(None, problem.lengths, *parameters), log_z)
 
 
 def test_log_partition_is_that_of_the_gradients():

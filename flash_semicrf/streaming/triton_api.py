@@ -1,0 +1,163 @@
+"""Low-level names of release 0.2.0 for its Triton kernels, on the kernels of this package.
+
+They run the Triton backend or raise its reason; everything else in this package chooses a backend
+by itself. Cumulative scores are those of `flash_semicrf.streaming.semi_crf_streaming_forward`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.segments import ViterbiResult
+from flash_semicrf.streaming.autograd import SemiCRFStreaming
+from flash_semicrf.streaming.backpointers import semi_crf_streaming_viterbi_with_backpointers
+from flash_semicrf.streaming.interface import (
+    potentials_of_cumulative,
+    semi_crf_streaming_forward,
+    viterbi,
+)
+from flash_semicrf.streaming.triton.backend import HAS_TRITON
+
+__all__ = [
+    "HAS_TRITON",
+    "SemiCRFStreamingTriton",
+    "launch_streaming_triton_backward",
+    "launch_streaming_triton_kernel",
+    "launch_streaming_triton_kernel_max_bp",
+    "semi_crf_streaming_viterbi_triton",
+]
+
+
+class SemiCRFStreamingTriton(SemiCRFStreaming):
+    """`SemiCRFStreaming` on the Triton backend.
+
+    Call it as ``SemiCRFStreamingTriton.apply(None, lengths, scores, transition, duration_bias,
+    start_scores, end_scores, initial_scores, final_scores)``, the optional parameters None.
+    """
+
+    @staticmethod
+    def forward(ctx, backend: None, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
+        """Compute log Z, and the gradients that will be asked for."""
+        if backend not in (None, "triton"):
+            raise ValueError(f'`backend` must be None or "triton"; got {backend!r}.')
+        return SemiCRFStreaming.forward(ctx, "triton", lengths, *parameters)
+
+
+def launch_streaming_triton_kernel(
+    cum_scores: Tensor,
+    transition: Tensor,
+    duration_bias: Tensor,
+    lengths: Tensor,
+    K: int,
+    semiring: str = "log",
+    **options: Tensor | None,
+) -> Tensor:
+    """Log partition function, or best score, by the forward kernels.
+
+    Parameters
+    ----------
+    cum_scores, transition, duration_bias, lengths, K, semiring
+        As for `flash_semicrf.streaming.semi_crf_streaming_forward`.
+    **options
+        Optional parameters of `flash_semicrf.Potentials`: "start_scores", ...
+
+    Returns
+    -------
+    Tensor of shape (B,)
+        In the dtype of `cum_scores`, without a gradient.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For bad input, or where Triton cannot run.
+    """
+    with torch.no_grad():
+        return semi_crf_streaming_forward(
+            cum_scores, transition, duration_bias, lengths, K, semiring, backend="triton", **options
+        )
+
+
+def launch_streaming_triton_backward(
+    cum_scores: Tensor,
+    transition: Tensor,
+    duration_bias: Tensor,
+    lengths: Tensor,
+    K: int,
+    grad_output: Tensor | None = None,
+    **options: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``(grad_output * log Z).sum()`` by the backward kernels.
+
+    Parameters
+    ----------
+    cum_scores, transition, duration_bias, lengths, K, **options
+        As for `launch_streaming_triton_kernel`.
+    grad_output : Tensor of shape (B,), optional
+        Ones by default.
+
+    Returns
+    -------
+    grad_cum_scores : Tensor of shape (B, T+1, C)
+    grad_transition : Tensor of shape (C, C) or (K, C, C)
+    grad_duration_bias : Tensor of shape (K, C)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `launch_streaming_triton_kernel`.
+    """
+    given = [x.detach().requires_grad_() for x in (cum_scores, transition, duration_bias)]
+    with torch.enable_grad():
+        log_z = semi_crf_streaming_forward(*given, lengths, K, backend="triton", **options)
+        weight = torch.ones_like(log_z) if grad_output is None else grad_output.to(log_z)
+        return torch.autograd.grad(log_z, given, weight)
+
+
+def launch_streaming_triton_kernel_max_bp(
+    cum_scores: Tensor,
+    transition: Tensor,
+    duration_bias: Tensor,
+    lengths: Tensor,
+    K: int,
+    **options: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Best scores and back-pointers.
+
+    Parameters, results and errors are those of
+    `flash_semicrf.streaming.semi_crf_streaming_viterbi_with_backpointers`, with the messages of the
+    Triton kernels.
+    """
+    return semi_crf_streaming_viterbi_with_backpointers(
+        cum_scores, transition, duration_bias, lengths, K, backend="triton", **options
+    )
+
+
+def semi_crf_streaming_viterbi_triton(
+    cum_scores: Tensor,
+    transition: Tensor,
+    duration_bias: Tensor,
+    lengths: Tensor,
+    K: int,
+    **options: Tensor | None,
+) -> ViterbiResult:
+    """Best segmentations by the max kernels; nothing of size T·K·C, no loop on the host.
+
+    Parameters
+    ----------
+    cum_scores, transition, duration_bias, lengths, K, **options
+        As for `launch_streaming_triton_kernel`.
+
+    Returns
+    -------
+    ViterbiResult
+        Scores in float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `launch_streaming_triton_kernel`, and where nothing is feasible.
+    """
+    with torch.no_grad():
+        p = potentials_of_cumulative(cum_scores, transition, duration_bias, lengths, K, **options)
+    return viterbi(p, "triton")
