@@ -36,26 +36,70 @@ pytestmark = [
 BY_POSITION = ("scores", "start_scores", "end_scores")
 EVERYTHING = {*BY_POSITION, "transition", "duration_bias"}
 
-SHAPES = {
-    "usual": (4, 400, 100, 24),
-    "many short": (32, 300, 32, 8),
-    "long": (2, 1000, 100, 24),
-    "long segments": (1, 700, 500, 24),
-    "large batch": (64, 200, 40, 24),
-    "many labels": (16, 200, 16, 64),
-    "most labels": (2, 150, 20, 128),
-    "one label": (3, 400, 7, 1),
-    "one duration": (3, 400, 1, 5),
-    "three labels": (2, 600, 30, 3),
+PLAIN = {"dtype": torch.float32}
+FULL = {"boundary": True, "ends": True, "forbid": 0.01}
+
+SETTINGS = {
+    "usual": ((4, 300, 100, 24), PLAIN),
+    "usual, full": ((2, 300, 100, 24), FULL),
+    "many labels": ((4, 150, 16, 64), PLAIN),
+    "many labels, full": ((2, 100, 16, 50), FULL),
+    "many short": ((16, 150, 32, 8), PLAIN),
+    "many short, full": ((16, 150, 32, 8), FULL),
+    "long segments": ((1, 500, 1000, 24), PLAIN),
+    "long segments, full": ((2, 400, 350, 3), FULL),
+    "three labels, full": ((2, 400, 30, 3), FULL),
+    "most labels": ((2, 80, 20, 128), PLAIN),
+    "by duration": ((3, 60, 9, 5), {**PLAIN, "by_duration": True}),
+    "by duration, full": ((2, 50, 20, 17), {**FULL, "by_duration": True}),
+    "long": ((1, 600, 100, 24), PLAIN),
+    "large batch": ((64, 40, 60, 24), PLAIN),
+    "one label, full": ((3, 400, 7, 1), {**FULL, "forbid": 0.0}),
+    "one duration, full": ((3, 300, 1, 5), FULL),
 }
-"""(B, T, K, C): several chunks of boundaries and of segments, every layout of the warps."""
+"""(B, T, K, C) and options: several chunks of boundaries and of segments, every layout of the
+warps. Compilation takes most of the time, some 30 s for each combination of padded labels, dtype
+and options: there are few."""
 
-OPTIONS = {"plain": {}, "all": {"boundary": True, "ends": True, "forbid": 0.01}}
+SAME_KERNELS = {
+    "long": "usual",
+    "large batch": "usual",
+    "one label, full": "three labels, full",
+    "one duration, full": "many short, full",
+}
 
 
-def draw(shape: str, **options) -> Potentials:
-    """Problem of a shape of `SHAPES`, on the CPU."""
-    return random_problem(*SHAPES[shape], **{"seed": 1, **options})
+BLOCK_GROUPS = {
+    "one more": "many short, full",
+    "two blocks": "many short, full",
+    "one duration": "16 labels",
+    "many labels": "usual, full",
+}
+"""By shape of `LONG_SHAPES`; the others have up to four labels."""
+
+
+def marked(*names: str) -> list:
+    """Parameters by setting, each in the group of the tests that run the same kernels."""
+    return [
+        pytest.param(name, marks=pytest.mark.gpu(group=SAME_KERNELS.get(name, name)))
+        for name in names
+    ]
+
+
+ALL_SETTINGS = marked(*SETTINGS)
+
+USUAL = pytest.mark.gpu(group="usual")
+MANY_SHORT = pytest.mark.gpu(group="many short, full")
+AUTO = pytest.mark.gpu(group="few labels, float64")
+HALF = pytest.mark.gpu(group="half")
+HEAD = pytest.mark.gpu(group="head")
+THREE_LABELS = pytest.mark.gpu(group="three labels, full")
+
+
+def draw(setting: str, **options) -> Potentials:
+    """Problem of a setting, on the CPU."""
+    shape, given = SETTINGS[setting]
+    return random_problem(*shape, **{"seed": 1, **given, **options})
 
 
 def with_poisoned_padding(problem: Potentials) -> Potentials:
@@ -99,47 +143,23 @@ def assert_equal_results(first: list[torch.Tensor], second: list[torch.Tensor]) 
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_agrees_with_reference(shape, options, dtype):
-    assert_agrees_with_reference(draw(shape, dtype=dtype, **OPTIONS[options]))
+@pytest.mark.parametrize("setting", ALL_SETTINGS)
+def test_agrees_with_reference(setting):
+    assert_agrees_with_reference(draw(setting))
 
 
-@pytest.mark.parametrize("case", LONG_CASES, ids=str)
-def test_agrees_with_reference_around_the_blocks(case):
-    assert_agrees_with_reference(case.problem(LONG_SHAPES))
-
-
-@pytest.mark.parametrize("forbid", [0.0, 0.05])
-@pytest.mark.parametrize("scale", [10.0, 100.0])
-@pytest.mark.parametrize("shape", ["many short", "three labels"])
-def test_agrees_with_reference_at_any_scale(shape, scale, forbid):
-    assert_agrees_with_reference(draw(shape, scale=scale, forbid=forbid, boundary=True))
-
-
-@pytest.mark.parametrize("minimum", [2, 16, 25])
-def test_confident_scores_under_minimum_durations(minimum):
-    problem = draw("three labels")
-    bias = problem.duration_bias.clone()
-    bias[: minimum - 1] = -torch.inf
-    signs = torch.randint(0, 2, problem.scores.shape) * 2.0 - 1.0
-    assert_agrees_with_reference(problem.replace(scores=100.0 * signs.double(), duration_bias=bias))
-
-
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_viterbi_is_that_of_the_reference(shape, options):
+@pytest.mark.parametrize("setting", ALL_SETTINGS)
+def test_viterbi_is_that_of_the_reference(setting):
     # Whole numbers add without rounding, so equal scores are equal in every order of addition.
-    problem = draw(shape, integers=True, **{**OPTIONS[options], "forbid": 0.0})
+    problem = draw(setting, integers=True, forbid=0.0)
     actual, expected = viterbi(problem.to("cuda"), "triton"), viterbi(problem, "reference")
     assert torch.equal(actual.scores.cpu(), expected.scores)
     assert actual.segments == expected.segments
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_viterbi_path_has_the_best_score(shape):
-    problem = draw(shape, boundary=True, dtype=torch.float32)
+@pytest.mark.parametrize("setting", ALL_SETTINGS)
+def test_viterbi_path_has_the_best_score(setting):
+    problem = draw(setting)
     best, table = viterbi_table(problem.to("cuda"), "triton")
     assert best.device.type == table.start.device.type == "cuda"
     assert_near(best, viterbi(problem, "reference").scores, 1e-9)
@@ -148,8 +168,77 @@ def test_viterbi_path_has_the_best_score(shape):
     assert_near(score_segments(problem.to(torch.float64), table, "max"), best, 1e-9)
 
 
+@pytest.mark.parametrize("setting", ALL_SETTINGS)
+def test_results_repeat_bit_by_bit(setting):
+    problem = draw(setting).to("cuda")
+    first = results_of(problem)
+    for _ in range(3):
+        assert_equal_results(results_of(problem), first)
+
+
+@pytest.mark.parametrize("setting", marked("usual", "many short", "many labels", "long segments"))
+def test_float64_inputs_make_the_same_log_partition(setting):
+    problem = draw(setting).to("cuda")
+    narrow = log_partition(problem, "triton")
+    wide = log_partition(problem.to(torch.float64), "triton")
+    assert_near(narrow, wide, 1e-12)
+
+
+# Scores on either side of the blocks of positions, by the kernels of other settings.
+BLOCKS = [
+    pytest.param(case, marks=pytest.mark.gpu(group=group))
+    for case in LONG_CASES
+    if case.start and case.initial
+    for group in [BLOCK_GROUPS.get(case.shape, "three labels, full")]
+]
+
+
+@pytest.mark.parametrize("case", BLOCKS, ids=str)
+def test_agrees_with_reference_around_the_blocks(case):
+    assert_agrees_with_reference(case.problem(LONG_SHAPES))
+
+
+@pytest.mark.parametrize("forbid", [0.0, 0.05])
+@pytest.mark.parametrize("scale", [10.0, 100.0])
+@pytest.mark.parametrize("setting", marked("many short, full", "three labels, full"))
+def test_agrees_with_reference_at_any_scale(setting, scale, forbid):
+    assert_agrees_with_reference(draw(setting, scale=scale, forbid=forbid))
+
+
+@THREE_LABELS
+@pytest.mark.parametrize("minimum", [2, 16, 25])
+def test_confident_scores_under_minimum_durations(minimum):
+    problem = draw("three labels, full")
+    bias = problem.duration_bias.clone()
+    bias[: minimum - 1] = -torch.inf
+    signs = torch.randint(0, 2, problem.scores.shape) * 2.0 - 1.0
+    assert_agrees_with_reference(problem.replace(scores=100.0 * signs.double(), duration_bias=bias))
+
+
+@pytest.mark.parametrize("mask", [-1e9, -1e30])
+@pytest.mark.parametrize("setting", marked("usual", "three labels, full", "by duration, full"))
+def test_finite_masks_act_as_minus_infinity(setting, mask):
+    problem = draw(setting, forbid=0.0)
+    dead = torch.rand(problem.scores.shape) < 0.3
+    dead[..., 0] = False
+    masked, forbidden = (
+        problem.replace(scores=problem.scores.masked_fill(dead, value))
+        for value in (mask, -torch.inf)
+    )
+    masked = masked.to("cuda")
+    wanted = EVERYTHING | set(problem.parameters())
+    expected_log_z, expected = BACKENDS["reference"].gradients(forbidden, wanted)
+    log_z, found = choose("triton", masked).gradients(masked, wanted)
+    assert_near(log_z, expected_log_z, 1e-9)
+    for name, value in found.items():
+        assert_near(value, expected[name], 1e-9 if problem.dtype == torch.float64 else 1e-5)
+    best = viterbi(masked, "triton")
+    assert_near(best.scores, viterbi(forbidden, "reference").scores, 1e-9)
+
+
+@AUTO
 def test_back_pointers_are_those_of_the_reference():
-    problem = draw("three labels", integers=True)
+    problem = draw("three labels, full", integers=True, boundary=False, ends=False, forbid=0.0)
     found = {}
     for device, backend in (("cuda", "triton"), ("cpu", "reference")):
         p = problem.to(device)
@@ -161,8 +250,9 @@ def test_back_pointers_are_those_of_the_reference():
         assert torch.equal(actual.cpu(), expected)
 
 
+@MANY_SHORT
 def test_infeasible_sequences_have_no_gradient():
-    problem = draw("many short", ragged=False).to("cuda")
+    problem = draw("many short, full", ragged=False).to("cuda")
     scores = problem.scores.clone()
     scores[3, 17] = -torch.inf
     problem = problem.replace(scores=scores)
@@ -171,16 +261,9 @@ def test_infeasible_sequences_have_no_gradient():
     assert all(bool((value[3] == 0).all() and value.isfinite().all()) for value in found.values())
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_results_repeat_bit_by_bit(shape):
-    problem = draw(shape, dtype=torch.float32, boundary=True).to("cuda")
-    first = results_of(problem)
-    for _ in range(3):
-        assert_equal_results(results_of(problem), first)
-
-
+@MANY_SHORT
 def test_rest_of_the_batch_changes_nothing():
-    problem = draw("many short", boundary=True).to("cuda")
+    problem = draw("many short, full").to("cuda")
     log_z, found = choose("triton", problem).gradients(problem, EVERYTHING)
     for b in (0, 7):
         length = int(problem.lengths[b])
@@ -194,8 +277,9 @@ def test_rest_of_the_batch_changes_nothing():
         assert_near(own["scores"][0], found["scores"][b, :length], 1e-12)
 
 
-def test_unwritten_memory_is_not_read():
-    problem = draw("usual", boundary=True, ends=True).to("cuda")
+@pytest.mark.parametrize("setting", marked("usual, full", "by duration, full"))
+def test_unwritten_memory_is_not_read(setting):
+    problem = draw(setting).to("cuda")
     assert bool(torch.empty(64, device="cuda").isnan().all())  # as every test runs
     poisoned = results_of(problem)
     torch.utils.deterministic.fill_uninitialized_memory = False
@@ -203,8 +287,9 @@ def test_unwritten_memory_is_not_read():
     assert all(bool(value.isfinite().all()) for value in poisoned)
 
 
+@USUAL
 def test_other_stream():
-    problem = draw("usual", dtype=torch.float32).to("cuda")
+    problem = draw("usual").to("cuda")
     expected = results_of(problem)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -218,9 +303,10 @@ def test_other_stream():
     assert_equal_results(actual, expected)
 
 
+@USUAL
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_device_that_is_not_the_current_one():
-    problem = draw("usual", dtype=torch.float32)
+    problem = draw("usual")
     expected = results_of(problem.to("cuda:0"))
     assert torch.cuda.current_device() == 0
     actual = results_of(problem.to("cuda:1"))
@@ -229,9 +315,9 @@ def test_device_that_is_not_the_current_one():
     assert torch.cuda.current_device() == 0
 
 
-@pytest.mark.parametrize("boundary", [False, True])
-def test_log_partition_is_captured_in_a_graph(boundary):
-    first, second = (draw("usual", boundary=boundary, seed=seed).to("cuda") for seed in (1, 2))
+@pytest.mark.parametrize("setting", marked("usual", "usual, full"))
+def test_log_partition_is_captured_in_a_graph(setting):
+    first, second = (draw(setting, seed=seed).to("cuda") for seed in (1, 2))
     second = second.replace(lengths=second.lengths.flip(0))
     backend = choose("triton", first)
     expected = [backend.log_partition(p) for p in (first, second)]
@@ -255,6 +341,7 @@ def test_log_partition_is_captured_in_a_graph(boundary):
     assert torch.equal(log_z, expected[0])
 
 
+@AUTO
 @pytest.mark.parametrize("by_duration", [False, True])
 def test_auto_runs_triton_where_it_can(by_duration):
     problem = random_problem(2, 40, 5, 3, by_duration=by_duration).to("cuda")
@@ -273,6 +360,7 @@ def test_auto_runs_triton_where_it_can(by_duration):
         assert_near(actual, marginal, 1e-9)
 
 
+@AUTO
 def test_use_triton_false_runs_the_reference():
     problem = random_problem(2, 40, 5, 3).to("cuda")
     cum_scores = nn.functional.pad(problem.scores.cumsum(1), (0, 0, 1, 0))
@@ -286,8 +374,9 @@ def test_use_triton_false_runs_the_reference():
     assert_near(partition, head(problem.scores, problem.lengths)["partition"], 1e-9)
 
 
+@MANY_SHORT
 def test_log_partition_under_autograd():
-    problem = draw("many short", boundary=True, ends=True)
+    problem = draw("many short, full")
     found = {}
     for device, backend in (("cuda", "auto"), ("cpu", "reference")):
         leaves = with_gradients(problem.to(device))
@@ -300,6 +389,7 @@ def test_log_partition_under_autograd():
         assert_near(gradient, found["cpu"][1][name], 1e-9)
 
 
+@HALF
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_inputs_are_upcast(dtype):
     problem = draw("many short", dtype=dtype)
@@ -342,6 +432,7 @@ def loss_and_gradients(model: nn.Module, arguments) -> list[torch.Tensor]:
     return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
 
 
+@HEAD
 def test_head_trains_and_decodes(batch):
     model = Tagger().cuda()
     x, lengths, labels = batch
@@ -375,6 +466,7 @@ def test_head_trains_and_decodes(batch):
     assert right > 0.9 * int(lengths.sum())
 
 
+@HEAD
 # The compiler warns of much that is not ours: TF32, deprecations, functions it does not trace.
 @pytest.mark.filterwarnings("ignore")
 def test_torch_compile_of_a_model_with_the_head(batch):
@@ -385,6 +477,7 @@ def test_torch_compile_of_a_model_with_the_head(batch):
         assert_near(value, other, 1e-4)
 
 
+@HEAD
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_autocast_leaves_the_head_in_full_precision(batch, dtype):
     model = Tagger().cuda()
