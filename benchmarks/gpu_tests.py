@@ -41,7 +41,8 @@ class Outcome(NamedTuple):
 
 def gpu_test_files(root: Path = ROOT) -> list[str]:
     """Files that have tests marked ``gpu``; the others may need packages that are not there."""
-    files = sorted((root / "tests").rglob("test_*.py"))
+    # Backwards: what needs one long compilation for a few tests starts first.
+    files = sorted((root / "tests").rglob("test_*.py"), reverse=True)
     marked = [f for f in files if "mark.gpu" in f.read_text(encoding="utf-8")]
     return [f.relative_to(root).as_posix() for f in marked]
 
@@ -136,7 +137,7 @@ def run_tests(seconds: float, processes: int | None = None) -> bool:
             print(f"\n{'=' * 20} {outcome.group}\n{outcome.output}")
         elif "skipped" in outcome.summary:
             lines = [line for line in outcome.output.splitlines() if line.startswith("SKIPPED")]
-            print("\n".join(lines))
+            print("\n".join(dict.fromkeys(lines)))
     failed = sum(not outcome.passed for outcome in outcomes)
     wall = time.monotonic() - began
     print(f"GPU tests: {len(groups) - failed} of {len(groups)} groups passed in {wall:.0f} s")

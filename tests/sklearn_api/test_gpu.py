@@ -18,7 +18,7 @@ pytest.importorskip("skorch", reason="SemiCRFSegmenter needs skorch, which is no
 
 from sklearn_api import SemiCRFSegmenter
 
-pytestmark = pytest.mark.gpu(group="segmenter")
+pytestmark = pytest.mark.gpu(group="three labels")
 
 ROOT = Path(__file__).parents[2]
 
