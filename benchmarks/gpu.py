@@ -37,7 +37,7 @@ def announce(record: Record) -> None:
 
 
 def run_benchmarks(names: list[str], options: argparse.Namespace) -> list[Record]:
-    """Check and time the shapes of these names."""
+    """Check and time the shapes of these names; the CSV holds those that are done."""
     environment = describe_device(options.device, options.commit)
     records = []
     for name in names:
@@ -46,6 +46,7 @@ def run_benchmarks(names: list[str], options: argparse.Namespace) -> list[Record
             record = judge({**record, **environment})
             announce(record)
             records.append(record)
+        write_csv(options.output, records)
         print(f"{name}: {time.monotonic() - began:.1f} s with its checks", flush=True)
     return records
 
@@ -81,7 +82,6 @@ def main(argv: list[str] | None = None) -> int:
         passed = run_tests(options.tests_timeout, options.processes)
     if not options.tests_only:
         records = run_benchmarks(options.problem, options)
-        write_csv(options.output, records)
         print(f"\n{render(read_csv(options.output))}\n\nwritten to {options.output}")
         passed &= all(record["status"] == "ok" for record in records)
     return 0 if passed else 1
