@@ -14,6 +14,7 @@ from flash_semicrf.marginals import SegmentMarginals
 from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import Segment, SegmentTable, ViterbiResult
+from flash_semicrf.semimarkov import SemiMarkov
 from flash_semicrf.streaming import semi_crf_streaming_forward
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Segment",
     "SegmentMarginals",
     "SegmentTable",
+    "SemiMarkov",
     "SemiMarkovCRFHead",
     "UniformDuration",
     "ViterbiResult",
