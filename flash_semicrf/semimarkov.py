@@ -249,9 +249,7 @@ class SemiMarkov:
         return score_parts(self.semiring, potentials, parts)
 
     @staticmethod
-    def to_parts(
-        sequence: Tensor, extra: tuple[int, int], lengths: Tensor | None = None
-    ) -> Tensor:
+    def to_parts(sequence: Tensor, extra: tuple[int, int], lengths: Tensor | None = None) -> Tensor:
         """See `flash_semicrf.exact.parts.to_parts`."""
         return to_parts(sequence, extra, lengths)
 
