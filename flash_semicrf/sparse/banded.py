@@ -1,0 +1,206 @@
+"""Square matrices stored as their diagonals, and their products over a semiring.
+
+A product of n x n matrices with w1 and w2 stored diagonals takes n w1 w2 multiplications and has
+at most w1 + w2 - 1 diagonals: cheaper than n^3 while the bands are narrow, and they widen with
+every product. Band storage: Golub and Van Loan, *Matrix Computations*, section 1.2.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from flash_semicrf.potentials import NEG_INF
+
+__all__ = ["BandedMatrix"]
+
+
+@dataclass(eq=False)
+class BandedMatrix:
+    """Square matrices of which only the diagonals near the main one are stored.
+
+    Parameters
+    ----------
+    data : Tensor of shape (batch, n, lu + ld + 1)
+        Row by row: **column d is diagonal d - ld**, ``data[b, i, d] = matrix[b, i, i + d - ld]``.
+        Column 0 is the lowest diagonal, column ld the main one, the last the highest. Where
+        i + d - ld is not in 0..n-1 there is no such entry and the value is ignored. There may be
+        any number of batch axes.
+    lu, ld : int
+        Number of diagonals above and below the main one.
+    fill : float
+        The value of every entry outside the bands.
+
+    Raises
+    ------
+    ValueError
+        If `lu` or `ld` is negative, or `data` has not lu + ld + 1 columns.
+
+    Examples
+    --------
+    >>> dense = torch.randn(2, 10, 10)
+    >>> banded = BandedMatrix.from_dense(dense, lu=2, ld=2)
+    >>> banded.data.shape
+    torch.Size([2, 10, 5])
+    >>> torch.equal(banded.to_dense(), dense.tril(2).triu(-2))
+    True
+    """
+
+    data: Tensor
+    lu: int
+    ld: int
+    fill: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_bands(self.lu, self.ld)
+        columns = self.lu + self.ld + 1
+        if self.data.dim() < 2 or self.data.shape[-1] != columns:
+            raise ValueError(
+                f"`data` must have shape (batch, n, lu + ld + 1 = {columns}); "
+                f"got {tuple(self.data.shape)}."
+            )
+
+    @classmethod
+    def from_dense(cls, dense: Tensor, lu: int, ld: int, fill: float = 0.0) -> BandedMatrix:
+        """Take the diagonals -ld..lu of square matrices.
+
+        Parameters
+        ----------
+        dense : Tensor of shape (batch, n, n)
+        lu, ld : int
+            Number of diagonals to keep above and below the main one. What lies outside is not
+            looked at: `measure_effective_bandwidth` says how far out there is anything.
+        fill : float
+            What the entries outside count as from here on.
+
+        Raises
+        ------
+        ValueError
+            If the matrices are not square, or `lu` or `ld` is negative.
+        """
+        _check_bands(lu, ld)
+        if dense.dim() < 2 or dense.shape[-1] != dense.shape[-2]:
+            raise ValueError(f"`dense` must have shape (batch, n, n); got {tuple(dense.shape)}.")
+        n = dense.shape[-1]
+        column, inside = _columns(n, lu, ld, dense.device)
+        row = torch.arange(n, device=dense.device)[:, None]
+        data = dense[..., row, column.clamp(0, max(n - 1, 0))]
+        return cls(data.masked_fill(~inside, fill), lu, ld, fill)
+
+    @property
+    def size(self) -> int:
+        """Number of rows, n."""
+        return self.data.shape[-2]
+
+    def to_dense(self) -> Tensor:
+        """Return the matrices as a Tensor of shape (batch, n, n)."""
+        row = torch.arange(self.size, device=self.data.device)
+        column = row[None, :] - row[:, None] + self.ld
+        inside = (column >= 0) & (column <= self.lu + self.ld)
+        dense = self.data[..., row[:, None], column.clamp(0, self.lu + self.ld)]
+        return dense.masked_fill(~inside, self.fill)
+
+    def transpose(self) -> BandedMatrix:
+        """Return the transposed matrices: `lu` and `ld` change places."""
+        n, lu, ld = self.size, self.ld, self.lu
+        row, inside = _columns(n, lu, ld, self.data.device)
+        old_diagonal = torch.arange(lu + ld, -1, -1, device=self.data.device)
+        data = self.data[..., row.clamp(0, max(n - 1, 0)), old_diagonal]
+        return BandedMatrix(data.masked_fill(~inside, self.fill), lu, ld, self.fill)
+
+    def multiply_log(self, other: BandedMatrix) -> BandedMatrix:
+        """Product in the log semiring: ``logsumexp_k(self[i, k] + other[k, j])``.
+
+        Parameters
+        ----------
+        other : BandedMatrix
+            As large, with the same batch axes or axes that broadcast.
+
+        Returns
+        -------
+        BandedMatrix
+            With `lu` and `ld` the sums of both, n - 1 at most, and `fill` -inf. Differentiable; an
+            entry that no k reaches is -inf and has gradient 0.
+
+        Raises
+        ------
+        ValueError
+            If the sizes differ, or the `fill` of one is not -inf (or <= NEG_INF): anything else
+            outside the bands would make the product a full matrix.
+
+        Examples
+        --------
+        >>> step = torch.full((1, 4, 4), -torch.inf)
+        >>> step[:, range(4), range(4)] = 0.0  # stay
+        >>> step[:, range(3), range(1, 4)] = 0.0  # or move on by one
+        >>> step = BandedMatrix.from_dense(step, lu=1, ld=0, fill=-torch.inf)
+        >>> step.multiply_log(step).to_dense().exp()[0]  # ways to get there in two steps
+        tensor([[1., 2., 1., 0.],
+                [0., 1., 2., 1.],
+                [0., 0., 1., 2.],
+                [0., 0., 0., 1.]])
+        """
+        return _multiply(self, other, torch.logsumexp)
+
+    def multiply_max(self, other: BandedMatrix) -> BandedMatrix:
+        """Product in the max semiring: ``max_k(self[i, k] + other[k, j])``.
+
+        Parameters, result and errors are those of `multiply_log`.
+        """
+        return _multiply(self, other, torch.amax)
+
+
+def _check_bands(lu: int, ld: int) -> None:
+    for name, value in (("lu", lu), ("ld", ld)):
+        if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 0:
+            raise ValueError(f"`{name}` must be an integer >= 0; got {value!r}.")
+
+
+def _columns(n: int, lu: int, ld: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Column of the matrix that each entry of (n, lu + ld + 1) data has, and whether it exists."""
+    offset = torch.arange(-ld, lu + 1, device=device)
+    column = torch.arange(n, device=device)[:, None] + offset
+    return column, (column >= 0) & (column < n)
+
+
+def _multiply(
+    left: BandedMatrix, right: BandedMatrix, total: Callable[[Tensor, int], Tensor]
+) -> BandedMatrix:
+    """Product whose entries are ``total(left[i, k] + right[k, j], dim)`` over k."""
+    if left.size != right.size:
+        raise ValueError(f"`other` must have n = {left.size} rows; got {right.size}.")
+    for name, matrix in (("self", left), ("other", right)):
+        if not matrix.fill <= NEG_INF:
+            raise ValueError(
+                f"`{name}` must have a `fill` of -inf, so that its products are banded; "
+                f"got {matrix.fill}."
+            )
+    n, width = left.size, left.lu + left.ld + 1
+    # Row i of left meets rows i - ld .. i + lu of right: (..., n, width, diagonals of right).
+    rows = pad(_forbidden(right), (0, width, left.ld, left.lu), value=-math.inf)
+    rows = rows.unfold(-2, width, 1).transpose(-1, -2)
+    terms = _forbidden(left)[..., None] + rows
+    # Entry (k, d) belongs to diagonal k + d of the product. Each row of terms has `width` columns
+    # to spare: read again with rows shorter by one, row k lies k columns further to the right.
+    columns = terms.shape[-1]
+    terms = terms.flatten(-2)[..., :-width].unflatten(-1, (width, columns - 1))
+    lu, ld = left.lu + right.lu, left.ld + right.ld
+    # Guarded, so that nothing flows back from where there is nothing to sum.
+    dead = (terms == -math.inf).all(-2)
+    data = total(terms.masked_fill(dead.unsqueeze(-2), 0.0), -2).masked_fill(dead, -math.inf)
+    # Diagonals beyond the corners hold nothing.
+    kept_lu, kept_ld = min(lu, max(n - 1, 0)), min(ld, max(n - 1, 0))
+    data = data[..., ld - kept_ld : data.shape[-1] - (lu - kept_lu)]
+    return BandedMatrix(data, kept_lu, kept_ld, -math.inf)
+
+
+def _forbidden(matrix: BandedMatrix) -> Tensor:
+    """The data, -inf where the entry is forbidden or there is none."""
+    _, inside = _columns(matrix.size, matrix.lu, matrix.ld, matrix.data.device)
+    return matrix.data.masked_fill(~inside | (matrix.data <= NEG_INF), -math.inf)
