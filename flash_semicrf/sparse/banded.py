@@ -7,9 +7,7 @@ every product. Band storage: Golub and Van Loan, *Matrix Computations*, section 
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from flash_semicrf.potentials import NEG_INF
+from flash_semicrf.semirings import LogSemiring, MaxSemiring, Semiring
+from flash_semicrf.semirings.base import as_semiring
 
 __all__ = ["BandedMatrix"]
 
@@ -114,25 +114,46 @@ class BandedMatrix:
         data = self.data[..., row.clamp(0, max(n - 1, 0)), old_diagonal]
         return BandedMatrix(data.masked_fill(~inside, self.fill), lu, ld, self.fill)
 
-    def multiply_log(self, other: BandedMatrix) -> BandedMatrix:
-        """Product in the log semiring: ``logsumexp_k(self[i, k] + other[k, j])``.
+    def multiply(self, other: BandedMatrix, semiring: Semiring | type[Semiring]) -> BandedMatrix:
+        """Product over a semiring: entry (i, j) is the sum over k of ``self[i, k] * other[k, j]``.
 
         Parameters
         ----------
         other : BandedMatrix
             As large, with the same batch axes or axes that broadcast.
+        semiring : Semiring
+            One whose values have one component.
 
         Returns
         -------
         BandedMatrix
-            With `lu` and `ld` the sums of both, n - 1 at most, and `fill` -inf. Differentiable; an
-            entry that no k reaches is -inf and has gradient 0.
+            With `lu` and `ld` the sums of both, n - 1 at most, and `fill` the semiring's zero.
+            Differentiable.
 
         Raises
         ------
         ValueError
-            If the sizes differ, or the `fill` of one is not -inf (or <= NEG_INF): anything else
-            outside the bands would make the product a full matrix.
+            If the sizes differ, the semiring has several components, or the `fill` of a matrix is
+            not the semiring's zero: anything else outside the bands fills the whole product.
+        """
+        semiring = as_semiring(semiring)
+        if semiring.size != 1:
+            raise ValueError(f"`semiring` must have values of size 1; got {semiring.size}.")
+        if self.size != other.size:
+            raise ValueError(f"`other` must have n = {self.size} rows; got {other.size}.")
+        zero = semiring.zero[0]
+        for name, matrix in (("self", self), ("other", other)):
+            if matrix.fill != zero and not max(matrix.fill, zero) <= NEG_INF:
+                raise ValueError(
+                    f"`{name}` must have the zero of {type(semiring).__name__}, {zero}, as its "
+                    f"`fill`; got {matrix.fill}."
+                )
+        return _multiply(self, other, semiring)
+
+    def multiply_log(self, other: BandedMatrix) -> BandedMatrix:
+        """Product in the log semiring: ``logsumexp_k(self[i, k] + other[k, j])``.
+
+        As `multiply` with a `LogSemiring`. Both need a `fill` of -inf (or <= NEG_INF).
 
         Examples
         --------
@@ -146,14 +167,14 @@ class BandedMatrix:
                 [0., 0., 1., 2.],
                 [0., 0., 0., 1.]])
         """
-        return _multiply(self, other, torch.logsumexp)
+        return self.multiply(other, LogSemiring)
 
     def multiply_max(self, other: BandedMatrix) -> BandedMatrix:
         """Product in the max semiring: ``max_k(self[i, k] + other[k, j])``.
 
-        Parameters, result and errors are those of `multiply_log`.
+        As `multiply` with a `MaxSemiring`. Both need a `fill` of -inf (or <= NEG_INF).
         """
-        return _multiply(self, other, torch.amax)
+        return self.multiply(other, MaxSemiring)
 
 
 def _check_bands(lu: int, ld: int) -> None:
@@ -169,38 +190,28 @@ def _columns(n: int, lu: int, ld: int, device: torch.device) -> tuple[Tensor, Te
     return column, (column >= 0) & (column < n)
 
 
-def _multiply(
-    left: BandedMatrix, right: BandedMatrix, total: Callable[[Tensor, int], Tensor]
-) -> BandedMatrix:
-    """Product whose entries are ``total(left[i, k] + right[k, j], dim)`` over k."""
-    if left.size != right.size:
-        raise ValueError(f"`other` must have n = {left.size} rows; got {right.size}.")
-    for name, matrix in (("self", left), ("other", right)):
-        if not matrix.fill <= NEG_INF:
-            raise ValueError(
-                f"`{name}` must have a `fill` of -inf, so that its products are banded; "
-                f"got {matrix.fill}."
-            )
-    n, width = left.size, left.lu + left.ld + 1
-    # Row i of left meets rows i - ld .. i + lu of right: (..., n, width, diagonals of right).
-    rows = pad(_forbidden(right), (0, width, left.ld, left.lu), value=-math.inf)
+def _multiply(left: BandedMatrix, right: BandedMatrix, semiring: Semiring) -> BandedMatrix:
+    n, zero, width = left.size, semiring.zero[0], left.lu + left.ld + 1
+    # Row i of left meets rows i - ld .. i + lu of right: (1, ..., n, width, diagonals of right).
+    rows = pad(_values(right, zero), (0, width, left.ld, left.lu), value=zero)
     rows = rows.unfold(-2, width, 1).transpose(-1, -2)
-    terms = _forbidden(left)[..., None] + rows
+    terms = semiring.mul(_values(left, zero)[..., None], rows)
     # Entry (k, d) belongs to diagonal k + d of the product. Each row of terms has `width` columns
     # to spare: read again with rows shorter by one, row k lies k columns further to the right.
     columns = terms.shape[-1]
     terms = terms.flatten(-2)[..., :-width].unflatten(-1, (width, columns - 1))
-    lu, ld = left.lu + right.lu, left.ld + right.ld
-    # Guarded, so that nothing flows back from where there is nothing to sum.
-    dead = (terms == -math.inf).all(-2)
-    data = total(terms.masked_fill(dead.unsqueeze(-2), 0.0), -2).masked_fill(dead, -math.inf)
+    data = semiring.sum(terms, -2)[0]
     # Diagonals beyond the corners hold nothing.
+    lu, ld = left.lu + right.lu, left.ld + right.ld
     kept_lu, kept_ld = min(lu, max(n - 1, 0)), min(ld, max(n - 1, 0))
     data = data[..., ld - kept_ld : data.shape[-1] - (lu - kept_lu)]
-    return BandedMatrix(data, kept_lu, kept_ld, -math.inf)
+    return BandedMatrix(data, kept_lu, kept_ld, zero)
 
 
-def _forbidden(matrix: BandedMatrix) -> Tensor:
-    """The data, -inf where the entry is forbidden or there is none."""
+def _values(matrix: BandedMatrix, zero: float) -> Tensor:
+    """Values of the entries, the semiring's zero where one is forbidden or there is none."""
     _, inside = _columns(matrix.size, matrix.lu, matrix.ld, matrix.data.device)
-    return matrix.data.masked_fill(~inside | (matrix.data <= NEG_INF), -math.inf)
+    absent = ~inside
+    if zero <= NEG_INF:
+        absent = absent | (matrix.data <= NEG_INF)
+    return matrix.data.masked_fill(absent, zero)[None]

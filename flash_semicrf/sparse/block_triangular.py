@@ -7,15 +7,13 @@ side by side into a span of positions are stored: K (K + 1) / 2 of them for span
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from flash_semicrf.semirings import Semiring
+from flash_semicrf.semirings.base import as_semiring
 from flash_semicrf.validation import check_positive_int
-
-if TYPE_CHECKING:
-    from flash_semicrf.semirings import Semiring
 
 __all__ = ["BlockTriangularMatrix", "block_triang_matmul"]
 
@@ -31,7 +29,8 @@ class BlockTriangularMatrix:
     Parameters
     ----------
     values : Tensor of shape (batch, num_blocks, C, C)
-        There may be any number of batch axes.
+        There may be any number of batch axes. With a semiring of several components, theirs comes
+        first: (size, batch, num_blocks, C, C), as its ``convert`` makes it.
     block_indices : int64 Tensor of shape (num_blocks, 2)
         The (k1, k2) of each block, each in 0..K-1, no pair twice.
     K, C : int
@@ -119,12 +118,12 @@ class BlockTriangularMatrix:
         blocks = dense.unflatten(-1, (K, C)).unflatten(-3, (K, C)).transpose(-3, -2)
         return cls(blocks[..., indices[:, 0], indices[:, 1], :, :], indices, K, C)
 
-    def to_dense(self, semiring: type[Semiring] | None = None) -> Tensor:
+    def to_dense(self, semiring: Semiring | type[Semiring] | None = None) -> Tensor:
         """Return the matrices with all blocks.
 
         Parameters
         ----------
-        semiring : semiring, optional
+        semiring : Semiring, optional
             Entries of blocks that are not stored are its `zero`; 0.0 by default.
 
         Returns
@@ -133,8 +132,10 @@ class BlockTriangularMatrix:
         """
         K, C = self.K, self.C
         batch = self.values.shape[:-3]
-        zero = 0.0 if semiring is None else float(semiring.zero)
-        blocks = self.values.new_full((*batch, K * K, C, C), zero)
+        zero = (0.0,) if semiring is None else _fitting(semiring, self).zero
+        blocks = self.values.new_empty((*batch, K * K, C, C))
+        for component, value in zip(blocks if len(zero) > 1 else [blocks], zero, strict=True):
+            component.fill_(value)
         position = self.block_indices[:, 0] * K + self.block_indices[:, 1]
         blocks = blocks.index_copy(len(batch), position.to(self.values.device), self.values)
         return blocks.unflatten(-3, (K, K)).transpose(-3, -2).flatten(-4, -3).flatten(-2)
@@ -143,7 +144,7 @@ class BlockTriangularMatrix:
 def block_triang_matmul(
     left: BlockTriangularMatrix,
     right: BlockTriangularMatrix,
-    semiring: type[Semiring],
+    semiring: Semiring | type[Semiring],
     span: int,
 ) -> BlockTriangularMatrix:
     """Multiply two matrices over a semiring; compute only the blocks that fit into a span.
@@ -154,7 +155,7 @@ def block_triang_matmul(
     ----------
     left, right : BlockTriangularMatrix
         With the same K and C, and batch axes that broadcast.
-    semiring : semiring
+    semiring : Semiring
         One of `flash_semicrf.semirings`, or of your own.
     span : int
         Blocks with ``k1 + k2 < span`` are computed. A block to which no k contributes, all of it
@@ -168,7 +169,7 @@ def block_triang_matmul(
     Raises
     ------
     ValueError
-        If K or C differ, or span < 1.
+        If K or C differ, span < 1, or values lack the axis of the semiring's components.
 
     Examples
     --------
@@ -191,6 +192,8 @@ def block_triang_matmul(
                 f"got {getattr(right, name)}."
             )
     C, device = left.C, left.values.device
+    semiring = _fitting(semiring, left, right)
+    lead = (None,) if semiring.size == 1 else ()
     products = _group_products(left.block_indices, right.block_indices, span)
     parts, indices = [], []
     for terms in products:
@@ -200,7 +203,8 @@ def block_triang_matmul(
         # The terms of a block side by side: (C, m C) times (m C, C).
         a = left.values[..., in_left, :, :].transpose(-3, -2).flatten(-2)
         b = right.values[..., in_right, :, :].flatten(-3, -2)
-        parts.append(semiring.sum(semiring.mul(a[..., None], b[..., None, :, :]), -2))
+        product = semiring.matmul(a[lead], b[lead])
+        parts.append(product[0] if lead else product)
         indices.append(pairs)
     if not parts:
         batch = torch.broadcast_shapes(left.values.shape[:-3], right.values.shape[:-3])
@@ -209,6 +213,19 @@ def block_triang_matmul(
     found = torch.cat(indices)
     order = (found[:, 0] * left.K + found[:, 1]).argsort()
     return BlockTriangularMatrix(torch.cat(parts, -3)[..., order, :, :], found[order], left.K, C)
+
+
+def _fitting(semiring: Semiring | type[Semiring], *matrices: BlockTriangularMatrix) -> Semiring:
+    """The semiring as an instance, if the matrices have an axis for its components."""
+    semiring = as_semiring(semiring)
+    for matrix in matrices:
+        shape = tuple(matrix.values.shape)
+        if semiring.size > 1 and (len(shape) < 5 or shape[0] != semiring.size):
+            raise ValueError(
+                f"`values` must have shape (size={semiring.size}, batch, num_blocks, C, C) for "
+                f"{type(semiring).__name__}; got {shape}."
+            )
+    return semiring
 
 
 def _group_products(left: Tensor, right: Tensor, span: int) -> list[list[tuple]]:

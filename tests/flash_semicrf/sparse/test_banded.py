@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flash_semicrf.potentials import NEG_INF
+from flash_semicrf.semirings import EntropySemiring, StdSemiring
 from flash_semicrf.sparse import BandedMatrix
 from flash_semicrf.testing import assert_close
 
@@ -81,6 +82,17 @@ def test_products_equal_the_dense_ones(scale, n, left, right, forbid):
         assert product.data.shape == (2, n, product.lu + product.ld + 1)
         assert product.fill == -math.inf
         assert_close(product.to_dense(), expected)
+
+
+@given(n=st.integers(1, 8), left=BANDS, right=BANDS)
+def test_product_over_another_semiring(n, left, right):
+    dense = torch.randn(2, 3, n, n, dtype=torch.float64)
+    a, b = (
+        BandedMatrix.from_dense(m, *bands) for m, bands in zip(dense, (left, right), strict=True)
+    )
+    product = a.multiply(b, StdSemiring())
+    assert product.fill == 0
+    assert_close(product.to_dense(), a.to_dense() @ b.to_dense())
 
 
 def test_long_products_stay_right_while_the_bands_grow_and_fill_the_matrix():
@@ -181,7 +193,11 @@ def test_products_refuse_other_sizes_and_fills():
     a, zero_filled = draw_banded(4, 1, 1), BandedMatrix(torch.zeros(2, 4, 3), 1, 1)
     with pytest.raises(ValueError, match="`other` must have n = 4 rows; got 5"):
         a.multiply_log(draw_banded(5, 1, 1))
-    with pytest.raises(ValueError, match="`other` must have a `fill` of -inf.*got 0.0"):
+    with pytest.raises(ValueError, match="`other` must have the zero of MaxSemiring, -inf, as its"):
         a.multiply_max(zero_filled)
-    with pytest.raises(ValueError, match="`self` must have a `fill` of -inf"):
+    with pytest.raises(ValueError, match="`self` must have the zero of LogSemiring.*got 0.0"):
         zero_filled.multiply_log(a)
+    with pytest.raises(ValueError, match="`self` must have the zero of StdSemiring, 0.0"):
+        a.multiply(zero_filled, StdSemiring)
+    with pytest.raises(ValueError, match="`semiring` must have values of size 1; got 2"):
+        a.multiply(a, EntropySemiring)
