@@ -72,13 +72,13 @@ def job_call(potentials: Potentials, job: str, backend: str = "auto") -> Callabl
     return forward_backward
 
 
-def _require(name: str, error: float, tolerance: float) -> float:
+def require(name: str, error: float, tolerance: float) -> float:
     if not error <= tolerance:
         raise CheckFailed(f"{name}: error {error:.2e}, at most {tolerance:.0e} allowed")
     return error
 
 
-def _relative_error(actual: Tensor, expected: Tensor) -> float:
+def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest element expected (1 where that is smaller)."""
     scale = max(1.0, expected.abs().max().item())
     return (actual.double() - expected.double()).abs().max().item() / scale
@@ -105,7 +105,7 @@ def check_against_reference(problem: Problem) -> float:
         actual, expected = actual.scores, viterbi(exact, backend="reference").scores
     else:
         expected = job_call(exact, "log_partition", backend="reference")()
-    return _require(problem.job, _relative_error(actual, expected), VALUE_TOLERANCE)
+    return require(problem.job, relative_error(actual, expected), VALUE_TOLERANCE)
 
 
 def _check_gradients(problem: Problem) -> None:
@@ -116,8 +116,8 @@ def _check_gradients(problem: Problem) -> None:
     job_call(exact, problem.job, backend="reference")()
     references = exact.parameters()
     for name, leaf in potentials.parameters().items():
-        error = _relative_error(leaf.grad, references[name].grad)
-        _require(f"gradient of {name}", error, GRADIENT_TOLERANCE[problem.dtype])
+        error = relative_error(leaf.grad, references[name].grad)
+        require(f"gradient of {name}", error, GRADIENT_TOLERANCE[problem.dtype])
 
 
 def check_identities(problem: Problem, potentials: Potentials, result: Any) -> None:
@@ -128,15 +128,15 @@ def check_identities(problem: Problem, potentials: Potentials, result: Any) -> N
         tolerance = GRADIENT_TOLERANCE[problem.dtype]
         positions = potentials.scores.grad.double().sum(-1)
         error = (positions - 1).abs().max().item()
-        _require("sum over labels of position marginals - 1", error, tolerance)
+        require("sum over labels of position marginals - 1", error, tolerance)
         by_duration = potentials.duration_bias.grad.double().sum(1)
         total = problem.B * problem.T
         covered = (by_duration * torch.arange(1, problem.K + 1)).sum().item()
-        _require("expected sum of durations / T - 1", abs(covered / total - 1), tolerance)
+        require("expected sum of durations / T - 1", abs(covered / total - 1), tolerance)
         segments = by_duration.sum().item()
         transitions = potentials.transition.grad.double().sum().item()
         error = abs(transitions / segments - 1)
-        _require("expected transitions / expected segments - 1", error, tolerance)
+        require("expected transitions / expected segments - 1", error, tolerance)
 
 
 def _check_tiling(potentials: Potentials, result: ViterbiResult) -> None:
@@ -149,7 +149,7 @@ def _check_tiling(potentials: Potentials, result: ViterbiResult) -> None:
             raise CheckFailed("decode: a segment is longer than K")
     exact = potentials.to(torch.float64)
     scores = score_segments(exact, segments_to_table(result.segments), semiring="max")
-    _require("decode: score of the path", _relative_error(result.scores, scores), VALUE_TOLERANCE)
+    require("decode: score of the path", relative_error(result.scores, scores), VALUE_TOLERANCE)
 
 
 def run_problem(problem: Problem, budget_seconds: float, max_repeats: int) -> dict[str, Any]:
