@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flash_semicrf.exact.banded import banded_tree
 from flash_semicrf.exact.parts import from_parts, hsmm_edges, score_parts, to_parts
 from flash_semicrf.exact.scan import linear_scan
 from flash_semicrf.exact.tree import binary_tree, tree_bytes
@@ -178,7 +179,7 @@ class SemiMarkov:
                 f"memory_limit={self.memory_limit:.3g}; pass `use_linear_scan`=True, or a "
                 "CheckpointShardSemiring."
             )
-        return binary_tree
+        return banded_tree if use_banded else binary_tree
 
     def sum(
         self, log_potentials: Tensor | Sequence[Tensor], lengths: Tensor | None = None, **options

@@ -2,7 +2,7 @@
 
 The state at a node is its last M/C messages, M = C·min(K-1, N-1). A step's M x M matrix computes
 the new message from them (top rows) and moves the others down by one (below). Multiplying two
-costs M³ and, with a generic semiring, M³ numbers of memory: the scans are cheaper almost everywhere.
+costs M³ and, with a generic semiring, M³ numbers of memory: scans are cheaper almost everywhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flash_semicrf.exact.scan import num_durations
 from flash_semicrf.exact.vectorized import arrivals
 from flash_semicrf.semirings.base import Semiring
 
-__all__ = ["binary_tree", "close_tree", "transfer_matrices", "tree_bytes"]
+__all__ = ["binary_tree", "close_tree", "multiply_pairs", "transfer_matrices", "tree_bytes"]
 
 
 def tree_bytes(semiring: Semiring, edges: Tensor, lengths: Tensor) -> int:
@@ -58,10 +58,15 @@ def binary_tree(semiring: Semiring, edges: Tensor, lengths: Tensor) -> Tensor:
         return semiring.sum(torch.where((lengths == 1)[:, None], one, zero), -1)
     x = transfer_matrices(semiring, edges, lengths)
     while x.shape[2] > 2:
-        even = x.shape[2] // 2 * 2
-        product = semiring.matmul(x[:, :, 1:even:2], x[:, :, 0:even:2])
-        x = torch.cat([product, x[:, :, even:]], 2)
+        x = multiply_pairs(semiring, x)
     return close_tree(semiring, x, num_labels)
+
+
+def multiply_pairs(semiring: Semiring, x: Tensor) -> Tensor:
+    """The next level: products of later by earlier steps, and an odd one out."""
+    even = x.shape[2] // 2 * 2
+    product = semiring.matmul(x[:, :, 1:even:2], x[:, :, 0:even:2])
+    return torch.cat([product, x[:, :, even:]], 2)
 
 
 def close_tree(semiring: Semiring, x: Tensor, num_labels: int) -> Tensor:
