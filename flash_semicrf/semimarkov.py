@@ -25,7 +25,7 @@ from torch import Tensor
 
 from flash_semicrf.exact.banded import banded_tree
 from flash_semicrf.exact.parts import from_parts, hsmm_edges, score_parts, to_parts
-from flash_semicrf.exact.scan import linear_scan
+from flash_semicrf.exact.scan import linear_scan, num_durations
 from flash_semicrf.exact.tree import binary_tree, tree_bytes
 from flash_semicrf.exact.vectorized import vectorized_scan
 from flash_semicrf.potentials import NEG_INF
@@ -35,7 +35,8 @@ from flash_semicrf.validation import check_lengths, extremes
 __all__ = ["SemiMarkov"]
 
 _SCAN_ABOVE = 200
-_TREE_STATES = 4
+_TREE_TERMS = 2**13
+"""Numbers in one step's product of matrices up to which a tree is quicker, measured on a CPU."""
 
 
 class SemiMarkov:
@@ -87,9 +88,8 @@ class SemiMarkov:
         force_grad : bool, default=False
             Return potentials that require a gradient, if those given do not.
         use_linear_scan : bool, optional
-            True: the linear scan. False: the binary tree. None: the tree where K·C is so small
-            that it is quicker and no memory matters, else the scan; always the scan above
-            K·C = 200.
+            True: the linear scan. False: the binary tree. None: the scan above K·C = 200, and
+            below where it is quicker, which is but for the smallest K·C and B.
         use_vectorized : bool, default=False
             The vectorised scan: quicker, and more memory than the ring of the linear scan.
         use_banded : bool, default=False
@@ -167,9 +167,10 @@ class SemiMarkov:
             return vectorized_scan
         size = tree_bytes(self.semiring, edges, lengths)
         if use_linear_scan is None and not use_banded:
-            states = edges.shape[-3] * edges.shape[-1]
-            fits = size <= self.memory_limit
-            use_linear_scan = states > min(_SCAN_ABOVE, _TREE_STATES) or not fits
+            side = num_durations(edges, lengths)[1] * edges.shape[-1]
+            terms = self.semiring.matmul_terms(edges.shape[-5], side, side, side)
+            large = edges.shape[-3] * edges.shape[-1] > _SCAN_ABOVE
+            use_linear_scan = large or terms > _TREE_TERMS or size > self.memory_limit
         if use_linear_scan:
             return linear_scan
         if size > self.memory_limit:

@@ -35,7 +35,7 @@ def transfer_matrices(semiring: Semiring, edges: Tensor, lengths: Tensor) -> Ten
     num_labels = edges.shape[-1]
     side = durations * num_labels
     # (..., B, steps, C_dst, durations * C_src)
-    top = arrivals(edges, steps, durations).movedim(-4, -2).flatten(-2)
+    top = arrivals(semiring, edges, steps, durations).movedim(-4, -2).flatten(-2)
     zero = semiring.full(semiring.zero, (side, side), edges)
     one = semiring.full(semiring.one, (side, side), edges)
     index = torch.arange(side, device=edges.device)

@@ -10,6 +10,8 @@ O(TKC), and a copy of the edges sorted by the node arrived at.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,14 +31,15 @@ def vectorized_scan(semiring: Semiring, edges: Tensor, lengths: Tensor) -> Tenso
     return _window_scan(semiring, edges, lengths)
 
 
-def arrivals(edges: Tensor, steps: int, durations: int) -> Tensor:
+def arrivals(semiring: Semiring, edges: Tensor, steps: int, durations: int) -> Tensor:
     """Edges by the node they arrive at: (..., B, durations, steps, C, C).
 
-    Entry [k-1, n-1] is ``edge[n-k, k]``, and 0 where n < k. Shifting row k by k is done by reading
-    rows one shorter than they are.
+    Entry [k-1, n-1] is ``edge[n-k, k]``, and forbidden where n < k. Row k is shifted by k places
+    by reading rows one shorter than they are.
     """
     rows = edges[..., :steps, 1 : durations + 1, :, :].transpose(-4, -3)
-    rows = F.pad(rows, (0, 0, 0, 0, 0, durations))
+    forbidden = -math.inf if semiring.log_domain else 0.0
+    rows = F.pad(rows, (0, 0, 0, 0, 0, durations), value=forbidden)
     width = steps + durations
     flat = rows.flatten(-4, -3)[..., : durations * (width - 1), :, :]
     return flat.unflatten(-3, (durations, width - 1))[..., :steps, :, :]
@@ -53,7 +56,7 @@ def _window_scan(semiring: Semiring, edges: Tensor, lengths: Tensor) -> Tensor:
         older = zero[..., None, :].expand(*zero.shape[:-1], durations - 1, zero.shape[-1])
         window = torch.cat([alpha[..., None, :], older], -2)
         start = 0
-        for block in arrivals(edges, steps, durations).split(block_length(steps), -3):
+        for block in arrivals(semiring, edges, steps, durations).split(block_length(steps), -3):
             # A default argument: the block is called again, after the loop, when recomputed.
             def run_block(part, window, final, node=start):
                 for step in part.unbind(-3):
