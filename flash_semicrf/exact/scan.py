@@ -64,7 +64,7 @@ def linear_scan(semiring: Semiring, edges: Tensor, lengths: Tensor) -> Tensor:
             # A default argument: the block is called again, after the loop, when recomputed.
             def run_block(part, alpha, window, final, node=start):
                 for step in part.unbind(-4):
-                    alpha, window = _push(semiring, step, alpha, window)
+                    alpha, window = _push(semiring, step, alpha, window, zero)
                     node += 1
                     if node in ends:
                         final = select_ends(node, lengths, alpha, final)
@@ -75,9 +75,10 @@ def linear_scan(semiring: Semiring, edges: Tensor, lengths: Tensor) -> Tensor:
     return semiring.sum(final, -1)
 
 
-def _push(semiring: Semiring, step: Tensor, alpha: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
+def _push(
+    semiring: Semiring, step: Tensor, alpha: Tensor, window: Tensor, zero: Tensor
+) -> tuple[Tensor, Tensor]:
     """Add the segments that start at a node to the window; return the next message and window."""
     terms = semiring.mul(semiring.convert(step), alpha[..., None, None, :])
     window = semiring.plus(window, semiring.sum(terms, -1))
-    zero = semiring.full(semiring.zero, alpha.shape[1:], alpha)
     return window[..., 0, :], torch.cat([window[..., 1:, :], zero[..., None, :]], -2)

@@ -39,6 +39,7 @@ class Semiring:
         ``edge_gradient(before, edges, after, total)``, where it exists, is the derivative of the
         sum over all paths by each edge, from the sums over what comes before and after it. All are
         values that broadcast to those of the edges; it returns a tensor without the leading axis.
+        Only for a semiring of size 1.
 
     Notes
     -----
