@@ -19,7 +19,7 @@ from benchmarks.children.measure import measure
 from benchmarks.problems import PROBLEMS, Problem, make_inputs
 from flash_semicrf.potentials import Potentials, score_segments
 from flash_semicrf.segments import ViterbiResult, segments_to_table
-from flash_semicrf.streaming import log_partition, viterbi
+from flash_semicrf.streaming import log_partition, viterbi, viterbi_table
 
 WARM_UP_POSITIONS = 8
 
@@ -36,23 +36,29 @@ class CheckFailed(RuntimeError):
     """A result differs from its reference: there is nothing worth timing."""
 
 
-def make_potentials(inputs: dict[str, np.ndarray], dtype: type | None = None) -> Potentials:
+def make_potentials(
+    inputs: dict[str, np.ndarray], dtype: type | None = None, device: str = "cpu"
+) -> Potentials:
     """The inputs of a problem as tensors of their own, of another real dtype where one is given."""
     arrays = {
         name: np.array(value, dtype=value.dtype if name == "lengths" else dtype)
         for name, value in inputs.items()
     }
-    return Potentials(**{name: torch.from_numpy(value) for name, value in arrays.items()})
+    tensors = {name: torch.from_numpy(value).to(device) for name, value in arrays.items()}
+    return Potentials(**tensors)
 
 
 def job_call(potentials: Potentials, job: str, backend: str = "auto") -> Callable[[], Any]:
     """A function without arguments that does the job once.
 
     "log_partition" and "log_partition_gradient" return log Z (B,); the gradients are left in the
-    ``grad`` of the parameters. "decode" returns a `ViterbiResult`.
+    ``grad`` of the parameters. "decode" returns a `ViterbiResult`, "decode_table" the scores and
+    a `SegmentTable`.
     """
     if job == "decode":
         return lambda: viterbi(potentials, backend=backend)
+    if job == "decode_table":
+        return lambda: viterbi_table(potentials, backend=backend)
     if job == "log_partition":
 
         def forward() -> Tensor:
@@ -131,7 +137,7 @@ def check_identities(problem: Problem, potentials: Potentials, result: Any) -> N
         require("sum over labels of position marginals - 1", error, tolerance)
         by_duration = potentials.duration_bias.grad.double().sum(1)
         total = problem.B * problem.T
-        covered = (by_duration * torch.arange(1, problem.K + 1)).sum().item()
+        covered = (by_duration * torch.arange(1, problem.K + 1).to(by_duration)).sum().item()
         require("expected sum of durations / T - 1", abs(covered / total - 1), tolerance)
         segments = by_duration.sum().item()
         transitions = potentials.transition.grad.double().sum().item()
@@ -148,7 +154,8 @@ def _check_tiling(potentials: Potentials, result: ViterbiResult) -> None:
         if max(segment.duration for segment in segments) > potentials.max_duration:
             raise CheckFailed("decode: a segment is longer than K")
     exact = potentials.to(torch.float64)
-    scores = score_segments(exact, segments_to_table(result.segments), semiring="max")
+    table = segments_to_table(result.segments, device=exact.device)
+    scores = score_segments(exact, table, semiring="max")
     require("decode: score of the path", relative_error(result.scores, scores), VALUE_TOLERANCE)
 
 

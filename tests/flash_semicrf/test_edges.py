@@ -141,3 +141,27 @@ def test_edges_that_cannot_fit_are_refused_before_they_are_built():
         with pytest.raises(ValueError, match=f"would take {size} bytes .* more than `edge_memory"):
             entry(p, "exact", 5e9)
     check_edge_memory(p, size)
+
+
+def test_tree_above_the_threshold_is_refused_where_the_edges_are_not():
+    p = random_problem(2, 8, 4, 3)
+    threshold = 2 * edge_bytes(p)
+    actual = inference.log_partition(p, "exact", threshold)
+    assert_close(actual, log_partition(p, "reference"))
+    for entry in (inference.log_partition, inference.segment_marginals):
+        with pytest.raises(ValueError, match="A binary tree over edges .* would take .* bytes"):
+            entry(p, "binary_tree_sharded", threshold)
+    # Decoding grows no tree.
+    inference.viterbi_table(p, "binary_tree_sharded", threshold)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", inference.EDGE_BACKENDS)
+def test_gpu_gives_the_same_as_the_cpu(backend):
+    p = random_problem(3, 12, 4, 3, boundary=True, ends=True)
+    expected = log_partition(p, "reference")
+    assert_close(inference.log_partition(p.to("cuda"), backend, LIMIT), expected)
+    scores, table = inference.viterbi_table(p.to("cuda"), backend, LIMIT)
+    expected_scores, expected_table = viterbi_table(p, "reference")
+    assert_close(scores, expected_scores)
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(table, expected_table, strict=True))

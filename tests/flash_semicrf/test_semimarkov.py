@@ -434,3 +434,18 @@ def test_bad_arguments_are_named():
 def test_exports():
     assert flash_semicrf.semimarkov.__all__ == ["SemiMarkov"]
     assert flash_semicrf.SemiMarkov is SemiMarkov
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", SEMIRINGS)
+def test_gpu_gives_the_same_as_the_cpu(name):
+    semiring = SEMIRINGS[name]
+    edges, lengths = potentials(semiring, (3, 9, 4, 2))
+    on_gpu = edges.detach().cuda().requires_grad_()
+    for options in [*ALGORITHMS.values(), *([{"use_banded": True}] if semiring.size == 1 else [])]:
+        expected, gradient = answer_and_gradient(semiring, edges, lengths, **options)
+        answer = SemiMarkov(semiring).sum(on_gpu, lengths, **options)
+        weights = torch.arange(1, answer.numel() + 1, dtype=answer.dtype).view_as(answer.cpu())
+        total = (torch.where(answer.isfinite(), answer, 0.0) * weights.cuda()).sum()
+        assert_close(answer, expected)
+        assert_close(torch.autograd.grad(total, on_gpu)[0], gradient)
