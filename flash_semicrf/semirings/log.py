@@ -31,7 +31,9 @@ class _LogSumExp(torch.autograd.Function):
 
 def logsumexp(x: Tensor, dim: int) -> Tensor:
     """Log-sum-exp over one axis, counted from the end; of -inf only, -inf with gradient 0."""
-    return _LogSumExp.apply(x, dim)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _LogSumExp.apply(x, dim)
+    return torch.logsumexp(x, dim)
 
 
 class LogSemiring(Semiring):

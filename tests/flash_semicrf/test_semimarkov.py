@@ -434,6 +434,7 @@ def test_bad_arguments_are_named():
 def test_exports():
     assert flash_semicrf.semimarkov.__all__ == ["SemiMarkov"]
     assert flash_semicrf.SemiMarkov is SemiMarkov
+    assert "SemiMarkov" in flash_semicrf.__all__
 
 
 @pytest.mark.gpu
