@@ -99,7 +99,8 @@ class SemiMarkov:
         -------
         v : Tensor of shape (size, B)
             Value of each sequence in the semiring, all its components; `sum` gives the answer
-            alone. In the dtype of the potentials, half precision upcast to float32.
+            alone. In the dtype of the potentials, half precision upcast to float32; the scans sum
+            in float64 (float32 on devices without it).
         edges : list of Tensor
             The potentials (one tensor or two) that v is differentiable in.
         charts : None
@@ -120,7 +121,7 @@ class SemiMarkov:
         v = run(self.semiring, edges, lengths)
         if edges.requires_grad and not v.requires_grad:
             v = v + edges[..., :0].sum()  # no path has an edge: the gradient is 0
-        return v, given, None
+        return v.to(edges.dtype), given, None
 
     def _edges(self, log_potentials: Tensor | Sequence[Tensor], force_grad: bool) -> list[Tensor]:
         """The tensors that were given, checked for their form."""

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flash_semicrf.exact.scan import block_length, num_durations, select_ends
+from flash_semicrf.exact.scan import block_length, message, num_durations, select_ends
 from flash_semicrf.semirings.base import Semiring
 
 __all__ = ["arrivals", "forward_messages", "vectorized_scan"]
@@ -48,8 +48,8 @@ def arrivals(semiring: Semiring, edges: Tensor, steps: int, durations: int) -> T
 def _window_scan(semiring: Semiring, edges: Tensor, lengths: Tensor) -> Tensor:
     steps, durations = num_durations(edges, lengths)
     shape = (edges.shape[-5], edges.shape[-1])
-    zero = semiring.full(semiring.zero, shape, edges)
-    alpha = semiring.full(semiring.one, shape, edges)
+    zero = message(semiring, semiring.zero, shape, edges)
+    alpha = message(semiring, semiring.one, shape, edges)
     final = select_ends(0, lengths, alpha, zero)
     ends = set((lengths - 1).tolist())
     if durations:
@@ -81,9 +81,9 @@ def forward_messages(semiring: Semiring, edges: Tensor, lengths: Tensor) -> Tens
     edges = edges.detach().contiguous()
     steps, durations = num_durations(edges, lengths)
     batch, num_labels = edges.shape[-5], edges.shape[-1]
-    alpha = edges.new_empty(semiring.size, batch, edges.shape[-4] + 1, num_labels)
-    alpha[:, :, 0] = semiring.full(semiring.one, (batch, num_labels), edges)
-    alpha[:, :, 1:] = semiring.full(semiring.zero, (batch, 1, num_labels), edges)
+    shape = (batch, edges.shape[-4] + 1, num_labels)
+    alpha = message(semiring, semiring.zero, shape, edges).clone()
+    alpha[:, :, 0] = message(semiring, semiring.one, (batch, num_labels), edges)
     *front, by_node, by_duration, row, column = edges.stride()
     for node in range(1, steps + 1):
         count = min(node, durations)
@@ -104,9 +104,9 @@ def _backward_messages(semiring: Semiring, edges: Tensor, lengths: Tensor) -> Te
     """Sum over the paths from each node to the last: (size, B, N + durations, C)."""
     steps, durations = num_durations(edges, lengths)
     batch, num_labels = edges.shape[-5], edges.shape[-1]
-    zero = semiring.full(semiring.zero, (batch, steps + 1 + durations, num_labels), edges)
-    one = semiring.full(semiring.one, (batch, num_labels), edges)
-    beta = zero.clone()
+    shape = (batch, steps + 1 + durations, num_labels)
+    beta = message(semiring, semiring.zero, shape, edges).clone()
+    one = message(semiring, semiring.one, (batch, num_labels), edges)
     ends = set((lengths - 1).tolist())
     for node in range(steps, -1, -1):
         if node < steps and durations:
