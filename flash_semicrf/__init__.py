@@ -14,9 +14,21 @@ from flash_semicrf.marginals import SegmentMarginals
 from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import Segment, SegmentTable, ViterbiResult
+from flash_semicrf.semimarkov import SemiMarkov
+from flash_semicrf.sparse import (
+    BandedMatrix,
+    BlockTriangularMatrix,
+    apply_permutation,
+    block_triang_matmul,
+    measure_effective_bandwidth,
+    rcm_ordering_from_adjacency,
+    snake_ordering,
+)
 from flash_semicrf.streaming import semi_crf_streaming_forward
 
 __all__ = [
+    "BandedMatrix",
+    "BlockTriangularMatrix",
     "CallableDuration",
     "GeometricDuration",
     "LearnedDuration",
@@ -26,10 +38,16 @@ __all__ = [
     "Segment",
     "SegmentMarginals",
     "SegmentTable",
+    "SemiMarkov",
     "SemiMarkovCRFHead",
     "UniformDuration",
     "ViterbiResult",
     "__version__",
+    "apply_permutation",
+    "block_triang_matmul",
     "create_duration_distribution",
+    "measure_effective_bandwidth",
+    "rcm_ordering_from_adjacency",
     "semi_crf_streaming_forward",
+    "snake_ordering",
 ]

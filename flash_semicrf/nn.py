@@ -27,6 +27,8 @@ from flash_semicrf.constraints import (
     forbid,
 )
 from flash_semicrf.duration import DurationDistribution, create_duration_distribution
+from flash_semicrf.exact import inference as edge_inference
+from flash_semicrf.exact.inference import EDGE_BACKENDS
 from flash_semicrf.marginals import SegmentMarginals
 from flash_semicrf.potentials import (
     NEG_INF,
@@ -56,12 +58,6 @@ from flash_semicrf.validation import (
 
 __all__ = ["SemiMarkovCRFHead"]
 
-# Backends of the documented interface and what they need; one that is in `BACKENDS` is here.
-_NEEDS = {
-    "exact": "the exact engine over edge tensors",
-    "binary_tree_sharded": "the exact engine over edge tensors",
-}
-
 
 class SemiMarkovCRFHead(nn.Module):
     """Semi-Markov CRF on top of an encoder.
@@ -80,7 +76,8 @@ class SemiMarkovCRFHead(nn.Module):
     duration_distribution : str, DurationDistribution, callable or None
         See `flash_semicrf.duration.create_duration_distribution`; None means "learned".
     edge_memory_threshold : float, default=8e9
-        Largest edge tensor, in bytes, that the exact engine may build.
+        Largest edge tensor, and first level of a tree, in bytes, that ``backend="exact"`` and
+        "binary_tree_sharded" may build; above it they raise.
     num_warps : {1, 2, 4, 8, 16, 32}, default=4
         Warps of a Triton program.
     centering : {"position", "sequence", "none"}, default="position"
@@ -274,6 +271,13 @@ class SemiMarkovCRFHead(nn.Module):
         scores, offset = center_scores(problem.scores, problem.lengths, mode)
         return problem.replace(scores=scores), offset
 
+    def _run(self, entry: Callable, problem: Potentials, backend: str):
+        """Call a streaming entry point, or the one of its name over the edge tensor."""
+        if backend not in EDGE_BACKENDS:
+            return entry(problem, backend)
+        twin = getattr(edge_inference, entry.__name__)
+        return twin(problem, backend, self.edge_memory_threshold)
+
     def _checked(self, hidden_states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Check the input; return it in the working dtype with zeros as padding."""
         device = self.transition.device
@@ -325,7 +329,9 @@ class SemiMarkovCRFHead(nn.Module):
             False runs the plain PyTorch reference on a GPU.
         backend : str, default="auto"
             "auto" or "streaming" take the fastest that supports the problem; a key of
-            `flash_semicrf.streaming.dispatch.BACKENDS` runs that one or raises its reason.
+            `flash_semicrf.streaming.dispatch.BACKENDS` runs that one or raises its reason. "exact"
+            and "binary_tree_sharded" build the edge tensor and scan it, or multiply it in a tree:
+            for checks and small problems.
 
         Returns
         -------
@@ -339,7 +345,7 @@ class SemiMarkovCRFHead(nn.Module):
         with _full_precision(hidden_states):
             prepared = self._prepare(hidden_states, lengths, use_triton, backend)
             problem, centered, offset, backend = prepared
-            partition = log_partition(centered, backend) + offset
+            partition = self._run(log_partition, centered, backend) + offset
             sums = problem.scores.cumsum(1, dtype=accumulator_dtype(problem.device))
             return {"partition": partition, "cum_scores": F.pad(sums, (0, 0, 1, 0))}
 
@@ -379,7 +385,7 @@ class SemiMarkovCRFHead(nn.Module):
         with _full_precision(hidden_states):
             _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
             table = self._gold(labels, problem)
-            partition = log_partition(problem, backend)
+            partition = self._run(log_partition, problem, backend)
             gold = score_segments(problem, table)
             check_gold(gold, problem, table)
             loss = partition - gold
@@ -434,7 +440,7 @@ class SemiMarkovCRFHead(nn.Module):
             problem, centered, _, backend = self._prepare(
                 hidden_states, lengths, use_triton, backend
             )
-            _, table = viterbi_table(centered, backend)
+            _, table = self._run(viterbi_table, centered, backend)
             return score_segments(problem, table, "max")
 
     def decode_with_traceback(
@@ -468,7 +474,7 @@ class SemiMarkovCRFHead(nn.Module):
             prepared = self._prepare(hidden_states, lengths, use_triton, backend)
             problem, centered, offset, backend = prepared
             _check_traceback_length(max_traceback_length, problem.lengths)
-            scores, table = viterbi_table(centered, backend)
+            scores, table = self._run(viterbi_table, centered, backend)
             # Segment scores are those of the model, not of the centred problem.
             rows = score_rows(problem, table, "max")
             segments = table_to_segments(table, problem.batch_size, rows)
@@ -496,7 +502,7 @@ class SemiMarkovCRFHead(nn.Module):
         """
         with torch.no_grad(), _full_precision(hidden_states):
             _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
-            return segment_marginals(problem, backend)
+            return self._run(segment_marginals, problem, backend)
 
     def extra_repr(self) -> str:
         return (
@@ -509,11 +515,7 @@ class SemiMarkovCRFHead(nn.Module):
 
 def _backend_name(backend: str, use_triton: bool) -> str:
     """Return the name that `flash_semicrf.streaming` knows a choice by, or say what is absent."""
-    if backend in _NEEDS and backend not in BACKENDS:
-        raise ValueError(
-            f"`backend`={backend!r} needs {_NEEDS[backend]}, not part of this release; use 'auto'."
-        )
-    check_choice("backend", backend, ("auto", "streaming", *BACKENDS))
+    check_choice("backend", backend, ("auto", "streaming", *BACKENDS, *EDGE_BACKENDS))
     if backend == "triton" and not use_triton:
         raise ValueError("`backend`='triton' contradicts `use_triton`=False.")
     return "auto" if backend == "streaming" else backend

@@ -108,13 +108,18 @@ def viterbi_table(potentials: Potentials, backend: str = "auto") -> tuple[Tensor
 def _viterbi(p: Potentials, backend: str) -> tuple[Tensor, SegmentTable]:
     with torch.no_grad():
         scores, table = choose(backend, p).viterbi(p)
+    check_feasible(scores)
+    return scores, table
+
+
+def check_feasible(scores: Tensor) -> None:
+    """Raise ValueError where the best score of a sequence is -inf, naming the sequences."""
     infeasible = (scores == -torch.inf).nonzero()[:, 0].tolist()
     if infeasible:
         raise ValueError(
             f"No segmentation is feasible for sequences {infeasible}: every one meets a forbidden "
             "(-inf) score, transition or duration."
         )
-    return scores, table
 
 
 def segment_marginals(potentials: Potentials, backend: str = "auto") -> SegmentMarginals:
