@@ -12,12 +12,14 @@ from flash_semicrf.duration import (
 )
 from flash_semicrf.marginals import SegmentMarginals
 from flash_semicrf.nn import SemiMarkovCRFHead
+from flash_semicrf.observations import Constraints
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import Segment, SegmentTable, ViterbiResult
 from flash_semicrf.streaming import semi_crf_streaming_forward
 
 __all__ = [
     "CallableDuration",
+    "Constraints",
     "GeometricDuration",
     "LearnedDuration",
     "NegativeBinomialDuration",
