@@ -248,6 +248,8 @@ def test_labels_are_copied_only_for_boundaries_that_labels_do_not_imply():
     assert Constraints(labels=labels, boundaries=[[0, 2, 3]]).apply(problem).num_labels == 4
     assert Constraints(labels=labels, boundaries=[[5]]).apply(problem).num_labels == 4
     assert Constraints().apply(problem).num_labels == 2
+    shorter = problem.replace(lengths=torch.tensor([4]))
+    assert Constraints(boundaries=[[0, 4]]).apply(shorter).num_labels == 2
 
 
 @pytest.mark.parametrize("ends", [False, True])
