@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import Segment, SegmentTable, covered_positions, segments_to_table
-from flash_semicrf.validation import check_labels, check_rows
+from flash_semicrf.validation import check_labels, refuse
 
 if TYPE_CHECKING:
     from flash_semicrf.observations import Constraints, Positions, Segments
@@ -149,17 +149,13 @@ def _table(name: str, value: Segments | None, p: Potentials) -> SegmentTable | N
     sequence, start, stop, label = table
     outside = (sequence < 0) | (sequence >= p.batch_size)
     length = p.lengths[sequence.masked_fill(outside, 0)]
-    check_rows(
-        table,
-        {
-            f"must be of the {p.batch_size} sequences": outside,
-            "must lie inside their sequence": (start < 0) | (stop > length),
-            "must cover at least one position": stop <= start,
-            f"must have labels in [0, C-1={p.num_labels - 1}]": (label < 0)
-            | (label >= p.num_labels),
-        },
-        f"`{name}`",
-    )
+    problems = {
+        f"must have sequences in [0, B-1={p.batch_size - 1}]": outside,
+        "must lie inside their sequence": (start < 0) | (stop > length),
+        "must cover at least one position": stop <= start,
+        f"must have labels in [0, C-1={p.num_labels - 1}]": (label < 0) | (label >= p.num_labels),
+    }
+    refuse(problems, table, f"`{name}`")
     return table
 
 

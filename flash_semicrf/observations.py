@@ -215,12 +215,14 @@ def fold_table(table: SegmentTable, num_labels: int) -> SegmentTable:
 
 def fold_marginals(marginals: SegmentMarginals, num_labels: int) -> SegmentMarginals:
     """Bring marginals of a constrained problem back to the C labels of the original one."""
-    return SegmentMarginals(*(_fold(value, num_labels) for value in marginals))
-
-
-def _fold(value: Tensor, num_labels: int) -> Tensor:
-    """Sum over the copies of labels on the last axis."""
-    return value.unflatten(-1, (-1, num_labels)).sum(-2)
+    folded = {}
+    for name, value in marginals._asdict().items():
+        if value is not None:
+            value = value.unflatten(-1, (-1, num_labels)).sum(-2)
+        if value is not None and name == "transition":
+            value = value.unflatten(-2, (-1, num_labels)).sum(-3)
+        folded[name] = value
+    return SegmentMarginals(**folded)
 
 
 def _alternating(

@@ -23,9 +23,9 @@ __all__ = [
     "check_lengths",
     "check_positive_int",
     "check_potentials",
-    "check_rows",
     "check_table",
     "extremes",
+    "refuse",
 ]
 
 
@@ -235,17 +235,17 @@ def check_table(table: SegmentTable, potentials: Potentials) -> None:
         "must tile each sequence without gap or overlap": (start != expected_start)
         | (is_last & (stop != p.lengths[sequence])),
     }
-    check_rows(table, problems)
+    refuse(problems, table)
 
 
-def check_rows(table: SegmentTable, problems: dict[str, Tensor], name: str = "Segments") -> None:
+def refuse(problems: dict[str, Tensor], table: SegmentTable, name: str = "Segments") -> None:
     """Raise for the first row that breaks a requirement.
 
     Parameters
     ----------
-    table : SegmentTable
     problems : dict of str to bool Tensor of shape (N,)
         By requirement ("must ..."), the rows that break it.
+    table : SegmentTable
     name : str
         What the message calls the rows.
 

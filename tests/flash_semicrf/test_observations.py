@@ -442,7 +442,7 @@ BAD = {
     ),
     "sequence": (
         {"segments": SegmentTable(*torch.tensor([[2], [0], [1], [0]]))},
-        "`segments` must be of the 2 sequences; got [0, 1) with label 0 in sequence 2.",
+        "`segments` must have sequences in [0, B-1=1]; got [0, 1) with label 0 in sequence 2.",
     ),
     "not a segment": (
         {"segments": [[(0, 1)], []]},
