@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -246,6 +247,24 @@ def test_kernels_match_the_reference_at_their_sizes(case):
     assert_close(found[0][0], found[1][0])
     for name, gradient in found[0][1].items():
         assert_close(gradient, found[1][1][name])
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*deterministic:UserWarning")
+@pytest.mark.parametrize("by_duration", [False, True])
+def test_constraints_on_a_gpu(by_duration):
+    problem = random_problem(4, 100, 20, 6, by_duration=by_duration, dtype=torch.float32)
+    known = draw_constraints(problem, KINDS, seed=3, rate=0.2)
+    tensors = ("labels", "allowed", "boundaries", "forbidden_boundaries")
+    moved = {name: getattr(known, name).cuda() for name in tensors}
+    results = []
+    for p, given in ((problem, known), (problem.to("cuda"), replace(known, **moved))):
+        log_z = log_partition(p, constraints=given)
+        labels = viterbi_table(p, constraints=given)[1].label
+        results.append((log_z, segment_marginals(p, constraints=given).position, labels))
+    for actual, expected in zip(*results, strict=True):
+        assert expected.is_cuda != actual.is_cuda
+        assert_close(actual, expected, torch.float32)
 
 
 # The problem made of it
