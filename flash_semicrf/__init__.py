@@ -12,6 +12,7 @@ from flash_semicrf.duration import (
 )
 from flash_semicrf.marginals import SegmentMarginals
 from flash_semicrf.nn import SemiMarkovCRFHead
+from flash_semicrf.observations import Constraints
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import Segment, SegmentTable, ViterbiResult
 from flash_semicrf.semimarkov import SemiMarkov
@@ -30,6 +31,7 @@ __all__ = [
     "BandedMatrix",
     "BlockTriangularMatrix",
     "CallableDuration",
+    "Constraints",
     "GeometricDuration",
     "LearnedDuration",
     "NegativeBinomialDuration",

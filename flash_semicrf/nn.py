@@ -30,6 +30,8 @@ from flash_semicrf.duration import DurationDistribution, create_duration_distrib
 from flash_semicrf.exact import inference as edge_inference
 from flash_semicrf.exact.inference import EDGE_BACKENDS
 from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.observations import Constraints
+from flash_semicrf.partial import partial_score
 from flash_semicrf.potentials import (
     NEG_INF,
     Potentials,
@@ -353,23 +355,29 @@ class SemiMarkovCRFHead(nn.Module):
         self,
         hidden_states: Tensor,
         lengths: Tensor,
-        labels: Tensor | SegmentTable,
+        labels: Tensor | SegmentTable | Constraints,
         use_triton: bool = True,
         backend: str = "auto",
         reduction: str = "mean",
+        *,
+        ignore_index: int | None = None,
     ) -> Tensor:
-        """Compute the negative log-likelihood of gold segmentations.
+        """Compute the negative log-likelihood of gold segmentations, or of what is known of them.
 
         Parameters
         ----------
         hidden_states, lengths, use_triton, backend
             As for `forward`.
-        labels : integer Tensor of shape (B, T), or SegmentTable
+        labels : integer Tensor of shape (B, T), SegmentTable or Constraints
             Labels per position, whose maximal runs are the segments (entries at and after
             ``lengths`` are ignored); or the segments themselves, which may put two of one label
-            side by side.
+            side by side; or whatever else is known (`flash_semicrf.Constraints`).
         reduction : {"mean", "sum", "none"}, default="mean"
             Over sequences.
+        ignore_index : int, optional
+            Stands in labels per position for "unknown". A sequence that holds it is scored by the
+            probability of all segmentations that agree with the rest of its labels, as
+            `flash_semicrf.Constraints.from_labels` reads them.
 
         Returns
         -------
@@ -379,16 +387,23 @@ class SemiMarkovCRFHead(nn.Module):
         Raises
         ------
         ValueError
-            If the gold segmentation of a sequence is one that the model forbids.
+            If the gold segmentation of a sequence, or all that agree with what is known of it, are
+            forbidden by the model.
         """
         check_choice("reduction", reduction, ("mean", "sum", "none"))
         with _full_precision(hidden_states):
             _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
-            table = self._gold(labels, problem)
-            partition = self._run(log_partition, problem, backend)
-            gold = score_segments(problem, table)
-            check_gold(gold, problem, table)
-            loss = partition - gold
+            is_tensor = isinstance(labels, Tensor)
+            if isinstance(labels, Constraints) or (is_tensor and ignore_index is not None):
+                long = self.long_segments
+                # Known exactly by streaming too; an edge tensor has no form for constraints.
+                streaming = "auto" if backend in EDGE_BACKENDS else backend
+                gold = partial_score(problem, labels, ignore_index, long, streaming)
+            else:
+                table = self._gold(labels, problem)
+                gold = score_segments(problem, table)
+                check_gold(gold, problem, table)
+            loss = self._run(log_partition, problem, backend) - gold
         if reduction == "none":
             return loss
         return loss.mean() if reduction == "mean" else loss.sum()

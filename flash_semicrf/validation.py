@@ -25,6 +25,7 @@ __all__ = [
     "check_potentials",
     "check_table",
     "extremes",
+    "refuse",
 ]
 
 
@@ -182,8 +183,17 @@ def _check_shapes(p: Potentials) -> None:
             raise ValueError(f"`{name}` must have shape {shape}; got {tuple(value.shape)}.")
 
 
-def check_labels(labels: Tensor, lengths: Tensor, num_positions: int, num_labels: int) -> None:
-    """Raise unless `labels` is an integer (B, T) tensor with valid entries in 0..C-1."""
+def check_labels(
+    labels: Tensor,
+    lengths: Tensor,
+    num_positions: int,
+    num_labels: int,
+    ignore_index: int | None = None,
+) -> None:
+    """Raise unless `labels` is an integer (B, T) tensor with valid entries in 0..C-1.
+
+    Entries equal to `ignore_index` are valid too.
+    """
     if not isinstance(labels, Tensor):
         raise TypeError(f"`labels` must be a Tensor; got {type(labels).__name__}.")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -193,6 +203,8 @@ def check_labels(labels: Tensor, lengths: Tensor, num_positions: int, num_labels
         raise ValueError(f"`labels` must have shape {shape}; got {tuple(labels.shape)}.")
     inside = torch.arange(num_positions, device=labels.device) < lengths.to(labels.device)[:, None]
     outside = inside & ((labels < 0) | (labels >= num_labels))
+    if ignore_index is not None:
+        outside &= labels != ignore_index
     if bool(outside.any()):
         index = tuple(outside.nonzero()[0].tolist())
         raise ValueError(
@@ -223,10 +235,28 @@ def check_table(table: SegmentTable, potentials: Potentials) -> None:
         "must tile each sequence without gap or overlap": (start != expected_start)
         | (is_last & (stop != p.lengths[sequence])),
     }
+    refuse(problems, table)
+
+
+def refuse(problems: dict[str, Tensor], table: SegmentTable, name: str = "Segments") -> None:
+    """Raise for the first row that breaks a requirement.
+
+    Parameters
+    ----------
+    problems : dict of str to bool Tensor of shape (N,)
+        By requirement ("must ..."), the rows that break it.
+    table : SegmentTable
+    name : str
+        What the message calls the rows.
+
+    Raises
+    ------
+    ValueError
+    """
     for requirement, bad in problems.items():
         if bool(bad.any()):
-            i = int(bad.nonzero()[0])
+            sequence, start, stop, label = (int(column[bad][0]) for column in table)
             raise ValueError(
-                f"Segments {requirement}; got [{int(start[i])}, {int(stop[i])}) with label "
-                f"{int(label[i])} in sequence {int(sequence[i])}."
+                f"{name} {requirement}; got [{start}, {stop}) with label {label} in sequence "
+                f"{sequence}."
             )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.observations import Constraints, constrain, fold_marginals, fold_table
 from flash_semicrf.potentials import Potentials, score_rows, score_segments
 from flash_semicrf.segments import SegmentTable, ViterbiResult, table_to_segments
 from flash_semicrf.streaming import reference
@@ -30,7 +31,9 @@ __all__ = [
 _MAX_CUMULATIVE = 1e30
 
 
-def log_partition(potentials: Potentials, backend: str = "auto") -> Tensor:
+def log_partition(
+    potentials: Potentials, backend: str = "auto", *, constraints: Constraints | None = None
+) -> Tensor:
     """Log of the sum over all segmentations of exp(score).
 
     Parameters
@@ -38,6 +41,8 @@ def log_partition(potentials: Potentials, backend: str = "auto") -> Tensor:
     potentials : Potentials
     backend : {"auto", "numba", "reference", ...}
         A key of `flash_semicrf.streaming.dispatch.BACKENDS`.
+    constraints : Constraints, optional
+        Sum over the segmentations that agree with what is known.
 
     Returns
     -------
@@ -58,7 +63,7 @@ def log_partition(potentials: Potentials, backend: str = "auto") -> Tensor:
     >>> round(float(log_partition(problem).exp()), 6)
     5.0
     """
-    return _log_partition(check_potentials(potentials), backend)
+    return _log_partition(constrain(check_potentials(potentials), constraints), backend)
 
 
 def _log_partition(p: Potentials, backend: str) -> Tensor:
@@ -72,7 +77,9 @@ def _log_partition(p: Potentials, backend: str) -> Tensor:
     )
 
 
-def viterbi(potentials: Potentials, backend: str = "auto") -> ViterbiResult:
+def viterbi(
+    potentials: Potentials, backend: str = "auto", *, constraints: Constraints | None = None
+) -> ViterbiResult:
     """Best segmentation of each sequence.
 
     Ties go to the shortest last segment, then the lowest label, from the end of the sequence on.
@@ -82,6 +89,8 @@ def viterbi(potentials: Potentials, backend: str = "auto") -> ViterbiResult:
     potentials : Potentials
     backend : str
         As for `log_partition`.
+    constraints : Constraints, optional
+        Best of the segmentations that agree with what is known.
 
     Returns
     -------
@@ -95,34 +104,42 @@ def viterbi(potentials: Potentials, backend: str = "auto") -> ViterbiResult:
     """
     p = check_potentials(potentials)
     with torch.no_grad():
-        scores, table = _viterbi(p, backend)
+        scores, table = _viterbi(p, backend, constraints)
         rows = score_rows(p, table, "max")
     return ViterbiResult(scores, table_to_segments(table, p.batch_size, rows))
 
 
-def viterbi_table(potentials: Potentials, backend: str = "auto") -> tuple[Tensor, SegmentTable]:
+def viterbi_table(
+    potentials: Potentials, backend: str = "auto", *, constraints: Constraints | None = None
+) -> tuple[Tensor, SegmentTable]:
     """`viterbi` with the segments as tensors: (scores (B,), `SegmentTable`)."""
-    return _viterbi(check_potentials(potentials), backend)
+    return _viterbi(check_potentials(potentials), backend, constraints)
 
 
-def _viterbi(p: Potentials, backend: str) -> tuple[Tensor, SegmentTable]:
+def _viterbi(
+    p: Potentials, backend: str, constraints: Constraints | None = None
+) -> tuple[Tensor, SegmentTable]:
     with torch.no_grad():
-        scores, table = choose(backend, p).viterbi(p)
-    check_feasible(scores)
-    return scores, table
+        constrained = constrain(p, constraints, "max")
+        scores, table = choose(backend, constrained).viterbi(constrained)
+    check_feasible(scores, constraints is not None)
+    return scores, table if constrained is p else fold_table(table, p.num_labels)
 
 
-def check_feasible(scores: Tensor) -> None:
+def check_feasible(scores: Tensor, constrained: bool = False) -> None:
     """Raise ValueError where the best score of a sequence is -inf, naming the sequences."""
     infeasible = (scores == -torch.inf).nonzero()[:, 0].tolist()
     if infeasible:
         raise ValueError(
             f"No segmentation is feasible for sequences {infeasible}: every one meets a forbidden "
-            "(-inf) score, transition or duration."
+            "(-inf) score, transition or duration"
+            + (", or breaks a constraint." if constrained else ".")
         )
 
 
-def segment_marginals(potentials: Potentials, backend: str = "auto") -> SegmentMarginals:
+def segment_marginals(
+    potentials: Potentials, backend: str = "auto", *, constraints: Constraints | None = None
+) -> SegmentMarginals:
     """Posterior marginals of positions, starts and ends.
 
     Parameters
@@ -130,6 +147,8 @@ def segment_marginals(potentials: Potentials, backend: str = "auto") -> SegmentM
     potentials : Potentials
     backend : str
         As for `log_partition`.
+    constraints : Constraints, optional
+        Given what is known.
 
     Returns
     -------
@@ -144,8 +163,10 @@ def segment_marginals(potentials: Potentials, backend: str = "auto") -> SegmentM
     """
     p = check_potentials(potentials)
     with torch.no_grad():
-        _, found = choose(backend, p).gradients(p, {"scores", "start_scores", "end_scores"})
-    return SegmentMarginals(found["scores"], found["start_scores"], found["end_scores"])
+        given = constrain(p, constraints)
+        _, found = choose(backend, given).gradients(given, {"scores", "start_scores", "end_scores"})
+    marginals = SegmentMarginals(found["scores"], found["start_scores"], found["end_scores"])
+    return marginals if given is p else fold_marginals(marginals, p.num_labels)
 
 
 def potentials_of_cumulative(
