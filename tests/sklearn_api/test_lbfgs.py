@@ -17,8 +17,8 @@ from tests.sklearn_api.test_estimator_checks import EXPECTED_FAILURES
 LABELS = np.array(["a", "b", "c"])
 
 
-def problem(num_sequences=12, num_columns=8, seed=0):
-    """Sparse count-like features that say something of the label, lengths 1 to 24."""
+def problem(num_sequences=8, num_columns=8, seed=0):
+    """Sparse count-like features that say something of the label, lengths 1, 3, ..."""
     rng = np.random.default_rng(seed)
     X, y = [], []
     for i in range(num_sequences):
@@ -32,7 +32,7 @@ def problem(num_sequences=12, num_columns=8, seed=0):
 
 
 def segmenter(**options):
-    defaults = {"solver": "lbfgs", "tol": 0.0, "dtype": "float64", "alpha": 0.5, "max_iter": 2000}
+    defaults = {"solver": "lbfgs", "tol": 1e-12, "dtype": "float64", "alpha": 0.5}
     return SemiCRFSegmenter(**{**defaults, **options})
 
 
@@ -80,15 +80,16 @@ def test_lbfgs_beats_adam_on_the_same_objective():
     X, y = problem()
     exact = segmenter().fit(X, y)
     adam = SemiCRFSegmenter(
-        alpha=0.5, dtype="float64", max_epochs=300, learning_rate=0.03, tol=0.0, random_state=0
+        alpha=0.5, dtype="float64", max_epochs=150, learning_rate=0.03, tol=0.0, random_state=0
     ).fit(X, y)
     low, near = autograd_loss(exact, X, y)[0], autograd_loss(adam, X, y)[0]
     assert low <= near + 1e-12
     assert near == pytest.approx(low, rel=2e-2)
 
 
-@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_array, sp.coo_array])
-@pytest.mark.parametrize("l1_ratio", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("form", "l1_ratio"), [(sp.csr_matrix, 0.0), (sp.coo_array, 0.0), (sp.csc_array, 0.3)]
+)
 def test_lbfgs_sparse_is_dense(form, l1_ratio):
     X, y = problem()
     X = [np.c_[x, x[:, :2], np.zeros((len(x), 1))] for x in X]  # equal columns and an empty one
