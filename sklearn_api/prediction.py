@@ -218,9 +218,7 @@ class PredictionMixin:
         if self.tagging == "bio":
             return [
                 np.array(segments_to_bio(self._named(segments), int(length)), dtype=object)
-                for segments, length in zip(
-                    self._decode(sequences), sequences.lengths, strict=True
-                )
+                for segments, length in zip(self._decode(sequences), sequences.lengths, strict=True)
             ]
 
         def choose(marginals: SegmentMarginals, lengths: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -32,14 +33,12 @@ def check_solver(estimator: Any) -> None:
     for name in ("early_stopping", "callbacks", "optimizer"):
         if getattr(e, name):
             raise ValueError(
-                f'`{name}` needs a solver of mini-batches; got {getattr(e, name)!r} with '
+                f"`{name}` needs a solver of mini-batches; got {getattr(e, name)!r} with "
                 'solver="lbfgs".'
             )
 
 
-def fit_lbfgs(
-    estimator: Any, sequences: Sequences, table: SegmentTable, start_anew: bool
-) -> None:
+def fit_lbfgs(estimator: Any, sequences: Sequences, table: SegmentTable, start_anew: bool) -> None:
     """Train the linear model of an estimator to the minimum of its objective.
 
     Parameters
@@ -77,7 +76,7 @@ def fit_lbfgs(
         net.history.record("epoch", len(net.history))
         net.history.record("train_loss", loss)
         if estimator.verbose:
-            print(f"iteration {iteration:4d}  loss {loss:.6f}  gradient {slope:.2e}", flush=True)
+            sys.stdout.write(f"iteration {iteration:4d}  loss {loss:.6f}  gradient {slope:.2e}\n")
 
     x = objective.pack()
     try:

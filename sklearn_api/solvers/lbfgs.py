@@ -26,6 +26,7 @@ __all__ = ["Minimum", "minimize"]
 
 _SUFFICIENT = 1e-4
 _MAX_TRIALS = 20
+_FIRST_STEP = 0.1
 
 
 class Minimum(NamedTuple):
@@ -36,8 +37,9 @@ class Minimum(NamedTuple):
     x : ndarray of shape (n,)
     losses : list of float
         Value of the whole objective after each iteration.
-    status : {"converged", "max_iter", "precision"}
-        "precision": no step improves the objective any more in the dtype of x.
+    status : {"converged", "max_iter", "precision", "interrupted"}
+        "precision": no step improves the objective any more in the dtype of x. "interrupted": by
+        Ctrl-C.
     """
 
     x: np.ndarray
@@ -64,7 +66,7 @@ def minimize(
     function : callable
         Value and gradient of the smooth part at x; the gradient is a new array.
     x : floating ndarray of shape (n,)
-        Start. Scaled so that a step of the negative gradient is about right.
+        Start. Scaled so that a tenth of the negative gradient is about the right step.
     l1 : ndarray of shape (n,), optional
         Weights of the L1 term, >= 0.
     tol : float
@@ -90,12 +92,14 @@ def minimize(
     for iteration in range(1, max_iter + 1):
         if np.abs(slope).max() <= gradient_tol:
             return Minimum(x, losses[1:], "converged")
-        direction = history.direction(slope, l1 is not None)
-        found = _search(function, x, value, slope, direction, l1)
-        if found is None and history.count:
-            # The curvature remembered may be to blame, not the precision.
-            history.clear()
-            found = _search(function, x, value, slope, history.direction(slope, False), l1)
+        try:
+            found = _search(function, x, value, slope, history.direction(slope, l1 is not None), l1)
+            if found is None and history.count:
+                # The curvature remembered may be to blame, not the precision.
+                history.clear()
+                found = _search(function, x, value, slope, history.direction(slope, False), l1)
+        except KeyboardInterrupt:
+            return Minimum(x, losses[1:], "interrupted")
         if found is None:
             return Minimum(x, losses[1:], "precision")
         new, value, new_gradient = found
@@ -192,7 +196,7 @@ class _History:
         Where `constrained`, elements that do not descend are 0.
         """
         if not self.count:
-            return -slope
+            return slope * slope.dtype.type(-_FIRST_STEP)
         rows = np.ix_(self.order, self.order)
         upper, square = np.triu(self.cross[rows]), self.square[rows]
         scale = upper[-1, -1] / square[-1, -1]

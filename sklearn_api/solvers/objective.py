@@ -4,12 +4,12 @@
 
 for N positions, with the scores ``X W + b`` of labels at positions and, with boundary scores, of
 segments that start and end there. Its gradient by the scores is the posterior marginals less the
-gold segmentation, so an iteration is one product with X, one pass of the CPU kernels and one product
-with X^T; only the durations, whose parameters belong to a module, go through autograd. f is convex
-in W, b, the transitions, the scores of the first and last label and "learned" durations.
+gold segmentation, so an iteration is one product with X, one pass of the CPU kernels and one
+product with X^T; only the durations, whose parameters belong to a module, go through autograd. f is
+convex in W, b, the transitions, the scores of the first and last label and "learned" durations.
 
-Variables are scaled by a bound on the curvature of each (a diagonal preconditioner): features that
-are frequent and features seen once then need steps of the same size.
+Variables are scaled by an estimate of the curvature of each (a diagonal preconditioner): features
+that are frequent and features seen once then need steps of the same size.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from sklearn_api.solvers.features import FeatureMatrix
 __all__ = ["LinearObjective"]
 
 _POSITIONS_PER_CALL = 1 << 16
-_CURVATURE = 0.05
-"""Variance assumed of the indicator of a label at a position: between 0 and 1/4."""
+_CURVATURE = 0.005
+"""Variance of the indicator of a label at a position, near the optimum; it is at most 1/4."""
 
 
 class _Group(NamedTuple):
@@ -38,9 +38,6 @@ class _Group(NamedTuple):
     begin: int
     count: int
     length: int
-
-    def __repr__(self) -> str:
-        return f"rows {self.begin}.."
 
 
 class LinearObjective:
@@ -84,9 +81,11 @@ class LinearObjective:
         self.head, self.features, self.dtype = head, features, np.dtype(dtype)
         self.num_positions = int(lengths.sum())
         self.groups = _groups(lengths)
-        self.durations = [p for p in head.duration_distribution.parameters() if p.requires_grad]
-        self.anchors = [torch.where(a.isfinite(), a, 0.0) for a in anchors]
-        self.finite = [a.isfinite() for a in anchors]
+        pairs = zip(head.duration_distribution.parameters(), anchors, strict=True)
+        learnt = [(parameter, anchor) for parameter, anchor in pairs if parameter.requires_grad]
+        self.durations = [parameter for parameter, _ in learnt]
+        self.finite = [anchor.isfinite() for _, anchor in learnt]
+        self.anchors = [torch.where(anchor.isfinite(), anchor, 0.0) for _, anchor in learnt]
         self.num_outputs = head.num_classes * (1 if head.boundary_projection is None else 3)
         self._count_gold(lengths, table)
         self._lay_out(alpha, l1_ratio, len(table.start))
@@ -114,9 +113,7 @@ class LinearObjective:
             "transition": count(pairs, num_labels, num_labels),
             "initial_scores": count(label[first], num_labels),
             "final_scores": count(label[last], num_labels),
-            "duration_bias": count(
-                (stop - start - 1) * num_labels + label, longest, num_labels
-            ),
+            "duration_bias": count((stop - start - 1) * num_labels + label, longest, num_labels),
         }
 
     def _lay_out(self, alpha: float, l1_ratio: float, num_segments: int) -> None:
@@ -194,8 +191,7 @@ class LinearObjective:
 
     def _values(self, parameters: np.ndarray) -> dict[str, np.ndarray]:
         return {
-            name: parameters[where].reshape(shape)
-            for name, (where, shape) in self.layout.items()
+            name: parameters[where].reshape(shape) for name, (where, shape) in self.layout.items()
         }
 
     def _set_small(self, values: dict[str, np.ndarray]) -> None:

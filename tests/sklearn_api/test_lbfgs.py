@@ -64,9 +64,7 @@ def test_lbfgs_ends_where_autograd_has_no_gradient(boundary_scores, durations):
 def test_lbfgs_constraints_and_fixed_durations():
     X, y = problem()
     y[3] = np.repeat(LABELS[:1], len(y[3]))
-    model = segmenter(
-        transition_constraints="observed", single_position_labels="b", max_duration=5
-    )
+    model = segmenter(transition_constraints="observed", single_position_labels="b", max_duration=5)
     model.set_params(long_segments="split")
     with pytest.warns(UserWarning, match="split"):
         model.fit(X, y)
@@ -102,9 +100,7 @@ def test_lbfgs_sparse_is_dense(form, l1_ratio):
     for one, two in zip(dense.predict_proba(X), sparse.predict_proba(sparse_X), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-5)
     for name in ("predict", "predict_segments"):
-        for one, two in zip(
-            getattr(sparse, name)(X), getattr(sparse, name)(sparse_X), strict=True
-        ):
+        for one, two in zip(getattr(sparse, name)(X), getattr(sparse, name)(sparse_X), strict=True):
             assert list(one) == list(two)
     gold = sparse.log_likelihood(sparse_X, y)
     np.testing.assert_allclose(gold, sparse.log_likelihood(X, y), atol=1e-9)
