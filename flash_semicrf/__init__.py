@@ -11,9 +11,12 @@ from flash_semicrf.duration import (
     create_duration_distribution,
 )
 from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.minimum_risk import minimum_risk
+from flash_semicrf.nbest import NBestResult, n_best
 from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.observations import Constraints
 from flash_semicrf.potentials import Potentials
+from flash_semicrf.sampling import sample
 from flash_semicrf.segments import Segment, SegmentTable, ViterbiResult
 from flash_semicrf.semimarkov import SemiMarkov
 from flash_semicrf.sparse import (
@@ -34,6 +37,7 @@ __all__ = [
     "Constraints",
     "GeometricDuration",
     "LearnedDuration",
+    "NBestResult",
     "NegativeBinomialDuration",
     "PoissonDuration",
     "Potentials",
@@ -49,7 +53,10 @@ __all__ = [
     "block_triang_matmul",
     "create_duration_distribution",
     "measure_effective_bandwidth",
+    "minimum_risk",
+    "n_best",
     "rcm_ordering_from_adjacency",
+    "sample",
     "semi_crf_streaming_forward",
     "snake_ordering",
 ]
