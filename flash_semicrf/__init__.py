@@ -1,6 +1,7 @@
 """Exact, fast inference and training for semi-Markov conditional random fields in PyTorch."""
 
 from flash_semicrf._version import __version__
+from flash_semicrf.distribution import SemiCRFDistribution
 from flash_semicrf.duration import (
     CallableDuration,
     GeometricDuration,
@@ -29,6 +30,7 @@ from flash_semicrf.sparse import (
     snake_ordering,
 )
 from flash_semicrf.streaming import semi_crf_streaming_forward
+from flash_semicrf.uncertainty import UncertaintySemiMarkovCRFHead
 
 __all__ = [
     "BandedMatrix",
@@ -44,8 +46,10 @@ __all__ = [
     "Segment",
     "SegmentMarginals",
     "SegmentTable",
+    "SemiCRFDistribution",
     "SemiMarkov",
     "SemiMarkovCRFHead",
+    "UncertaintySemiMarkovCRFHead",
     "UniformDuration",
     "ViterbiResult",
     "__version__",
