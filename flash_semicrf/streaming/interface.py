@@ -1,6 +1,7 @@
 """Entry points of streaming inference: checked once here, then given to a backend.
 
-`log_partition`, `viterbi` and `segment_marginals` take `flash_semicrf.Potentials`. The
+`log_partition` and `viterbi` take `flash_semicrf.Potentials`; marginals are in
+`flash_semicrf.streaming.posterior`. The
 ``semi_crf_streaming_*`` functions take cumulative scores, as release 0.2.0 of the earlier package
 did.
 """
@@ -10,8 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.marginals import SegmentMarginals
-from flash_semicrf.observations import Constraints, constrain, fold_marginals, fold_table
+from flash_semicrf.observations import Constraints, constrain, fold_table
 from flash_semicrf.potentials import Potentials, score_rows, score_segments
 from flash_semicrf.segments import SegmentTable, ViterbiResult, table_to_segments
 from flash_semicrf.streaming import reference
@@ -22,7 +22,6 @@ from flash_semicrf.validation import check_choice, check_positive_int, check_pot
 __all__ = [
     "compute_edge_block_streaming",
     "log_partition",
-    "segment_marginals",
     "semi_crf_streaming_forward",
     "viterbi",
     "viterbi_table",
@@ -135,38 +134,6 @@ def check_feasible(scores: Tensor, constrained: bool = False) -> None:
             "(-inf) score, transition or duration"
             + (", or breaks a constraint." if constrained else ".")
         )
-
-
-def segment_marginals(
-    potentials: Potentials, backend: str = "auto", *, constraints: Constraints | None = None
-) -> SegmentMarginals:
-    """Posterior marginals of positions, starts and ends.
-
-    Parameters
-    ----------
-    potentials : Potentials
-    backend : str
-        As for `log_partition`.
-    constraints : Constraints, optional
-        Given what is known.
-
-    Returns
-    -------
-    SegmentMarginals
-        Tensors of shape (B, T, C) in the dtype of the scores, without gradient; zero after a
-        sequence's end, and everywhere in a sequence where nothing is feasible.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for `log_partition`.
-    """
-    p = check_potentials(potentials)
-    with torch.no_grad():
-        given = constrain(p, constraints)
-        _, found = choose(backend, given).gradients(given, {"scores", "start_scores", "end_scores"})
-    marginals = SegmentMarginals(found["scores"], found["start_scores"], found["end_scores"])
-    return marginals if given is p else fold_marginals(marginals, p.num_labels)
 
 
 def potentials_of_cumulative(
