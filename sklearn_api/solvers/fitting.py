@@ -62,7 +62,7 @@ def fit_lbfgs(estimator: Any, sequences: Sequences, table: SegmentTable, start_a
             head.transition.zero_()
     objective = LinearObjective(
         head,
-        module.duration_anchors(),
+        [anchor.cpu().double() for anchor in module.duration_anchors()],
         features,
         sequences.lengths[order],
         _reordered(table, order),

@@ -28,16 +28,17 @@ from sklearn_api.solvers.features import FeatureMatrix
 __all__ = ["LinearObjective"]
 
 _POSITIONS_PER_CALL = 1 << 16
+_MOST_PADDING, _FREE_PADDING = 1.1, 1024  # relative, and in positions
 _CURVATURE = 0.005
 """Variance of the indicator of a label at a position, near the optimum; it is at most 1/4."""
 
 
 class _Group(NamedTuple):
-    """Sequences of one length, in rows ``[begin, begin + count * length)``."""
+    """Sequences of similar length, in rows ``[begin, stop)``."""
 
     begin: int
-    count: int
-    length: int
+    stop: int
+    lengths: np.ndarray
 
 
 class LinearObjective:
@@ -252,17 +253,19 @@ class LinearObjective:
         total, slopes = 0.0, np.empty_like(scores)
         expected = {name: np.zeros(tuple(value.shape)) for name, value in shared.items()}
         for group in self.groups:
-            rows = slice(group.begin, group.begin + group.count * group.length)
-            shape = (group.count, group.length, len(names), num_labels)
-            inputs = torch.from_numpy(scores[rows].reshape(shape)).unbind(2)
-            lengths = torch.full((group.count,), group.length)
-            given = dict(zip(names, (part.contiguous() for part in inputs), strict=True))
-            problem = Potentials(lengths=lengths, **given, **shared)
+            rows = slice(group.begin, group.stop)
+            inside = np.arange(group.lengths[-1]) < group.lengths[:, None]
+            given = {}
+            for i, name in enumerate(names):
+                padded = np.zeros((*inside.shape, num_labels), scores.dtype)
+                padded[inside] = scores[rows, i * num_labels : (i + 1) * num_labels]
+                given[name] = torch.from_numpy(padded)
+            problem = Potentials(lengths=torch.from_numpy(group.lengths), **given, **shared)
             log_z, found = choose("auto", problem).gradients(problem, {*given, *shared})
             total += float(log_z.sum())
-            outputs = torch.from_numpy(slopes[rows].reshape(shape))
             for i, name in enumerate(names):
-                outputs[:, :, i] = found[name]
+                columns = slice(i * num_labels, (i + 1) * num_labels)
+                slopes[rows, columns] = found[name].numpy()[inside]
             for name in expected:
                 expected[name] += found[name].sum(0).numpy()
         return total, expected, slopes
@@ -282,12 +285,15 @@ class LinearObjective:
 
 
 def _groups(lengths: np.ndarray) -> list[_Group]:
-    """Runs of equal length of at most so many positions, or of one sequence."""
-    groups, begin = [], 0
-    for length, count in zip(*np.unique(lengths, return_counts=True), strict=True):
-        step = max(1, _POSITIONS_PER_CALL // int(length))
-        for i in range(0, int(count), step):
-            some = min(step, int(count) - i)
-            groups.append(_Group(begin, some, int(length)))
-            begin += some * int(length)
+    """Runs of sequences of similar length, each of a bounded number of padded positions."""
+    groups, begin, first, real = [], 0, 0, 0
+    for i in range(1, len(lengths) + 1):
+        real += int(lengths[i - 1])
+        if i < len(lengths):
+            padded = (i + 1 - first) * int(lengths[i])
+            spare = _MOST_PADDING * (real + int(lengths[i])) + _FREE_PADDING
+            if padded <= min(spare, _POSITIONS_PER_CALL):
+                continue
+        groups.append(_Group(begin, begin + real, lengths[first:i]))
+        begin, first, real = begin + real, i, 0
     return groups
