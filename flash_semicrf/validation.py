@@ -23,6 +23,7 @@ __all__ = [
     "check_lengths",
     "check_positive_int",
     "check_potentials",
+    "check_rows",
     "check_table",
     "extremes",
 ]
@@ -201,6 +202,40 @@ def check_labels(labels: Tensor, lengths: Tensor, num_positions: int, num_labels
         )
 
 
+def check_rows(table: SegmentTable, potentials: Potentials) -> None:
+    """Raise unless every row of `table` is a segment inside its sequence, of an allowed duration.
+
+    Unlike `check_table`, the rows need not tile the sequences.
+    """
+    p = potentials
+    if not isinstance(table, SegmentTable):
+        raise TypeError(f"`table` must be a SegmentTable; got {type(table).__name__}.")
+    sequence, start, stop, label = table
+    known = (sequence >= 0) & (sequence < p.batch_size)
+    duration = stop - start
+    problems = {
+        f"must have sequences in [0, B-1={p.batch_size - 1}]": ~known,
+        f"must have durations in [1, K={p.max_duration}]": (duration < 1)
+        | (duration > p.max_duration),
+        f"must have labels in [0, C-1={p.num_labels - 1}]": (label < 0) | (label >= p.num_labels),
+        "must lie inside their sequence": (start < 0)
+        | (stop > p.lengths[torch.where(known, sequence, 0)]),
+    }
+    _refuse(problems, table)
+
+
+def _refuse(problems: dict[str, Tensor], table: SegmentTable) -> None:
+    """Raise for the first row that any of the requirements rules out."""
+    sequence, start, stop, label = table
+    for requirement, bad in problems.items():
+        if bool(bad.any()):
+            i = int(bad.nonzero()[0])
+            raise ValueError(
+                f"Segments {requirement}; got [{int(start[i])}, {int(stop[i])}) with label "
+                f"{int(label[i])} in sequence {int(sequence[i])}."
+            )
+
+
 def check_table(table: SegmentTable, potentials: Potentials) -> None:
     """Raise unless the rows of `table` tile every sequence of `potentials` with valid segments."""
     p = potentials
@@ -223,10 +258,4 @@ def check_table(table: SegmentTable, potentials: Potentials) -> None:
         "must tile each sequence without gap or overlap": (start != expected_start)
         | (is_last & (stop != p.lengths[sequence])),
     }
-    for requirement, bad in problems.items():
-        if bool(bad.any()):
-            i = int(bad.nonzero()[0])
-            raise ValueError(
-                f"Segments {requirement}; got [{int(start[i])}, {int(stop[i])}) with label "
-                f"{int(label[i])} in sequence {int(sequence[i])}."
-            )
+    _refuse(problems, table)

@@ -1,6 +1,7 @@
 """Entry points of streaming inference: checked once here, then given to a backend.
 
-`log_partition`, `viterbi` and `segment_marginals` take `flash_semicrf.Potentials`. The
+`log_partition` and `viterbi` take `flash_semicrf.Potentials`; marginals are in
+`flash_semicrf.streaming.posterior`. The
 ``semi_crf_streaming_*`` functions take cumulative scores, as release 0.2.0 of the earlier package
 did.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.marginals import SegmentMarginals
 from flash_semicrf.potentials import Potentials, score_rows, score_segments
 from flash_semicrf.segments import SegmentTable, ViterbiResult, table_to_segments
 from flash_semicrf.streaming import reference
@@ -21,7 +21,6 @@ from flash_semicrf.validation import check_choice, check_positive_int, check_pot
 __all__ = [
     "compute_edge_block_streaming",
     "log_partition",
-    "segment_marginals",
     "semi_crf_streaming_forward",
     "viterbi",
     "viterbi_table",
@@ -115,32 +114,6 @@ def _viterbi(p: Potentials, backend: str) -> tuple[Tensor, SegmentTable]:
             "(-inf) score, transition or duration."
         )
     return scores, table
-
-
-def segment_marginals(potentials: Potentials, backend: str = "auto") -> SegmentMarginals:
-    """Posterior marginals of positions, starts and ends.
-
-    Parameters
-    ----------
-    potentials : Potentials
-    backend : str
-        As for `log_partition`.
-
-    Returns
-    -------
-    SegmentMarginals
-        Tensors of shape (B, T, C) in the dtype of the scores, without gradient; zero after a
-        sequence's end, and everywhere in a sequence where nothing is feasible.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for `log_partition`.
-    """
-    p = check_potentials(potentials)
-    with torch.no_grad():
-        _, found = choose(backend, p).gradients(p, {"scores", "start_scores", "end_scores"})
-    return SegmentMarginals(found["scores"], found["start_scores"], found["end_scores"])
 
 
 def potentials_of_cumulative(
