@@ -37,7 +37,9 @@ from flash_semicrf.streaming.cpu.passes import message_pass
 
 __all__ = [
     "boundary_arrays",
+    "chunks_of",
     "gradients",
+    "gradients_of_rows",
     "log_partition",
     "message_rows",
     "messages",
@@ -216,11 +218,16 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
         Of "scores", "start_scores" and "end_scores": (B, T, C) in the dtype of the scores. Of the
         others: a float64 gradient per sequence, (B, ...). All zero where log Z is -inf.
     """
-    p = potentials
-    batch, rows = message_rows(p)
+    return gradients_of_rows(potentials, *message_rows(potentials), wanted)
+
+
+def gradients_of_rows(
+    p: Potentials, batch: _Batch, rows: _Rows, wanted: set[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What `gradients` returns, from the messages."""
     ends = bool(wanted & {"start_scores", "end_scores", "initial_scores", "final_scores"})
     want = np.array([ends, "duration_bias" in wanted, "transition" in wanted])
-    chunks = _chunks(batch.lengths, rows.total[:, 1])
+    chunks = chunks_of(batch.lengths, rows.total[:, 1])
     shape, dtype = batch.scores.shape, batch.scores.dtype
     position = np.zeros(shape, dtype)
     start, end = (np.zeros(shape if ends else (shape[0], 1, 1), dtype) for _ in range(2))
@@ -250,7 +257,7 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
     return log_z, {name: torch.from_numpy(found[name]) for name in wanted}
 
 
-def _chunks(lengths: np.ndarray, log_z: np.ndarray) -> np.ndarray:
+def chunks_of(lengths: np.ndarray, log_z: np.ndarray) -> np.ndarray:
     """(sequence, begin, stop) of every task, in order; none for infeasible sequences."""
     return np.array(
         [
