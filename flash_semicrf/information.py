@@ -24,8 +24,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, center_scores
-from flash_semicrf.streaming.expectations import expected_score, position_marginals
+from flash_semicrf.potentials import NEG_INF, Potentials
+from flash_semicrf.streaming.expectations import centered, expected_score, position_marginals
 from flash_semicrf.streaming.interface import log_partition
 from flash_semicrf.streaming.posterior import explicit_start
 from flash_semicrf.validation import check_potentials
@@ -62,8 +62,8 @@ def entropy(potentials: Potentials, backend: str = "auto") -> Tensor:
     >>> round(float(entropy(problem).exp()), 6)
     5.0
     """
-    p = explicit_start(_centered(check_potentials(potentials)))
-    log_z, mean = expected_score(p, _detached(p), backend)
+    p = explicit_start(centered(check_potentials(potentials)))
+    log_z, mean = expected_score(p, backend=backend)
     _check_feasible(log_z, "potentials")
     return log_z - mean
 
@@ -152,19 +152,11 @@ def position_entropy(potentials: Potentials, backend: str = "auto") -> Tensor:
     TypeError, ValueError
         For bad input.
     """
-    p = check_potentials(potentials)
-    p = _centered(p)
+    p = centered(check_potentials(potentials))
     marginals = position_marginals(p, backend)
     inside = marginals > 0
     # The logarithm's argument is 1 where the marginal is 0: no NaN in the gradient either.
     return -(marginals * torch.where(inside, marginals, 1.0).log()).sum(-1)
-
-
-def _centered(p: Potentials) -> Potentials:
-    """The problem in float64, scores that a position has in common taken out."""
-    p = p.to(accumulator_dtype(p.device))
-    scores, _ = center_scores(p.scores, p.lengths)
-    return p.replace(scores=scores)
 
 
 def _detached(p: Potentials) -> Potentials:
@@ -187,7 +179,7 @@ def _matched(p: Potentials, q: Potentials) -> tuple[Potentials, Potentials]:
             f"`lengths` of p and q must agree; got {int(p.lengths[b])} and {int(q.lengths[b])} at "
             f"index {b}."
         )
-    return _centered(p), _centered(q)
+    return centered(p), centered(q)
 
 
 def _aligned(p: Potentials, q: Potentials) -> tuple[Potentials, Potentials]:

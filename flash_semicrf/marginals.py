@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,10 @@ __all__ = ["SegmentMarginals", "expected_score", "expected_segments"]
 
 IMPOSSIBLE = 1e-12
 """Position marginals are running sums: below this one may be 0 that rounding has left."""
+
+
+MASK = 1e4
+"""Scores below -MASK are masks, as good as -inf."""
 
 
 class SegmentMarginals(NamedTuple):
@@ -64,12 +69,24 @@ def inner_product(values: Tensor, counts: Tensor, noise: float = 0.0) -> Tensor:
     counts : Tensor of shape (B, ...)
         >= 0.
     noise : float
-        Counts up to this are none for a value of -inf.
+        Counts up to this are none for a value that forbids or masks.
     """
+    values, counts = values.detach(), counts.detach()
+    if counts.device.type == "cpu":
+        # numpy, for the reason that `flash_semicrf.validation.extremes` gives.
+        value, count = values.numpy(), counts.numpy().astype(np.float64, copy=False)
+        is_noise = (count <= noise) & (value < -MASK)
+        product = np.where(is_noise | (count == 0) | (value == -np.inf), 0.0, value) * count
+        forbidden = ((value == -np.inf) & (count > noise)).reshape(len(count), -1).any(1)
+        total = np.where(forbidden, -np.inf, product.reshape(len(count), -1).sum(1))
+        return torch.from_numpy(total)
     wide = accumulator_dtype(counts.device)
     values, counts = values.to(wide), counts.to(wide)
-    nothing = (counts == 0) | ((values == -torch.inf) & (counts <= noise))
-    return (torch.where(nothing, 0.0, values) * counts).flatten(1).sum(1)
+    is_noise = (counts <= noise) & (values < -MASK)
+    nothing = is_noise | (counts == 0) | (values == -torch.inf)
+    product = torch.where(nothing, 0.0, values) * counts
+    forbidden = ((values == -torch.inf) & (counts > noise)).flatten(1).any(1)
+    return product.flatten(1).sum(1).masked_fill(forbidden, -torch.inf)
 
 
 def expected_score(potentials: Potentials, marginals: SegmentMarginals) -> Tensor:
@@ -86,7 +103,7 @@ def expected_score(potentials: Potentials, marginals: SegmentMarginals) -> Tenso
     Returns
     -------
     float64 Tensor of shape (B,)
-        -inf where a segmentation of positive probability is forbidden.
+        Without gradient; -inf where a segmentation of positive probability is forbidden.
 
     Raises
     ------

@@ -17,21 +17,36 @@ Training on Translation Forests, EMNLP 2009.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flash_semicrf.marginals import IMPOSSIBLE, inner_product
-from flash_semicrf.potentials import NEG_INF, Potentials
+from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, center_scores
 from flash_semicrf.streaming.autograd import BY_POSITION, NAMES, Once, scaled_gradient
 from flash_semicrf.streaming.dispatch import BACKENDS, choose
 from flash_semicrf.streaming.posterior import needed_operation
+from flash_semicrf.validation import check_finite_or_forbidden
 
-__all__ = ["expected_score", "position_marginals"]
+__all__ = ["centered", "expected_score", "position_marginals"]
 
 _REASON = "Expectations under a segmentation distribution are differentiable once."
 
 
-def expected_score(p: Potentials, q: Potentials, backend: str = "auto") -> tuple[Tensor, Tensor]:
+def centered(potentials: Potentials) -> Potentials:
+    """The problem in float64, less what the scores of each position have in common.
+
+    That changes no difference of scores, and the sums of differences keep their digits.
+    """
+    p = potentials
+    wide = accumulator_dtype(p.device)
+    rest = {n: v if v.dtype == wide else v.to(wide) for n, v in p.parameters().items()}
+    return p.replace(**rest | {"scores": _Centered.apply(p.scores, p.lengths)})
+
+
+def expected_score(
+    p: Potentials, q: Potentials | None = None, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """Log Z of p, and the expectation under p of the score by q.
 
     Parameters
@@ -39,6 +54,7 @@ def expected_score(p: Potentials, q: Potentials, backend: str = "auto") -> tuple
     p, q : Potentials
         Checked, of the same shapes, with initial scores; see
         `flash_semicrf.streaming.posterior.explicit_start`. If one has final scores, both have.
+        Without q, p itself is taken for it, as a constant.
     backend : str
 
     Returns
@@ -48,8 +64,10 @@ def expected_score(p: Potentials, q: Potentials, backend: str = "auto") -> tuple
     mean : float64 Tensor of shape (B,)
         Differentiable once in both; -inf where q forbids what p allows.
     """
-    values = ([x.parameters().get(name) for name in NAMES] for x in (p, q))
-    return _ExpectedScore.apply(backend, p.lengths, *next(values), *next(values))
+    values = list(map(p.parameters().get, NAMES))
+    if q is None:
+        return _OwnScore.apply(backend, p.lengths, *values)
+    return _ExpectedScore.apply(backend, p.lengths, *values, *map(q.parameters().get, NAMES))
 
 
 def position_marginals(p: Potentials, backend: str = "auto") -> Tensor:
@@ -64,27 +82,26 @@ def _named(values: tuple[Tensor | None, ...], lengths: Tensor) -> Potentials:
 def _direction(potentials: Potentials) -> Potentials:
     """As `tangents` takes it: nothing infinite (such entries meet a count of 0), no padding."""
     p = potentials
+    ragged = int(p.lengths.min()) < p.num_positions
     inside = torch.arange(p.num_positions, device=p.device) < p.lengths[:, None]
     clean = {}
     for name, value in p.parameters().items():
-        kept = value > NEG_INF
-        if name in BY_POSITION:
-            kept = kept & inside[..., None]
-        clean[name] = torch.where(kept, value, 0.0)
+        value = value.detach()
+        if ragged and name in BY_POSITION:
+            value = torch.where(inside[..., None], value, 0.0)
+        if check_finite_or_forbidden(name, value):
+            value = torch.where(value > NEG_INF, value, 0.0)
+        clean[name] = value
     return p.replace(**clean)
 
 
-def _products(
-    ctx, p: Potentials, direction: Potentials, upstream: Tensor
-) -> dict[str, Tensor]:
-    """Hessian of log Z times a direction, weighted by sequence, for the parameters that want it."""
-    wanted = ctx.wanted
-    if not wanted:
-        return {}
-    able = ctx.backend in BACKENDS and hasattr(BACKENDS[ctx.backend], "tangents")
-    chosen = choose(ctx.backend if able else "auto", p, "tangents")
-    _, _, found = chosen.tangents(p, _direction(direction), set(wanted))
-    return _weighted(found, p, upstream)
+def _tangents(
+    backend: str, p: Potentials, direction: Potentials, wanted: set[str]
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """`tangents` of the backend, or of one that offers them."""
+    able = backend in BACKENDS and hasattr(BACKENDS[backend], "tangents")
+    chosen = choose(backend if able else "auto", p, "tangents")
+    return chosen.tangents(p, _direction(direction), wanted)
 
 
 def _weighted(found: dict[str, Tensor], p: Potentials, upstream: Tensor) -> dict[str, Tensor]:
@@ -104,6 +121,64 @@ def _once(found: dict[str, Tensor], value: Tensor) -> dict[str, Tensor]:
     return {name: Once.apply(gradient, value, _REASON) for name, gradient in found.items()}
 
 
+def _wanted(needs: tuple[bool, ...]) -> list[str]:
+    return [name for name, needed in zip(NAMES, needs, strict=True) if needed]
+
+
+class _Centered(torch.autograd.Function):
+    """Scores in float64 less their largest of each position, taken for a constant."""
+
+    @staticmethod
+    def forward(ctx, scores: Tensor, lengths: Tensor) -> Tensor:
+        """Compute on the CPU with numpy, for the reason that `extremes` of validation gives."""
+        ctx.dtype = scores.dtype
+        if scores.device.type != "cpu":
+            return center_scores(scores.to(accumulator_dtype(scores.device)), lengths)[0]
+        values = scores.detach().numpy().astype(np.float64)
+        peak = values.max(-1, keepdims=True)
+        values -= np.where(peak > -np.inf, peak, 0.0)
+        return torch.from_numpy(values)
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
+        """The shift changes no expectation."""
+        return upstream.to(ctx.dtype), None
+
+
+class _OwnScore(torch.autograd.Function):
+    """`expected_score` of p by itself, as a constant."""
+
+    @staticmethod
+    def forward(ctx, backend: str, lengths: Tensor, *values: Tensor | None):
+        """One forward-backward, and the derivative of its counts where it is asked for."""
+        p = _named(values, lengths)
+        ctx.wanted = _wanted(ctx.needs_input_grad[2:])
+        found: dict[str, Tensor] = {}
+        if ctx.wanted:
+            log_z, mean, found = _tangents(backend, p, p, set(ctx.wanted))
+        else:
+            given = p.parameters()
+            log_z, counts = choose(backend, p, needed_operation(p)).gradients(p, set(given))
+            mean = _mean(given, counts)
+        ctx.save_for_backward(lengths, mean, *(found[name] for name in ctx.wanted), *values)
+        ctx.mark_non_differentiable(log_z)
+        return log_z, mean
+
+    @staticmethod
+    def backward(ctx, _: Tensor, upstream: Tensor):
+        """The Hessian of log Z times the parameters."""
+        lengths, mean, *saved = ctx.saved_tensors
+        found = dict(zip(ctx.wanted, saved, strict=False))
+        p = _named(tuple(saved[len(found) :]), lengths)
+        found = _once(_weighted(found, p, upstream), mean)
+        return (None, None, *map(found.get, NAMES))
+
+
+def _mean(values: dict[str, Tensor], counts: dict[str, Tensor]) -> Tensor:
+    noise = {"scores": IMPOSSIBLE}
+    return sum(inner_product(v, counts[name], noise.get(name, 0.0)) for name, v in values.items())
+
+
 class _ExpectedScore(torch.autograd.Function):
     """`expected_score`; call it with the backend, lengths, and the parameters of p, then of q."""
 
@@ -113,12 +188,9 @@ class _ExpectedScore(torch.autograd.Function):
         p, q = (_named(half, lengths) for half in (values[: len(NAMES)], values[len(NAMES) :]))
         given = q.parameters()
         log_z, counts = choose(backend, p, needed_operation(p)).gradients(p, set(given))
-        noise = {"scores": IMPOSSIBLE}
-        terms = [inner_product(given[n], counts[n], noise.get(n, 0.0)) for n in given]
-        mean = torch.stack(terms).sum(0)
+        mean = _mean(given, counts)
         needs = ctx.needs_input_grad[2:]
-        ctx.wanted = [name for name, need in zip(NAMES, needs, strict=False) if need]
-        ctx.counted = [n for n, need in zip(NAMES, needs[len(NAMES) :], strict=True) if need]
+        ctx.wanted, ctx.counted = _wanted(needs[: len(NAMES)]), _wanted(needs[len(NAMES) :])
         ctx.backend = backend
         ctx.save_for_backward(lengths, mean, *(counts[name] for name in ctx.counted), *values)
         ctx.mark_non_differentiable(log_z)
@@ -131,7 +203,10 @@ class _ExpectedScore(torch.autograd.Function):
         counts = dict(zip(ctx.counted, saved, strict=False))
         values = saved[len(counts) :]
         p, q = (_named(half, lengths) for half in (values[: len(NAMES)], values[len(NAMES) :]))
-        by_p = _once(_products(ctx, p, q, upstream), mean)
+        products: dict[str, Tensor] = {}
+        if ctx.wanted:
+            _, _, products = _tangents(ctx.backend, p, q, set(ctx.wanted))
+        by_p = _once(_weighted(products, p, upstream), mean)
         by_q = _once(_weighted(counts, q, upstream), mean)
         return (None, None, *map(by_p.get, NAMES), *map(by_q.get, NAMES))
 
@@ -144,7 +219,7 @@ class _PositionMarginals(torch.autograd.Function):
         """One forward-backward."""
         p = _named(values, lengths)
         _, counts = choose(backend, p, needed_operation(p)).gradients(p, {"scores"})
-        ctx.wanted = [n for n, need in zip(NAMES, ctx.needs_input_grad[2:], strict=True) if need]
+        ctx.wanted = _wanted(ctx.needs_input_grad[2:])
         ctx.backend = backend
         ctx.save_for_backward(lengths, *values)
         return counts["scores"]
@@ -156,6 +231,6 @@ class _PositionMarginals(torch.autograd.Function):
         p = _named(tuple(values), lengths)
         nothing = {name: torch.zeros_like(value) for name, value in p.parameters().items()}
         direction = p.replace(**{**nothing, "scores": upstream})
-        found = _products(ctx, p, direction, upstream.new_ones(len(lengths)))
-        found = _once(found, upstream)
+        _, _, found = _tangents(ctx.backend, p, direction, set(ctx.wanted))
+        found = _once(_weighted(found, p, upstream.new_ones(len(lengths))), upstream)
         return (None, None, *map(found.get, NAMES))

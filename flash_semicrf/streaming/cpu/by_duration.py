@@ -37,6 +37,7 @@ from flash_semicrf.streaming.cpu.static import boundary_arrays, whole_messages
 __all__ = [
     "first_segments",
     "gradients",
+    "gradients_of_rows",
     "log_partition",
     "max_messages",
     "message_rows",
@@ -175,8 +176,13 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
         Of "scores", "start_scores" and "end_scores": (B, T, C) in the dtype of the scores. Of the
         others: a float64 gradient per sequence, (B, ...). All zero where log Z is -inf.
     """
-    p = potentials
-    batch, rows = message_rows(p)
+    return gradients_of_rows(potentials, *message_rows(potentials), wanted)
+
+
+def gradients_of_rows(
+    p: Potentials, batch: _Batch, rows: _Rows, wanted: set[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What `gradients` returns, from the messages."""
     chunks = _chunks(batch.lengths, rows.total[:, 1])
     want_transition = "transition" in wanted
     start, end = np.zeros((2, *batch.scores.shape))

@@ -38,17 +38,17 @@ from flash_semicrf.streaming.cpu.tangent_blocks import (
     slow_sums,
 )
 
-__all__ = ["tangent_pass"]
+__all__ = ["add_product", "tangent_pass"]
 
 
 @helper
-def _product(work, factors, weights, out, num_labels, padded):
-    """Add the product of a row of `work` with a matrix of padded rows to another row."""
+def add_product(factors, first, count, weights, padded, sums, out):
+    """Add the product of `count` factors with a matrix whose rows are padded labels to a row."""
     for c in range(0, padded - LANES, TILE):
-        multiply_tile(work, factors, 1, weights, c, padded, num_labels, work, out + c)
+        multiply_tile(factors, first, 1, weights, c, padded, count, sums, out + c)
     if padded % TILE:
         c = padded - LANES
-        multiply_tile8(work, factors, 1, weights, c, padded, num_labels, work, out + c)
+        multiply_tile8(factors, first, 1, weights, c, padded, count, sums, out + c)
 
 
 @helper
@@ -85,9 +85,9 @@ def _arrive(work, transition, d_weights, d_transition, padded, d_source, positio
     for c in range(padded):
         work[weighted + c] = work[factor + c] * (work[d_alpha + c] - reference)
     fill(work, total, 2 * padded, 0.0)
-    _product(work, factor, transition.weights, total, num_labels, padded)
-    _product(work, weighted, transition.weights, mean, num_labels, padded)
-    _product(work, factor, d_weights, mean, num_labels, padded)
+    add_product(work, factor, num_labels, transition.weights, padded, work, total)
+    add_product(work, weighted, num_labels, transition.weights, padded, work, mean)
+    add_product(work, factor, num_labels, d_weights, padded, work, mean)
     for c in range(num_labels):
         if work[total + c] >= CERTAIN:
             d_source[position, c] = reference + work[mean + c] / work[total + c]

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flash_semicrf.marginals import inner_product
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming.cpu import pool
 from flash_semicrf.streaming.cpu.gradient import Messages
@@ -29,7 +28,7 @@ from flash_semicrf.streaming.cpu.tangent_blocks import Sweep
 from flash_semicrf.streaming.cpu.tangent_gradient import duration_tangent, transition_tangent
 from flash_semicrf.streaming.cpu.tangent_passes import tangent_pass
 
-__all__ = ["boundary_tangents", "tangents"]
+__all__ = ["boundary_products", "tangents"]
 
 
 class Direction(NamedTuple):
@@ -160,10 +159,7 @@ def tangents(
     p = potentials
     batch, rows = message_rows(p)
     needed = {"start_scores", "end_scores", *(wanted & {"duration_bias", "transition"})}
-    log_z, counts = gradients_of_rows(p, batch, rows, needed | direction.parameters().keys())
-    values = direction.parameters().items()
-    mean = sum(inner_product(value, counts[name]) for name, value in values)
-
+    log_z, counts = gradients_of_rows(p, batch, rows, needed)
     towards = _direction_of(direction, batch)
     derivatives = Derivatives(*np.zeros((4, *batch.scores.shape)))
     alive = np.flatnonzero(rows.total[:, 1] > -np.inf)
@@ -175,12 +171,16 @@ def tangents(
         tasks = np.sort(np.concatenate([2 * alive, 2 * alive + 1]))
         shares = pool.balance(np.repeat(batch.lengths[alive], 2))
         pool.run(lambda own: _run_passes(tasks[own], batch, rows, towards, derivatives), shares)
+    # Better than <direction, counts>, which multiplies large scores with rounded counts.
+    final = (np.arange(len(last)), last)
+    weight = counts["end_scores"].numpy()[final]
+    means = (weight * (derivatives.alpha + derivatives.beta)[final]).sum(1)
+    means /= np.where(weight.sum(1) > 0, weight.sum(1), 1.0)
 
     want = np.array(["duration_bias" in wanted, "transition" in wanted])
     chunks = chunks_of(batch.lengths, rows.total[:, 1])
     duration = np.zeros((len(chunks), *(p.duration_bias.shape if want[0] else (1, 1))))
     transition = np.zeros((len(chunks), *(p.transition.shape if want[1] else (1, 1))))
-    means = array_of(mean)
     if len(chunks) and want.any():
         pool.run(
             lambda own: _run_gradients(
@@ -188,45 +188,31 @@ def tangents(
             ),
             pool.balance(chunks[:, 2] - chunks[:, 1]),
         )
-    found = boundary_tangents(counts, derivatives, means, array_of(p.lengths), wanted)
+    d, level = derivatives, means[:, None, None]
+    start = counts["start_scores"].numpy() * (d.gamma + d.eta - level)
+    end = counts["end_scores"].numpy() * (d.alpha + d.beta - level)
+    found = boundary_products(start, end, array_of(p.lengths), wanted)
+    found["initial_scores"] = start[:, 0].copy()
     for name, parts in (("duration_bias", duration), ("transition", transition)):
         if name in wanted:
             found[name] = counts[name].numpy() * array_of(getattr(direction, name))
             np.add.at(found[name], chunks[:, 0], parts)
-    return log_z, mean, {name: torch.from_numpy(found[name]) for name in wanted}
+    return log_z, torch.from_numpy(means), {name: torch.from_numpy(found[name]) for name in wanted}
 
 
-def boundary_tangents(
-    counts: dict[str, Tensor],
-    derivatives: Derivatives,
-    mean: np.ndarray,
-    lengths: np.ndarray,
-    wanted: set[str],
+def boundary_products(
+    start: np.ndarray, end: np.ndarray, lengths: np.ndarray, wanted: set[str]
 ) -> dict[str, np.ndarray]:
-    """Derivatives of the marginals of starts, ends and positions.
+    """Products for the parameters by position, and for the final scores, from starts and ends.
 
     Parameters
     ----------
-    counts : dict of Tensor
-        The marginals "start_scores" and "end_scores".
-    derivatives : Derivatives
-        Of alpha and beta (whose sum is that of an end), and of gamma and eta (of a start).
-    mean : array of shape (B,)
-        d log Z.
+    start, end : arrays of shape (B, T, C)
+        Derivatives of the marginals of starts and ends.
     lengths : array of shape (B,)
     wanted : set of str
-
-    Returns
-    -------
-    dict of arrays
-        Those of "scores", "start_scores", "end_scores", "initial_scores" and "final_scores" that
-        are wanted.
     """
-    d = derivatives
-    level = mean[:, None, None]
-    start = counts["start_scores"].numpy() * (d.gamma + d.eta - level)
-    end = counts["end_scores"].numpy() * (d.alpha + d.beta - level)
-    found = {"start_scores": start, "end_scores": end, "initial_scores": start[:, 0].copy()}
+    found = {"start_scores": start, "end_scores": end}
     found["final_scores"] = end[np.arange(len(end)), lengths - 1]
     if "scores" in wanted:
         inside = start.copy()
@@ -234,4 +220,4 @@ def boundary_tangents(
         np.cumsum(inside, 1, out=inside)
         inside[np.arange(start.shape[1]) >= lengths[:, None]] = 0.0
         found["scores"] = inside
-    return {name: value for name, value in found.items() if name in wanted}
+    return found
