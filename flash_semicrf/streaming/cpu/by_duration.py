@@ -36,6 +36,7 @@ from flash_semicrf.streaming.cpu.static import boundary_arrays, whole_messages
 
 __all__ = [
     "first_segments",
+    "forward_messages",
     "gradients",
     "gradients_of_rows",
     "log_partition",
@@ -142,6 +143,15 @@ def log_partition(potentials: Potentials) -> Tensor:
     shares = pool.balance(batch.lengths)
     pool.run(lambda tasks: _run_forward(tasks, batch, rows, False), shares)
     return torch.from_numpy(rows.total.sum(1))
+
+
+def forward_messages(potentials: Potentials) -> tuple[_Batch, _Rows]:
+    """The batch as kernels read it, and the messages of its forward pass alone."""
+    batch = _batch_of(potentials)
+    rows = _empty_rows(potentials, keep=True)
+    shares = pool.balance(batch.lengths)
+    pool.run(lambda tasks: _run_forward(tasks, batch, rows, True), shares)
+    return batch, rows
 
 
 def message_rows(potentials: Potentials) -> tuple[_Batch, _Rows]:
