@@ -1,14 +1,16 @@
-# make demo | test | bench | lint | clean. Each target makes .venv and installs what it needs.
+# make demo | test | bench | lint | clean. Each of them makes .venv and installs what it needs.
+# make gpu uses $(PYTHON) as it is: a machine with a GPU has its own build of PyTorch.
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+GPU_ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
 # One stamp per extra: an install is repeated only when what it depends on has changed.
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench gpu lint clean
 
 demo: $(STAMP)-plot
 	$(PY) examples/plot_ecg_delineation.py
@@ -18,6 +20,9 @@ test: $(STAMP)-test
 
 bench: $(STAMP)-test
 	$(PY) -m benchmarks.run $(or $(BENCH_ARGS),--docs docs/benchmarks.md)
+
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(GPU_ARGS)
 
 lint: $(VENV)/.ruff
 	$(PY) -m ruff check .

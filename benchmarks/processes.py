@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,14 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+def installed_version(package: str) -> str:
+    """Version of an installed package; "none" where it is not."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
 def describe_environment() -> dict[str, Any]:
     """Device, versions and commit: what a figure means nothing without."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -82,7 +90,7 @@ def describe_environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numba": version("numba"),
+        "numba": installed_version("numba"),
         "commit": (_git("rev-parse", "--short=12", "HEAD") or "unknown")
         + ("+changes" if changed else ""),
     }

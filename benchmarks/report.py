@@ -45,7 +45,8 @@ def format_bytes(count: float | None) -> str:
     return "" if count is None else f"{count / 2**20:.3g} MiB"
 
 
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
     header = list(header)
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -102,7 +103,7 @@ def goals_table(records: list[Record], extra: dict[str, tuple[Goal, ...]]) -> st
             aim, value, reached = evaluate_goal(goal, name, measured)
             verdict = {True: "yes", False: "**no**", None: ""}[reached]
             rows.append([f"`{name}`", aim, value, verdict])
-    return _table(["problem", "to be reached", "measured", "reached"], rows)
+    return table(["problem", "to be reached", "measured", "reached"], rows)
 
 
 def times_table(records: list[Record]) -> str:
@@ -121,7 +122,7 @@ def times_table(records: list[Record]) -> str:
         memory = format_bytes(record.get("peak_bytes"))
         rows.append([*start, *times, str(record["repeats"]), memory, ratio])
     header = ["problem", "B, T, K, C", "implementation", "median", "IQR", "repeats"]
-    return _table([*header, "peak extra memory", "time / ours"], rows)
+    return table([*header, "peak extra memory", "time / ours"], rows)
 
 
 def render(records: list[Record], extra: dict[str, tuple[Goal, ...]]) -> str:

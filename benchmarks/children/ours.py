@@ -19,7 +19,7 @@ from benchmarks.children.measure import measure
 from benchmarks.problems import PROBLEMS, Problem, make_inputs
 from flash_semicrf.potentials import Potentials, score_segments
 from flash_semicrf.segments import ViterbiResult, segments_to_table
-from flash_semicrf.streaming import log_partition, viterbi
+from flash_semicrf.streaming import log_partition, viterbi, viterbi_table
 
 WARM_UP_POSITIONS = 8
 
@@ -36,23 +36,29 @@ class CheckFailed(RuntimeError):
     """A result differs from its reference: there is nothing worth timing."""
 
 
-def make_potentials(inputs: dict[str, np.ndarray], dtype: type | None = None) -> Potentials:
+def make_potentials(
+    inputs: dict[str, np.ndarray], dtype: type | None = None, device: str = "cpu"
+) -> Potentials:
     """The inputs of a problem as tensors of their own, of another real dtype where one is given."""
     arrays = {
         name: np.array(value, dtype=value.dtype if name == "lengths" else dtype)
         for name, value in inputs.items()
     }
-    return Potentials(**{name: torch.from_numpy(value) for name, value in arrays.items()})
+    tensors = {name: torch.from_numpy(value).to(device) for name, value in arrays.items()}
+    return Potentials(**tensors)
 
 
 def job_call(potentials: Potentials, job: str, backend: str = "auto") -> Callable[[], Any]:
     """A function without arguments that does the job once.
 
     "log_partition" and "log_partition_gradient" return log Z (B,); the gradients are left in the
-    ``grad`` of the parameters. "decode" returns a `ViterbiResult`.
+    ``grad`` of the parameters. "decode" returns a `ViterbiResult`, "decode_table" the scores and
+    a `SegmentTable`.
     """
     if job == "decode":
         return lambda: viterbi(potentials, backend=backend)
+    if job == "decode_table":
+        return lambda: viterbi_table(potentials, backend=backend)
     if job == "log_partition":
 
         def forward() -> Tensor:
@@ -72,13 +78,13 @@ def job_call(potentials: Potentials, job: str, backend: str = "auto") -> Callabl
     return forward_backward
 
 
-def _require(name: str, error: float, tolerance: float) -> float:
+def require(name: str, error: float, tolerance: float) -> float:
     if not error <= tolerance:
         raise CheckFailed(f"{name}: error {error:.2e}, at most {tolerance:.0e} allowed")
     return error
 
 
-def _relative_error(actual: Tensor, expected: Tensor) -> float:
+def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest element expected (1 where that is smaller)."""
     scale = max(1.0, expected.abs().max().item())
     return (actual.double() - expected.double()).abs().max().item() / scale
@@ -105,7 +111,7 @@ def check_against_reference(problem: Problem) -> float:
         actual, expected = actual.scores, viterbi(exact, backend="reference").scores
     else:
         expected = job_call(exact, "log_partition", backend="reference")()
-    return _require(problem.job, _relative_error(actual, expected), VALUE_TOLERANCE)
+    return require(problem.job, relative_error(actual, expected), VALUE_TOLERANCE)
 
 
 def _check_gradients(problem: Problem) -> None:
@@ -116,8 +122,8 @@ def _check_gradients(problem: Problem) -> None:
     job_call(exact, problem.job, backend="reference")()
     references = exact.parameters()
     for name, leaf in potentials.parameters().items():
-        error = _relative_error(leaf.grad, references[name].grad)
-        _require(f"gradient of {name}", error, GRADIENT_TOLERANCE[problem.dtype])
+        error = relative_error(leaf.grad, references[name].grad)
+        require(f"gradient of {name}", error, GRADIENT_TOLERANCE[problem.dtype])
 
 
 def check_identities(problem: Problem, potentials: Potentials, result: Any) -> None:
@@ -128,15 +134,15 @@ def check_identities(problem: Problem, potentials: Potentials, result: Any) -> N
         tolerance = GRADIENT_TOLERANCE[problem.dtype]
         positions = potentials.scores.grad.double().sum(-1)
         error = (positions - 1).abs().max().item()
-        _require("sum over labels of position marginals - 1", error, tolerance)
+        require("sum over labels of position marginals - 1", error, tolerance)
         by_duration = potentials.duration_bias.grad.double().sum(1)
         total = problem.B * problem.T
-        covered = (by_duration * torch.arange(1, problem.K + 1)).sum().item()
-        _require("expected sum of durations / T - 1", abs(covered / total - 1), tolerance)
+        covered = (by_duration * torch.arange(1, problem.K + 1).to(by_duration)).sum().item()
+        require("expected sum of durations / T - 1", abs(covered / total - 1), tolerance)
         segments = by_duration.sum().item()
         transitions = potentials.transition.grad.double().sum().item()
         error = abs(transitions / segments - 1)
-        _require("expected transitions / expected segments - 1", error, tolerance)
+        require("expected transitions / expected segments - 1", error, tolerance)
 
 
 def _check_tiling(potentials: Potentials, result: ViterbiResult) -> None:
@@ -148,8 +154,9 @@ def _check_tiling(potentials: Potentials, result: ViterbiResult) -> None:
         if max(segment.duration for segment in segments) > potentials.max_duration:
             raise CheckFailed("decode: a segment is longer than K")
     exact = potentials.to(torch.float64)
-    scores = score_segments(exact, segments_to_table(result.segments), semiring="max")
-    _require("decode: score of the path", _relative_error(result.scores, scores), VALUE_TOLERANCE)
+    table = segments_to_table(result.segments, device=exact.device)
+    scores = score_segments(exact, table, semiring="max")
+    require("decode: score of the path", relative_error(result.scores, scores), VALUE_TOLERANCE)
 
 
 def run_problem(problem: Problem, budget_seconds: float, max_repeats: int) -> dict[str, Any]:

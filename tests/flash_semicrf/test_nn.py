@@ -457,7 +457,7 @@ def test_auto_runs_the_cpu_kernels():
         assert ran == ["numba"]
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(group="three labels")
 @pytest.mark.parametrize("use_triton", [True, False])
 def test_gpu_agrees_with_cpu(use_triton):
     head = make_head(dtype=torch.float32)

@@ -435,22 +435,6 @@ def test_continuing_from_a_loaded_model_changes_nothing():
     assert_same_parameters(segmenter.partial_fit(X, y), loaded.partial_fit(X, y))
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_gpu_model_loads_and_predicts_on_the_cpu(device, monkeypatch):
-    X, y = waves(4)
-    segmenter = SemiCRFSegmenter("cnn", device=device, dropout=0.1, **QUICK).fit(X, y)
-    assert segmenter.net_.device.startswith("cuda")
-    saved = pickle.dumps(segmenter)
-    expected = segmenter.predict_proba(X)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    loaded = pickle.loads(saved)
-    assert next(loaded.module_.parameters()).device.type == "cpu"
-    for a, b in zip(loaded.predict_proba(X), expected, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
-    loaded.partial_fit(X, y)
-
-
 # Bad input
 
 

@@ -48,7 +48,7 @@ def _messages(p: Potentials, problem: Problem, plan: Plan) -> tuple[Tensor, ...]
             tables.log_matrix, tables.first, workspace, alpha, sources, best,
             T, C, begin, end, plan.blocks_back, plan.ring, plan.max_workspace, 1,
             HAS_BOUNDARY=problem.has_boundary, PARTS=plan.in_parts, CP=plan.labels, R=plan.rows,
-            G=plan.groups, CHAINS=CHAINS, num_warps=plan.warps,
+            G=plan.groups, CHAINS=CHAINS, num_warps=plan.warps * plan.groups,
         )  # fmt: skip
     return alpha.view(B, T, C), sources, best, tables
 
@@ -56,7 +56,7 @@ def _messages(p: Potentials, problem: Problem, plan: Plan) -> tuple[Tensor, ...]
 def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
     p = potentials
-    plan, problem = plan_of(p), problem_of(p)
+    plan, problem = plan_of(p, decode=True), problem_of(p)
     alpha, sources, best, tables = _messages(p, problem, plan)
     B, T, C = problem.scores.shape
     # int32: the codes of the last segments, the pointers, the segments, and their numbers.
@@ -109,5 +109,5 @@ def collect_table(starts: Tensor, labels: Tensor, counts: Tensor, lengths: Tenso
 
 def max_messages(potentials: Potentials) -> Tensor:
     """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
-    alpha, *_ = _messages(potentials, problem_of(potentials), plan_of(potentials))
+    alpha, *_ = _messages(potentials, problem_of(potentials), plan_of(potentials, decode=True))
     return torch.cat([torch.zeros_like(alpha[:, :1]), alpha], 1)

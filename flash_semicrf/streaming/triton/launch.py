@@ -49,9 +49,11 @@ class Plan(NamedTuple):
         Steps of a block, R.
     blocks_back : int
         Earlier blocks whose sources a block reads.
-    groups : int
-        Groups of warps that share the earlier blocks.
     warps : int
+        Warps that the labels take.
+    groups : int
+        Groups of as many warps that share the earlier blocks. More than one slows the steps down;
+        the max pass gains by it, the others do not.
     in_parts : bool
         The pass comes in several launches, each after one for its far window.
     """
@@ -59,8 +61,8 @@ class Plan(NamedTuple):
     labels: int
     rows: int
     blocks_back: int
-    groups: int
     warps: int
+    groups: int
     in_parts: bool
 
     @property
@@ -72,14 +74,14 @@ class Plan(NamedTuple):
     def workspace(self) -> int:
         """float64 elements that one program needs."""
         ring_rows = self.ring * self.rows
-        vectors = 3 * ring_rows + 2 * self.ring + 7 + self.blocks_of_part * (self.rows + 1)
-        return vectors * self.labels + ring_rows
+        older = self.blocks_of_part * (self.rows + 1) if self.in_parts else 0
+        return (2 * ring_rows + 2 * self.ring + 8 + older) * self.labels + ring_rows
 
     @property
     def max_workspace(self) -> int:
         """float64 elements that one program of the max pass needs."""
-        vectors = self.ring * (self.rows + 1) + 3 + self.blocks_of_part * self.rows
-        return vectors * self.labels
+        older = self.blocks_of_part * self.rows if self.in_parts else 0
+        return (self.ring * (self.rows + 1) + 3 + older) * self.labels
 
     @property
     def blocks_of_part(self) -> int:
@@ -129,17 +131,22 @@ class Messages(NamedTuple):
     born: Tensor  # (B, blocks, C), int32
 
 
-def plan_of(potentials: Potentials, rows: int | None = None, groups: int | None = None) -> Plan:
-    """Launch parameters by the numbers of labels and durations."""
+def plan_of(
+    potentials: Potentials,
+    decode: bool = False,
+    rows: int | None = None,
+    groups: int | None = None,
+) -> Plan:
+    """Launch parameters by the numbers of labels and durations; the latter two are for tests."""
     labels = max(4, triton.next_power_of_2(potentials.num_labels))
     if rows is None:
         rows = 8 if labels <= 32 else 4
     blocks_back = -(-(potentials.max_duration - 1) // rows)
-    own = {64: 2, 128: 8}.get(labels, 1)  # warps that one set of labels takes
+    warps = {64: 2, 128: 8}.get(labels, 1)
     in_parts = groups is None and blocks_back >= _LONG_WINDOW
     if groups is None:
-        groups = 2 if 6 <= blocks_back < _LONG_WINDOW and own == 1 else 1
-    return Plan(labels, rows, blocks_back, groups, own * groups, in_parts)
+        groups = 2 if decode and 6 <= blocks_back < _LONG_WINDOW and warps == 1 else 1
+    return Plan(labels, rows, blocks_back, warps, groups, in_parts)
 
 
 def tables_of(potentials: Potentials, plan: Plan, semiring: str = "log") -> Tables:
@@ -219,6 +226,6 @@ def run_passes(
             *outputs, T, C, p.max_duration, begin, end, plan.blocks_back, plan.ring,
             plan.workspace, 1, int(always_log), HAS_BOUNDARY=problem.has_boundary, BACKWARD=keep,
             KEEP=keep, PARTS=plan.in_parts, CP=plan.labels, R=plan.rows, G=plan.groups,
-            CHAINS=CHAINS, SPAN=SPAN, num_warps=plan.warps,
+            CHAINS=CHAINS, SPAN=SPAN, num_warps=plan.warps * plan.groups,
         )  # fmt: skip
     return log_z, tables, messages

@@ -6,8 +6,8 @@ the accumulators by exp(score), reads one as alpha, multiplies it by exp(A) into
 adds that source, times W, to the later accumulators. Sources before the block come in R x R tiles
 of multiply-adds; each older block is scaled by the product of exp(scores) and rescaling since.
 
-A block certifies itself: every value that something feeds lies in [`LOW`, `HIGH`], and what
-underflow may have dropped, followed through the rescaling, is far below `LOW`. Whoever gets False
+A block certifies itself: every value that something feeds lies in [LOW, HIGH], and what
+underflow may have dropped, followed through the rescaling, is far below LOW. Whoever gets False
 redoes the block in the log domain.
 """
 
@@ -20,6 +20,7 @@ from flash_semicrf.streaming.triton.numerics import (
     allowed,
     exp_wide,
     exponent_of,
+    high_word,
     power_of_two,
     round_whole,
 )
@@ -34,11 +35,12 @@ __all__ = [
     "score_factors",
 ]
 
-LOW = tl.constexpr(1e-200)
-HIGH = tl.constexpr(1e60)
+# High words of LOW = 1e-200 and HIGH = 1e60: whole numbers compare faster, and on other units.
+_LOW = tl.constexpr(0x16687E92)
+_HIGH = tl.constexpr(0x4C63E9E4)
 _DROPPED = tl.constexpr(1e-300)  # bound of what one block can lose to underflow
 _HARMLESS = tl.constexpr(1e-220)
-_SMALLEST_FACTOR = tl.constexpr(1e-100)
+_SMALLEST_FACTOR = tl.constexpr(0x2B2BFF2E)  # high word of 1e-100
 
 
 @triton.jit
@@ -51,8 +53,10 @@ def score_factors(x, R: tl.constexpr):
         top = tl.max(x[i], 0).to(tl.float64)
         shift = round_whole(tl.where(allowed(top), top, 0.0))
         live = allowed(x[i])
-        factor = exp_wide(tl.where(live, x[i].to(tl.float64) - shift, -1000.0))
-        ok = ok & ((factor > _SMALLEST_FACTOR) | (live == 0))
+        factor = exp_wide(
+            tl.where(live, x[i].to(tl.float64) - shift, -1000.0), x[i].dtype == tl.float32
+        )
+        ok = ok & ((high_word(factor) > _SMALLEST_FACTOR) | (live == 0))
         factors = factors + (factor,)
         shifts = shifts + (shift,)
     return factors, shifts, ok
@@ -210,16 +214,16 @@ def across_labels(matrix, row, CP: tl.constexpr, CHAINS: tl.constexpr):
 
 
 @triton.jit
-def _at_least(value, exempt):
-    """Whether a value is in range, or is zero by right."""
-    return (value <= HIGH) & ((value >= LOW) | exempt)
+def in_range(word, exempt):
+    """Whether the value of a high word is in [LOW, HIGH), or is not above HIGH and `exempt`."""
+    return (word < _HIGH) & (word >= 0) & ((word > _LOW) | exempt)
 
 
 @triton.jit
 def linear_steps(
     g, sums, near, factors, shifts, matrix, opening, closing, x,
-    step, length, K, newest, born, final_row, final_offset, offset,
-    message_row, offset_row, source_row, direction, stride, C, label,
+    step, length, K, newest, born, final_ptr, offset, message_row, offset_row, source_row,
+    direction, stride, C, label,
     HAS_BOUNDARY: tl.constexpr, KEEP: tl.constexpr,
     CP: tl.constexpr, R: tl.constexpr, CHAINS: tl.constexpr,
 ):  # fmt: skip
@@ -234,8 +238,8 @@ def linear_steps(
         exp(A), by `load_matrix`.
     newest, born : int32 Tensors of shape (CP,)
         Step of the newest live source; first step whose source no forbidden position cut off.
-    final_row, final_offset
-        The last message so far asked for: that of step `length`.
+    final_ptr
+        Gets the message of step `length` and its offset.
 
     Returns
     -------
@@ -247,11 +251,11 @@ def linear_steps(
         here = step + i
         if HAS_BOUNDARY:
             source = g * opening[i]
-            ok = ok & _at_least(source, (g == 0) | (opening[i] == 0))
+            ok = ok & in_range(high_word(source), (high_word(g) == 0) | (opening[i] == 0))
         else:
             source = g
         sources = sources + (source,)
-        newest = tl.where(source > 0, here, newest)
+        newest = tl.where(high_word(source) != 0, here, newest)
         pushed = ()
         for j in tl.static_range(R):
             if j < i:
@@ -262,21 +266,21 @@ def linear_steps(
         born = tl.where(allowed(x[i]), born, here + 1)
         alpha = sums[i]
         dead = (newest < born) | (newest <= here - K)
-        ok = ok & _at_least(alpha, dead)
+        ok = ok & in_range(high_word(alpha), dead)
         if HAS_BOUNDARY:
-            ok = ok & _at_least(alpha * closing[i], dead | (closing[i] == 0))
             alpha = alpha * closing[i]
+            ok = ok & in_range(high_word(alpha), dead | (closing[i] == 0))
         offset += shifts[i]
         if KEEP:
             inside = here < length
             place = (i * direction) * stride
             tl.store(message_row + place + label, alpha, mask=inside & (label < C))
             tl.store(offset_row + i * direction, offset, mask=inside)
-        last = here + 1 == length
-        final_row = tl.where(last, alpha, final_row)
-        final_offset = tl.where(last, offset, final_offset)
+        tl.store(final_ptr + label, alpha, mask=(here + 1 == length) & (label >= 0))
+        tl.store(final_ptr + CP, offset, mask=here + 1 == length)
         g = across_labels(matrix, alpha, CP, CHAINS)
-        ok = ok & _at_least(g, g == 0)
+        word = high_word(g)
+        ok = ok & in_range(word, word == 0)
 
     top = tl.max(g, 0)
     exponent = tl.where(top > 0, exponent_of(top), 0)
@@ -285,4 +289,4 @@ def linear_steps(
     for r in tl.static_range(R):
         suffix = suffix * factors[R - 1 - r]
         tl.store(source_row + (R - 1 - r) * CP + label, sources[R - 1 - r] * suffix)
-    return g * scale, sources, newest, born, final_row, final_offset, offset, exponent, suffix, ok
+    return g * scale, sources, newest, born, offset, exponent, suffix, ok

@@ -13,6 +13,7 @@ from flash_semicrf.streaming.triton.numerics import (
     allowed,
     decode_log,
     encode_log,
+    exp_wide,
     wide,
 )
 
@@ -23,19 +24,25 @@ _UNROLL = tl.constexpr(4)  # durations whose loads are in flight together
 
 @triton.jit
 def _window_logs(
-    logs_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, score_ptr, step, K, ring, label, C, stride,
+    raw_ptr, raw_offset_ptr, prefix_ptr, score_ptr, step, K, ring, label, C, stride,
     direction, CP: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """Write log h of the sources of the window before `step`; h = source less running score."""
+    """Turn the sources of the window before `step` into log h, h being source less running score.
+
+    In place, and once: an offset of NaN marks the rows that are done.
+    """
     oldest = tl.maximum(step - K + 1, 0) // R
     for block in range(oldest, step // R):
         slot = block % ring
         prefix = tl.load(prefix_ptr + slot * CP + label)
-        for r in range(R):
+        for r in range(tl.minimum(R, step)):  # R rounds, which the compiler shall not write out
             row = slot * R + r
-            source = decode_log(tl.load(raw_ptr + row * CP + label))
-            source += tl.load(raw_offset_ptr + row) - prefix
-            tl.store(logs_ptr + row * CP + label, source)
+            offset = tl.load(raw_offset_ptr + row)
+            source = tl.load(raw_ptr + row * CP + label)
+            source = tl.where(offset == offset, decode_log(source) + (offset - prefix), source)
+            tl.debug_barrier()
+            tl.store(raw_ptr + row * CP + label, source)
+            tl.store(raw_offset_ptr + row, float("nan"))
             place = (block * R + r) * direction * stride
             x = tl.load(score_ptr + place + label, mask=label < C, other=float("-inf"))
             prefix += tl.where(allowed(x), x.to(tl.float64), 0.0)
@@ -74,7 +81,7 @@ def _window_sum(
     for first in range(1, longest + 1, _UNROLL):
         terms = _window_terms(logs_ptr, log_window_ptr, first, step, K, ring, born, label, CP, R)
         for i in tl.static_range(_UNROLL):
-            total += tl.exp(terms[i] - safe)
+            total += exp_wide(terms[i] - safe)
     return safe + tl.log(total)
 
 
@@ -92,16 +99,16 @@ def _product(alpha, scratch_ptr, log_matrix_ptr, label, C, CP: tl.constexpr):
     total = tl.zeros([CP], tl.float64)
     for source in range(C):
         x = tl.load(scratch_ptr + source) + tl.load(log_matrix_ptr + source * CP + label)
-        total += tl.exp(x - safe)
+        total += exp_wide(x - safe)
     return safe + tl.log(total)
 
 
 @triton.jit
 def log_steps(
-    g, offset, prefix, newest, born, final_row, final_offset,
-    score_ptr, opening_ptr, closing_ptr, message_ptr, offset_ptr,
-    sources_ptr, rates_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, logs_ptr, scratch_ptr,
-    log_window_ptr, log_matrix_ptr, step, length, K, ring, direction, stride, C, label,
+    g, offset, prefix, newest, born, final_ptr,
+    score_ptr, opening_ptr, closing_ptr, message_ptr, offset_ptr, sources_ptr,
+    rates_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, scratch_ptr, log_window_ptr,
+    log_matrix_ptr, step, length, K, ring, direction, stride, C, label,
     HAS_BOUNDARY: tl.constexpr, KEEP: tl.constexpr,
     CP: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
@@ -118,10 +125,10 @@ def log_steps(
 
     Returns
     -------
-    The state after the block: g, offset, prefix, newest, born, final_row, final_offset.
+    The state after the block: g, offset, prefix, newest, born.
     """
     _window_logs(
-        logs_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, score_ptr, step, K, ring, label, C, stride,
+        raw_ptr, raw_offset_ptr, prefix_ptr, score_ptr, step, K, ring, label, C, stride,
         direction, CP, R,
     )  # fmt: skip
     block = step // R
@@ -130,49 +137,44 @@ def log_steps(
     start_offset = offset
     start_prefix = prefix
     inside = label < C
-    for i in range(R):
+    # A number of rounds that the compiler does not know: it would write them all out.
+    count = tl.minimum(R, length - step)
+    for i in range(count):
         here = step + i
-        if here < length:
-            place = here * direction * stride
-            row = slot * R + i
-            if HAS_BOUNDARY:
-                source_log += wide(tl.load(opening_ptr + place + label, mask=inside, other=0.0))
-                source_log = tl.where(source_log > -9.9e37, source_log, float("-inf"))
-            newest = tl.where(source_log > float("-inf"), here, newest)
-            tl.store(logs_ptr + row * CP + label, source_log - prefix)
-            top = tl.max(source_log, 0)
-            top = tl.where(top > float("-inf"), top, 0.0)
-            tl.store(raw_ptr + row * CP + label, encode_log(source_log - top))
-            tl.store(raw_offset_ptr + row, top)
-            tl.debug_barrier()
-            x = tl.load(score_ptr + place + label, mask=inside, other=float("-inf"))
-            prefix += tl.where(allowed(x), x.to(tl.float64), 0.0)
-            born = tl.where(allowed(x), born, here + 1)
-            alpha = _window_sum(logs_ptr, log_window_ptr, here, K, ring, born, label, CP, R)
-            alpha += prefix
-            if HAS_BOUNDARY:
-                alpha += wide(tl.load(closing_ptr + place + label, mask=inside, other=0.0))
-                alpha = tl.where(alpha > -9.9e37, alpha, float("-inf"))
-            top = tl.max(alpha, 0)
-            top = tl.where(top > float("-inf"), top, 0.0)
-            encoded = encode_log(alpha - top)
-            if KEEP:
-                tl.store(message_ptr + place + label, encoded, mask=inside)
-                tl.store(offset_ptr + here * direction, top)
-            last = here + 1 == length
-            final_row = tl.where(last, encoded, final_row)
-            final_offset = tl.where(last, top, final_offset)
-            source_log = _product(alpha, scratch_ptr, log_matrix_ptr, label, C, CP)
+        place = here * direction * stride
+        row = slot * R + i
+        if HAS_BOUNDARY:
+            source_log += wide(tl.load(opening_ptr + place + label, mask=inside, other=0.0))
+            source_log = tl.where(source_log > -9.9e37, source_log, float("-inf"))
+        newest = tl.where(source_log > float("-inf"), here, newest)
+        tl.store(raw_ptr + row * CP + label, source_log - prefix)
+        tl.store(raw_offset_ptr + row, float("nan"))
+        tl.debug_barrier()
+        x = tl.load(score_ptr + place + label, mask=inside, other=float("-inf"))
+        prefix += tl.where(allowed(x), x.to(tl.float64), 0.0)
+        born = tl.where(allowed(x), born, here + 1)
+        alpha = _window_sum(raw_ptr, log_window_ptr, here, K, ring, born, label, CP, R)
+        alpha += prefix
+        if HAS_BOUNDARY:
+            alpha += wide(tl.load(closing_ptr + place + label, mask=inside, other=0.0))
+            alpha = tl.where(alpha > -9.9e37, alpha, float("-inf"))
+        top = tl.max(alpha, 0)
+        top = tl.where(top > float("-inf"), top, 0.0)
+        encoded = encode_log(alpha - top)
+        if KEEP:
+            tl.store(message_ptr + place + label, encoded, mask=inside)
+            tl.store(offset_ptr + here * direction, top)
+        tl.store(final_ptr + label, encoded, mask=(here + 1 == length) & (label >= 0))
+        tl.store(final_ptr + CP, top, mask=here + 1 == length)
+        source_log = _product(alpha, scratch_ptr, log_matrix_ptr, label, C, CP)
     top = tl.max(source_log, 0)
     offset = tl.where(top > float("-inf"), top, offset)
     # The block's sources in the frame of its end, as the linear blocks after it read them.
-    for i in range(R):
+    for i in range(count):
         row = slot * R + i
-        here = step + i
-        if here < length:
-            h = tl.load(logs_ptr + row * CP + label)
-            scaled = tl.exp(tl.minimum(h + prefix - offset, 800.0))
-            tl.store(sources_ptr + row * CP + label, tl.where(born <= here, scaled, 0.0))
-    rate = tl.exp(tl.minimum(prefix - start_prefix + start_offset - offset, 800.0))
+        h = tl.load(raw_ptr + row * CP + label)
+        scaled = exp_wide(tl.minimum(h + prefix - offset, 700.0))
+        tl.store(sources_ptr + row * CP + label, tl.where(born <= step + i, scaled, 0.0))
+    rate = exp_wide(tl.minimum(prefix - start_prefix + start_offset - offset, 700.0))
     tl.store(rates_ptr + slot * CP + label, tl.where(born <= step, rate, 0.0))
-    return encode_log(source_log - offset), offset, prefix, newest, born, final_row, final_offset
+    return encode_log(source_log - offset), offset, prefix, newest, born

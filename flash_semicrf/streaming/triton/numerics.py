@@ -18,6 +18,7 @@ __all__ = [
     "encode_log",
     "exp_wide",
     "exponent_of",
+    "high_word",
     "power_of_two",
     "round_whole",
     "wide",
@@ -55,18 +56,24 @@ def power_of_two(exponent):
 
 
 @triton.jit
-def exp_wide(x):
-    """exp(x) for float64 x < 709 without branches; 0 below -708. Relative error 1e-15."""
+def exp_wide(x, SHORT: tl.constexpr = False):
+    """exp(x) for float64 x < 709 without branches; 0 below -708.
+
+    Relative error 1e-15, with SHORT 1e-11: far below the rounding of float32 inputs.
+    """
     # exp(x) = 2^n exp(r), |r| <= log(2)/2; the sum with 1.5 * 2^52 holds n in its low bits.
     magic = 6755399441055744.0
     shifted = x * 1.4426950408889634 + magic
     n = shifted - magic
     r = x - n * 6.93147180369123816490e-01
     r = r - n * 1.90821492927058770002e-10
-    p = r * 2.08767569878681e-09 + 2.505210838544172e-08
-    p = p * r + 2.7557319223985893e-07
-    p = p * r + 2.7557319223985893e-06
-    p = p * r + 2.48015873015873e-05
+    if SHORT:
+        p = r * 2.7557319223985893e-06 + 2.48015873015873e-05
+    else:
+        p = r * 2.08767569878681e-09 + 2.505210838544172e-08
+        p = p * r + 2.7557319223985893e-07
+        p = p * r + 2.7557319223985893e-06
+        p = p * r + 2.48015873015873e-05
     p = p * r + 1.984126984126984e-04
     p = p * r + 1.388888888888889e-03
     p = p * r + 8.333333333333333e-03
@@ -77,6 +84,12 @@ def exp_wide(x):
     p = p * r + 1.0
     bits = p.to(tl.int64, bitcast=True) + (shifted.to(tl.int64, bitcast=True) << 52)
     return tl.where(x > -708.0, bits.to(tl.float64, bitcast=True), 0.0)
+
+
+@triton.jit
+def high_word(x):
+    """Sign, exponent and leading bits of a float64 as int32, which order as x >= 0 does."""
+    return (x.to(tl.int64, bitcast=True) >> 32).to(tl.int32)
 
 
 @triton.jit

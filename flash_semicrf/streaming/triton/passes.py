@@ -18,6 +18,7 @@ import triton.language as tl
 from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.linear_block import (
     far_window,
+    in_range,
     linear_steps,
     load_matrix,
     score_factors,
@@ -29,14 +30,13 @@ from flash_semicrf.streaming.triton.numerics import (
     decode_log,
     encode_log,
     exp_wide,
+    high_word,
 )
 
 __all__ = ["PART", "far_kernel", "load_rows", "pass_kernel"]
 
 PART = 128
 """Steps of a part of a pass whose far window is summed in parallel beforehand."""
-
-_PART = tl.constexpr(PART)
 
 
 @triton.jit
@@ -55,7 +55,7 @@ def _exponentials(rows, R: tl.constexpr):
     values = ()
     for i in tl.static_range(R):
         x = rows[i].to(tl.float64)
-        values = values + (exp_wide(tl.where(allowed(x), x, -1000.0)),)
+        values = values + (exp_wide(tl.where(allowed(x), x, -1000.0), rows[i].dtype == tl.float32),)
     return values
 
 
@@ -111,13 +111,13 @@ def pass_kernel(
     program = b * tl.num_programs(1) + tl.program_id(1)
     sources_ptr = workspace_ptr + program * workspace_stride
     raw_ptr = sources_ptr + ring * R * CP
-    logs_ptr = raw_ptr + ring * R * CP
-    rates_ptr = logs_ptr + ring * R * CP
+    rates_ptr = raw_ptr + ring * R * CP
     prefix_ptr = rates_ptr + ring * CP
     scratch_ptr = prefix_ptr + ring * CP
-    state_ptr = scratch_ptr + CP
-    older_ptr = state_ptr + 6 * CP
-    raw_offset_ptr = older_ptr + _PART // R * (R + 1) * CP
+    final_ptr = scratch_ptr + CP
+    state_ptr = final_ptr + 2 * CP
+    raw_offset_ptr = state_ptr + 5 * CP
+    older_ptr = raw_offset_ptr + ring * R
 
     matrix = load_matrix(matrix_ptr, unit, CP)
     near = ()
@@ -131,17 +131,13 @@ def pass_kernel(
     prefix = tl.zeros([CP], tl.float64)
     newest = tl.full([CP], -(1 << 30), tl.int32)
     born = tl.zeros([CP], tl.int32)
-    final_row = tl.zeros([CP], tl.float64)
-    final_offset = offset
     if PARTS:
         if begin > 0:
             g = tl.load(state_ptr + label)
             prefix = tl.load(state_ptr + CP + label)
-            final_row = tl.load(state_ptr + 2 * CP + label)
-            newest = tl.load(state_ptr + 3 * CP + label).to(tl.int32)
-            born = tl.load(state_ptr + 4 * CP + label).to(tl.int32)
-            offset = tl.load(state_ptr + 5 * CP)
-            final_offset = tl.load(state_ptr + 5 * CP + 1)
+            newest = tl.load(state_ptr + 2 * CP + label).to(tl.int32)
+            born = tl.load(state_ptr + 3 * CP + label).to(tl.int32)
+            offset = tl.load(state_ptr + 4 * CP)
 
     # Rows are loaded one block ahead: nothing waits for memory between the blocks.
     ahead = load_rows(score_ptr, begin, length, direction, stride, label, C, R)
@@ -173,17 +169,14 @@ def pass_kernel(
             older_ptr + known * (R + 1) * CP, PARTS, CP, R, G,
         )  # fmt: skip
         linear = decode_linear(g)
-        (
-            new_g, sources, new_newest, new_born, new_row, new_row_offset, new_offset, exponent,
-            rate, fine,
-        ) = linear_steps(
+        new_g, sources, new_newest, new_born, new_offset, exponent, rate, fine = linear_steps(
             linear, sums, near, factors, shifts, matrix, opening, closing, x,
-            step, length, K, newest, born, final_row, final_offset, offset,
+            step, length, K, newest, born, final_ptr, offset,
             message_ptr + step * direction * stride, row_offset_ptr + step * direction,
             sources_ptr + slot * R * CP, direction, stride, C, label,
             HAS_BOUNDARY, KEEP, CP, R, CHAINS,
         )  # fmt: skip
-        ok = ok & fine & ((linear >= 1e-200) | (g == 0)) & (lost <= 1e-220)
+        ok = ok & fine & in_range(high_word(linear), g == 0) & (lost <= 1e-220)
         if (tl.min(ok.to(tl.int32), 0) == 1) & (always_log == 0):
             row_offset = offset
             for i in tl.static_range(R):
@@ -195,15 +188,13 @@ def pass_kernel(
             g = new_g
             newest = new_newest
             born = new_born
-            final_row = new_row
-            final_offset = new_row_offset
             offset = new_offset + exponent.to(tl.float64) * 0.6931471805599453
         else:
             tl.debug_barrier()
-            g, offset, prefix, newest, born, final_row, final_offset = log_steps(
-                g, offset, prefix, newest, born, final_row, final_offset,
+            g, offset, prefix, newest, born = log_steps(
+                g, offset, prefix, newest, born, final_ptr,
                 score_ptr, opening_ptr, closing_ptr, message_ptr, row_offset_ptr,
-                sources_ptr, rates_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, logs_ptr, scratch_ptr,
+                sources_ptr, rates_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, scratch_ptr,
                 log_window_ptr, log_matrix_ptr, step, length, K, ring, direction, stride, C, label,
                 HAS_BOUNDARY, KEEP, CP, R,
             )  # fmt: skip
@@ -212,21 +203,20 @@ def pass_kernel(
     if PARTS:
         tl.store(state_ptr + label, g)
         tl.store(state_ptr + CP + label, prefix)
-        tl.store(state_ptr + 2 * CP + label, final_row)
-        tl.store(state_ptr + 3 * CP + label, newest.to(tl.float64))
-        tl.store(state_ptr + 4 * CP + label, born.to(tl.float64))
-        tl.store(state_ptr + 5 * CP, offset)
-        tl.store(state_ptr + 5 * CP + 1, final_offset)
+        tl.store(state_ptr + 2 * CP + label, newest.to(tl.float64))
+        tl.store(state_ptr + 3 * CP + label, born.to(tl.float64))
+        tl.store(state_ptr + 4 * CP, offset)
     if (begin < length) & (end >= length) & (direction > 0):
         if KEEP:
             place = (b * (T // SPAN + 2) + tl.cdiv(length, SPAN)) * C + label
             tl.store(prefix_out_ptr + place, prefix, mask=inside)
         last = tl.load(last_row + label)
-        value = tl.where(inside, decode_log(final_row) + last, float("-inf"))
+        value = decode_log(tl.load(final_ptr + label)) + last
+        value = tl.where(inside, value, float("-inf"))
         top = tl.max(value, 0)
         safe = tl.where(top > float("-inf"), top, 0.0)
         total = tl.sum(tl.exp(value - safe), 0)
-        log_z = tl.where(top > float("-inf"), safe + final_offset + tl.log(total), top)
+        log_z = tl.where(top > float("-inf"), safe + tl.load(final_ptr + CP) + tl.log(total), top)
         tl.store(log_z_ptr + b, log_z)
 
 
@@ -244,8 +234,8 @@ def far_kernel(
     program = tl.program_id(1).to(tl.int64)
     label = tl.arange(0, CP)
     sources_ptr = workspace_ptr + program * workspace_stride
-    rates_ptr = sources_ptr + 3 * ring * R * CP
-    older_ptr = rates_ptr + (2 * ring + 7) * CP + ahead * (R + 1) * CP
+    rates_ptr = sources_ptr + 2 * ring * R * CP
+    older_ptr = rates_ptr + (2 * ring + 8) * CP + ring * R + ahead * (R + 1) * CP
     first = begin // R
     blocks = tl.maximum(tl.minimum(blocks_back - ahead, first), 0)
     sums, lost = far_window(

@@ -178,10 +178,9 @@ def test_any_layout_agrees_with_reference(rows, groups, monkeypatch):
 
 
 def test_long_windows_in_parts_agree_with_reference(monkeypatch):
-    from flash_semicrf.streaming.triton import launch, passes
+    from flash_semicrf.streaming.triton import launch
 
     # Parts of two blocks, where 128 steps are too long for the interpreter.
-    monkeypatch.setattr(passes, "_PART", 16)
     monkeypatch.setattr(launch, "PART", 16)
     monkeypatch.setattr(launch, "_LONG_WINDOW", 3)
     assert_agrees_with_reference(Case(35, 27, 2, True, True, 0.02).problem())

@@ -2,60 +2,51 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import nn
 
-from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.potentials import Potentials, score_segments
-from flash_semicrf.segments import segments_to_table
 from flash_semicrf.streaming import (
     log_partition,
-    segment_marginals,
-    semi_crf_streaming_forward,
     semi_crf_streaming_viterbi_with_backpointers,
     viterbi,
     viterbi_table,
 )
-from flash_semicrf.streaming.dispatch import BACKENDS, choose, record_backends
-from flash_semicrf.streaming.triton.backend import HAS_TRITON
-from flash_semicrf.testing import random_problem
+from flash_semicrf.streaming.dispatch import BACKENDS, choose
 from flash_semicrf.validation import check_table
-from tests.flash_semicrf.cases import LONG_CASES, LONG_SHAPES, gradients_of, with_gradients
+from tests.flash_semicrf.cases import LONG_CASES, LONG_SHAPES
+from tests.flash_semicrf.streaming.triton.gpu_cases import (
+    BY_POSITION,
+    CONDITIONS,
+    EVERYTHING,
+    SETTINGS,
+    assert_near,
+    draw,
+    marked,
+    results_of,
+)
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed"),
-    # Tests run in deterministic mode, for its poisoned buffers. What warns is plain PyTorch, such
-    # as cumsum; the kernels' own results are compared bit by bit below.
-    pytest.mark.filterwarnings("ignore:.*deterministic:UserWarning"),
-]
+pytestmark = [pytest.mark.gpu, *CONDITIONS]
 
-BY_POSITION = ("scores", "start_scores", "end_scores")
-EVERYTHING = {*BY_POSITION, "transition", "duration_bias"}
+ALL_SETTINGS = marked(*SETTINGS)
+USUAL = pytest.mark.gpu(group="usual")
+MANY_SHORT = pytest.mark.gpu(group="many short, full")
+THREE_LABELS = pytest.mark.gpu(group="three labels, full")
 
-SHAPES = {
-    "usual": (4, 400, 100, 24),
-    "many short": (32, 300, 32, 8),
-    "long": (2, 1000, 100, 24),
-    "long segments": (1, 700, 500, 24),
-    "large batch": (64, 200, 40, 24),
-    "many labels": (16, 200, 16, 64),
-    "most labels": (2, 150, 20, 128),
-    "one label": (3, 400, 7, 1),
-    "one duration": (3, 400, 1, 5),
-    "three labels": (2, 600, 30, 3),
+GROUPS = {
+    "one more": "many short, full",
+    "two blocks": "many short, full",
+    "many labels": "usual, full",
 }
-"""(B, T, K, C): several chunks of boundaries and of segments, every layout of the warps."""
+"""By shape of `LONG_SHAPES`; the others have up to four labels."""
 
-OPTIONS = {"plain": {}, "all": {"boundary": True, "ends": True, "forbid": 0.01}}
-
-
-def draw(shape: str, **options) -> Potentials:
-    """Problem of a shape of `SHAPES`, on the CPU."""
-    return random_problem(*SHAPES[shape], **{"seed": 1, **options})
+# Lengths on either side of the blocks of positions, by the kernels of other settings.
+BLOCKS = [
+    pytest.param(case, marks=pytest.mark.gpu(group=GROUPS.get(case.shape, "three labels, full")))
+    for case in LONG_CASES
+    if case.start and case.initial and case.shape != "one duration"  # a setting by itself
+]
 
 
 def with_poisoned_padding(problem: Potentials) -> Potentials:
@@ -63,12 +54,6 @@ def with_poisoned_padding(problem: Potentials) -> Potentials:
     given = {n: getattr(problem, n) for n in BY_POSITION if getattr(problem, n) is not None}
     return problem.replace(
         **{name: value.masked_fill(outside[..., None], torch.nan) for name, value in given.items()}
-    )
-
-
-def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    torch.testing.assert_close(
-        actual.double().cpu(), expected.double().cpu(), rtol=tolerance, atol=tolerance
     )
 
 
@@ -87,59 +72,28 @@ def assert_agrees_with_reference(problem: Potentials) -> None:
         assert_near(value, expected[name], 1e-9 if problem.dtype == torch.float64 else 1e-5)
 
 
-def results_of(problem: Potentials) -> list[torch.Tensor]:
-    """Everything that the backend computes, in a fixed order."""
-    log_z, found = choose("triton", problem).gradients(problem, EVERYTHING)
-    scores, table = viterbi_table(problem, "triton")
-    return [log_z, *(found[name] for name in sorted(found)), scores, *table]
-
-
 def assert_equal_results(first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_agrees_with_reference(shape, options, dtype):
-    assert_agrees_with_reference(draw(shape, dtype=dtype, **OPTIONS[options]))
+@pytest.mark.parametrize("setting", ALL_SETTINGS)
+def test_agrees_with_reference(setting):
+    assert_agrees_with_reference(draw(setting))
 
 
-@pytest.mark.parametrize("case", LONG_CASES, ids=str)
-def test_agrees_with_reference_around_the_blocks(case):
-    assert_agrees_with_reference(case.problem(LONG_SHAPES))
-
-
-@pytest.mark.parametrize("forbid", [0.0, 0.05])
-@pytest.mark.parametrize("scale", [10.0, 100.0])
-@pytest.mark.parametrize("shape", ["many short", "three labels"])
-def test_agrees_with_reference_at_any_scale(shape, scale, forbid):
-    assert_agrees_with_reference(draw(shape, scale=scale, forbid=forbid, boundary=True))
-
-
-@pytest.mark.parametrize("minimum", [2, 16, 25])
-def test_confident_scores_under_minimum_durations(minimum):
-    problem = draw("three labels")
-    bias = problem.duration_bias.clone()
-    bias[: minimum - 1] = -torch.inf
-    signs = torch.randint(0, 2, problem.scores.shape) * 2.0 - 1.0
-    assert_agrees_with_reference(problem.replace(scores=100.0 * signs.double(), duration_bias=bias))
-
-
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_viterbi_is_that_of_the_reference(shape, options):
+@pytest.mark.parametrize("setting", ALL_SETTINGS)
+def test_viterbi_is_that_of_the_reference(setting):
     # Whole numbers add without rounding, so equal scores are equal in every order of addition.
-    problem = draw(shape, integers=True, **{**OPTIONS[options], "forbid": 0.0})
+    problem = draw(setting, integers=True, forbid=0.0)
     actual, expected = viterbi(problem.to("cuda"), "triton"), viterbi(problem, "reference")
     assert torch.equal(actual.scores.cpu(), expected.scores)
     assert actual.segments == expected.segments
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_viterbi_path_has_the_best_score(shape):
-    problem = draw(shape, boundary=True, dtype=torch.float32)
+@pytest.mark.parametrize("setting", ALL_SETTINGS)
+def test_viterbi_path_has_the_best_score(setting):
+    problem = draw(setting)
     best, table = viterbi_table(problem.to("cuda"), "triton")
     assert best.device.type == table.start.device.type == "cuda"
     assert_near(best, viterbi(problem, "reference").scores, 1e-9)
@@ -148,21 +102,87 @@ def test_viterbi_path_has_the_best_score(shape):
     assert_near(score_segments(problem.to(torch.float64), table, "max"), best, 1e-9)
 
 
+@pytest.mark.parametrize("setting", ALL_SETTINGS)
+def test_results_repeat_bit_by_bit(setting):
+    problem = draw(setting).to("cuda")
+    first = results_of(problem)
+    for _ in range(3):
+        assert_equal_results(results_of(problem), first)
+
+
+@pytest.mark.parametrize("setting", marked("usual", "many short", "many labels", "long segments"))
+def test_float64_inputs_make_the_same_log_partition(setting):
+    problem = draw(setting).to("cuda")
+    narrow = log_partition(problem, "triton")
+    wide = log_partition(problem.to(torch.float64), "triton")
+    assert_near(narrow, wide, 1e-12)
+
+
+@pytest.mark.parametrize("case", BLOCKS, ids=str)
+def test_agrees_with_reference_around_the_blocks(case):
+    assert_agrees_with_reference(case.problem(LONG_SHAPES))
+
+
+@pytest.mark.parametrize("forbid", [0.0, 0.05])
+@pytest.mark.parametrize("scale", [10.0, 100.0])
+@pytest.mark.parametrize("setting", marked("many short, full", "three labels, full"))
+def test_agrees_with_reference_at_any_scale(setting, scale, forbid):
+    assert_agrees_with_reference(draw(setting, scale=scale, forbid=forbid))
+
+
+@THREE_LABELS
+@pytest.mark.parametrize("minimum", [2, 16, 25])
+def test_confident_scores_under_minimum_durations(minimum):
+    problem = draw("three labels, full")
+    bias = problem.duration_bias.clone()
+    bias[: minimum - 1] = -torch.inf
+    signs = torch.randint(0, 2, problem.scores.shape) * 2.0 - 1.0
+    assert_agrees_with_reference(problem.replace(scores=100.0 * signs.double(), duration_bias=bias))
+
+
+@pytest.mark.parametrize("mask", [-1e9, -1e30])
+@pytest.mark.parametrize("setting", marked("usual", "three labels, full", "by duration, full"))
+def test_finite_masks_act_as_minus_infinity(setting, mask):
+    problem = draw(setting, forbid=0.0)
+    dead = torch.rand(problem.scores.shape) < 0.3
+    dead[..., 0] = False
+    masked, forbidden = (
+        problem.replace(scores=problem.scores.masked_fill(dead, value))
+        for value in (mask, -torch.inf)
+    )
+    masked = masked.to("cuda")
+    wanted = EVERYTHING | set(problem.parameters())
+    expected_log_z, expected = BACKENDS["reference"].gradients(forbidden, wanted)
+    log_z, found = choose("triton", masked).gradients(masked, wanted)
+    assert_near(log_z, expected_log_z, 1e-9)
+    for name, value in found.items():
+        assert_near(value, expected[name], 1e-9 if problem.dtype == torch.float64 else 1e-5)
+    best = viterbi(masked, "triton")
+    assert_near(best.scores, viterbi(forbidden, "reference").scores, 1e-9)
+
+
+@THREE_LABELS
 def test_back_pointers_are_those_of_the_reference():
-    problem = draw("three labels", integers=True)
+    problem = draw("three labels, full", integers=True, forbid=0.0)
+    given = {
+        name: getattr(problem, name)
+        for name in ("start_scores", "end_scores", "initial_scores", "final_scores")
+    }
     found = {}
     for device, backend in (("cuda", "triton"), ("cpu", "reference")):
         p = problem.to(device)
         cum_scores = nn.functional.pad(p.scores.cumsum(1), (0, 0, 1, 0))
         found[backend] = semi_crf_streaming_viterbi_with_backpointers(
-            cum_scores, p.transition, p.duration_bias, p.lengths, p.max_duration, backend=backend
-        )
+            cum_scores, p.transition, p.duration_bias, p.lengths, p.max_duration, backend=backend,
+            **{name: value.to(device) for name, value in given.items()},
+        )  # fmt: skip
     for actual, expected in zip(found["triton"], found["reference"], strict=True):
         assert torch.equal(actual.cpu(), expected)
 
 
+@MANY_SHORT
 def test_infeasible_sequences_have_no_gradient():
-    problem = draw("many short", ragged=False).to("cuda")
+    problem = draw("many short, full", ragged=False).to("cuda")
     scores = problem.scores.clone()
     scores[3, 17] = -torch.inf
     problem = problem.replace(scores=scores)
@@ -171,16 +191,9 @@ def test_infeasible_sequences_have_no_gradient():
     assert all(bool((value[3] == 0).all() and value.isfinite().all()) for value in found.values())
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_results_repeat_bit_by_bit(shape):
-    problem = draw(shape, dtype=torch.float32, boundary=True).to("cuda")
-    first = results_of(problem)
-    for _ in range(3):
-        assert_equal_results(results_of(problem), first)
-
-
+@MANY_SHORT
 def test_rest_of_the_batch_changes_nothing():
-    problem = draw("many short", boundary=True).to("cuda")
+    problem = draw("many short, full").to("cuda")
     log_z, found = choose("triton", problem).gradients(problem, EVERYTHING)
     for b in (0, 7):
         length = int(problem.lengths[b])
@@ -194,8 +207,9 @@ def test_rest_of_the_batch_changes_nothing():
         assert_near(own["scores"][0], found["scores"][b, :length], 1e-12)
 
 
-def test_unwritten_memory_is_not_read():
-    problem = draw("usual", boundary=True, ends=True).to("cuda")
+@pytest.mark.parametrize("setting", marked("usual, full", "by duration, full"))
+def test_unwritten_memory_is_not_read(setting):
+    problem = draw(setting).to("cuda")
     assert bool(torch.empty(64, device="cuda").isnan().all())  # as every test runs
     poisoned = results_of(problem)
     torch.utils.deterministic.fill_uninitialized_memory = False
@@ -203,8 +217,9 @@ def test_unwritten_memory_is_not_read():
     assert all(bool(value.isfinite().all()) for value in poisoned)
 
 
+@USUAL
 def test_other_stream():
-    problem = draw("usual", dtype=torch.float32).to("cuda")
+    problem = draw("usual").to("cuda")
     expected = results_of(problem)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -218,9 +233,10 @@ def test_other_stream():
     assert_equal_results(actual, expected)
 
 
+@USUAL
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_device_that_is_not_the_current_one():
-    problem = draw("usual", dtype=torch.float32)
+    problem = draw("usual")
     expected = results_of(problem.to("cuda:0"))
     assert torch.cuda.current_device() == 0
     actual = results_of(problem.to("cuda:1"))
@@ -229,9 +245,9 @@ def test_device_that_is_not_the_current_one():
     assert torch.cuda.current_device() == 0
 
 
-@pytest.mark.parametrize("boundary", [False, True])
-def test_log_partition_is_captured_in_a_graph(boundary):
-    first, second = (draw("usual", boundary=boundary, seed=seed).to("cuda") for seed in (1, 2))
+@pytest.mark.parametrize("setting", marked("usual", "usual, full"))
+def test_log_partition_is_captured_in_a_graph(setting):
+    first, second = (draw(setting, seed=seed).to("cuda") for seed in (1, 2))
     second = second.replace(lengths=second.lengths.flip(0))
     backend = choose("triton", first)
     expected = [backend.log_partition(p) for p in (first, second)]
@@ -253,149 +269,3 @@ def test_log_partition_is_captured_in_a_graph(boundary):
         graph.replay()
         assert torch.equal(log_z, backend.log_partition(changed))
     assert torch.equal(log_z, expected[0])
-
-
-@pytest.mark.parametrize("by_duration", [False, True])
-def test_auto_runs_triton_where_it_can(by_duration):
-    problem = random_problem(2, 40, 5, 3, by_duration=by_duration).to("cuda")
-    can = BACKENDS["triton"].why_not(problem) is None
-    assert can or by_duration
-    with record_backends() as ran:
-        log_z = log_partition(problem)
-        marginals = segment_marginals(problem)
-        best = viterbi(problem)
-    assert ran == ["triton" if can else "reference"] * 3
-    expected = BACKENDS["reference"]
-    on_cpu = problem.to("cpu")
-    assert_near(log_z, expected.log_partition(on_cpu), 1e-9)
-    assert_near(best.scores, expected.viterbi(on_cpu)[0], 1e-9)
-    for actual, marginal in zip(marginals, segment_marginals(on_cpu, "reference"), strict=True):
-        assert_near(actual, marginal, 1e-9)
-
-
-def test_use_triton_false_runs_the_reference():
-    problem = random_problem(2, 40, 5, 3).to("cuda")
-    cum_scores = nn.functional.pad(problem.scores.cumsum(1), (0, 0, 1, 0))
-    arguments = (cum_scores, problem.transition, problem.duration_bias, problem.lengths, 5)
-    head = SemiMarkovCRFHead(num_classes=3, max_duration=5).cuda()
-    with record_backends() as ran:
-        log_z = semi_crf_streaming_forward(*arguments, use_triton=False)
-        partition = head(problem.scores, problem.lengths, use_triton=False)["partition"]
-    assert ran == ["reference"] * 2
-    assert_near(log_z, semi_crf_streaming_forward(*arguments), 1e-9)
-    assert_near(partition, head(problem.scores, problem.lengths)["partition"], 1e-9)
-
-
-def test_log_partition_under_autograd():
-    problem = draw("many short", boundary=True, ends=True)
-    found = {}
-    for device, backend in (("cuda", "auto"), ("cpu", "reference")):
-        leaves = with_gradients(problem.to(device))
-        log_z = log_partition(leaves, backend)
-        weight = torch.linspace(0.5, 2.0, len(log_z), dtype=torch.float64, device=device)
-        found[device] = log_z.detach(), gradients_of(log_z @ weight, leaves)
-    assert_near(found["cuda"][0], found["cpu"][0], 1e-9)
-    for name, gradient in found["cuda"][1].items():
-        assert gradient.device.type == "cuda"
-        assert_near(gradient, found["cpu"][1][name], 1e-9)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_inputs_are_upcast(dtype):
-    problem = draw("many short", dtype=dtype)
-    log_z = log_partition(problem.to("cuda"), "triton")
-    assert log_z.dtype == torch.float64
-    expected = BACKENDS["reference"].log_partition(problem.to(torch.float64))
-    assert_near(log_z, expected, 1e-9)
-    leaves = with_gradients(problem.to("cuda"))
-    gradients = gradients_of(log_partition(leaves, "triton").sum(), leaves)
-    _, marginals = BACKENDS["reference"].gradients(problem.to(torch.float64), {"scores"})
-    assert gradients["scores"].dtype == dtype
-    assert_near(gradients["scores"], marginals["scores"], 2e-2 if dtype == torch.bfloat16 else 2e-3)
-
-
-class Tagger(nn.Module):
-    """An encoder with a head, as a user writes it."""
-
-    def __init__(self):
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(6, 16), nn.Tanh())
-        self.head = SemiMarkovCRFHead(4, 12, hidden_dim=16, boundary_scores=True)
-
-    def forward(self, x, lengths, labels):
-        return self.head.compute_loss(self.encoder(x), lengths, labels)
-
-
-@pytest.fixture
-def batch():
-    """Features, lengths and labels of eight sequences."""
-    labels = torch.randint(0, 4, (8, 20), device="cuda").repeat_interleave(5, 1)
-    x = torch.randn(8, 100, 6, device="cuda") + labels[..., None]
-    lengths = torch.randint(1, 101, (8,), device="cuda")
-    return x, lengths, labels
-
-
-def loss_and_gradients(model: nn.Module, arguments) -> list[torch.Tensor]:
-    model.zero_grad()
-    loss = model(*arguments)
-    loss.backward()
-    return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
-
-
-def test_head_trains_and_decodes(batch):
-    model = Tagger().cuda()
-    x, lengths, labels = batch
-    on_cpu = copy.deepcopy(model).cpu().double()
-    with record_backends() as ran:
-        first = loss_and_gradients(model, batch)
-    assert ran == ["triton"]
-    expected_hidden = on_cpu.encoder(x.cpu().double())
-    loss = on_cpu.head.compute_loss(
-        expected_hidden, lengths.cpu(), labels.cpu(), backend="reference"
-    )
-    loss.backward()
-    # The encoder runs in float32 here and in float64 there.
-    expected = [loss.detach(), *(p.grad for p in on_cpu.parameters())]
-    for actual, value in zip(first, expected, strict=True):
-        assert_near(actual, value, 2e-4)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for _ in range(40):
-        optimizer.zero_grad()
-        model(*batch).backward()
-        optimizer.step()
-    assert float(model(*batch)) < 0.5 * float(first[0])
-    with record_backends() as ran:
-        result = model.head.decode_with_traceback(model.encoder(x), lengths)
-    assert ran == ["triton"]
-    table = segments_to_table(result.segments)
-    right = sum(
-        int((labels[b, start:stop] == label).sum())
-        for b, start, stop, label in zip(*(column.tolist() for column in table), strict=True)
-    )
-    assert right > 0.9 * int(lengths.sum())
-
-
-# The compiler warns of much that is not ours: TF32, deprecations, functions it does not trace.
-@pytest.mark.filterwarnings("ignore")
-def test_torch_compile_of_a_model_with_the_head(batch):
-    model = Tagger().cuda()
-    expected = loss_and_gradients(model, batch)
-    actual = loss_and_gradients(torch.compile(model), batch)
-    for value, other in zip(actual, expected, strict=True):
-        assert_near(value, other, 1e-4)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_autocast_leaves_the_head_in_full_precision(batch, dtype):
-    model = Tagger().cuda()
-    x, lengths, labels = batch
-    with torch.autocast("cuda", dtype=dtype):
-        with record_backends() as ran:
-            hidden = model.encoder(x)
-            loss = model.head.compute_loss(hidden, lengths, labels)
-    assert ran == ["triton"]
-    assert hidden.dtype == dtype
-    expected = model.head.compute_loss(hidden.detach().float(), lengths, labels)
-    assert_near(loss, expected, 1e-6)
-    loss.backward()
-    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
