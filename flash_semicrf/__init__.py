@@ -1,6 +1,7 @@
 """Exact, fast inference and training for semi-Markov conditional random fields in PyTorch."""
 
 from flash_semicrf._version import __version__
+from flash_semicrf.distribution import SemiCRFDistribution
 from flash_semicrf.duration import (
     CallableDuration,
     GeometricDuration,
@@ -15,6 +16,7 @@ from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import Segment, SegmentTable, ViterbiResult
 from flash_semicrf.streaming import semi_crf_streaming_forward
+from flash_semicrf.uncertainty import UncertaintySemiMarkovCRFHead
 
 __all__ = [
     "CallableDuration",
@@ -26,7 +28,9 @@ __all__ = [
     "Segment",
     "SegmentMarginals",
     "SegmentTable",
+    "SemiCRFDistribution",
     "SemiMarkovCRFHead",
+    "UncertaintySemiMarkovCRFHead",
     "UniformDuration",
     "ViterbiResult",
     "__version__",

@@ -28,7 +28,7 @@ from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.streaming.expectations import centered, expected_score, position_marginals
 from flash_semicrf.streaming.interface import log_partition
 from flash_semicrf.streaming.posterior import explicit_start
-from flash_semicrf.validation import check_potentials
+from flash_semicrf.validation import check_feasible, check_potentials
 
 __all__ = ["cross_entropy", "entropy", "kl_divergence", "position_entropy"]
 
@@ -64,7 +64,7 @@ def entropy(potentials: Potentials, backend: str = "auto") -> Tensor:
     """
     p = explicit_start(centered(check_potentials(potentials)))
     log_z, mean = expected_score(p, backend=backend)
-    _check_feasible(log_z, "potentials")
+    check_feasible(log_z > -torch.inf)
     return log_z - mean
 
 
@@ -93,7 +93,7 @@ def cross_entropy(p: Potentials, q: Potentials, backend: str = "auto") -> Tensor
     log_z_q = _feasible_log_partition(q, backend)
     p, q = _aligned(p, q)
     log_z, mean = expected_score(p, q, backend)
-    _check_feasible(log_z, "p")
+    check_feasible(log_z > -torch.inf)
     return log_z_q - mean
 
 
@@ -128,7 +128,7 @@ def kl_divergence(p: Potentials, q: Potentials, backend: str = "auto") -> Tensor
     log_z_q = _feasible_log_partition(q, backend)
     p, q = _aligned(p, q)
     log_z, mean = expected_score(p, _difference(q, _detached(p)), backend)
-    _check_feasible(log_z, "p")
+    check_feasible(log_z > -torch.inf)
     return (log_z_q - log_z) - mean
 
 
@@ -153,10 +153,13 @@ def position_entropy(potentials: Potentials, backend: str = "auto") -> Tensor:
         For bad input.
     """
     p = centered(check_potentials(potentials))
-    marginals = position_marginals(p, backend)
-    inside = marginals > 0
-    # The logarithm's argument is 1 where the marginal is 0: no NaN in the gradient either.
-    return -(marginals * torch.where(inside, marginals, 1.0).log()).sum(-1)
+    return categorical_entropy(position_marginals(p, backend))
+
+
+def categorical_entropy(probabilities: Tensor) -> Tensor:
+    """-sum of P log P over the last axis, in nats; 0 log 0 counts as 0, in the gradient too."""
+    inside = torch.where(probabilities > 0, probabilities, 1.0)
+    return -(probabilities * inside.log()).sum(-1)
 
 
 def _detached(p: Potentials) -> Potentials:
@@ -186,9 +189,7 @@ def _aligned(p: Potentials, q: Potentials) -> tuple[Potentials, Potentials]:
     """Both problems with the same kinds of parameters, initial scores explicit."""
     p, q = explicit_start(p), explicit_start(q)
     if p.transition.dim() != q.transition.dim():
-        p, q = (
-            x.replace(transition=_by_duration(x.transition, 2, x.max_duration)) for x in (p, q)
-        )
+        p, q = (x.replace(transition=_by_duration(x.transition, 2, x.max_duration)) for x in (p, q))
     if p.initial_scores.dim() != q.initial_scores.dim():
         p, q = (
             x.replace(initial_scores=_by_duration(x.initial_scores, 1, x.max_duration))
@@ -219,16 +220,7 @@ def _difference(q: Potentials, p: Potentials) -> Potentials:
     return q.replace(**found)
 
 
-def _check_feasible(log_z: Tensor, name: str) -> None:
-    infeasible = (log_z == -torch.inf).nonzero()[:, 0].tolist()
-    if infeasible:
-        raise ValueError(
-            f"`{name}` must have a feasible segmentation of every sequence; sequences "
-            f"{infeasible} have none."
-        )
-
-
 def _feasible_log_partition(q: Potentials, backend: str) -> Tensor:
     log_z = log_partition(q, backend)
-    _check_feasible(log_z, "q")
+    check_feasible(log_z > -torch.inf)
     return log_z

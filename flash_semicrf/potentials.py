@@ -54,8 +54,7 @@ class Potentials:
         Added where a segment of label c starts, and at its last position.
     initial_scores, final_scores : Tensor of shape (C,), optional
         Added for the label of the first segment (in place of its transition term) and of the last.
-        Inside the library `initial_scores` may be (K, C), by the first segment's duration; see
-        `flash_semicrf.streaming.posterior.explicit_start`.
+        With (K, C, C) transitions `initial_scores` may be (K, C), by the first one's duration.
 
     Notes
     -----

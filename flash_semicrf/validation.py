@@ -172,10 +172,12 @@ def _check_shapes(p: Potentials) -> None:
             f"`transition` must have shape {square} or {(bias[0], *square)}; "
             f"got {tuple(p.transition.shape)}."
         )
+    first = p.initial_scores
+    by_duration = p.transition.dim() == 3 and first is not None and first.dim() == 2
     expected = {
         "start_scores": tuple(p.scores.shape),
         "end_scores": tuple(p.scores.shape),
-        "initial_scores": (num_labels,),
+        "initial_scores": bias if by_duration else (num_labels,),
         "final_scores": (num_labels,),
     }
     for name, shape in expected.items():

@@ -97,6 +97,10 @@ def _why_not(backend: Backend, potentials: Potentials, operation: str | None) ->
     reason = backend.why_not(potentials)
     if reason is None and operation is not None and not hasattr(backend, operation):
         return f"it does not offer {operation}"
+    initial = potentials.initial_scores
+    if reason is None and initial is not None and initial.dim() == 2:
+        # Those that differentiate twice take them: see `posterior.explicit_start`.
+        return None if hasattr(backend, "tangents") else "it takes no initial scores by duration"
     return reason
 
 

@@ -25,7 +25,6 @@ from flash_semicrf.marginals import IMPOSSIBLE, inner_product
 from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, center_scores
 from flash_semicrf.streaming.autograd import BY_POSITION, NAMES, Once, scaled_gradient
 from flash_semicrf.streaming.dispatch import BACKENDS, choose
-from flash_semicrf.streaming.posterior import needed_operation
 from flash_semicrf.validation import check_finite_or_forbidden
 
 __all__ = ["centered", "expected_score", "position_marginals"]
@@ -158,7 +157,7 @@ class _OwnScore(torch.autograd.Function):
             log_z, mean, found = _tangents(backend, p, p, set(ctx.wanted))
         else:
             given = p.parameters()
-            log_z, counts = choose(backend, p, needed_operation(p)).gradients(p, set(given))
+            log_z, counts = choose(backend, p).gradients(p, set(given))
             mean = _mean(given, counts)
         ctx.save_for_backward(lengths, mean, *(found[name] for name in ctx.wanted), *values)
         ctx.mark_non_differentiable(log_z)
@@ -187,7 +186,7 @@ class _ExpectedScore(torch.autograd.Function):
         """One forward-backward of p."""
         p, q = (_named(half, lengths) for half in (values[: len(NAMES)], values[len(NAMES) :]))
         given = q.parameters()
-        log_z, counts = choose(backend, p, needed_operation(p)).gradients(p, set(given))
+        log_z, counts = choose(backend, p).gradients(p, set(given))
         mean = _mean(given, counts)
         needs = ctx.needs_input_grad[2:]
         ctx.wanted, ctx.counted = _wanted(needs[: len(NAMES)]), _wanted(needs[len(NAMES) :])
@@ -218,7 +217,7 @@ class _PositionMarginals(torch.autograd.Function):
     def forward(ctx, backend: str, lengths: Tensor, *values: Tensor | None) -> Tensor:
         """One forward-backward."""
         p = _named(values, lengths)
-        _, counts = choose(backend, p, needed_operation(p)).gradients(p, {"scores"})
+        _, counts = choose(backend, p).gradients(p, {"scores"})
         ctx.wanted = _wanted(ctx.needs_input_grad[2:])
         ctx.backend = backend
         ctx.save_for_backward(lengths, *values)

@@ -34,18 +34,11 @@ def explicit_start(potentials: Potentials) -> Potentials:
 
     Without them that term is a log-sum-exp over transitions. As initial scores it is one more
     parameter that the score is linear in, and transitions count only between segments. Shape (C,);
-    (K, C), by the first segment's duration, for (K, C, C) transitions: for backends that offer
-    ``tangents`` only. Differentiable.
+    (K, C), by the first segment's duration, for (K, C, C) transitions. Differentiable.
     """
     if potentials.initial_scores is not None:
         return potentials
     return potentials.replace(initial_scores=initial_term(potentials.transition))
-
-
-def needed_operation(potentials: Potentials) -> str | None:
-    """What `choose` must ask for: not every backend takes initial scores by duration."""
-    given = potentials.initial_scores
-    return "tangents" if given is not None and given.dim() == 2 else None
 
 
 def segment_marginals(
@@ -89,7 +82,7 @@ def segment_marginals(
         if counts:
             names += ["transition", "duration_bias"]
             p = explicit_start(p)
-        _, found = choose(backend, p, needed_operation(p)).gradients(p, set(names))
+        _, found = choose(backend, p).gradients(p, set(names))
     return SegmentMarginals(*map(found.get, names))
 
 

@@ -107,8 +107,8 @@ def _content(sums: tuple[Tensor, Tensor, Tensor], start, stop) -> Tensor:
 def _backward_messages(p: Potentials) -> list[Tensor]:
     """beta_0..beta_T of the log semiring, each (B, C); -inf after a sequence's end.
 
-        beta_s(c') = LSE_{k,c} [A_k[c', c] + S_{s+k}(c) - S_s(c) + D_k(c) + start_s(c)
-                                + end_{s+k-1}(c) + beta_{s+k}(c)]
+    beta_s(c') = LSE_{k,c} [A_k[c', c] + S_{s+k}(c) - S_s(c) + D_k(c) + start_s(c)
+                            + end_{s+k-1}(c) + beta_{s+k}(c)]
     """
     sums = _sums(p)
     transition = p.transition if p.transition.dim() == 3 else p.transition[None]

@@ -471,7 +471,9 @@ def transition_gradient(messages, begin, stop, transition, free_start, gradient)
             p = block + i
             source, sink = i * padded, sinks + i * padded
             level = forward[p] + backward[length - p] - offset - value + peak
-            highest = transition_factors(alpha, eta, p, free_start, level, work, source, sink, padded)
+            highest = transition_factors(
+                alpha, eta, p, free_start, level, work, source, sink, padded
+            )
             if highest > _HIGH:
                 _boundary_terms(messages, p, work, source, sink, transition, gradient)
                 fill(work, source, padded, 0.0)

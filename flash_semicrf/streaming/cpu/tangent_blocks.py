@@ -24,7 +24,16 @@ from flash_semicrf.potentials import NEG_INF
 from flash_semicrf.streaming.cpu.jit import helper, inlined
 from flash_semicrf.streaming.cpu.simd import LANES, TILE, exp_shifted_row, fill, max_row
 
-__all__ = ["BLOCK", "Block", "Sweep", "fill_block", "new_block", "position_of", "settle", "slow_sums"]
+__all__ = [
+    "BLOCK",
+    "Block",
+    "Sweep",
+    "fill_block",
+    "new_block",
+    "position_of",
+    "settle",
+    "slow_sums",
+]
 
 BLOCK = 64
 """Outputs of a block."""
