@@ -152,7 +152,7 @@ def position_entropy(potentials: Potentials, backend: str = "auto") -> Tensor:
     TypeError, ValueError
         For bad input.
     """
-    p = centered(check_potentials(potentials))
+    p = explicit_start(centered(check_potentials(potentials)))
     return categorical_entropy(position_marginals(p, backend))
 
 

@@ -284,7 +284,7 @@ class ReferenceBackend:
     def messages(self, potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
         """Forward and backward messages; see `flash_semicrf.streaming.dispatch.Backend`."""
         with torch.no_grad():
-            p = _prepare(potentials)
+            p = blank_and_upcast(potentials)
             alpha, _ = _messages(p, "log")
             log_z = _total(_final(p, alpha), "log")
             return log_z, torch.stack(alpha, 1), torch.stack(_backward_messages(p), 1)
