@@ -10,7 +10,7 @@ from torch.distributions import kl_divergence
 
 from flash_semicrf import Segment, SegmentTable, SemiCRFDistribution
 from flash_semicrf.information import entropy
-from flash_semicrf.segments import labels_to_table, segments_to_table
+from flash_semicrf.segments import labels_to_table, segments_to_table, table_to_labels
 from flash_semicrf.streaming import log_partition, segment_marginals, segment_probabilities
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
 from tests.flash_semicrf.cases import SMALL_CASES, gradients_of, with_gradients
@@ -123,47 +123,66 @@ def test_samples_are_seeded_and_shaped():
     assert distribution.log_prob(distribution.sample_n(5)).shape == (5, 2)
 
 
+def assert_unbiased(drawn, expected):
+    """Sums over independent sequences of what is drawn are within 5 standard errors.
+
+    Both have a row for each sequence; what is correlated within a sequence is in one entry.
+    """
+    gaps = drawn - expected
+    # The second is the variance of rare counts, which a sample may have none of.
+    variance = torch.maximum(gaps.square().sum(0), expected.sum(0))
+    assert bool((gaps.sum(0).abs() <= 5 * variance.sqrt()).all())
+
+
+def every_segment(batch_size, length, longest, num_labels):
+    """Table of all segments that sequences of one length may have."""
+    rows = torch.cartesian_prod(
+        torch.arange(batch_size), torch.arange(length), torch.arange(1, longest + 1),
+        torch.arange(num_labels),
+    )  # fmt: skip
+    sequence, start, duration, label = rows[rows[:, 1] + rows[:, 2] <= length].T
+    return SegmentTable(sequence, start, start + duration, label)
+
+
 @pytest.mark.parametrize("by_duration", [False, True])
 def test_calibration_on_2000_sequences_drawn_from_the_model(by_duration):
-    # One model and input, 2,000 segmentations of it drawn; every bound is 5 standard errors.
-    count, length = 2000, 40
+    batch_size, length, longest, num_labels = 2000, 15, 4, 3
     problem = random_problem(
-        1, length, 8, 3, by_duration=by_duration, boundary=True, ends=True, ragged=False
-    )
+        batch_size, length, longest, num_labels, by_duration=by_duration, boundary=True,
+        ends=True, ragged=False,
+    )  # fmt: skip
     distribution = SemiCRFDistribution(problem)
-    table = distribution.sample((count,), seed=0)
-    log_p = distribution.log_prob(table)[:, 0]
-    surprise = -log_p
-    error = float(surprise.std()) / math.sqrt(count)
-    assert abs(float(surprise.mean()) - float(distribution.entropy())) < 5 * error
+    table = distribution.sample(seed=0)
+
+    # The mean of -log P of the samples is the entropy.
+    gaps = -distribution.log_prob(table) - distribution.entropy()
+    assert float(gaps.sum().abs()) < 5 * float(gaps.square().sum().sqrt())
 
     # Sampled statistics match the marginals.
     marginals = distribution.marginals
-    for own, position in ((marginals.start, table.start), (marginals.end, table.stop - 1)):
-        drawn = torch.zeros(length, 3, dtype=torch.float64)
-        drawn.index_put_((position, table.label), torch.ones(len(position)).double(), True)
-        error = (own[0] * (1 - own[0]) / count).clamp(min=1.0 / count**2).sqrt()
-        assert bool(((drawn / count - own[0]).abs() < 5 * error).all())
-    drawn = torch.zeros(8, 3, dtype=torch.float64)
-    duration = table.stop - table.start
-    drawn.index_put_((duration - 1, table.label), torch.ones(len(duration)).double(), True)
-    assert_within = (drawn / count - marginals.duration[0]).abs()
-    assert bool((assert_within < 5 * (marginals.duration[0] + 0.01).sqrt() / math.sqrt(count)).all())
+    one = torch.ones(len(table.start), dtype=torch.float64)
+    sequence, start, stop, label = table
+    drawn = torch.zeros_like(marginals.start)
+    drawn.index_put_((sequence, start, label), one, accumulate=True)
+    assert_unbiased(drawn, marginals.start)
+    drawn = torch.zeros_like(marginals.duration)
+    drawn.index_put_((sequence, stop - start - 1, label), one, accumulate=True)
+    assert_unbiased(drawn, marginals.duration)
+    drawn = torch.nn.functional.one_hot(table_to_labels(table, batch_size, length), num_labels)
+    assert_unbiased(drawn, marginals.position)
 
-    # Reliability: of the segments believed with probability p, a share of p is in a sample.
-    start = torch.arange(length).repeat_interleave(24)
-    stop = start + torch.arange(1, 9).repeat_interleave(3).repeat(length)
-    label = torch.arange(3).repeat(8 * length)
-    kept = stop <= length
-    candidates = SegmentTable(torch.zeros_like(start[kept]), start[kept], stop[kept], label[kept])
-    believed = segment_probabilities(problem, candidates)
-    keys = (table.start * (length + 1) + table.stop) * 3 + table.label
-    own = (candidates.start * (length + 1) + candidates.stop) * 3 + candidates.label
-    frequency = torch.bincount(keys, minlength=int(own.max()) + 1)[own] / count
-    for low in torch.arange(0.0, 1.0, 0.1).tolist():
-        chosen = (believed > low) & (believed <= low + 0.1)
-        if bool(chosen.any()):
-            # Segments of one sample exclude each other: their variances add up to no more.
-            error = float((believed * (1 - believed))[chosen].sum().sqrt()) / math.sqrt(count)
-            gap = float((frequency[chosen] - believed[chosen]).sum())
-            assert abs(gap) < 5 * error + 1e-3 * int(chosen.sum())
+    # Of the segments believed with probability p, a share of p is in the samples.
+    segments = every_segment(batch_size, length, longest, num_labels)
+    believed = segment_probabilities(problem, segments)
+
+    def keys(rows):
+        sequence, start, stop, label = rows
+        return ((sequence * length + start) * (length + 1) + stop) * num_labels + label
+
+    hit = torch.isin(keys(segments), keys(table)).double()
+    assert int(hit.sum()) == len(table.start)
+    bins = (believed * 10).long().clamp(max=9)
+    shares = torch.zeros(2, batch_size, 10, dtype=torch.float64)
+    for share, value in zip(shares, (hit, believed), strict=True):
+        share.index_put_((segments.sequence, bins), value, accumulate=True)
+    assert_unbiased(*shares)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,7 +25,9 @@ from tests.flash_semicrf.cases import (
 )
 
 CASES = SMALL_CASES[::5]
-GRADIENT_CASES = [case for case in SMALL_CASES if not case.forbid and case.shape != "one label"][::5]
+GRADIENT_CASES = [case for case in SMALL_CASES if not case.forbid and case.shape != "one label"][
+    ::5
+]
 EVERYTHING = Case("usual", False, True, True, True, True)
 DIFFERENT = ("by_duration", "start", "end", "initial", "final")
 
@@ -186,6 +189,44 @@ def test_entropy_of_long_sequences_matches_the_reference(by_duration):
     assert_close(entropy(p, "numba"), entropy(p.to(torch.float64), "reference"))
 
 
+def loop_entropy(problem):
+    """Entropy of one sequence by a plain loop that keeps (log-sum, expected score) of prefixes."""
+    scores, transition, bias = (
+        x.numpy() for x in (problem.scores[0], problem.transition, problem.duration_bias)
+    )
+    length, num_labels = scores.shape
+    longest = len(bias)
+    sums = np.vstack([np.zeros(num_labels), scores.cumsum(0)])
+    gamma, mean = np.empty((2, length + 1, num_labels))
+    gamma[0] = mean[0] = np.log(np.exp(transition).sum(0))
+    for t in range(1, length + 1):
+        first = max(0, t - longest)
+        own = sums[t] - sums[first:t] + bias[: t - first][::-1]
+        weight = gamma[first:t] + own
+        top = weight.max(0)
+        weight = np.exp(weight - top)
+        total = weight.sum(0)
+        alpha = top + np.log(total)
+        score = (weight * (mean[first:t] + own)).sum(0) / total
+        if t < length:
+            weight = alpha[:, None] + transition
+            top = weight.max(0)
+            weight = np.exp(weight - top)
+            total = weight.sum(0)
+            gamma[t] = top + np.log(total)
+            mean[t] = (weight * (score[:, None] + transition)).sum(0) / total
+    weight = np.exp(alpha - alpha.max())
+    log_z = alpha.max() + np.log(weight.sum())
+    return log_z - (weight * score).sum() / weight.sum()
+
+
+def test_entropy_of_a_hundred_thousand_positions():
+    problem = random_problem(1, 100_000, 100, 8, ragged=False)
+    value = float(entropy(problem))
+    assert value > 1e4
+    assert value == pytest.approx(loop_entropy(problem), rel=1e-8)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_position_entropy_is_that_of_the_marginals(backend):
     p = random_problem(3, 9, 4, 3)
@@ -232,5 +273,7 @@ def test_bad_problems_are_refused():
             call(p.replace(scores=scores))
     with pytest.raises(ValueError, match="`duration_bias` of p and q must have one shape"):
         kl_divergence(p, random_problem(2, 5, 4, 2, ragged=False))
-    with pytest.raises(ValueError, match=r"`lengths` of p and q must agree; got 5 and 4 at index 1"):
+    with pytest.raises(
+        ValueError, match=r"`lengths` of p and q must agree; got 5 and 4 at index 1"
+    ):
         kl_divergence(p, p.replace(lengths=torch.tensor([5, 4])))

@@ -105,8 +105,8 @@ def test_without_weight_it_is_the_loss_of_the_plain_head():
 
 
 def test_one_label_is_certain():
-    head = UncertaintySemiMarkovCRFHead(1, 3)
-    scores, lengths = torch.zeros(1, 5, 1), torch.tensor([5])
+    head = UncertaintySemiMarkovCRFHead(1, 3).double()
+    scores, lengths = torch.zeros(1, 5, 1, dtype=torch.float64), torch.tensor([5])
     labels = torch.zeros(1, 5).long()
     with pytest.warns(UserWarning, match="were split"):
         weighted = head.compute_loss_uncertainty_weighted(scores, lengths, labels)
