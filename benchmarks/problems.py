@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-JOBS = ("log_partition", "log_partition_gradient", "decode")
+JOBS = ("log_partition", "log_partition_gradient", "decode", "posterior", "entropy_gradient")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Problem:
     name : str
     B, T, K, C : int
         Sequences, positions, longest duration, labels. Every sequence has length T.
-    job : {"log_partition", "log_partition_gradient", "decode"}
+    job : {"log_partition", "log_partition_gradient", "decode", "posterior", "entropy_gradient"}
+        "posterior" is marginals with expected counts, entropy and 100 samples.
     dtype : {"float32", "float64"}
     seed : int
     check_positions : int, optional
@@ -90,6 +91,18 @@ PROBLEMS: dict[str, Problem] = {
             job="decode",
             peers=SEMI_MARKOV_PEERS,
             goals=(Goal("relative_time", 2, "k100-log-partition"),),
+        ),
+        Problem(
+            "k100-posterior",
+            *(4, 1000, 100, 24),
+            job="posterior",
+            goals=(Goal("relative_time", 5, "k100-gradient"),),
+        ),
+        Problem(
+            "k100-entropy-gradient",
+            *(4, 1000, 100, 24),
+            job="entropy_gradient",
+            goals=(Goal("relative_time", 4, "k100-gradient"),),
         ),
         Problem(
             "k1000-log-partition",
