@@ -18,6 +18,7 @@ from flash_semicrf.segments import SegmentTable
 __all__ = [
     "DEVICE_CHECKS",
     "check_choice",
+    "check_feasible",
     "check_finite_or_forbidden",
     "check_labels",
     "check_lengths",
@@ -180,6 +181,16 @@ def _check_shapes(p: Potentials) -> None:
         value = getattr(p, name)
         if value is not None and tuple(value.shape) != shape:
             raise ValueError(f"`{name}` must have shape {shape}; got {tuple(value.shape)}.")
+
+
+def check_feasible(feasible: Tensor) -> None:
+    """Raise, naming the sequences, where an entry of a bool (B,) tensor is False."""
+    infeasible = (~feasible).nonzero()[:, 0].tolist()
+    if infeasible:
+        raise ValueError(
+            f"No segmentation is feasible for sequences {infeasible}: every one meets a forbidden "
+            "(-inf) score, transition or duration."
+        )
 
 
 def check_labels(labels: Tensor, lengths: Tensor, num_positions: int, num_labels: int) -> None:

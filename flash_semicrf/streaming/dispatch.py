@@ -54,6 +54,14 @@ class Backend(Protocol):
     def viterbi(self, potentials: Potentials) -> tuple[Tensor, SegmentTable]:
         """Best scores (B,) in float64 and segments; -inf and no rows where nothing is feasible."""
 
+    # A backend without a sampler leaves this one out; `flash_semicrf.sampling` then draws on the
+    # CPU.
+    def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
+        """Draw segmentations with the numbers of `flash_semicrf.streaming.cpu.streams`.
+
+        `sequence` is sample * B + b; no rows where nothing is feasible.
+        """
+
 
 BACKENDS: dict[str, Backend] = {
     backend.name: backend for backend in (NumbaBackend(), TritonBackend(), ReferenceBackend())

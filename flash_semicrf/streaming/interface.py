@@ -16,7 +16,12 @@ from flash_semicrf.segments import SegmentTable, ViterbiResult, table_to_segment
 from flash_semicrf.streaming import reference
 from flash_semicrf.streaming.autograd import SemiCRFStreaming
 from flash_semicrf.streaming.dispatch import choose
-from flash_semicrf.validation import check_choice, check_positive_int, check_potentials
+from flash_semicrf.validation import (
+    check_choice,
+    check_feasible,
+    check_positive_int,
+    check_potentials,
+)
 
 __all__ = [
     "compute_edge_block_streaming",
@@ -108,12 +113,7 @@ def viterbi_table(potentials: Potentials, backend: str = "auto") -> tuple[Tensor
 def _viterbi(p: Potentials, backend: str) -> tuple[Tensor, SegmentTable]:
     with torch.no_grad():
         scores, table = choose(backend, p).viterbi(p)
-    infeasible = (scores == -torch.inf).nonzero()[:, 0].tolist()
-    if infeasible:
-        raise ValueError(
-            f"No segmentation is feasible for sequences {infeasible}: every one meets a forbidden "
-            "(-inf) score, transition or duration."
-        )
+    check_feasible(scores > -torch.inf)
     return scores, table
 
 

@@ -11,13 +11,15 @@ keeps O(T·K·C). It also is what runs on devices that have no kernels.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, initial_term
 from flash_semicrf.segments import SegmentTable
+from flash_semicrf.streaming.cpu.streams import streams, uniform
 
-__all__ = ["ReferenceBackend", "log_partition", "viterbi"]
+__all__ = ["ReferenceBackend", "log_partition", "sample", "viterbi"]
 
 _MASK = 1e4
 _BY_POSITION = ("scores", "start_scores", "end_scores")
@@ -151,6 +153,67 @@ def _walk(
     return rows[::-1]
 
 
+def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
+    """Draw segmentations, from the end on: the last label, then durations and labels in turn.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    num_samples : int
+    seed : int
+        Of the random numbers of `flash_semicrf.streaming.cpu.streams`.
+
+    Returns
+    -------
+    SegmentTable
+        `sequence` is sample * B + b; no rows where nothing is feasible.
+    """
+    p = _prepare(potentials)
+    stream = streams(seed, num_samples, p.batch_size)
+    with torch.no_grad():
+        alpha, windows = _messages(p, "log")
+        final = _final(p, alpha)
+    rows: list[tuple[int, int, int, int]] = []
+    for j in range(num_samples):
+        for b in range(p.batch_size):
+            if bool((final[b] > -torch.inf).any()):
+                messages = [a[b] for a in alpha], [w[b] for w in windows]
+                drawn = _draw_walk(p, int(p.lengths[b]), *messages, final[b], stream[:, j, b])
+                rows += [(j * p.batch_size + b, *row) for row in drawn]
+    columns = torch.tensor(rows, dtype=torch.int64, device=p.device).reshape(-1, 4)
+    return SegmentTable(*columns.unbind(1))
+
+
+def _draw_walk(
+    p: Potentials,
+    length: int,
+    alpha: list[Tensor],
+    windows: list[Tensor],
+    value: Tensor,
+    stream: np.ndarray,
+) -> list[tuple[int, int, int]]:
+    """One sample as (start, stop, label), where `value` (C,) weighs the last label."""
+    numbers = np.arange(2 * length, dtype=np.uint64)
+    draws = iter(uniform(stream[0], stream[1], numbers).tolist())
+    t = length
+    rows = []
+    while t > 0:
+        label = _draw(value, next(draws))
+        k = _draw(windows[t - 1][:, label], next(draws)) + 1
+        rows.append((t - k, t, label))
+        t -= k
+        transition = p.transition[k - 1] if p.transition.dim() == 3 else p.transition
+        value = alpha[t] + transition[:, label]
+    return rows[::-1]
+
+
+def _draw(logs: Tensor, u: float) -> int:
+    """Index drawn with weights exp(logs): the first up to which their share exceeds u."""
+    shares = torch.softmax(logs, 0)
+    above = (shares.cumsum(0) > u).nonzero()[:, 0].tolist()
+    return above[0] if above else int(shares.nonzero()[-1])
+
+
 class ReferenceBackend:
     """The plain loop as a backend: any device, any problem, slowly."""
 
@@ -188,6 +251,10 @@ class ReferenceBackend:
     def viterbi(self, potentials: Potentials) -> tuple[Tensor, SegmentTable]:
         """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
         return viterbi(potentials)
+
+    def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
+        """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
+        return sample(potentials, num_samples, seed)
 
 
 def _sequence(p: Potentials, b: int) -> Potentials:

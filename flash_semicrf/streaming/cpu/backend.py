@@ -51,6 +51,14 @@ class NumbaBackend:
         scores, table = _algorithm(potentials, decoding=True).viterbi(problem)
         return scores + offset[:, -1], table
 
+    def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
+        """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
+        if potentials.transition.dim() == 3:
+            from flash_semicrf.streaming.cpu.by_duration_sampling import sample
+        else:
+            from flash_semicrf.streaming.cpu.sampling import sample
+        return sample(_prepared(potentials)[0], num_samples, seed)
+
 
 def _algorithm(potentials: Potentials, decoding: bool = False) -> ModuleType:
     """Module of kernels for the kind of transitions."""

@@ -34,7 +34,7 @@ from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.model import array_of, end_term
 from flash_semicrf.streaming.cpu.static import boundary_arrays
 
-__all__ = ["gradients", "log_partition", "max_messages", "viterbi"]
+__all__ = ["forward_messages", "gradients", "log_partition", "max_messages", "viterbi"]
 
 _TASKS = 8  # chunks of a batch, at least: each has a (K, C, C) gradient of its own
 _CHUNK = 256  # positions of a chunk, at least: it starts with a window of K
@@ -133,6 +133,15 @@ def log_partition(potentials: Potentials) -> Tensor:
     shares = pool.balance(batch.lengths)
     pool.run(lambda tasks: _run_forward(tasks, batch, rows, False), shares)
     return torch.from_numpy(rows.total.sum(1))
+
+
+def forward_messages(potentials: Potentials) -> tuple[_Batch, _Rows]:
+    """The batch as kernels read it, and the messages of its forward pass alone."""
+    batch = _batch_of(potentials)
+    rows = _empty_rows(potentials, keep=True)
+    shares = pool.balance(batch.lengths)
+    pool.run(lambda tasks: _run_forward(tasks, batch, rows, True), shares)
+    return batch, rows
 
 
 def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -35,7 +35,7 @@ from flash_semicrf.streaming.cpu.model import (
 )
 from flash_semicrf.streaming.cpu.passes import message_pass
 
-__all__ = ["boundary_arrays", "gradients", "log_partition"]
+__all__ = ["boundary_arrays", "forward_messages", "gradients", "log_partition"]
 
 
 class _Batch(NamedTuple):
@@ -165,6 +165,15 @@ def log_partition(potentials: Potentials) -> Tensor:
     shares = pool.balance(batch.lengths)
     pool.run(lambda tasks: _run_passes(2 * tasks, batch, rows, False), shares)
     return torch.from_numpy(rows.total.sum(1))
+
+
+def forward_messages(potentials: Potentials) -> tuple[_Batch, _Rows]:
+    """The batch as kernels read it, and the messages of its forward pass alone."""
+    batch = _batch_of(potentials)
+    rows = _empty_rows(potentials, keep=True)
+    shares = pool.balance(batch.lengths)
+    pool.run(lambda tasks: _run_passes(2 * tasks, batch, rows, True), shares)
+    return batch, rows
 
 
 def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
