@@ -30,6 +30,7 @@ from flash_semicrf.streaming.cpu.jit import helper, inlined, kernel
 from flash_semicrf.streaming.cpu.model import array_of, forbid, padded_labels
 from flash_semicrf.streaming.cpu.passes import CERTAIN
 from flash_semicrf.streaming.cpu.simd import LANES, exp_row
+from flash_semicrf.streaming.cpu.simd_search import count_below
 from flash_semicrf.streaming.cpu.static import forward_messages
 from flash_semicrf.streaming.cpu.streams import streams, uniform
 
@@ -73,12 +74,12 @@ def _exponents(
 
 
 @helper
-def _exact_label(alpha, into, position, total, u):
-    """Draw the label before `position` by logarithms; `into` scores the way into the next one."""
+def _exact_label(alpha, into, following, position, total, u):
+    """Draw the label before `position` by logarithms."""
     acc = 0.0
     label = -1
-    for c in range(into.shape[0]):
-        x = alpha[position - 1, c] + into[c] - total
+    for c in range(into.shape[1]):
+        x = alpha[position - 1, c] + into[following, c] - total
         if x > NEGLIGIBLE or (label < 0 and x > NEG_INF):
             acc += math.exp(x)
             label = c
@@ -87,7 +88,7 @@ def _exact_label(alpha, into, position, total, u):
     return label
 
 
-@helper
+@inlined
 def _later_duration(
     scores, start, end, has_boundary, alpha, gamma, offsets, bias, stop, label, acc, u
 ):
@@ -116,48 +117,43 @@ def _later_duration(
 @helper
 def _walk_block(
     scores, start, end, has_boundary, alpha, gamma, offsets, value, into, weights, bias, begin,
-    padded, rows, state, increment, first_sample, last_sample, positions, nexts, counts, starts,
-    labels,
+    stop, padded, rows, state, increment, first_sample, last_sample, positions, nexts, counts,
+    starts, labels,
 ):  # fmt: skip
-    """Carry every sample of a task on until it stands at or before `begin`."""
+    """Carry every sample that stands at one of begin + 1..stop on, to `begin` or before it."""
     num_labels = scores.shape[1]
     capacity = starts.shape[1]
-    for j in range(first_sample, last_sample):
-        position = positions[j]
-        following = nexts[j]
-        count = counts[j]
-        while position > begin:
-            row = 3 * (position - begin - 1) * padded
+    for position in range(stop, begin, -1):
+        row = 3 * (position - begin - 1) * padded
+        totals, firsts = row + padded, row + 2 * padded
+        # Sample after sample, not walk after walk: the draws at one position do not wait for each
+        # other, and the search for the label has no branch that could be mispredicted.
+        for j in range(first_sample, last_sample):
+            if positions[j] != position:
+                continue
+            following = nexts[j]
+            count = counts[j]
             u = draw(state[j], increment[j], np.uint64(2 * count))
-            weight = following * padded
-            label = -1
-            if following < num_labels and rows[row + padded + following] >= CERTAIN:
-                bound = u * rows[row + padded + following]
-                acc = 0.0
-                for c in range(num_labels):
-                    acc += rows[row + c] * weights[weight + c]
-                    if acc > bound:
-                        label = c
-                        break
-            if label < 0:
+            label = num_labels
+            if following < num_labels and rows[totals + following] >= CERTAIN:
+                bound = u * rows[totals + following]
+                label = count_below(rows, row, weights, following * padded, padded, bound)
+            if label >= num_labels:
                 total = value if following == num_labels else gamma[position, following]
-                label = _exact_label(alpha, into[following], position, total, u)
+                label = _exact_label(alpha, into, following, position, total, u)
             u = draw(state[j], increment[j], np.uint64(2 * count + 1))
             duration = 1
-            acc = rows[row + 2 * padded + label]
+            acc = rows[firsts + label]
             if not acc > u:
                 duration = _later_duration(
                     scores, start, end, has_boundary, alpha, gamma, offsets, bias, position, label,
                     acc, u,
                 )  # fmt: skip
-            position -= duration
-            following = label
-            count += 1
-            starts[j, capacity - count] = position
-            labels[j, capacity - count] = label
-        positions[j] = position
-        nexts[j] = following
-        counts[j] = count
+            positions[j] = position - duration
+            nexts[j] = label
+            counts[j] = count + 1
+            starts[j, capacity - 1 - count] = position - duration
+            labels[j, capacity - 1 - count] = label
 
 
 @kernel
@@ -179,6 +175,7 @@ def _run(
             nexts[j] = num_labels
         for block in range((length - 1) // _BLOCK, -1, -1):
             begin = block * _BLOCK
+            stop = min(begin + _BLOCK, length)
             furthest = 0
             for j in range(first_sample, last_sample):
                 furthest = max(furthest, positions[j])
@@ -186,11 +183,11 @@ def _run(
                 continue
             _exponents(
                 scores[b], start[b], end[b], has_boundary, alpha[b], gamma[b], offsets[b], peak,
-                bias, begin, min(begin + _BLOCK, length), padded, rows,
+                bias, begin, stop, padded, rows,
             )  # fmt: skip
             _walk_block(
                 scores[b], start[b], end[b], has_boundary, alpha[b], gamma[b], offsets[b],
-                total[b, 1], into, weights, bias, begin, padded, rows, stream[0, :, b],
+                total[b, 1], into, weights, bias, begin, stop, padded, rows, stream[0, :, b],
                 stream[1, :, b], first_sample, last_sample, positions, nexts, counts[b],
                 starts[b], labels[b],
             )  # fmt: skip
@@ -222,14 +219,18 @@ def _fill(tasks, shares, lengths, counts, starts, labels, firsts, sequence, star
         b, first_sample, last_sample = shares[task]
         for j in range(first_sample, last_sample):
             number = counts[b, j]
-            source = starts.shape[2] - number
-            target = firsts[j, b]
+            first = starts.shape[2] - number
+            rows = slice(firsts[j, b], firsts[j, b] + number)
+            drawn, drawn_labels = starts[b, j, first:], labels[b, j, first:]
+            owners, begins, ends, classes = sequence[rows], start[rows], stop[rows], label[rows]
             owner = j * lengths.shape[0] + b
             for i in range(number):
-                sequence[target + i] = owner
-                start[target + i] = starts[b, j, source + i]
-                label[target + i] = labels[b, j, source + i]
-                stop[target + i] = lengths[b] if i == number - 1 else starts[b, j, source + i + 1]
+                owners[i] = owner
+                begins[i] = drawn[i]
+                classes[i] = drawn_labels[i]
+            for i in range(1, number):
+                ends[i - 1] = drawn[i]
+            ends[number - 1] = lengths[b]
 
 
 def sample_walks(p: Potentials, num_samples: int, seed: int, log_z: np.ndarray, run) -> SegmentTable:
@@ -271,7 +272,7 @@ def sample_walks(p: Potentials, num_samples: int, seed: int, log_z: np.ndarray, 
         pool.run(lambda tasks: run(tasks, shares, stream, counts, starts, labels), balanced)
     order = counts.T.ravel()
     firsts = (np.cumsum(order) - order).reshape(num_samples, p.batch_size)
-    columns = [np.empty(order.sum(), dtype=np.int64) for _ in range(4)]
+    columns = np.empty((4, order.sum()), dtype=np.int64)  # one block: it may get huge pages
     if len(shares):
         pool.run(
             lambda tasks: _fill(tasks, shares, lengths, counts, starts, labels, firsts, *columns),
