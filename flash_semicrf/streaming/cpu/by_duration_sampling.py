@@ -18,7 +18,7 @@ from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.cpu.by_duration import forward_messages
 from flash_semicrf.streaming.cpu.by_duration_passes import exact_arrival
 from flash_semicrf.streaming.cpu.jit import helper, kernel
-from flash_semicrf.streaming.cpu.sampling import NEGLIGIBLE, draw, sample_walks
+from flash_semicrf.streaming.cpu.walks import NEGLIGIBLE, draw, sample_walks
 
 __all__ = ["sample"]
 

@@ -1,7 +1,7 @@
 """Segmentations drawn from their distribution, for static transitions.
 
-The forward pass keeps alpha and gamma. Then each sample is a walk from the end: at position s, where
-the segment that starts has label c, the label before it and its duration are drawn by
+The forward pass keeps alpha and gamma. Then each sample is a walk from the end: at position s,
+before a segment of label c, the label there and its segment's duration are drawn by
 
     P(c' | s, c)  = exp(alpha_s(c') + A[c', c] - gamma_s(c))
     P(k  | s, c') = exp(gamma_{s-k}(c') + start_{s-k}(c') + D_k(c') + S_s(c') - S_{s-k}(c')
@@ -21,28 +21,20 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 
 from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.segments import SegmentTable
-from flash_semicrf.streaming.cpu import pool
 from flash_semicrf.streaming.cpu.jit import helper, inlined, kernel
-from flash_semicrf.streaming.cpu.model import array_of, forbid, padded_labels
+from flash_semicrf.streaming.cpu.model import padded_labels
 from flash_semicrf.streaming.cpu.passes import CERTAIN
 from flash_semicrf.streaming.cpu.simd import LANES, exp_row
 from flash_semicrf.streaming.cpu.simd_search import count_below
 from flash_semicrf.streaming.cpu.static import forward_messages
-from flash_semicrf.streaming.cpu.streams import streams, uniform
+from flash_semicrf.streaming.cpu.walks import NEGLIGIBLE, draw, sample_walks
 
-__all__ = ["NEGLIGIBLE", "draw", "sample", "sample_walks"]
-
-NEGLIGIBLE = -45.0
-"""Log of a probability that is not added up: below the rounding of a sum near 1."""
+__all__ = ["sample"]
 
 _BLOCK = 32  # positions whose rows are prepared at once
-_SHARE = 64  # samples of one task
-
-draw = inlined(uniform)
 
 
 @helper
@@ -210,72 +202,3 @@ def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
             batch.forward.peak, batch.window.bias, stream, counts, starts, labels,
         ),
     )  # fmt: skip
-
-
-@kernel
-def _fill(tasks, shares, lengths, counts, starts, labels, firsts, sequence, start, stop, label):
-    """Write the segments of the samples of each task to their rows of the table."""
-    for task in tasks:
-        b, first_sample, last_sample = shares[task]
-        for j in range(first_sample, last_sample):
-            number = counts[b, j]
-            first = starts.shape[2] - number
-            rows = slice(firsts[j, b], firsts[j, b] + number)
-            drawn, drawn_labels = starts[b, j, first:], labels[b, j, first:]
-            owners, begins, ends, classes = sequence[rows], start[rows], stop[rows], label[rows]
-            owner = j * lengths.shape[0] + b
-            for i in range(number):
-                owners[i] = owner
-                begins[i] = drawn[i]
-                classes[i] = drawn_labels[i]
-            for i in range(1, number):
-                ends[i - 1] = drawn[i]
-            ends[number - 1] = lengths[b]
-
-
-def sample_walks(p: Potentials, num_samples: int, seed: int, log_z: np.ndarray, run) -> SegmentTable:
-    """Walk on all threads, and gather the walks into a table.
-
-    Parameters
-    ----------
-    p : Potentials
-    num_samples, seed : int
-    log_z : array of shape (B,)
-        -inf where there is nothing to draw.
-    run : callable
-        ``run(tasks, shares, stream, counts, starts, labels)``: of each task i it draws the samples
-        (sequence, first, last) in row i of `shares`, from the streams (2, num_samples, B), and
-        writes their segments from the end of the rows of starts and labels (B, num_samples, T),
-        and their number to counts (B, num_samples).
-
-    Returns
-    -------
-    SegmentTable
-        `sequence` is sample * B + b.
-    """
-    lengths = array_of(p.lengths)
-    shares = np.array(
-        [
-            (b, first, min(first + _SHARE, num_samples))
-            for b in np.flatnonzero(log_z > -np.inf)
-            for first in range(0, num_samples, _SHARE)
-        ],
-        dtype=np.int64,
-    ).reshape(-1, 3)
-    counts = np.zeros((p.batch_size, num_samples), dtype=np.int64)
-    # Positions and labels fit 32 bits; untouched pages of these buffers cost nothing.
-    starts, labels = np.empty((2, p.batch_size, num_samples, p.num_positions), dtype=np.int32)
-    stream = streams(seed, num_samples, p.batch_size)
-    if len(shares):
-        costs = (shares[:, 2] - shares[:, 1]) * lengths[shares[:, 0]]
-        balanced = pool.balance(costs)
-        pool.run(lambda tasks: run(tasks, shares, stream, counts, starts, labels), balanced)
-    order = counts.T.ravel()
-    firsts = (np.cumsum(order) - order).reshape(num_samples, p.batch_size)
-    columns = np.empty((4, order.sum()), dtype=np.int64)  # one block: it may get huge pages
-    if len(shares):
-        pool.run(
-            lambda tasks: _fill(tasks, shares, lengths, counts, starts, labels, firsts, *columns),
-            balanced,
-        )
-    return SegmentTable(*map(torch.from_numpy, columns))
