@@ -19,7 +19,7 @@ from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, ini
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.cpu.streams import streams, uniform
 
-__all__ = ["ReferenceBackend", "log_partition", "sample", "viterbi"]
+__all__ = ["ReferenceBackend", "blank_and_upcast", "log_partition", "sample", "viterbi"]
 
 _MASK = 1e4
 _BY_POSITION = ("scores", "start_scores", "end_scores")
@@ -38,12 +38,12 @@ def log_partition(potentials: Potentials, semiring: str = "log") -> Tensor:
     float64 Tensor of shape (B,)
         -inf where no segmentation is feasible; differentiable, with gradient 0 there.
     """
-    p = _prepare(potentials)
+    p = blank_and_upcast(potentials)
     alpha, _ = _messages(p, semiring)
     return _total(_final(p, alpha), semiring)
 
 
-def _prepare(potentials: Potentials) -> Potentials:
+def blank_and_upcast(potentials: Potentials) -> Potentials:
     """Upcast, turn everything that forbids into -inf, and blank the padding."""
     p = potentials
     # Compared in its own dtype: NEG_INF as a float32 is above NEG_INF as a float64.
@@ -123,7 +123,7 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
         -inf where nothing is feasible; such a sequence has no rows in the table.
     table : SegmentTable
     """
-    p = _prepare(potentials)
+    p = blank_and_upcast(potentials)
     with torch.no_grad():
         alpha, windows = _messages(p, "max")
         final = _final(p, alpha)
@@ -168,7 +168,7 @@ def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
     SegmentTable
         `sequence` is sample * B + b; no rows where nothing is feasible.
     """
-    p = _prepare(potentials)
+    p = blank_and_upcast(potentials)
     stream = streams(seed, num_samples, p.batch_size)
     with torch.no_grad():
         alpha, windows = _messages(p, "log")
@@ -246,7 +246,7 @@ class ReferenceBackend:
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
         with torch.no_grad():
-            return torch.stack(_messages(_prepare(potentials), "max")[0], 1)
+            return torch.stack(_messages(blank_and_upcast(potentials), "max")[0], 1)
 
     def viterbi(self, potentials: Potentials) -> tuple[Tensor, SegmentTable]:
         """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""

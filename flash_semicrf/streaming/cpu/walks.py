@@ -14,7 +14,7 @@ from flash_semicrf.streaming.cpu.jit import inlined, kernel
 from flash_semicrf.streaming.cpu.model import array_of
 from flash_semicrf.streaming.cpu.streams import streams, uniform
 
-__all__ = ["NEGLIGIBLE", "draw", "sample_walks"]
+__all__ = ["NEGLIGIBLE", "draw", "gather", "sample_walks"]
 
 NEGLIGIBLE = -45.0
 """Log of a probability that is not added up: below the rounding of a sum near 1."""
@@ -32,6 +32,8 @@ def _fill(tasks, shares, lengths, counts, starts, labels, firsts, sequence, star
         b, first_sample, last_sample = shares[task]
         for j in range(first_sample, last_sample):
             number = counts[b, j]
+            if number == 0:
+                continue
             first = starts.shape[2] - number
             rows = slice(firsts[j, b], firsts[j, b] + number)
             drawn, drawn_labels = starts[b, j, first:], labels[b, j, first:]
@@ -83,14 +85,40 @@ def sample_walks(
     stream = streams(seed, num_samples, p.batch_size)
     if len(shares):
         costs = (shares[:, 2] - shares[:, 1]) * lengths[shares[:, 0]]
-        balanced = pool.balance(costs)
-        pool.run(lambda tasks: run(tasks, shares, stream, counts, starts, labels), balanced)
+        pool.run(
+            lambda tasks: run(tasks, shares, stream, counts, starts, labels), pool.balance(costs)
+        )
+    return gather(lengths, shares, counts, starts, labels)
+
+
+def gather(
+    lengths: np.ndarray,
+    shares: np.ndarray,
+    counts: np.ndarray,
+    starts: np.ndarray,
+    labels: np.ndarray,
+) -> SegmentTable:
+    """Table of the walks: the last `counts` entries of each row of starts and labels.
+
+    Parameters
+    ----------
+    lengths : array of shape (B,)
+    shares : int64 array of shape (N, 3)
+        Tasks for threads, (sequence, first walk, last walk + 1), that cover all walks.
+    counts : array of shape (B, M)
+    starts, labels : arrays of shape (B, M, T)
+
+    Returns
+    -------
+    SegmentTable
+        `sequence` is walk * B + b; a walk without segments has no rows.
+    """
     order = counts.T.ravel()
-    firsts = (np.cumsum(order) - order).reshape(num_samples, p.batch_size)
+    firsts = (np.cumsum(order) - order).reshape(counts.T.shape)
     columns = np.empty((4, order.sum()), dtype=np.int64)  # one block: it may get huge pages
     if len(shares):
         pool.run(
             lambda tasks: _fill(tasks, shares, lengths, counts, starts, labels, firsts, *columns),
-            balanced,
+            pool.balance(shares[:, 2] - shares[:, 1]),
         )
     return SegmentTable(*map(torch.from_numpy, columns))
