@@ -5,8 +5,8 @@ best path of every node is known from the max pass. The next best path of a node
 last one either in the last segment or by the next best path of the node before it, which is asked
 for in turn (Jiménez and Marzal 1999, "Computing the K shortest paths: a new algorithm and an
 experimental comparison", WAE). Only nodes on paths that are asked for look at their K·C
-predecessors, and keep a few of the best, more when these have all been used; each further path costs
-a handful of comparisons per segment.
+predecessors, and keep a few of the best, more when these have all been used; each further path
+costs a handful of comparisons per segment.
 
 Ties: the shortest last segment, then the lowest label, and so on towards the start, at every rank.
 """
@@ -42,7 +42,7 @@ _END, _LABEL, _FIRST, _SLOTS, _SPACE, _USED, _PATHS, _EXHAUSTED = range(8)
 # path before it that is to be taken next.
 _DURATION, _SOURCE, _RANK = range(3)
 # Slots: score of that path with the last segment, -inf if there is none; the transition and the
-# rest of the last segment's score. They are added in this order wherever a sum may tie with another.
+# rest of the last segment's score. They are added in this order wherever a sum may tie.
 _VALUE, _INTO, _CONTENT = range(3)
 
 
