@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_measure import run_shape
+from benchmarks.gpu_measure import compile_kernels, run_shape
 from benchmarks.gpu_problems import JOBS, SHAPES
 from benchmarks.gpu_report import Record, describe_device, judge, read_csv, render, write_csv
 from benchmarks.gpu_tests import run_tests
@@ -40,6 +40,10 @@ def run_benchmarks(names: list[str], options: argparse.Namespace) -> list[Record
     """Check and time the shapes of these names; the CSV holds those that are done."""
     environment = describe_device(options.device, options.commit)
     records = []
+    if torch.device(options.device).type == "cuda":
+        began = time.monotonic()
+        compile_kernels(names, options.device)
+        print(f"kernels compiled and loaded in {time.monotonic() - began:.1f} s", flush=True)
     for name in names:
         began = time.monotonic()
         for record in run_shape(name, options.device, options.budget):

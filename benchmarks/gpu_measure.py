@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,11 +25,13 @@ from benchmarks.children.ours import (
 )
 from benchmarks.gpu_problems import JOBS, problem
 from benchmarks.problems import Problem, make_inputs
+from benchmarks.processes import ROOT
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming import log_partition, viterbi
 
-CHECK_SEQUENCES, CHECK_POSITIONS = 2, 200
-"""Size of the problem that is compared with the float64 loop: its cost grows with T squared."""
+CHECK_SEQUENCES, CHECK_POSITIONS, CHECK_DURATIONS = 2, 200, 330
+"""Largest size of the problem that is compared with the float64 loop, whose cost grows with T
+squared. So many durations run in parts (`flash_semicrf.streaming.triton.launch`), as more do."""
 
 GRADIENT_TOLERANCE = 1e-5
 """Relative to the largest element: gradients come in float32."""
@@ -164,16 +168,61 @@ def measure(
     }
 
 
+def check(name: str, device: str) -> float:
+    """Check all jobs on one shape.
+
+    Returns
+    -------
+    float
+        Relative error of log Z.
+
+    Raises
+    ------
+    CheckFailed
+        Where something differs.
+    """
+    whole = problem(name)
+    small = replace(
+        whole,
+        B=min(CHECK_SEQUENCES, whole.B),
+        T=min(CHECK_POSITIONS, whole.T),
+        K=min(CHECK_DURATIONS, whole.K),
+    )
+    check_against_reference(small, device)
+    return check_whole(whole, device)
+
+
+def compile_kernels(names: list[str], device: str) -> None:
+    """Check the shapes once in processes of their own, all at once, and ignore the outcome.
+
+    Compilation takes far longer than all else, and what these processes compile the later ones
+    find in Triton's cache on the disk.
+    """
+    first = {}  # of the shapes with the same kernels, which would compile them at the same time
+    for name in names:
+        shape = problem(name)
+        first.setdefault((shape.C, shape.K >= CHECK_DURATIONS), name)
+    program = "import sys; from benchmarks.gpu_measure import check; check(*sys.argv[1:])"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, name, device],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for name in first.values()
+    ]
+    for process in running:
+        process.wait()
+
+
 def run_shape(name: str, device: str, budget_seconds: float) -> Iterator[Record]:
     """Records of all jobs on one shape; nothing is timed where a check fails."""
     whole = problem(name)
-    small = replace(
-        whole, B=min(CHECK_SEQUENCES, whole.B), T=min(CHECK_POSITIONS, whole.T), name="check"
-    )
     shape = {key: getattr(whole, key) for key in ("B", "T", "K", "C", "dtype")}
     try:
-        check_against_reference(small, device)
-        error = check_whole(whole, device)
+        error = check(name, device)
     except CheckFailed as failure:
         for job in JOBS:
             yield {"problem": name, "job": job, **shape, "status": f"failed: {failure}"}

@@ -12,8 +12,11 @@ from flash_semicrf.duration import (
     create_duration_distribution,
 )
 from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.minimum_risk import minimum_risk
+from flash_semicrf.nbest import NBestResult, n_best
 from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.potentials import Potentials
+from flash_semicrf.sampling import sample
 from flash_semicrf.segments import Segment, SegmentTable, ViterbiResult
 from flash_semicrf.streaming import semi_crf_streaming_forward
 from flash_semicrf.uncertainty import UncertaintySemiMarkovCRFHead
@@ -22,6 +25,7 @@ __all__ = [
     "CallableDuration",
     "GeometricDuration",
     "LearnedDuration",
+    "NBestResult",
     "NegativeBinomialDuration",
     "PoissonDuration",
     "Potentials",
@@ -35,5 +39,8 @@ __all__ = [
     "ViterbiResult",
     "__version__",
     "create_duration_distribution",
+    "minimum_risk",
+    "n_best",
+    "sample",
     "semi_crf_streaming_forward",
 ]

@@ -57,11 +57,15 @@ def sample(
 
     Examples
     --------
-    >>> from flash_semicrf.testing import random_problem
-    >>> samples = sample(random_problem(batch_size=2), num_samples=3, seed=0)
-    >>> len(samples), len(samples[0])
-    (2, 3)
-    >>> samples[0][0]
+    Scores of zero: each of the five segmentations of four positions is drawn as often.
+
+    >>> problem = Potentials(
+    ...     torch.zeros(1, 4, 1), torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([4])
+    ... )
+    >>> drawn = sample(problem, 1000, seed=0)[0]
+    >>> ones = sum(len(segments) == 4 for segments in drawn)
+    >>> 150 < ones < 250
+    True
     """
     table = sample_table(potentials, num_samples, seed, backend)
     batch_size = potentials.batch_size

@@ -7,13 +7,12 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import NEG_INF, Potentials
+from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import SegmentTable
+from flash_semicrf.streaming.masks import HUGE, common_parts, running_total
 from flash_semicrf.validation import extremes
 
 __all__ = ["NumbaBackend"]
-
-_HUGE = 1e4  # scores beyond it are masks, or carry one
 
 
 class NumbaBackend:
@@ -108,18 +107,9 @@ def _prepared(potentials: Potentials) -> tuple[Potentials, Tensor]:
     named = {name: value.detach().to(wide) for name, value in potentials.parameters().items()}
     offset = torch.zeros(1, 1, dtype=torch.float64)
     low, high = extremes(named["scores"])
-    if not (low > -_HUGE and high < _HUGE):
+    if not (low > -HUGE and high < HUGE):
         # Masks, or NaN in the padding. One label at 0 and the others at -1e9 is no problem for
         # the kernels, but all of them at -1e9 would be: exponents need their digits.
-        named["scores"], offset = _without_common(named["scores"], potentials.lengths)
+        parts = common_parts(named["scores"], potentials.lengths)
+        named["scores"], offset = named["scores"] - parts[..., None], running_total(parts)
     return potentials.replace(**named), offset
-
-
-def _without_common(scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Take the largest score of a position out of all of its scores where it is huge."""
-    inside = torch.arange(scores.shape[1]) < lengths[:, None]
-    peak = scores.amax(-1)
-    huge = inside & (peak.abs() > _HUGE) & (peak > NEG_INF)
-    peak = torch.where(huge, peak, 0.0)
-    offset = torch.nn.functional.pad(peak.double().cumsum(1), (1, 0))
-    return scores - peak[..., None], offset

@@ -5,7 +5,8 @@ best path of every node is known from the max pass. The next best path of a node
 last one either in the last segment or by the next best path of the node before it, which is asked
 for in turn (Jiménez and Marzal 1999, "Computing the K shortest paths: a new algorithm and an
 experimental comparison", WAE). Only nodes on paths that are asked for look at their K·C
-predecessors, of which the n best are kept; each further path costs n per segment.
+predecessors, and keep a few of the best, more when these have all been used; each further path
+costs a handful of comparisons per segment.
 
 Ties: the shortest last segment, then the lowest label, and so on towards the start, at every rank.
 """
@@ -22,7 +23,7 @@ from torch import Tensor
 from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.cpu import pool as threads
-from flash_semicrf.streaming.cpu.jit import helper, kernel
+from flash_semicrf.streaming.cpu.jit import helper, inlined, kernel
 from flash_semicrf.streaming.cpu.model import array_of, end_term, forbid, start_term
 from flash_semicrf.streaming.cpu.static import boundary_arrays
 from flash_semicrf.streaming.cpu.walks import gather
@@ -30,6 +31,19 @@ from flash_semicrf.streaming.cpu.walks import gather
 __all__ = ["n_best"]
 
 _ROOT = 0  # the node after the last segment
+_ROOM = 4  # slots of a node to begin with
+
+# Columns of the arrays of `_search`, which are few and plain because passing an array to a function
+# costs as much as a step. Nodes: their place (t, c); their slots, the predecessors in order, as a
+# range of the rows of slots with room for more; how many slots have been used for some path; how
+# many paths have been found; whether there are no more.
+_END, _LABEL, _FIRST, _SLOTS, _SPACE, _USED, _PATHS, _EXHAUSTED = range(8)
+# Slots: duration of the last segment and the label before it, -1 for the first segment; rank of the
+# path before it that is to be taken next.
+_DURATION, _SOURCE, _RANK = range(3)
+# Slots: score of that path with the last segment, -inf if there is none; the transition and the
+# rest of the last segment's score. They are added in this order wherever a sum may tie.
+_VALUE, _INTO, _CONTENT = range(3)
 
 
 class _Model(NamedTuple):
@@ -63,47 +77,6 @@ class _Model(NamedTuple):
     durations: np.ndarray
 
 
-class _Nodes(NamedTuple):
-    """Nodes that have been looked at, M of them, with slots and paths.
-
-    Attributes
-    ----------
-    index : int32 array of shape (T + 1, C)
-        Node of (t, c), or -1.
-    end : int32 array of shape (M,)
-        t.
-    slots, paths : int32 arrays of shape (M,)
-        Numbers of slots and of paths found.
-    exhausted : bool array of shape (M,)
-    duration, source : int32 arrays of shape (M, n)
-        By slot: the last segment's duration, and the label before it, -1 for the first segment.
-    rank : int32 array of shape (M, n)
-        By slot: rank of the path before the last segment that is to be taken next.
-    value : float64 array of shape (M, n)
-        By slot: score of that path with the last segment; -inf if there is none.
-    into, content : float64 arrays of shape (M, n)
-        By slot: the last segment's transition and the rest of its score. Added one after the
-        other wherever a sum may tie with another.
-    path_slot, path_rank : int32 arrays of shape (M, n)
-    path_value : float64 array of shape (M, n)
-    """
-
-    index: np.ndarray
-    end: np.ndarray
-    slots: np.ndarray
-    paths: np.ndarray
-    exhausted: np.ndarray
-    duration: np.ndarray
-    source: np.ndarray
-    rank: np.ndarray
-    value: np.ndarray
-    into: np.ndarray
-    content: np.ndarray
-    path_slot: np.ndarray
-    path_rank: np.ndarray
-    path_value: np.ndarray
-
-
 @helper
 def _gamma(alpha, transition, length, gamma):
     """Fill gamma_1..gamma_{length - 1} for static transitions."""
@@ -118,269 +91,328 @@ def _gamma(alpha, transition, length, gamma):
                 gamma[s, c] = x if x > gamma[s, c] else gamma[s, c]
 
 
-@helper
-def _content(model, s, t, label, inside):
+@inlined
+def _content(bias, start, end, has_boundary, s, t, label, inside):
     """Score of the segment [s, t) but for its transition; `inside` is the sum of its scores."""
-    x = inside + model.bias[t - s - 1, label]
-    if model.has_boundary:
-        x += model.start[s, label] + model.end[t - 1, label]
+    x = inside + bias[t - s - 1, label]
+    if has_boundary:
+        x += start[s, label] + end[t - 1, label]
     return x
 
 
-@helper
-def _best_arrival(model, s, k, label):
+@inlined
+def _best_arrival(first, transition, alpha, gamma, s, k, label):
     """Best score before a segment of duration k that starts at s, its transition included."""
     if s == 0:
-        return model.first[k - 1, label]
-    if model.transition.shape[0] == 1:
-        return model.gamma[s, label]
+        return first[k - 1, label]
+    if transition.shape[0] == 1:
+        return gamma[s, label]
     best = -math.inf
-    for source in range(model.alpha.shape[1]):
-        best = max(best, model.alpha[s, source] + model.transition[k - 1, source, label])
+    for source in range(alpha.shape[1]):
+        best = max(best, alpha[s, source] + transition[k - 1, source, label])
     return best
 
 
 @helper
 def _best_duration(model, t, label):
     """Duration of the last segment of the best path of a node; the shortest of equals."""
-    if model.durations[t, label] > 0:
-        return model.durations[t, label]
+    durations = model.durations
+    if durations[t, label] > 0:
+        return durations[t, label]
+    scores, bias, start, end = model.scores, model.bias, model.start, model.end
     best = -math.inf
     inside = 0.0
-    for k in range(1, min(model.bias.shape[0], t) + 1):
+    for k in range(1, min(bias.shape[0], t) + 1):
         s = t - k
-        inside += model.scores[s, label]
+        inside += scores[s, label]
         if not inside > NEG_INF:
             break
-        # Added up as slots are, so that rounding breaks no tie one way here and another there.
-        x = _best_arrival(model, s, k, label) + _content(model, s, t, label, inside)
-        if x > best:
-            best = x
-            model.durations[t, label] = k
-    return model.durations[t, label]
+        content = _content(bias, start, end, model.has_boundary, s, t, label, inside)
+        before = _best_arrival(model.first, model.transition, model.alpha, model.gamma, s, k, label)
+        if before + content > best:
+            best = before + content
+            durations[t, label] = k
+    return durations[t, label]
 
 
 @helper
-def _insert(model, nodes, node, value, into, content, duration, source):
-    """Put a predecessor among the slots of a node, if it is one of the n best."""
-    number = nodes.slots[node]
+def _comes_first(model, t, source, other):
+    """Whether the best path of (t, source) comes before that of (t, other) if they tie."""
+    mine, others = _best_duration(model, t, source), _best_duration(model, t, other)
+    return mine < others or (mine == others and source < other)
+
+
+@inlined
+def _insert(model, ints, floats, first, number, space, value, into, content, t, duration, source):
+    """Put a predecessor among the `number` slots of the node, if it is one of the best; count them.
+
+    Predecessors come by duration, then by source.
+    """
     position = number
     while position > 0:
-        other = position - 1
-        if value < nodes.value[node, other]:
+        other = first + position - 1
+        if value < floats[other, _VALUE]:
             break
-        if value == nodes.value[node, other]:
-            # Predecessors come by duration, then by source: only the segment before is open.
-            if duration != nodes.duration[node, other] or duration == nodes.end[node]:
+        if value == floats[other, _VALUE]:
+            if duration != ints[other, _DURATION]:
                 break
-            s = nodes.end[node] - duration
-            before = _best_duration(model, s, source)
-            if before >= _best_duration(model, s, nodes.source[node, other]):
+            if not _comes_first(model, t - duration, source, ints[other, _SOURCE]):
                 break
         position -= 1
-    capacity = nodes.value.shape[1]
-    if position == capacity:
-        return
-    number = min(number + 1, capacity)
-    for i in range(number - 1, position, -1):
-        nodes.value[node, i] = nodes.value[node, i - 1]
-        nodes.into[node, i] = nodes.into[node, i - 1]
-        nodes.content[node, i] = nodes.content[node, i - 1]
-        nodes.duration[node, i] = nodes.duration[node, i - 1]
-        nodes.source[node, i] = nodes.source[node, i - 1]
-    nodes.value[node, position] = value
-    nodes.into[node, position] = into
-    nodes.content[node, position] = content
-    nodes.duration[node, position] = duration
-    nodes.source[node, position] = source
-    nodes.slots[node] = number
+    if position == space:
+        return number
+    number = min(number + 1, space)
+    for i in range(first + number - 1, first + position, -1):
+        for column in range(3):
+            ints[i, column] = ints[i - 1, column]
+            floats[i, column] = floats[i - 1, column]
+    i = first + position
+    ints[i, _DURATION] = duration
+    ints[i, _SOURCE] = source
+    ints[i, _RANK] = 0
+    floats[i, _VALUE] = value
+    floats[i, _INTO] = into
+    floats[i, _CONTENT] = content
+    return number
 
 
 @helper
-def _look_at(model, nodes, node, t, label):
-    """Make the node of (t, label): its slots, and its best path."""
-    nodes.index[t, label] = node
-    nodes.end[node] = t
-    nodes.slots[node] = 0
-    num_labels = model.alpha.shape[1]
-    capacity = nodes.value.shape[1]
+def _find_slots(model, ints, floats, first, space, t, label):
+    """Fill the slots of the node (t, label) with its best predecessors; return their number."""
+    scores, bias, start, end = model.scores, model.bias, model.start, model.end
+    transition, alpha, gamma = model.transition, model.alpha, model.gamma
+    static = transition.shape[0] == 1
+    number = 0
     inside = 0.0
-    for k in range(1, min(model.bias.shape[0], t) + 1):
+    for k in range(1, min(bias.shape[0], t) + 1):
         s = t - k
-        inside += model.scores[s, label]
+        inside += scores[s, label]
         if not inside > NEG_INF:
             break
-        content = _content(model, s, t, label, inside)
-        best = _best_arrival(model, s, k, label) + content
-        full = nodes.slots[node] == capacity
-        if not best > NEG_INF or (full and best < nodes.value[node, capacity - 1]):
-            continue
+        content = _content(bias, start, end, model.has_boundary, s, t, label, inside)
         if s == 0:
-            _insert(model, nodes, node, best, 0.0, content, k, -1)
-            continue
-        matrix = min(k, model.transition.shape[0]) - 1
-        for source in range(num_labels):
-            into = model.transition[matrix, source, label]
-            x = (model.alpha[s, source] + into) + content
+            x = model.first[k - 1, label] + content
             if x > NEG_INF:
-                _insert(model, nodes, node, x, into, content, k, source)
-    _begin(nodes, node)
+                number = _insert(
+                    model, ints, floats, first, number, space, x, 0.0, content, t, k, -1
+                )
+            continue
+        if static:
+            bound = gamma[s, label] + content
+            if not bound > NEG_INF:
+                continue
+            if number == space and bound < floats[first + number - 1, _VALUE]:
+                continue
+        matrix = 0 if static else k - 1
+        for source in range(alpha.shape[1]):
+            into = transition[matrix, source, label]
+            x = (alpha[s, source] + into) + content
+            if x > NEG_INF and not (number == space and x < floats[first + number - 1, _VALUE]):
+                number = _insert(
+                    model, ints, floats, first, number, space, x, into, content, t, k, source
+                )
+    return number
 
 
 @helper
-def _begin(nodes, node):
-    """Take the first slot as the best path of a node."""
-    for i in range(nodes.slots[node]):
-        nodes.rank[node, i] = 0
-    nodes.path_slot[node, 0] = 0
-    nodes.path_rank[node, 0] = 0
-    nodes.path_value[node, 0] = nodes.value[node, 0]
-    nodes.paths[node] = min(nodes.slots[node], 1)
-    nodes.exhausted[node] = nodes.slots[node] == 0
+def _find_last_labels(model, last, ints, floats):
+    """Fill the slots of the root, one for every label that can be the last; return their number."""
+    number = 0
+    for c in range(last.shape[0]):
+        x = model.alpha[model.length, c] + last[c]
+        if x > NEG_INF:
+            number = _insert(
+                model, ints, floats, 0, number, last.shape[0], x, last[c], 0.0, model.length, 0, c
+            )
+    return number
+
+
+@inlined
+def _begin(nodes, floats, path_ints, path_values, node, t, label, first, space, number):
+    """Enter a node whose slots have been found, and take the first one as its best path."""
+    nodes[node, _END] = t
+    nodes[node, _LABEL] = label
+    nodes[node, _FIRST] = first
+    nodes[node, _SLOTS] = number
+    nodes[node, _SPACE] = space
+    nodes[node, _USED] = nodes[node, _PATHS] = min(number, 1)
+    nodes[node, _EXHAUSTED] = number == 0
+    path_ints[node, 0] = path_ints[node, 1] = 0
+    path_values[node, 0] = floats[first, _VALUE]
 
 
 @helper
-def _duration_before(model, nodes, node, slot):
-    """Duration of the segment before the last one, on the path that a slot stands for."""
-    source, rank = nodes.source[node, slot], nodes.rank[node, slot]
-    if source < 0:
-        return 0
-    t = nodes.end[node] - nodes.duration[node, slot]
+def _precedes(model, index, nodes, ints, path_ints, node, a, b):
+    """Whether slot a of a node comes before slot b, of the same score."""
+    first = nodes[node, _FIRST]
+    k, other = ints[first + a, _DURATION], ints[first + b, _DURATION]
+    if k != other:
+        return k < other
+    t = nodes[node, _END] - k
+    if ints[first + a, _SOURCE] < 0:
+        return a < b
+    before = _duration_before(model, index, nodes, ints, path_ints, t, first + a)
+    other = _duration_before(model, index, nodes, ints, path_ints, t, first + b)
+    if before != other:
+        return before < other
+    return ints[first + a, _SOURCE] < ints[first + b, _SOURCE]
+
+
+@helper
+def _duration_before(model, index, nodes, ints, path_ints, t, slot):
+    """Duration of the segment that ends before t, on the path that a slot stands for."""
+    source, rank = ints[slot, _SOURCE], ints[slot, _RANK]
     if rank == 0:
         return _best_duration(model, t, source)
-    before = nodes.index[t, source]
-    return nodes.duration[before, nodes.path_slot[before, rank]]
+    before = index[t, source]
+    return ints[nodes[before, _FIRST] + path_ints[before, 2 * rank], _DURATION]
 
 
-@helper
-def _precedes(model, nodes, node, a, b):
-    """Whether slot a comes before slot b."""
-    if nodes.value[node, a] != nodes.value[node, b]:
-        return nodes.value[node, a] > nodes.value[node, b]
-    if nodes.duration[node, a] != nodes.duration[node, b]:
-        return nodes.duration[node, a] < nodes.duration[node, b]
-    first = _duration_before(model, nodes, node, a)
-    second = _duration_before(model, nodes, node, b)
-    if first != second:
-        return first < second
-    return nodes.source[node, a] < nodes.source[node, b]
-
-
-@helper
-def _advance(model, nodes, node):
-    """Add the next best path of a node, the next one of the node before its last being known."""
-    number = nodes.paths[node]
-    slot, rank = nodes.path_slot[node, number - 1], nodes.path_rank[node, number - 1]
-    source = nodes.source[node, slot]
-    nodes.value[node, slot] = -math.inf
+@inlined
+def _follow_last(index, nodes, ints, floats, path_ints, path_values, node):
+    """Let the slot of a node's last path stand for the next path before the last segment."""
+    path = nodes[node, _PATHS] - 1
+    slot = nodes[node, _FIRST] + path_ints[node, 2 * path]
+    rank = path_ints[node, 2 * path + 1] + 1
+    source = ints[slot, _SOURCE]
+    floats[slot, _VALUE] = -math.inf
     if source >= 0:
-        before = nodes.index[nodes.end[node] - nodes.duration[node, slot], source]
-        if nodes.paths[before] > rank + 1:
-            nodes.rank[node, slot] = rank + 1
-            x = nodes.path_value[before, rank + 1] + nodes.into[node, slot]
-            nodes.value[node, slot] = x + nodes.content[node, slot]
-    best = 0
-    for i in range(1, nodes.slots[node]):
-        if nodes.value[node, i] > NEG_INF and _precedes(model, nodes, node, i, best):
-            best = i
-    if not nodes.value[node, best] > NEG_INF:
-        nodes.exhausted[node] = True
-        return
-    nodes.path_slot[node, number] = best
-    nodes.path_rank[node, number] = nodes.rank[node, best]
-    # Of equal scores, rounding may put the later one above.
-    nodes.path_value[node, number] = min(
-        nodes.value[node, best], nodes.path_value[node, number - 1]
-    )
-    nodes.paths[node] = number + 1
+        before = index[nodes[node, _END] - ints[slot, _DURATION], source]
+        if nodes[before, _PATHS] > rank:
+            ints[slot, _RANK] = rank
+            floats[slot, _VALUE] = (path_values[before, rank] + floats[slot, _INTO]) + floats[
+                slot, _CONTENT
+            ]
+
+
+@inlined
+def _add_path(model, index, nodes, ints, floats, path_ints, path_values, node):
+    """Take the best slot as the next path of a node."""
+    first, used = nodes[node, _FIRST], nodes[node, _USED]
+    best = -1
+    # Of the slots that have not been used, the first is the best.
+    for i in range(min(used + 1, nodes[node, _SLOTS])):
+        value = floats[first + i, _VALUE]
+        if not value > NEG_INF:
+            continue
+        if best >= 0:
+            highest = floats[first + best, _VALUE]
+            if value < highest:
+                continue
+            if value == highest and not _precedes(
+                model, index, nodes, ints, path_ints, node, i, best
+            ):
+                continue
+        best = i
+    if best < 0:
+        nodes[node, _EXHAUSTED] = 1
+    else:
+        path = nodes[node, _PATHS]
+        path_ints[node, 2 * path] = best
+        path_ints[node, 2 * path + 1] = ints[first + best, _RANK]
+        # Of equal scores, rounding may put the later one above.
+        path_values[node, path] = min(floats[first + best, _VALUE], path_values[node, path - 1])
+        nodes[node, _PATHS] = path + 1
+        nodes[node, _USED] = max(used, best + 1)
 
 
 @helper
-def _longer(rows, capacity):
-    """Copy of an array with room for `capacity` rows."""
-    longer = np.zeros((capacity,) + rows.shape[1:], dtype=rows.dtype)
-    longer[: rows.shape[0]] = rows
+def _longer(rows, needed):
+    """An array with at least `needed` rows: the same, or a copy with twice as many."""
+    if rows.shape[0] >= needed:
+        return rows
+    longer = np.empty((max(2 * rows.shape[0], needed), rows.shape[1]), dtype=rows.dtype)
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            longer[i, j] = rows[i, j]
     return longer
 
 
 @helper
-def _grown(nodes):
-    """The same nodes with room for twice as many."""
-    capacity = 2 * nodes.end.shape[0]
-    return _Nodes(
-        nodes.index, _longer(nodes.end, capacity), _longer(nodes.slots, capacity),
-        _longer(nodes.paths, capacity), _longer(nodes.exhausted, capacity),
-        _longer(nodes.duration, capacity), _longer(nodes.source, capacity),
-        _longer(nodes.rank, capacity), _longer(nodes.value, capacity),
-        _longer(nodes.into, capacity), _longer(nodes.content, capacity), _longer(nodes.path_slot, capacity),
-        _longer(nodes.path_rank, capacity), _longer(nodes.path_value, capacity),
-    )  # fmt: skip
-
-
-@helper
-def _make_root(model, nodes, last):
-    """The node after the last segment: a slot for every last label."""
-    nodes.end[_ROOT] = model.length
-    nodes.slots[_ROOT] = 0
-    for c in range(last.shape[0]):
-        x = model.alpha[model.length, c] + last[c]
-        if x > NEG_INF:
-            _insert(model, nodes, _ROOT, x, last[c], 0.0, 0, c)
-    _begin(nodes, _ROOT)
-
-
-@helper
-def _search(model, nodes, last, number, scores, starts, labels, counts):
+def _search(model, last, number, scores, starts, labels, counts):
     """Write the scores and the segments of the best `number` segmentations."""
-    capacity = starts.shape[1]
+    num_labels = last.shape[0]
+    limit = min(number, model.bias.shape[0] * num_labels)
+    index = np.full((model.length + 1, num_labels), -1)
+    nodes = np.empty((64, 8), dtype=np.int64)
+    path_ints, path_values = np.empty((64, 2 * number), dtype=np.int64), np.empty((64, number))
+    ints, floats = np.empty((512 + num_labels, 3), dtype=np.int64), np.empty((512 + num_labels, 3))
     stack = np.empty(model.length + 2, dtype=np.int64)
-    _make_root(model, nodes, last)
-    used = 1
+    found = _find_last_labels(model, last, ints, floats)
+    _begin(nodes, floats, path_ints, path_values, _ROOT, model.length, -1, 0, num_labels, found)
+    num_nodes, num_slots = 1, num_labels
     for rank in range(number):
-        if rank > 0:
-            depth = 0
-            node = _ROOT
-            while True:
-                stack[depth] = node
-                depth += 1
-                path = nodes.paths[node] - 1
-                slot, taken = nodes.path_slot[node, path], nodes.path_rank[node, path]
-                source = nodes.source[node, slot]
-                if source < 0:
-                    break
-                t = nodes.end[node] - nodes.duration[node, slot]
-                node = nodes.index[t, source]
-                if node < 0:
-                    if used == nodes.end.shape[0]:
-                        nodes = _grown(nodes)
-                    node = used
-                    used += 1
-                    _look_at(model, nodes, node, t, source)
-                if nodes.paths[node] > taken + 1 or nodes.exhausted[node]:
-                    break
-            for i in range(depth - 1, -1, -1):
-                _advance(model, nodes, stack[i])
-        if nodes.paths[_ROOT] <= rank:
+        if nodes[_ROOT, _PATHS] <= rank:
             break
-        scores[rank] = nodes.path_value[_ROOT, rank]
-        node, path, t = _ROOT, rank, model.length
-        label = -1
-        while t > 0:
-            slot, before = nodes.path_slot[node, path], nodes.path_rank[node, path]
-            if node != _ROOT:
-                t -= nodes.duration[node, slot]
-                counts[rank] += 1
-                starts[rank, capacity - counts[rank]] = t
-                labels[rank, capacity - counts[rank]] = label
-            label = nodes.source[node, slot]
-            if t > 0:
-                node, path = nodes.index[t, label], before
-                if node < 0:
-                    if used == nodes.end.shape[0]:
-                        nodes = _grown(nodes)
-                    node = used
-                    used += 1
-                    _look_at(model, nodes, node, t, label)
+        # Down: along the last path of every node as far as its next path is not known, so that all
+        # nodes of this path are there.
+        depth = 0
+        node = _ROOT
+        while nodes[node, _EXHAUSTED] == 0:
+            stack[depth] = node
+            depth += 1
+            path = nodes[node, _PATHS] - 1
+            slot = nodes[node, _FIRST] + path_ints[node, 2 * path]
+            taken = path_ints[node, 2 * path + 1]
+            source = ints[slot, _SOURCE]
+            if source < 0:
+                break
+            t = nodes[node, _END] - ints[slot, _DURATION]
+            node = index[t, source]
+            if node < 0:
+                nodes = _longer(nodes, num_nodes + 1)
+                path_ints = _longer(path_ints, num_nodes + 1)
+                path_values = _longer(path_values, num_nodes + 1)
+                space = min(_ROOM, limit)
+                ints = _longer(ints, num_slots + space)
+                floats = _longer(floats, num_slots + space)
+                node = index[t, source] = num_nodes
+                found = _find_slots(model, ints, floats, num_slots, space, t, source)
+                _begin(
+                    nodes, floats, path_ints, path_values, node, t, source, num_slots, space, found
+                )
+                num_nodes += 1
+                num_slots += space
+            if nodes[node, _PATHS] > taken + 1:
+                break
+        scores[rank] = path_values[_ROOT, rank]
+        counts[rank] = _read(index, nodes, ints, path_ints, rank, starts[rank], labels[rank])
+        # Up again: each node's next path, the one before its last segment being known.
+        for i in range(depth - 1 if rank + 1 < number else -1, -1, -1):
+            node = stack[i]
+            _follow_last(index, nodes, ints, floats, path_ints, path_values, node)
+            space = nodes[node, _SPACE]
+            full = nodes[node, _USED] == space and nodes[node, _SLOTS] == space
+            if full and space < limit and node != _ROOT:
+                wider = min(2 * space, limit)
+                ints = _longer(ints, num_slots + wider)
+                floats = _longer(floats, num_slots + wider)
+                t, label = nodes[node, _END], nodes[node, _LABEL]
+                found = _find_slots(model, ints, floats, num_slots, wider, t, label)
+                for j in range(space):
+                    ints[num_slots + j, _RANK] = ints[nodes[node, _FIRST] + j, _RANK]
+                    floats[num_slots + j, _VALUE] = floats[nodes[node, _FIRST] + j, _VALUE]
+                nodes[node, _FIRST], nodes[node, _SLOTS] = num_slots, found
+                nodes[node, _SPACE] = wider
+                num_slots += wider
+            _add_path(model, index, nodes, ints, floats, path_ints, path_values, node)
+
+
+@helper
+def _read(index, nodes, ints, path_ints, rank, starts, labels):
+    """Write a path of the root into the end of `starts` and `labels`; return its length."""
+    count = 0
+    slot, path = path_ints[_ROOT, 2 * rank], path_ints[_ROOT, 2 * rank + 1]
+    t, label = nodes[_ROOT, _END], ints[slot, _SOURCE]
+    while t > 0:
+        node = index[t, label]
+        slot = nodes[node, _FIRST] + path_ints[node, 2 * path]
+        t -= ints[slot, _DURATION]
+        count += 1
+        starts[starts.shape[0] - count] = t
+        labels[starts.shape[0] - count] = label
+        label, path = ints[slot, _SOURCE], path_ints[node, 2 * path + 1]
+    return count
 
 
 @kernel
@@ -389,10 +421,9 @@ def _run(
     best, starts, labels, counts,
 ):  # fmt: skip
     num_labels = scores.shape[2]
-    width = min(number, max(bias.shape[0], 1) * num_labels)
+    static = transition.shape[0] == 1
     for b in tasks:
         length = lengths[b]
-        static = transition.shape[0] == 1
         gamma = np.empty((length + 1, num_labels) if static else (1, 1))
         if static:
             _gamma(alpha[b], transition, length, gamma)
@@ -400,18 +431,7 @@ def _run(
             scores[b], start[b], end[b], has_boundary, length, bias, first, transition, alpha[b],
             gamma, np.zeros((length + 1, num_labels), dtype=np.int32),
         )  # fmt: skip
-        room = 64
-        nodes = _Nodes(
-            np.full((length + 1, num_labels), -1, dtype=np.int32),
-            np.zeros(room, dtype=np.int32), np.zeros(room, dtype=np.int32),
-            np.zeros(room, dtype=np.int32), np.zeros(room, dtype=np.bool_),
-            np.zeros((room, width), dtype=np.int32), np.zeros((room, width), dtype=np.int32),
-            np.zeros((room, width), dtype=np.int32), np.zeros((room, width)),
-            np.zeros((room, width)), np.zeros((room, width)),
-            np.zeros((room, number), dtype=np.int32), np.zeros((room, number), dtype=np.int32),
-            np.zeros((room, number)),
-        )  # fmt: skip
-        _search(model, nodes, last, number, best[b], starts[b], labels[b], counts[b])
+        _search(model, last, number, best[b], starts[b], labels[b], counts[b])
 
 
 def n_best(potentials: Potentials, alpha: Tensor, number: int) -> tuple[Tensor, SegmentTable]:

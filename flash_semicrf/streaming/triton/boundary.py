@@ -18,7 +18,14 @@ import triton
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.jit import kernel
-from flash_semicrf.streaming.triton.numerics import allowed, decode_log, exp_wide, wide
+from flash_semicrf.streaming.triton.numerics import (
+    allowed,
+    decode_log,
+    exp_wide,
+    is_deep,
+    settled,
+    wide,
+)
 
 __all__ = ["boundary_kernel", "carry_kernel", "position_kernel"]
 
@@ -189,8 +196,11 @@ def boundary_kernel(
             block = first_row // TT
             prefix_place = (b * blocks + tl.minimum(block, blocks - 1)) * C + label
             prefix = tl.load(prefix_ptr + prefix_place, mask=label < C, other=0.0)
-            x = tl.load(scores_ptr + t * C + label, mask=(t < length) & (label < C), other=0.0)
-            x = tl.where(allowed(x), x.to(tl.float64), 0.0)
+            inner = (t < length) & (label < C)
+            x = tl.load(scores_ptr + t * C + label, mask=inner, other=float("-inf"))
+            top = tl.max(x, 1)[:, None]
+            counted = allowed(x) & (is_deep(x, top) == 0)
+            x = tl.where(counted, settled(x.to(tl.float64), top.to(tl.float64)), 0.0)
             # The sum up to and including position t, less that of t itself.
             prefix = prefix + tl.cumsum(x, 0) - x
             h = tl.log(tl.where(start > 0, start, 1.0)) + log_z - eta - prefix

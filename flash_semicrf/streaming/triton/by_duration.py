@@ -19,9 +19,17 @@ import triton
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.jit import kernel
-from flash_semicrf.streaming.triton.numerics import allowed, exp_wide, wide
+from flash_semicrf.streaming.triton.numerics import (
+    allowed,
+    common_part,
+    exp_wide,
+    is_deep,
+    settled,
+    wide,
+)
 
 __all__ = [
+    "deep_content",
     "duration_pass_kernel",
     "duration_start_kernel",
     "duration_terms_kernel",
@@ -31,19 +39,23 @@ __all__ = [
 
 @kernel
 def prefix_kernel(
-    scores_ptr, start_ptr, end_ptr, lengths_ptr, sink_ptr, source_ptr, born_ptr, T, C,
+    scores_ptr, start_ptr, end_ptr, lengths_ptr, sink_ptr, source_ptr, deep_ptr, born_ptr,
+    common_ptr, T, C,
     HAS_BOUNDARY: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
-    """Row t of `sink`, `source` and `born` (B, T+1, C); program (b,).
+    """Row t of `sink`, `source`, `deep` and `born` (B, T+1, C), and `common` (B,); program (b,).
 
     `sink` S_t + end_{t-1}, `source` start_t - S_t, `born` the first start that no forbidden
-    position before t cut off. What forbids counts 0 in S.
+    position before t cut off. What forbids counts 0 in S. The common parts of the scores are left
+    out, and the deep ones summed apart: a segment without any has a difference of exactly 0.
     """
     b = tl.program_id(0).to(tl.int64)
     label = tl.arange(0, CP)
     inside = label < C
     length = tl.load(lengths_ptr + b).to(tl.int32)
     total = tl.zeros([CP], tl.float64)
+    below = tl.zeros([CP], tl.float64)
+    common = tl.zeros([], tl.float64)
     born = tl.zeros([CP], tl.int32)
     for t in range(length + 1):
         row = (b * (T + 1) + t) * C + label
@@ -55,15 +67,32 @@ def prefix_kernel(
             source += wide(tl.load(start_ptr + position, mask=inside & (t < length), other=0.0))
         tl.store(sink_ptr + row, sink, mask=inside)
         tl.store(source_ptr + row, source, mask=inside)
+        tl.store(deep_ptr + row, below, mask=inside)
         tl.store(born_ptr + row, born, mask=inside)
-        x = tl.load(scores_ptr + position, mask=inside & (t < length), other=0.0)
-        total += tl.where(allowed(x), x.to(tl.float64), 0.0)
+        x = tl.load(scores_ptr + position, mask=inside & (t < length), other=float("-inf"))
+        if x.dtype.primitive_bitwidth < 32:
+            x = x.to(tl.float32)
+        top = tl.max(x, 0)
+        deep = is_deep(x, top)
+        x = settled(x, top).to(tl.float64)
+        common += common_part(top).to(tl.float64)
+        total += tl.where(allowed(x) & (deep == 0), x, 0.0)
+        below += tl.where(deep, x, 0.0)
         born = tl.where(allowed(x), born, t + 1)
+    tl.store(common_ptr + b, common)
 
 
 @triton.jit
 def _load(row_ptr, label, C):
     return wide(tl.load(row_ptr + label, mask=label < C, other=float("-inf")))
+
+
+@triton.jit
+def deep_content(deep_ptr, s, t, label, C):
+    """Sum of the deep scores of positions s up to t."""
+    inside = label < C
+    after = tl.load(deep_ptr + t * C + label, mask=inside, other=0.0)
+    return after - tl.load(deep_ptr + s * C + label, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -117,8 +146,8 @@ def gamma_row(
 
 @kernel
 def duration_pass_kernel(
-    transition_ptr, bias_ptr, initial_ptr, final_ptr, lengths_ptr, sink_ptr, source_ptr, born_ptr,
-    alpha_ptr, beta_ptr, log_z_ptr, T, C, K,
+    transition_ptr, bias_ptr, initial_ptr, final_ptr, lengths_ptr, sink_ptr, source_ptr, deep_ptr,
+    born_ptr, alpha_ptr, beta_ptr, log_z_ptr, T, C, K,
     HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr, MAX: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
     """Messages `alpha` by program (b, 0), with log Z; `beta` by program (b, 1), if launched."""
@@ -131,6 +160,7 @@ def duration_pass_kernel(
     beta_ptr += base
     sink_ptr += base
     source_ptr += base
+    deep_ptr += base
     born_ptr += base
     final = tl.where(inside, 0.0, float("-inf")).to(tl.float64)
     if HAS_FINAL:
@@ -148,6 +178,7 @@ def duration_pass_kernel(
                     alpha_ptr, transition_ptr, initial_ptr, s, k, label, C, HAS_INITIAL, MAX
                 )
                 x += _load(source_ptr + s * C, label, C) + _load(bias_ptr + (k - 1) * C, label, C)
+                x += deep_content(deep_ptr, s, t, label, C)
                 total = _add(total, tl.where(s >= born, x, float("-inf")), MAX)
             row = total + _load(sink_ptr + t * C, label, C)
             tl.store(alpha_ptr + t * C + label, row, mask=inside)
@@ -163,6 +194,7 @@ def duration_pass_kernel(
                 t = s + k
                 x = source + _load(bias_ptr + (k - 1) * C, label, C)
                 x += _load(beta_ptr + t * C, label, C) + _load(sink_ptr + t * C, label, C)
+                x += deep_content(deep_ptr, s, t, label, C)
                 born = tl.load(born_ptr + t * C + label, mask=inside, other=0)
                 x = tl.where(s >= born, x, float("-inf"))
                 matrix = _transition(transition_ptr, k, label[None, :], label[:, None], C)
@@ -172,8 +204,8 @@ def duration_pass_kernel(
 
 @kernel
 def duration_terms_kernel(
-    transition_ptr, bias_ptr, initial_ptr, lengths_ptr, sink_ptr, source_ptr, born_ptr,
-    alpha_ptr, beta_ptr, log_z_ptr, by_transition_ptr, by_bias_ptr, T, C, K,
+    transition_ptr, bias_ptr, initial_ptr, lengths_ptr, sink_ptr, source_ptr, deep_ptr,
+    born_ptr, alpha_ptr, beta_ptr, log_z_ptr, by_transition_ptr, by_bias_ptr, T, C, K,
     HAS_INITIAL: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
     """Gradients by A_k (B, K, C, C) and D_k (B, K, C); program (k - 1, b)."""
@@ -192,7 +224,7 @@ def duration_terms_kernel(
         row = base + s * C
         to = base + (s + k) * C
         x = bias + _load(source_ptr + row, label, C) + _load(sink_ptr + to, label, C)
-        x += _load(beta_ptr + to, label, C)
+        x += _load(beta_ptr + to, label, C) + deep_content(deep_ptr + base, s, s + k, label, C)
         born = tl.load(born_ptr + to + label, mask=inside, other=0)
         x = tl.where(s >= born, x, float("-inf"))
         alpha = _load(alpha_ptr + row, label, C)
@@ -209,8 +241,8 @@ def duration_terms_kernel(
 
 @kernel
 def duration_start_kernel(
-    transition_ptr, bias_ptr, initial_ptr, lengths_ptr, sink_ptr, source_ptr, born_ptr,
-    alpha_ptr, beta_ptr, log_z_ptr, start_ptr, end_ptr, T, C, K,
+    transition_ptr, bias_ptr, initial_ptr, lengths_ptr, sink_ptr, source_ptr, deep_ptr,
+    born_ptr, alpha_ptr, beta_ptr, log_z_ptr, start_ptr, end_ptr, T, C, K,
     HAS_INITIAL: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
     """Start and end marginals (B, T, C) in float64, zero after a sequence's end; program (s, b)."""
@@ -235,6 +267,7 @@ def duration_start_kernel(
             )
             x += source + _load(bias_ptr + (k - 1) * C, label, C)
             x += _load(beta_ptr + to, label, C) + _load(sink_ptr + to, label, C)
+            x += deep_content(deep_ptr + base, s, s + k, label, C)
             born = tl.load(born_ptr + to + label, mask=inside, other=0)
             start += tl.where(s >= born, exp_wide(x), 0.0)
     place = (b * T + s) * C + label

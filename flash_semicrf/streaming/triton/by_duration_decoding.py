@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.by_duration import gamma_row
+from flash_semicrf.streaming.triton.by_duration import deep_content, gamma_row
 from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import wide
 
@@ -18,8 +18,8 @@ __all__ = ["duration_last_segment_kernel", "duration_traceback_kernel"]
 
 @kernel
 def duration_last_segment_kernel(
-    transition_ptr, bias_ptr, initial_ptr, lengths_ptr, source_ptr, born_ptr, alpha_ptr,
-    code_ptr, T, C, K, HAS_INITIAL: tl.constexpr, CP: tl.constexpr,
+    transition_ptr, bias_ptr, initial_ptr, lengths_ptr, source_ptr, deep_ptr, born_ptr,
+    alpha_ptr, code_ptr, T, C, K, HAS_INITIAL: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
     """Code ``k * CP + c`` of the best segment of label c that ends at p; program (p, b)."""
     t = tl.program_id(0) + 1
@@ -39,6 +39,7 @@ def duration_last_segment_kernel(
             )
             bias = tl.load(bias_ptr + (k - 1) * C + label, mask=inside, other=float("-inf"))
             x += tl.load(source_ptr + base + s * C + label, mask=inside, other=0.0) + wide(bias)
+            x += deep_content(deep_ptr + base, s, t, label, C)
             x = tl.where(s >= born, x, float("-inf"))
             duration = tl.where(x > best, k, duration)
             best = tl.maximum(best, x)

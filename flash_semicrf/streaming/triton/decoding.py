@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import SegmentTable
+from flash_semicrf.streaming.masks import common_parts, running_total
 from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.launch import (
     CHAINS,
@@ -29,12 +30,13 @@ __all__ = ["collect_table", "max_messages", "viterbi"]
 
 
 def _messages(p: Potentials, problem: Problem, plan: Plan) -> tuple[Tensor, ...]:
-    """Alpha, sources (B, T, C), best scores (B,), tables."""
+    """Alpha, sources (B, T, C), best scores (B,), whether there are deep scores (B,), tables."""
     tables = tables_of(p, plan, "max")
     B, T, C = problem.scores.shape
     sizes = [B * T * C, B * T * C, B, B * plan.max_workspace]
     buffer = torch.empty(sum(sizes), dtype=torch.float64, device=p.device)
     alpha, sources, best, workspace = buffer.split(sizes)
+    has_deep = torch.empty(B, dtype=torch.int32, device=p.device)
     for begin, end in plan.parts(T):
         if plan.in_parts:
             launch(
@@ -45,19 +47,19 @@ def _messages(p: Potentials, problem: Problem, plan: Plan) -> tuple[Tensor, ...]
         launch(
             max_pass_kernel, (B,),
             problem.scores, problem.start, problem.end, problem.lengths, tables.log_window,
-            tables.log_matrix, tables.first, workspace, alpha, sources, best,
+            tables.log_matrix, tables.first, workspace, alpha, sources, best, has_deep,
             T, C, begin, end, plan.blocks_back, plan.ring, plan.max_workspace, 1,
             HAS_BOUNDARY=problem.has_boundary, PARTS=plan.in_parts, CP=plan.labels, R=plan.rows,
             G=plan.groups, CHAINS=CHAINS, num_warps=plan.warps * plan.groups,
         )  # fmt: skip
-    return alpha.view(B, T, C), sources, best, tables
+    return alpha.view(B, T, C), sources, best, has_deep, tables
 
 
 def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
     p = potentials
     plan, problem = plan_of(p, decode=True), problem_of(p)
-    alpha, sources, best, tables = _messages(p, problem, plan)
+    alpha, sources, best, has_deep, tables = _messages(p, problem, plan)
     B, T, C = problem.scores.shape
     # int32: the codes of the last segments, the pointers, the segments, and their numbers.
     cells, rows = B * T * C, B * T
@@ -68,8 +70,8 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     grid = (triton.cdiv(T, tile), B)
     launch(
         last_segment_kernel, grid,
-        problem.scores, problem.lengths, sources, tables.log_window, codes, T, C, p.max_duration,
-        CP=plan.labels, TT=tile, num_warps=4,
+        problem.scores, problem.lengths, has_deep, sources, tables.log_window, codes,
+        T, C, p.max_duration, CP=plan.labels, TT=tile, num_warps=4,
     )  # fmt: skip
     launch(
         previous_segment_kernel, grid,
@@ -110,4 +112,5 @@ def collect_table(starts: Tensor, labels: Tensor, counts: Tensor, lengths: Tenso
 def max_messages(potentials: Potentials) -> Tensor:
     """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
     alpha, *_ = _messages(potentials, problem_of(potentials), plan_of(potentials, decode=True))
-    return torch.cat([torch.zeros_like(alpha[:, :1]), alpha], 1)
+    left_out = running_total(common_parts(potentials.scores, potentials.lengths))
+    return torch.cat([torch.zeros_like(alpha[:, :1]), alpha], 1) + left_out[..., None]

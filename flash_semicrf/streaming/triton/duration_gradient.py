@@ -8,26 +8,41 @@ no atomics. Cost T K C.
 
 from __future__ import annotations
 
+import triton
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.jit import kernel
-from flash_semicrf.streaming.triton.numerics import allowed, exp_wide
+from flash_semicrf.streaming.triton.numerics import allowed, exp_wide, is_deep, settled
 
 __all__ = ["duration_gradient_kernel"]
 
 _UNROLL = tl.constexpr(4)
 
 
+@triton.jit
+def _deep_content(scores_ptr, p, length, k, longest, label, C, CP: tl.constexpr, KT: tl.constexpr):
+    """Sum of the deep scores among the k positions up to p; (KT, CP)."""
+    total = tl.zeros([KT, CP], tl.float64)
+    for back in range(longest):
+        inside = (label < C) & (p - back < length)
+        x = tl.load(scores_ptr + (p - back) * C + label, mask=inside, other=float("-inf"))
+        top = tl.max(x, 0)
+        deep = tl.where(is_deep(x, top), settled(x, top).to(tl.float64), 0.0)
+        total += tl.where(k > back, deep[None, :], 0.0)
+    return total
+
+
 @kernel
 def duration_gradient_kernel(
-    scores_ptr, lengths_ptr, log_window_ptr, log_z_ptr, sources_ptr, outputs_ptr, born_ptr,
-    gradient_ptr, T, C, K, blocks, span,
+    scores_ptr, lengths_ptr, log_window_ptr, log_z_ptr, has_deep_ptr, sources_ptr, outputs_ptr,
+    born_ptr, gradient_ptr, T, C, K, blocks, span,
     CP: tl.constexpr, KT: tl.constexpr, NARROW: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """Durations of one tile, segments that end in one chunk of `span` positions.
 
     Program (tile of KT durations, chunk, b). `sources` h and `outputs` u are those that
-    `boundary_kernel` leaves; writes the chunk's part of `gradient` (B, chunks, K, C). With
+    `boundary_kernel` leaves; writes the chunk's part of `gradient` (B, chunks, K, C). Deep scores
+    are in neither, and are looked for only in sequences that have some, at cost K per term. With
     NARROW exponentials are taken in float32, of float64 sums, and added up in float64.
     """
     chunk = tl.program_id(1)
@@ -37,6 +52,7 @@ def duration_gradient_kernel(
     k = tl.program_id(0) * KT + 1 + tl.arange(0, KT)[:, None]
     within = (k <= K) & inside[None, :]
     length = tl.load(lengths_ptr + b).to(tl.int32)
+    has_deep = tl.load(has_deep_ptr + b)
     log_z = tl.load(log_z_ptr + b)
     bias = tl.load(log_window_ptr + k * CP + label[None, :], mask=within, other=float("-inf"))
     bias = tl.where(log_z > float("-inf"), bias - log_z, float("-inf"))
@@ -59,10 +75,14 @@ def duration_gradient_kernel(
             live = within & (source >= born[None, :])
             place = sources_ptr + row + source * C + label[None, :]
             h = tl.load(place, mask=live, other=float("-inf"))
+            term = h + bias + u[None, :]
+            if has_deep != 0:
+                longest = tl.minimum((tl.program_id(0) + 1) * KT, p + 1)
+                term += _deep_content(scores_ptr + row, p, length, k, longest, label, C, CP, KT)
             if NARROW:
-                part += tl.exp((h + bias + u[None, :]).to(tl.float32))
+                part += tl.exp(term.to(tl.float32))
             else:
-                total += exp_wide(h + bias + u[None, :])
+                total += exp_wide(term)
         if NARROW:
             total += part.to(tl.float64)
     place = gradient_ptr + ((b * tl.num_programs(1) + chunk) * K + k - 1) * C + label[None, :]

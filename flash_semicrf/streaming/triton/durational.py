@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import SegmentTable
+from flash_semicrf.streaming.masks import common_parts, running_total
 from flash_semicrf.streaming.triton.by_duration import (
     duration_pass_kernel,
     duration_start_kernel,
@@ -37,7 +38,9 @@ class _Inputs(NamedTuple):
     lengths: Tensor
     sink: Tensor
     source: Tensor
+    deep: Tensor
     born: Tensor
+    common: Tensor
     constants: dict[str, bool | int]
 
     @property
@@ -50,11 +53,13 @@ def _prepare(p: Potentials) -> _Inputs:
     problem = problem_of(p)
     B, T, C = problem.scores.shape
     labels = max(4, triton.next_power_of_2(C))
-    sink, source = torch.empty((2, B, T + 1, C), dtype=torch.float64, device=p.device)
+    sink, source, deep = torch.empty((3, B, T + 1, C), dtype=torch.float64, device=p.device)
+    common = torch.empty(B, dtype=torch.float64, device=p.device)
     born = torch.empty((B, T + 1, C), dtype=torch.int32, device=p.device)
     launch(
         prefix_kernel, (B,),
-        problem.scores, problem.start, problem.end, problem.lengths, sink, source, born, T, C,
+        problem.scores, problem.start, problem.end, problem.lengths, sink, source, deep, born,
+        common, T, C,
         HAS_BOUNDARY=problem.has_boundary, CP=labels, num_warps=1,
     )  # fmt: skip
     bias = p.duration_bias.contiguous()
@@ -63,7 +68,7 @@ def _prepare(p: Potentials) -> _Inputs:
         p.transition.contiguous(), bias,
         p.initial_scores.contiguous() if has_initial else bias,
         p.final_scores.contiguous() if has_final else bias,
-        problem.lengths, sink, source, born,
+        problem.lengths, sink, source, deep, born, common,
         {"HAS_INITIAL": has_initial, "HAS_FINAL": has_final, "CP": labels},
     )  # fmt: skip
 
@@ -71,14 +76,14 @@ def _prepare(p: Potentials) -> _Inputs:
 def _messages(
     p: Potentials, inputs: _Inputs, both: bool, maximum: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(log Z or best score, alpha, beta); beta is alpha unless `both`."""
+    """(log Z or best score, alpha, beta), without the common parts; beta is alpha unless `both`."""
     B, T, C = p.scores.shape
     log_z = torch.empty(B, dtype=torch.float64, device=p.device)
     alpha = torch.empty_like(inputs.sink)
     beta = torch.empty_like(alpha) if both else alpha
     launch(
         duration_pass_kernel, (B, 2 if both else 1),
-        *inputs[:8], alpha, beta, log_z, T, C, p.max_duration,
+        *inputs[:9], alpha, beta, log_z, T, C, p.max_duration,
         HAS_INITIAL=inputs.constants["HAS_INITIAL"], HAS_FINAL=inputs.constants["HAS_FINAL"],
         MAX=maximum, **inputs.launch,
     )  # fmt: skip
@@ -87,7 +92,8 @@ def _messages(
 
 def log_partition(potentials: Potentials) -> Tensor:
     """Log Z (B,) in float64; memory O(TC) per sequence."""
-    return _messages(potentials, _prepare(potentials), False, False)[0]
+    inputs = _prepare(potentials)
+    return _messages(potentials, inputs, False, False)[0] + inputs.common
 
 
 def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -97,7 +103,7 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
     K = p.max_duration
     inputs = _prepare(p)
     log_z, alpha, beta = _messages(p, inputs, True, False)
-    shared = (*inputs[:3], *inputs[4:8], alpha, beta, log_z)
+    shared = (*inputs[:3], *inputs[4:9], alpha, beta, log_z)
     has_initial = inputs.constants["HAS_INITIAL"]
     found = {}
     if wanted & {"transition", "duration_bias"}:
@@ -130,12 +136,14 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
         found["start_scores"], found["end_scores"] = start.to(p.dtype), end.to(p.dtype)
         found["initial_scores"] = start[:, 0]
         found["final_scores"] = end[torch.arange(B, device=p.device), p.lengths - 1]
-    return log_z, {name: found[name] for name in wanted}
+    return log_z + inputs.common, {name: found[name] for name in wanted}
 
 
 def max_messages(potentials: Potentials) -> Tensor:
     """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
-    return _messages(potentials, _prepare(potentials), False, True)[1]
+    alpha = _messages(potentials, _prepare(potentials), False, True)[1]
+    left_out = running_total(common_parts(potentials.scores, potentials.lengths))
+    return alpha + left_out[..., None]
 
 
 def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
@@ -149,13 +157,13 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     counts = torch.empty(B, dtype=torch.int32, device=p.device)
     launch(
         duration_last_segment_kernel, (T, B),
-        inputs.transition, inputs.bias, inputs.initial, inputs.lengths, inputs.source, inputs.born,
-        alpha, codes, T, C, p.max_duration, HAS_INITIAL=inputs.constants["HAS_INITIAL"],
-        **inputs.launch,
+        inputs.transition, inputs.bias, inputs.initial, inputs.lengths, inputs.source, inputs.deep,
+        inputs.born, alpha, codes, T, C, p.max_duration,
+        HAS_INITIAL=inputs.constants["HAS_INITIAL"], **inputs.launch,
     )  # fmt: skip
     launch(
         duration_traceback_kernel, (B,),
         inputs.transition, inputs.final, inputs.lengths, alpha, codes, best, starts, labels, counts,
         T, C, HAS_FINAL=inputs.constants["HAS_FINAL"], CP=inputs.constants["CP"], num_warps=1,
     )  # fmt: skip
-    return best, collect_table(starts, labels, counts, inputs.lengths)
+    return best + inputs.common, collect_table(starts, labels, counts, inputs.lengths)

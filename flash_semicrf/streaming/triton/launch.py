@@ -68,7 +68,7 @@ class Plan(NamedTuple):
     @property
     def ring(self) -> int:
         """Blocks of sources that are kept."""
-        return self.blocks_back + 2
+        return self.blocks_back + 1
 
     @property
     def workspace(self) -> int:
@@ -81,7 +81,7 @@ class Plan(NamedTuple):
     def max_workspace(self) -> int:
         """float64 elements that one program of the max pass needs."""
         older = self.blocks_of_part * self.rows if self.in_parts else 0
-        return (self.ring * (self.rows + 1) + 3 + older) * self.labels
+        return (self.ring * (self.rows + 1) + 4 + older) * self.labels
 
     @property
     def blocks_of_part(self) -> int:
@@ -122,8 +122,10 @@ class Problem(NamedTuple):
 
 
 class Messages(NamedTuple):
-    """Messages of both passes as `pass_kernel` writes them."""
+    """Log Z and the messages of both passes as `pass_kernel` writes them."""
 
+    inner_log_z: Tensor  # (B,), without the common parts of the scores, as the messages
+    has_deep: Tensor  # (B,), int32
     forward: Tensor  # (B, T, C)
     backward: Tensor  # (B, T, C)
     offset: Tensor  # (2, B, T)
@@ -204,15 +206,16 @@ def run_passes(
         return torch.empty(shape, dtype=dtype, device=p.device)
 
     workspace = empty(B * directions * plan.workspace)
-    log_z = empty(B)
+    log_z, has_deep = empty(2, B), empty(B, dtype=torch.int32)
     messages = None
     outputs = (log_z,) * 5
     if keep:
         blocks = T // SPAN + 2
-        messages = outputs = Messages(
+        outputs = (
             empty(B, T, C), empty(B, T, C), empty(2, B, T), empty(B, blocks, C),
             empty(B, blocks, C, dtype=torch.int32),
         )  # fmt: skip
+        messages = Messages(log_z[0], has_deep, *outputs)
     for begin, end in plan.parts(T):
         if plan.in_parts:
             launch(
@@ -223,9 +226,9 @@ def run_passes(
         launch(
             pass_kernel, (B, directions),
             problem.scores, problem.start, problem.end, problem.lengths, *tables, workspace, log_z,
-            *outputs, T, C, p.max_duration, begin, end, plan.blocks_back, plan.ring,
+            has_deep, *outputs, T, C, p.max_duration, begin, end, plan.blocks_back, plan.ring,
             plan.workspace, 1, int(always_log), HAS_BOUNDARY=problem.has_boundary, BACKWARD=keep,
             KEEP=keep, PARTS=plan.in_parts, CP=plan.labels, R=plan.rows, G=plan.groups,
             CHAINS=CHAINS, SPAN=SPAN, num_warps=plan.warps * plan.groups,
         )  # fmt: skip
-    return log_z, tables, messages
+    return log_z[1], tables, messages

@@ -18,11 +18,13 @@ import triton.language as tl
 
 from flash_semicrf.streaming.triton.numerics import (
     allowed,
-    exp_wide,
+    common_part,
+    exp_rows,
     exponent_of,
     high_word,
     power_of_two,
     round_whole,
+    settled,
 )
 
 __all__ = [
@@ -45,21 +47,37 @@ _SMALLEST_FACTOR = tl.constexpr(0x2B2BFF2E)  # high word of 1e-100
 
 @triton.jit
 def score_factors(x, R: tl.constexpr):
-    """(exp(x_i - v_i), v_i, ok) with whole v_i near the largest score of each row."""
-    factors = ()
+    """Scores of R rows as factors.
+
+    Returns
+    -------
+    rows : tuple of R tensors
+        The scores less the common part of their row, by `settled`.
+    factors, shifts : tuples of R
+        exp(rows - shift), with a whole shift near the largest of each row.
+    common : scalar
+        Sum of the common parts.
+    ok : Tensor
+        False where a factor is too small to be told from what underflow drops.
+    """
+    rows = ()
+    exponents = ()
     shifts = ()
-    ok = x[0] == x[0]
+    common = tl.zeros([], tl.float64)
     for i in tl.static_range(R):
-        top = tl.max(x[i], 0).to(tl.float64)
-        shift = round_whole(tl.where(allowed(top), top, 0.0))
-        live = allowed(x[i])
-        factor = exp_wide(
-            tl.where(live, x[i].to(tl.float64) - shift, -1000.0), x[i].dtype == tl.float32
-        )
-        ok = ok & ((high_word(factor) > _SMALLEST_FACTOR) | (live == 0))
-        factors = factors + (factor,)
+        top = tl.max(x[i], 0)
+        out = common_part(top)
+        row = settled(x[i], top)
+        shift = round_whole(tl.where(allowed(top), top - out, 0.0).to(tl.float64))
+        common += out.to(tl.float64)
+        rows = rows + (row,)
+        exponents = exponents + (tl.where(allowed(row), row.to(tl.float64) - shift, -1000.0),)
         shifts = shifts + (shift,)
-    return factors, shifts, ok
+    factors = exp_rows(exponents, rows[0].dtype == tl.float32, R)
+    ok = rows[0] == rows[0]
+    for i in tl.static_range(R):
+        ok = ok & ((high_word(factors[i]) > _SMALLEST_FACTOR) | (allowed(rows[i]) == 0))
+    return rows, factors, shifts, common, ok
 
 
 @triton.jit

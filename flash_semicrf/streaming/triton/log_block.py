@@ -14,10 +14,12 @@ from flash_semicrf.streaming.triton.numerics import (
     decode_log,
     encode_log,
     exp_wide,
+    is_deep,
+    settled,
     wide,
 )
 
-__all__ = ["log_steps"]
+__all__ = ["load_state", "log_steps", "save_state"]
 
 _UNROLL = tl.constexpr(4)  # durations whose loads are in flight together
 
@@ -45,7 +47,19 @@ def _window_logs(
             tl.store(raw_offset_ptr + row, float("nan"))
             place = (block * R + r) * direction * stride
             x = tl.load(score_ptr + place + label, mask=label < C, other=float("-inf"))
-            prefix += tl.where(allowed(x), x.to(tl.float64), 0.0)
+            x = settled(x, tl.max(x, 0))
+            prefix += tl.where(allowed(x), x.to(tl.float64), 0.0)  # no linear block has deep ones
+
+
+@triton.jit
+def _lower_window(logs_ptr, deep, step, K, ring, label, CP: tl.constexpr, R: tl.constexpr):
+    """Add the deep scores of position `step`, zero elsewhere, to the sources that it lies after."""
+    for source in range(tl.maximum(step - K + 1, 0), step + 1):
+        row = logs_ptr + ((source // R % ring) * R + source % R) * CP + label
+        lowered = tl.load(row) + deep
+        tl.debug_barrier()
+        tl.store(row, lowered)
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -104,29 +118,57 @@ def _product(alpha, scratch_ptr, log_matrix_ptr, label, C, CP: tl.constexpr):
 
 
 @triton.jit
+def save_state(state_ptr, g, prefix, newest, born, offset, common, has_deep, CP: tl.constexpr):
+    """Write the state of a pass between two blocks; 5 CP float64."""
+    label = tl.arange(0, CP)
+    tl.store(state_ptr + label, g)
+    tl.store(state_ptr + CP + label, prefix)
+    tl.store(state_ptr + 2 * CP + label, newest.to(tl.float64))
+    tl.store(state_ptr + 3 * CP + label, born.to(tl.float64))
+    tl.store(state_ptr + 4 * CP, offset)
+    tl.store(state_ptr + 4 * CP + 1, common)
+    tl.store(state_ptr + 4 * CP + 2, has_deep.to(tl.float64))
+
+
+@triton.jit
+def load_state(state_ptr, CP: tl.constexpr):
+    """Read what `save_state` wrote."""
+    label = tl.arange(0, CP)
+    g = tl.load(state_ptr + label)
+    prefix = tl.load(state_ptr + CP + label)
+    newest = tl.load(state_ptr + 2 * CP + label).to(tl.int32)
+    born = tl.load(state_ptr + 3 * CP + label).to(tl.int32)
+    offset = tl.load(state_ptr + 4 * CP)
+    common = tl.load(state_ptr + 4 * CP + 1)
+    has_deep = tl.load(state_ptr + 4 * CP + 2).to(tl.int32)
+    return g, prefix, newest, born, offset, common, has_deep
+
+
+@triton.jit(noinline=True)
 def log_steps(
-    g, offset, prefix, newest, born, final_ptr,
+    state_ptr, final_ptr,
     score_ptr, opening_ptr, closing_ptr, message_ptr, offset_ptr, sources_ptr,
     rates_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, scratch_ptr, log_window_ptr,
-    log_matrix_ptr, step, length, K, ring, direction, stride, C, label,
+    log_matrix_ptr, step, length, K, ring, direction, stride, C,
     HAS_BOUNDARY: tl.constexpr, KEEP: tl.constexpr,
     CP: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
     """Run the R steps after `step` (a multiple of R) that are within `length`.
 
+    A function of its own, not inlined: it is large, rarely called, and the compiler's time grows
+    with the cube of a function's size. So the state comes and goes by way of memory.
+
     Parameters
     ----------
-    g : Tensor of shape (CP,)
-        Source of `step`, without its opening score, as stored messages are, relative to `offset`.
-    prefix : Tensor of shape (CP,)
-        Sum of the scores, those that forbid left out, before `step`.
+    state_ptr
+        By `save_state`. g: source of `step`, without its opening score, as stored messages are,
+        relative to the offset. prefix: sum of the scores before `step`, settled, without those that
+        forbid and deep ones. has_deep: whether there were any.
     score_ptr, opening_ptr, closing_ptr, message_ptr, offset_ptr
         Rows of the pass's first position; the others follow in `direction`.
-
-    Returns
-    -------
-    The state after the block: g, offset, prefix, newest, born.
     """
+    label = tl.arange(0, CP)
+    g, prefix, newest, born, offset, common, has_deep = load_state(state_ptr, CP)
     _window_logs(
         raw_ptr, raw_offset_ptr, prefix_ptr, score_ptr, step, K, ring, label, C, stride,
         direction, CP, R,
@@ -136,6 +178,7 @@ def log_steps(
     source_log = decode_log(g) + offset
     start_offset = offset
     start_prefix = prefix
+    lowered = tl.zeros([CP], tl.float64)
     inside = label < C
     # A number of rounds that the compiler does not know: it would write them all out.
     count = tl.minimum(R, length - step)
@@ -151,7 +194,16 @@ def log_steps(
         tl.store(raw_offset_ptr + row, float("nan"))
         tl.debug_barrier()
         x = tl.load(score_ptr + place + label, mask=inside, other=float("-inf"))
-        prefix += tl.where(allowed(x), x.to(tl.float64), 0.0)
+        top = tl.max(x, 0)
+        is_mask = is_deep(x, top)
+        x = settled(x, top)
+        # Deep scores go to the sources one by one: a running sum would keep nothing beside them.
+        deep = tl.where(is_mask, x.to(tl.float64), 0.0)
+        if tl.max(is_mask.to(tl.int32), 0) == 1:
+            _lower_window(raw_ptr, deep, here, K, ring, label, CP, R)
+            lowered += deep
+            has_deep = has_deep | 1
+        prefix += tl.where(allowed(x), x.to(tl.float64) - deep, 0.0)
         born = tl.where(allowed(x), born, here + 1)
         alpha = _window_sum(raw_ptr, log_window_ptr, here, K, ring, born, label, CP, R)
         alpha += prefix
@@ -175,6 +227,9 @@ def log_steps(
         h = tl.load(raw_ptr + row * CP + label)
         scaled = exp_wide(tl.minimum(h + prefix - offset, 700.0))
         tl.store(sources_ptr + row * CP + label, tl.where(born <= step + i, scaled, 0.0))
-    rate = exp_wide(tl.minimum(prefix - start_prefix + start_offset - offset, 700.0))
+    rate = prefix - start_prefix + lowered + start_offset - offset
+    rate = exp_wide(tl.minimum(rate, 700.0))
     tl.store(rates_ptr + slot * CP + label, tl.where(born <= step, rate, 0.0))
-    return encode_log(source_log - offset), offset, prefix, newest, born
+    g = encode_log(source_log - offset)
+    tl.debug_barrier()
+    save_state(state_ptr, g, prefix, newest, born, offset, common, has_deep, CP)

@@ -14,7 +14,13 @@ import triton.language as tl
 
 from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.linear_block import load_matrix, load_tile, newest_durations
-from flash_semicrf.streaming.triton.numerics import wide
+from flash_semicrf.streaming.triton.numerics import (
+    allowed,
+    common_part,
+    is_deep,
+    settled,
+    wide,
+)
 from flash_semicrf.streaming.triton.passes import load_rows
 
 __all__ = ["far_maxima_kernel", "max_pass_kernel"]
@@ -109,7 +115,7 @@ def _best_of_groups(x, R: tl.constexpr):
 
 @triton.jit
 def _max_steps(
-    g, prefix, maxima, near, x, opening, closing, matrix, step, length, final_row,
+    g, prefix, maxima, near, x, counted, opening, closing, matrix, step, length, final_row,
     alpha_row, source_out, source_row, stride, C, label,
     HAS_BOUNDARY: tl.constexpr, CP: tl.constexpr, R: tl.constexpr, CHAINS: tl.constexpr,
 ):  # fmt: skip
@@ -135,7 +141,7 @@ def _max_steps(
         keep = inside & (here < length)
         tl.store(source_out + i * stride + label, source - prefix, mask=keep)
         tl.store(alpha_row + i * stride + label, alpha, mask=keep)
-        prefix += tl.where(x[i] > float("-inf"), x[i], 0.0)
+        prefix += counted[i]
         final_row = tl.where(here + 1 == length, alpha, final_row)
         moved = tl.reshape(matrix + alpha[None, :], [CP, CHAINS, CP // CHAINS])
         g = tl.max(tl.max(moved, 2), 1)
@@ -154,16 +160,36 @@ def _wide_rows(rows, R: tl.constexpr):
     return values
 
 
+@triton.jit
+def _settled_rows(rows, R: tl.constexpr):
+    """Settled rows, float64; those that running sums take in; sum of the common parts; any deep."""
+    values = ()
+    counted = ()
+    common = tl.zeros([], tl.float64)
+    has_deep = tl.zeros([], tl.int32)
+    for i in tl.static_range(R):
+        top = tl.max(rows[i], 0)
+        deep = is_deep(rows[i], top)
+        row = settled(rows[i], top).to(tl.float64)
+        values = values + (row,)
+        counted = counted + (tl.where(deep | (allowed(row) == 0), 0.0, row),)
+        common += common_part(top).to(tl.float64)
+        has_deep = has_deep | tl.max(deep.to(tl.int32), 0)
+    return values, counted, common, has_deep
+
+
 @kernel
 def max_pass_kernel(
     scores_ptr, start_ptr, end_ptr, lengths_ptr, log_window_ptr, log_matrix_ptr, first_ptr,
-    workspace_ptr, alpha_ptr, sources_ptr, best_ptr,
+    workspace_ptr, alpha_ptr, sources_ptr, best_ptr, has_deep_ptr,
     T, C, begin, end, blocks_back, ring, workspace_stride, unit,
     HAS_BOUNDARY: tl.constexpr, PARTS: tl.constexpr,
     CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr, CHAINS: tl.constexpr,
 ):  # fmt: skip
     """Fill row p of `alpha` and `sources` (B, T, C), alpha_{p+1} and h_p, and `best` (B,).
 
+    Messages leave out the common parts of the scores, and running scores the deep ones; `has_deep`
+    (B,) int32 says whether there are any.
     Steps after `begin` up to `end`, in parts as in `pass_kernel`. Program (b,).
     """
     b = tl.program_id(0).to(tl.int64)
@@ -173,7 +199,7 @@ def max_pass_kernel(
     ring_ptr = workspace_ptr + b * workspace_stride
     rates_ptr = ring_ptr + ring * R * CP
     state_ptr = rates_ptr + ring * CP
-    older_ptr = state_ptr + 3 * CP
+    older_ptr = state_ptr + 4 * CP
     matrix = load_matrix(log_matrix_ptr, unit, CP)
     near = ()
     for i in tl.static_range(R):
@@ -181,16 +207,22 @@ def max_pass_kernel(
     g = tl.load(first_ptr + label)
     prefix = tl.zeros([CP], tl.float64)
     final_row = tl.full([CP], float("-inf"), tl.float64)
+    common = tl.zeros([], tl.float64)
+    has_deep = tl.zeros([], tl.int32)
     if PARTS:
         if begin > 0:
             g = tl.load(state_ptr + label)
             prefix = tl.load(state_ptr + CP + label)
             final_row = tl.load(state_ptr + 2 * CP + label)
+            common = tl.load(state_ptr + 3 * CP)
+            has_deep = tl.load(state_ptr + 3 * CP + 1).to(tl.int32)
     ahead = load_rows(scores_ptr + base, begin, length, 1, C, label, C, R)
     for step in range(begin, tl.minimum(end, length), R):
         block = step // R
         slot = block % ring
-        x = _wide_rows(ahead, R)
+        x, counted, out, any_deep = _settled_rows(ahead, R)
+        common += out
+        has_deep = has_deep | any_deep
         ahead = load_rows(scores_ptr + base, step + R, length, 1, C, label, C, R)
         opening = x
         closing = x
@@ -206,7 +238,7 @@ def max_pass_kernel(
         )  # fmt: skip
         place = base + step * C
         g, prefix, final_row, rate = _max_steps(
-            g, prefix, maxima, near, x, opening, closing, matrix, step, length, final_row,
+            g, prefix, maxima, near, x, counted, opening, closing, matrix, step, length, final_row,
             alpha_ptr + place, sources_ptr + place, ring_ptr + slot * R * CP, C, C, label,
             HAS_BOUNDARY, CP, R, CHAINS,
         )  # fmt: skip
@@ -216,9 +248,12 @@ def max_pass_kernel(
         tl.store(state_ptr + label, g)
         tl.store(state_ptr + CP + label, prefix)
         tl.store(state_ptr + 2 * CP + label, final_row)
+        tl.store(state_ptr + 3 * CP, common)
+        tl.store(state_ptr + 3 * CP + 1, has_deep.to(tl.float64))
     if (begin < length) & (end >= length):
         best = tl.max(final_row + tl.load(first_ptr + CP + label), 0)
-        tl.store(best_ptr + b, best)
+        tl.store(best_ptr + b, best + common)
+        tl.store(has_deep_ptr + b, has_deep)
 
 
 @kernel
@@ -231,7 +266,7 @@ def far_maxima_kernel(
     label = tl.arange(0, CP)
     ring_ptr = workspace_ptr + tl.program_id(1).to(tl.int64) * workspace_stride
     rates_ptr = ring_ptr + ring * R * CP
-    older_ptr = rates_ptr + (ring + 3) * CP + ahead * R * CP
+    older_ptr = rates_ptr + (ring + 4) * CP + ahead * R * CP
     first = begin // R
     blocks = tl.maximum(tl.minimum(blocks_back - ahead, first), 0)
     maxima = _far_maxima(

@@ -13,19 +13,26 @@ import triton.language as tl
 
 __all__ = [
     "allowed",
+    "common_part",
     "decode_linear",
     "decode_log",
     "encode_log",
+    "exp_rows",
     "exp_wide",
     "exponent_of",
     "high_word",
+    "is_deep",
     "power_of_two",
     "round_whole",
+    "settled",
     "wide",
 ]
 
 # A little above flash_semicrf.potentials.NEG_INF, which float32 rounds to -0.99999997e38.
 _NEG_INF = tl.constexpr(-9.9e37)
+
+# As flash_semicrf.streaming.masks.HUGE.
+_HUGE = tl.constexpr(1e4)
 
 
 @triton.jit
@@ -39,6 +46,25 @@ def wide(x):
 def allowed(x):
     """Whether a score does not forbid."""
     return x > _NEG_INF
+
+
+@triton.jit
+def common_part(top):
+    """What is taken out of all scores of a position, `top` being the largest: `top` if huge."""
+    return tl.where(allowed(top) & (tl.abs(top) > _HUGE), top, 0.0)
+
+
+@triton.jit
+def settled(x, top):
+    """Scores of a position less their common part, -inf where they forbid."""
+    return tl.where(allowed(x), x - common_part(top), float("-inf"))
+
+
+@triton.jit
+def is_deep(x, top):
+    """Whether a score is so far below the largest that a running sum which took it in would lose
+    the digits of all others: a mask that is not -inf."""
+    return allowed(x) & (x < top - _HUGE)
 
 
 @triton.jit
@@ -84,6 +110,23 @@ def exp_wide(x, SHORT: tl.constexpr = False):
     p = p * r + 1.0
     bits = p.to(tl.int64, bitcast=True) + (shifted.to(tl.int64, bitcast=True) << 52)
     return tl.where(x > -708.0, bits.to(tl.float64, bitcast=True), 0.0)
+
+
+@triton.jit
+def exp_rows(rows, SHORT: tl.constexpr, R: tl.constexpr):
+    """exp_wide of R = 4 or 8 rows: written once, for the compiler's sake, and run on all."""
+    tl.static_assert((R == 4) or (R == 8))
+    first = tl.join(tl.join(rows[0], rows[1]), tl.join(rows[2], rows[3]))
+    if R == 4:
+        x01, x23 = tl.split(exp_wide(first, SHORT))
+        found = tl.split(x01) + tl.split(x23)
+    else:
+        second = tl.join(tl.join(rows[4], rows[5]), tl.join(rows[6], rows[7]))
+        low, high = tl.split(exp_wide(tl.join(first, second), SHORT))
+        x01, x23 = tl.split(low)
+        x45, x67 = tl.split(high)
+        found = tl.split(x01) + tl.split(x23) + tl.split(x45) + tl.split(x67)
+    return found
 
 
 @triton.jit

@@ -23,13 +23,13 @@ from flash_semicrf.streaming.triton.linear_block import (
     load_matrix,
     score_factors,
 )
-from flash_semicrf.streaming.triton.log_block import log_steps
+from flash_semicrf.streaming.triton.log_block import load_state, log_steps, save_state
 from flash_semicrf.streaming.triton.numerics import (
     allowed,
     decode_linear,
     decode_log,
     encode_log,
-    exp_wide,
+    exp_rows,
     high_word,
 )
 
@@ -41,29 +41,33 @@ PART = 128
 
 @triton.jit
 def load_rows(row_ptr, step, length, direction, stride, label, C, R: tl.constexpr):
-    """Rows of the R positions after `step` as they are; -inf outside."""
+    """Rows of the R positions after `step`, at least float32; -inf outside."""
     rows = ()
+    first = row_ptr + step * direction * stride + label
+    within = label < C
     for i in tl.static_range(R):
-        inside = (step + i < length) & (label < C)
-        place = (step + i) * direction * stride
-        rows = rows + (tl.load(row_ptr + place + label, mask=inside, other=float("-inf")),)
+        inside = (i < length - step) & within
+        row = tl.load(first + i * direction * stride, mask=inside, other=float("-inf"))
+        if row.dtype.primitive_bitwidth < 32:
+            row = row.to(tl.float32)
+        rows = rows + (row,)
     return rows
 
 
 @triton.jit
 def _exponentials(rows, R: tl.constexpr):
-    values = ()
+    exponents = ()
     for i in tl.static_range(R):
         x = rows[i].to(tl.float64)
-        values = values + (exp_wide(tl.where(allowed(x), x, -1000.0), rows[i].dtype == tl.float32),)
-    return values
+        exponents = exponents + (tl.where(allowed(x), x, -1000.0),)
+    return exp_rows(exponents, rows[0].dtype == tl.float32, R)
 
 
 @kernel
 def pass_kernel(
     scores_ptr, start_ptr, end_ptr, lengths_ptr,
     window_ptr, log_window_ptr, matrix_ptr, log_matrix_ptr, first_ptr,
-    workspace_ptr, log_z_ptr, forward_ptr, backward_ptr, offset_ptr,
+    workspace_ptr, log_z_ptr, has_deep_ptr, forward_ptr, backward_ptr, offset_ptr,
     prefix_out_ptr, born_out_ptr, T, C, K, begin, end, blocks_back, ring, workspace_stride, unit,
     always_log,
     HAS_BOUNDARY: tl.constexpr, BACKWARD: tl.constexpr, KEEP: tl.constexpr, PARTS: tl.constexpr,
@@ -72,12 +76,14 @@ def pass_kernel(
     """Run the steps after `begin` up to `end` of one pass; program (b, direction).
 
     `scores`, `start`, `end` (B, T, C) in any floating dtype; the tables of `prepare_kernel`;
-    `workspace` float64, `workspace_stride` of them per program. Writes `log_z` (B,) and, if KEEP,
-    the messages `forward` (alpha_{p+1} in row p) and `backward` (eta_p), both (B, T, C), with their
-    offsets (2, B, T); `prefix` and `born` (B, blocks, C): running score and first source that no
-    forbidden position cut off, at every multiple of SPAN positions. float64 inside. `always_log`
-    is for tests. With PARTS the pass comes in several launches: each but the first goes on from the
-    state that the one before left in the workspace, and reads there what `far_kernel` summed.
+    `workspace` float64, `workspace_stride` of them per program. Writes `log_z` (2, B), first
+    without the common parts of the scores, which messages leave out too, then with them;
+    `has_deep` (B,) int32, whether there are deep scores. With KEEP also the messages `forward`
+    (alpha_{p+1} in row p) and `backward` (eta_p), both (B, T, C), with their offsets (2, B, T);
+    `prefix` and `born` (B, blocks, C): running score and first source that no forbidden position
+    cut off, at every multiple of SPAN positions. float64 inside. `always_log` is for tests. With
+    PARTS the pass comes in several launches: each but the first goes on from the state that the one
+    before left in the workspace, and reads there what `far_kernel` summed.
     """
     b = tl.program_id(0).to(tl.int64)
     label = tl.arange(0, CP)
@@ -131,13 +137,11 @@ def pass_kernel(
     prefix = tl.zeros([CP], tl.float64)
     newest = tl.full([CP], -(1 << 30), tl.int32)
     born = tl.zeros([CP], tl.int32)
+    common = tl.zeros([], tl.float64)
+    has_deep = tl.zeros([], tl.int32)
     if PARTS:
         if begin > 0:
-            g = tl.load(state_ptr + label)
-            prefix = tl.load(state_ptr + CP + label)
-            newest = tl.load(state_ptr + 2 * CP + label).to(tl.int32)
-            born = tl.load(state_ptr + 3 * CP + label).to(tl.int32)
-            offset = tl.load(state_ptr + 4 * CP)
+            g, prefix, newest, born, offset, common, has_deep = load_state(state_ptr, CP)
 
     # Rows are loaded one block ahead: nothing waits for memory between the blocks.
     ahead = load_rows(score_ptr, begin, length, direction, stride, label, C, R)
@@ -150,9 +154,9 @@ def pass_kernel(
                 place = (b * (T // SPAN + 2) + step // SPAN) * C + label
                 tl.store(prefix_out_ptr + place, prefix, mask=inside)
                 tl.store(born_out_ptr + place, born, mask=inside)
-        x = ahead
+        x, factors, shifts, out, ok = score_factors(ahead, R)
+        common += out
         ahead = load_rows(score_ptr, step + R, length, direction, stride, label, C, R)
-        factors, shifts, ok = score_factors(x, R)
         opening = factors
         closing = factors
         if HAS_BOUNDARY:
@@ -179,9 +183,11 @@ def pass_kernel(
         ok = ok & fine & in_range(high_word(linear), g == 0) & (lost <= 1e-220)
         if (tl.min(ok.to(tl.int32), 0) == 1) & (always_log == 0):
             row_offset = offset
+            raw_row = raw_ptr + slot * R * CP + label
+            raw_offset = raw_offset_ptr + slot * R
             for i in tl.static_range(R):
-                tl.store(raw_ptr + (slot * R + i) * CP + label, sources[i])
-                tl.store(raw_offset_ptr + slot * R + i, row_offset)
+                tl.store(raw_row + i * CP, sources[i])
+                tl.store(raw_offset + i, row_offset)
                 row_offset += shifts[i]
                 prefix += tl.where(allowed(x[i]), x[i].to(tl.float64), 0.0)
             tl.store(rates_ptr + slot * CP + label, rate)
@@ -191,21 +197,21 @@ def pass_kernel(
             offset = new_offset + exponent.to(tl.float64) * 0.6931471805599453
         else:
             tl.debug_barrier()
-            g, offset, prefix, newest, born = log_steps(
-                g, offset, prefix, newest, born, final_ptr,
+            save_state(state_ptr, g, prefix, newest, born, offset, common, has_deep, CP)
+            tl.debug_barrier()
+            log_steps(
+                state_ptr, final_ptr,
                 score_ptr, opening_ptr, closing_ptr, message_ptr, row_offset_ptr,
                 sources_ptr, rates_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, scratch_ptr,
-                log_window_ptr, log_matrix_ptr, step, length, K, ring, direction, stride, C, label,
+                log_window_ptr, log_matrix_ptr, step, length, K, ring, direction, stride, C,
                 HAS_BOUNDARY, KEEP, CP, R,
             )  # fmt: skip
+            tl.debug_barrier()
+            g, prefix, newest, born, offset, common, has_deep = load_state(state_ptr, CP)
         tl.debug_barrier()
 
     if PARTS:
-        tl.store(state_ptr + label, g)
-        tl.store(state_ptr + CP + label, prefix)
-        tl.store(state_ptr + 2 * CP + label, newest.to(tl.float64))
-        tl.store(state_ptr + 3 * CP + label, born.to(tl.float64))
-        tl.store(state_ptr + 4 * CP, offset)
+        save_state(state_ptr, g, prefix, newest, born, offset, common, has_deep, CP)
     if (begin < length) & (end >= length) & (direction > 0):
         if KEEP:
             place = (b * (T // SPAN + 2) + tl.cdiv(length, SPAN)) * C + label
@@ -218,6 +224,8 @@ def pass_kernel(
         total = tl.sum(tl.exp(value - safe), 0)
         log_z = tl.where(top > float("-inf"), safe + tl.load(final_ptr + CP) + tl.log(total), top)
         tl.store(log_z_ptr + b, log_z)
+        tl.store(log_z_ptr + tl.num_programs(0) + b, log_z + common)
+        tl.store(has_deep_ptr + b, has_deep)
 
 
 @kernel

@@ -53,11 +53,9 @@ def gradients(
     """
     plan, problem = plan_of(potentials), problem_of(potentials)
     log_z, tables, messages = run_passes(potentials, problem, plan, True, always_log)
-    found = _boundary_gradients(potentials, problem, plan, tables, messages, log_z, wanted)
+    found = _boundary_gradients(potentials, problem, plan, tables, messages, wanted)
     if "duration_bias" in wanted:
-        found["duration_bias"] = _duration_gradient(
-            potentials, problem, plan, tables, messages, log_z
-        )
+        found["duration_bias"] = _duration_gradient(potentials, problem, plan, tables, messages)
     return log_z, {name: found[name] for name in wanted}
 
 
@@ -67,15 +65,14 @@ def _boundary_gradients(
     plan: Plan,
     tables: Tables,
     messages: Messages,
-    log_z: Tensor,
     wanted: set[str],
     use_dot: bool | None = None,
 ) -> dict[str, Tensor]:
     """Everything but the gradient by the durations; turns the messages into h and u."""
     scores = problem.scores
     B, T, C = scores.shape
-    # A chunk of 4C positions keeps the partial gradients by A smaller than the scores.
-    tiles = -(-4 * C // SPAN)
+    # A chunk of 8C positions keeps the partial gradients by A smaller than the scores.
+    tiles = -(-8 * C // SPAN)
     span = tiles * SPAN
     chunks = -(-(T + 1) // span)
     want_ends = bool(wanted & {"start_scores", "end_scores"})
@@ -83,21 +80,23 @@ def _boundary_gradients(
     position = torch.empty_like(scores)
     start = torch.empty_like(scores) if want_ends else position
     end = torch.empty_like(scores) if want_ends else position
-    sizes = [B * chunks * C, B * chunks * C * C if want_transition else 1, B * C, B * C]
+    sizes = [B * chunks * C, B * chunks * C * C if want_transition else 1]
     buffer = torch.empty(sum(sizes), dtype=torch.float64, device=scores.device)
-    carry, transition, initial, final = buffer.split(sizes)
+    carry, transition = buffer.split(sizes)
+    # Apart from the buffer, which would otherwise be kept with them.
+    initial, final = torch.empty((2, B, C), dtype=torch.float64, device=scores.device)
     # tl.dot takes 16 rows and more; 64 labels need more shared memory than many devices have.
     dot = 16 <= plan.labels <= 64 if use_dot is None else use_dot
     launch(
         boundary_kernel, (chunks, B),
         scores, problem.start, problem.end, problem.lengths, tables.log_matrix, tables.first,
-        log_z, messages.forward, messages.backward, messages.offset, messages.prefix,
+        messages.inner_log_z, messages.forward, messages.backward, messages.offset, messages.prefix,
         position, start, end, carry, transition, initial, final,
         T, C, messages.prefix.shape[1], tiles,
         HAS_BOUNDARY=problem.has_boundary, HAS_INITIAL=p.initial_scores is not None,
         WANT_ENDS=want_ends, WANT_TRANSITION=want_transition,
         WANT_DURATION="duration_bias" in wanted, DOT=dot, CP=plan.labels, TT=SPAN,
-        num_warps=4 if plan.labels <= 32 else 8,
+        num_warps=4 if plan.labels <= 16 else 8,
     )  # fmt: skip
     if chunks > 1:
         launch(carry_kernel, (B,), carry, chunks, C, CP=plan.labels, ROWS=64, num_warps=4)
@@ -107,28 +106,27 @@ def _boundary_gradients(
             num_warps=4,
         )  # fmt: skip
     found = {"scores": position, "start_scores": start, "end_scores": end}
-    found["initial_scores"] = initial.view(B, C)
-    found["final_scores"] = final.view(B, C)
+    found["initial_scores"], found["final_scores"] = initial, final
     if want_transition:
-        found["transition"] = transition.view(B, chunks, C, C).sum(1)
+        found["transition"] = transition.view(B, chunks, C, C).sum(1)  # a copy, also of one chunk
     return found
 
 
 def _duration_gradient(
-    p: Potentials, problem: Problem, plan: Plan, tables: Tables, messages: Messages, log_z: Tensor
+    p: Potentials, problem: Problem, plan: Plan, tables: Tables, messages: Messages
 ) -> Tensor:
     B, T, C = problem.scores.shape
     K = p.max_duration
-    # A chunk of 4K positions keeps the partial gradients smaller than the scores.
+    # A chunk of 8K positions keeps the partial gradients smaller than the scores.
     tile = max(4, min(16, triton.next_power_of_2(K), 512 // plan.labels))
-    span = -(-max(256, 4 * K) // SPAN) * SPAN
+    span = -(-max(256, 8 * K) // SPAN) * SPAN
     chunks = -(-T // span)
-    gradient = torch.empty((B, chunks, K, C), dtype=torch.float64, device=log_z.device)
+    gradient = torch.empty((B, chunks, K, C), dtype=torch.float64, device=p.device)
     launch(
         duration_gradient_kernel, (triton.cdiv(K, tile), chunks, B),
-        problem.scores, problem.lengths, tables.log_window, log_z,
-        messages.backward, messages.forward, messages.born, gradient,
-        T, C, K, messages.born.shape[1], span, CP=plan.labels, KT=tile,
+        problem.scores, problem.lengths, tables.log_window,
+        messages.inner_log_z, messages.has_deep, messages.backward, messages.forward,
+        messages.born, gradient, T, C, K, messages.born.shape[1], span, CP=plan.labels, KT=tile,
         NARROW=problem.scores.dtype == torch.float32, SPAN=SPAN, num_warps=4,
     )  # fmt: skip
     return gradient[:, 0] if chunks == 1 else gradient.sum(1)

@@ -12,14 +12,14 @@ from __future__ import annotations
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.jit import kernel
-from flash_semicrf.streaming.triton.numerics import allowed
+from flash_semicrf.streaming.triton.numerics import allowed, is_deep, settled
 
 __all__ = ["last_segment_kernel", "previous_segment_kernel", "table_kernel", "traceback_kernel"]
 
 
 @kernel
 def last_segment_kernel(
-    scores_ptr, lengths_ptr, sources_ptr, log_window_ptr, code_ptr,
+    scores_ptr, lengths_ptr, has_deep_ptr, sources_ptr, log_window_ptr, code_ptr,
     T, C, K, CP: tl.constexpr, TT: tl.constexpr,
 ):  # fmt: skip
     """Code ``k * CP + c`` of the best segment of label c that ends at position p, in (B, T, C).
@@ -32,6 +32,8 @@ def last_segment_kernel(
     length = tl.load(lengths_ptr + b).to(tl.int32)
     inside = (p < length) & (label < C)
     place = (b * T + p) * C + label
+    has_deep = tl.load(has_deep_ptr + b)
+    deep = tl.zeros([TT, CP], tl.float64)  # what the running scores left out of those positions
     alive = inside  # no forbidden position within the k positions up to p
     best = tl.full([TT, CP], float("-inf"), tl.float64)
     duration = tl.zeros([TT, CP], tl.int32)
@@ -39,8 +41,11 @@ def last_segment_kernel(
         live = inside & (p + 1 >= k)
         x = tl.load(scores_ptr + place - (k - 1) * C, mask=live, other=float("-inf"))
         alive = alive & allowed(x)
+        if has_deep != 0:
+            top = tl.max(x, 1)[:, None]
+            deep += tl.where(is_deep(x, top), settled(x, top).to(tl.float64), 0.0)
         value = tl.load(sources_ptr + place - (k - 1) * C, mask=alive, other=float("-inf"))
-        value += tl.load(log_window_ptr + k * CP + label)
+        value += tl.load(log_window_ptr + k * CP + label) + deep
         duration = tl.where(value > best, k, duration)
         best = tl.maximum(value, best)
     tl.store(code_ptr + place, duration * CP + label, mask=inside)

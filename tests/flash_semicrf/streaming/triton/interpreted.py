@@ -262,23 +262,58 @@ def test_float32_log_partition_and_marginals_are_as_accurate_as_promised():
     assert float((found["scores"].double() - expected["scores"]).abs().max()) <= 1e-5
 
 
-# Running scores that take in a mask are as exact as its size lets them be.
-@pytest.mark.parametrize("mask", [-1e5, -1e9])
-def test_finite_masks_act_as_minus_infinity(mask):
-    problem = Case(17, 5, 3, scale=3.0).problem()
+@pytest.mark.parametrize("by_duration", [False, True], ids=["static", "by_duration"])
+@pytest.mark.parametrize("mask", [-2e4, -1e9, -1e30])
+def test_finite_masks_act_as_minus_infinity(mask, by_duration):
+    problem = Case(17, 5, 3, scale=3.0, by_duration=by_duration).problem()
     dead = torch.rand(problem.scores.shape) < 0.3
     dead[..., 0] = False
     masked, forbidden = (
         problem.replace(scores=problem.scores.masked_fill(dead, value))
         for value in (mask, -math.inf)
     )
-    log_z, found = TRITON.gradients(masked, {"scores", "duration_bias"})
-    expected_log_z, expected = REFERENCE.gradients(forbidden, {"scores", "duration_bias"})
-    assert_close(log_z, expected_log_z, torch.float32)
-    assert_close(found["scores"], expected["scores"], torch.float32)
-    assert_close(found["duration_bias"], expected["duration_bias"], torch.float32)
-    best = viterbi(forbidden, "reference").scores
-    assert_close(viterbi(masked, "triton").scores, best, torch.float32)
+    wanted = {*problem.parameters(), "start_scores", "end_scores"}
+    log_z, found = TRITON.gradients(masked, wanted)
+    expected_log_z, expected = REFERENCE.gradients(forbidden, wanted)
+    assert_close(log_z, expected_log_z)
+    for name, value in found.items():
+        assert_close(value, expected[name])
+    best, expected_best = viterbi(masked, "triton"), viterbi(forbidden, "reference")
+    assert_close(best.scores, expected_best.scores)
+    assert [(s.start, s.end, s.label) for s in best.segments[0]] == [
+        (s.start, s.end, s.label) for s in expected_best.segments[0]
+    ]
+
+
+@pytest.mark.parametrize("by_duration", [False, True], ids=["static", "by_duration"])
+def test_huge_scores_common_to_all_labels_change_no_marginals(by_duration):
+    problem = Case(17, 5, 3, scale=3.0, by_duration=by_duration).problem()
+    shift = torch.zeros(1, 17, 1, dtype=torch.float64)
+    shift[0, [3, 4, 11]] = torch.tensor([[-1e12], [3e11], [-(2.0**40)]]).double()
+    shifted = problem.replace(scores=problem.scores + shift)
+    exact = shifted.replace(scores=shifted.scores - shift)  # as float64 rounds the shifted ones
+    wanted = {*problem.parameters(), "start_scores", "end_scores"}
+    log_z, found = TRITON.gradients(shifted, wanted)
+    expected_log_z, expected = REFERENCE.gradients(exact, wanted)
+    assert_close(log_z, expected_log_z + shift.sum())
+    for name, value in found.items():
+        assert_close(value, expected[name])
+    inside = TRITON.max_messages(shifted) - TRITON.max_messages(exact)
+    assert_close(inside[:, 1:], shift.cumsum(1).expand(1, 17, 3))
+    assert [s.label for s in viterbi(shifted, "triton").segments[0]] == [
+        s.label for s in viterbi(exact, "reference").segments[0]
+    ]
+
+
+def test_masks_that_cannot_be_avoided_keep_their_score():
+    problem = Case(17, 5, 2).problem()
+    scores = problem.scores.clone()
+    scores[0, 6:12, 1] -= 3e4  # where label 0, far better, is forbidden by transitions
+    transition = torch.tensor([[-math.inf, -math.inf], [0.3, 0.1]], dtype=torch.float64)
+    bias = problem.duration_bias.clone()
+    bias[1:, 0] = -math.inf  # label 0 lasts one position and nothing may follow it but the end
+    problem = problem.replace(scores=scores, transition=transition, duration_bias=bias)
+    assert_agrees_with_reference(problem)
 
 
 @pytest.mark.parametrize("minimum", [2, 10])
