@@ -8,6 +8,9 @@ import numpy as np
 
 JOBS = ("log_partition", "log_partition_gradient", "decode", "posterior", "entropy_gradient")
 
+EDGES_JOB = "edges_gradient"
+"""log Z of an edge tensor and its gradient, by the vectorised scan of the exact engine."""
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -15,10 +18,11 @@ class Goal:
 
     Parameters
     ----------
-    quantity : {"speedup", "relative_time", "seconds", "memory"}
+    quantity : {"speedup", "relative_time", "seconds", "memory", "relative_memory"}
         "speedup": time of `other` (a peer) over ours, at least `bound`. "relative_time": our time
         over our time on `other` (a problem), at most `bound`. "seconds": our time, at most.
         "memory": peak extra bytes over the bytes of the scores in float64, at most.
+        "relative_memory": our peak extra bytes over those of `other` (a peer), at most.
     bound : float
     other : str, optional
         Name of a peer or of a problem.
@@ -37,8 +41,9 @@ class Problem:
     ----------
     name : str
     B, T, K, C : int
-        Sequences, positions, longest duration, labels. Every sequence has length T.
-    job : {"log_partition", "log_partition_gradient", "decode", "posterior", "entropy_gradient"}
+        Sequences, positions, longest duration, labels. Every sequence has length T. For
+        "edges_gradient" they are those of an edge tensor (B, T-1, K, C, C).
+    job : one of `JOBS`, or `EDGES_JOB`
         "posterior" is marginals with expected counts, entropy and 100 samples.
     dtype : {"float32", "float64"}
     seed : int
@@ -126,6 +131,13 @@ PROBLEMS: dict[str, Problem] = {
             check_positions=20_000,
             goals=(Goal("seconds", 10), Goal("memory", 6)),
         ),
+        Problem(
+            "exact-gradient",
+            *(8, 256, 16, 8),
+            job=EDGES_JOB,
+            peers=("torch-struct",),
+            goals=(Goal("speedup", 3, "torch-struct"), Goal("relative_memory", 1, "torch-struct")),
+        ),
     )
 }
 
@@ -139,10 +151,15 @@ def make_inputs(problem: Problem, num_positions: int | None = None) -> dict[str,
     Returns
     -------
     dict
-        "scores" (B, T, C), "transition" (C, C), "duration_bias" (K, C), "lengths" (B,) int64.
+        "scores" (B, T, C), "transition" (C, C), "duration_bias" (K, C), "lengths" (B,) int64; or
+        "edges" (B, T-1, K, C, C) and "lengths".
     """
     T = problem.T if num_positions is None else num_positions
     rng = np.random.default_rng(problem.seed)
+    lengths = np.full(problem.B, T, dtype=np.int64)
+    if problem.job == EDGES_JOB:
+        edges = rng.standard_normal((problem.B, T - 1, problem.K, problem.C, problem.C))
+        return {"edges": edges.astype(problem.dtype), "lengths": lengths}
     parameters = {
         "transition": 0.3 * rng.standard_normal((problem.C, problem.C)),
         "duration_bias": 0.3 * rng.standard_normal((problem.K, problem.C)),
@@ -151,5 +168,5 @@ def make_inputs(problem: Problem, num_positions: int | None = None) -> dict[str,
     scores -= scores.mean(axis=1, keepdims=True)
     inputs = {"scores": scores, **parameters}
     inputs = {name: value.astype(problem.dtype) for name, value in inputs.items()}
-    inputs["lengths"] = np.full(problem.B, T, dtype=np.int64)
+    inputs["lengths"] = lengths
     return inputs

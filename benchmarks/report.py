@@ -74,6 +74,9 @@ def evaluate_goal(
         other = measured.get((goal.other, OURS))
     elif goal.quantity == "seconds":
         aim = f"<= {format_seconds(goal.bound)}"
+    elif goal.quantity == "relative_memory":
+        aim = f"<= {goal.bound:g} x the peak extra memory of {goal.other}"
+        other = measured.get((problem, goal.other))
     else:
         aim = f"peak extra memory <= {goal.bound:g} x the scores in float64"
     if mine is None or (goal.other is not None and other is None):
@@ -86,9 +89,13 @@ def evaluate_goal(
         return aim, f"{value:.3g} x", value <= goal.bound
     if goal.quantity == "seconds":
         return aim, format_seconds(mine["median_s"]), mine["median_s"] <= goal.bound
-    if mine["peak_bytes"] is None:
+    if goal.quantity == "relative_memory":
+        unit = other["peak_bytes"]
+    else:
+        unit = 8 * mine["B"] * mine["T"] * mine["C"]
+    if mine["peak_bytes"] is None or not unit:
         return aim, "not measured", None
-    value = mine["peak_bytes"] / (8 * mine["B"] * mine["T"] * mine["C"])
+    value = mine["peak_bytes"] / unit
     return aim, f"{value:.3g} x", value <= goal.bound
 
 

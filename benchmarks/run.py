@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.peers import REQUIREMENTS, run_peer
-from benchmarks.problems import PROBLEMS, Goal, Problem
+from benchmarks.problems import EDGES_JOB, PROBLEMS, Goal, Problem
 from benchmarks.processes import ROOT, describe_environment, run_child
 from benchmarks.report import (
     OURS,
@@ -34,7 +34,8 @@ def run_ours(problem: Problem, budget_seconds: float, max_repeats: int) -> Recor
     with tempfile.TemporaryDirectory() as work:
         output = Path(work) / "record.json"
         arguments = [problem.name, str(output), str(budget_seconds), str(max_repeats)]
-        module = ["-m", "benchmarks.children.ours"]
+        program = "edges" if problem.job == EDGES_JOB else "ours"
+        module = ["-m", f"benchmarks.children.{program}"]
         return run_child([*module, *arguments], output=output, timeout=CHILD_TIMEOUT)
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype
 from flash_semicrf.segments import SegmentTable, ViterbiResult, covered_positions, table_to_segments
-from flash_semicrf.streaming.interface import segment_marginals, viterbi_table
+from flash_semicrf.streaming import segment_marginals, viterbi_table
 from flash_semicrf.validation import check_choice, check_potentials
 
 __all__ = ["minimum_risk"]
@@ -81,7 +81,7 @@ def minimum_risk(
     p = check_potentials(potentials)
     wide = accumulator_dtype(p.device)
     with torch.no_grad():
-        marginals = segment_marginals(p, backend)
+        marginals = segment_marginals(p, backend, counts=False)
         position, start = marginals.position.to(wide), marginals.start.to(wide)
         if risk == "position":
             scores, table, rows = _most_positions(_feasibility(p), position, start, backend)

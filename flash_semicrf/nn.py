@@ -27,7 +27,11 @@ from flash_semicrf.constraints import (
     forbid,
 )
 from flash_semicrf.duration import DurationDistribution, create_duration_distribution
+from flash_semicrf.exact import inference as edge_inference
+from flash_semicrf.exact.inference import EDGE_BACKENDS
 from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.observations import Constraints
+from flash_semicrf.partial import partial_score
 from flash_semicrf.potentials import (
     NEG_INF,
     Potentials,
@@ -56,12 +60,6 @@ from flash_semicrf.validation import (
 
 __all__ = ["SemiMarkovCRFHead"]
 
-# Backends of the documented interface and what they need; one that is in `BACKENDS` is here.
-_NEEDS = {
-    "exact": "the exact engine over edge tensors",
-    "binary_tree_sharded": "the exact engine over edge tensors",
-}
-
 
 class SemiMarkovCRFHead(nn.Module):
     """Semi-Markov CRF on top of an encoder.
@@ -80,7 +78,8 @@ class SemiMarkovCRFHead(nn.Module):
     duration_distribution : str, DurationDistribution, callable or None
         See `flash_semicrf.duration.create_duration_distribution`; None means "learned".
     edge_memory_threshold : float, default=8e9
-        Largest edge tensor, in bytes, that the exact engine may build.
+        Largest edge tensor, and first level of a tree, in bytes, that ``backend="exact"`` and
+        "binary_tree_sharded" may build; above it they raise.
     num_warps : {1, 2, 4, 8, 16, 32}, default=4
         Warps of a Triton program.
     centering : {"position", "sequence", "none"}, default="position"
@@ -274,6 +273,13 @@ class SemiMarkovCRFHead(nn.Module):
         scores, offset = center_scores(problem.scores, problem.lengths, mode)
         return problem.replace(scores=scores), offset
 
+    def _run(self, entry: Callable, problem: Potentials, backend: str):
+        """Call a streaming entry point, or the one of its name over the edge tensor."""
+        if backend not in EDGE_BACKENDS:
+            return entry(problem, backend)
+        twin = getattr(edge_inference, entry.__name__)
+        return twin(problem, backend, self.edge_memory_threshold)
+
     def _checked(self, hidden_states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Check the input; return it in the working dtype with zeros as padding."""
         device = self.transition.device
@@ -325,7 +331,9 @@ class SemiMarkovCRFHead(nn.Module):
             False runs the plain PyTorch reference on a GPU.
         backend : str, default="auto"
             "auto" or "streaming" take the fastest that supports the problem; a key of
-            `flash_semicrf.streaming.dispatch.BACKENDS` runs that one or raises its reason.
+            `flash_semicrf.streaming.dispatch.BACKENDS` runs that one or raises its reason. "exact"
+            and "binary_tree_sharded" build the edge tensor and scan it, or multiply it in a tree:
+            for checks and small problems.
 
         Returns
         -------
@@ -339,7 +347,7 @@ class SemiMarkovCRFHead(nn.Module):
         with _full_precision(hidden_states):
             prepared = self._prepare(hidden_states, lengths, use_triton, backend)
             problem, centered, offset, backend = prepared
-            partition = log_partition(centered, backend) + offset
+            partition = self._run(log_partition, centered, backend) + offset
             sums = problem.scores.cumsum(1, dtype=accumulator_dtype(problem.device))
             return {"partition": partition, "cum_scores": F.pad(sums, (0, 0, 1, 0))}
 
@@ -347,23 +355,29 @@ class SemiMarkovCRFHead(nn.Module):
         self,
         hidden_states: Tensor,
         lengths: Tensor,
-        labels: Tensor | SegmentTable,
+        labels: Tensor | SegmentTable | Constraints,
         use_triton: bool = True,
         backend: str = "auto",
         reduction: str = "mean",
+        *,
+        ignore_index: int | None = None,
     ) -> Tensor:
-        """Compute the negative log-likelihood of gold segmentations.
+        """Compute the negative log-likelihood of gold segmentations, or of what is known of them.
 
         Parameters
         ----------
         hidden_states, lengths, use_triton, backend
             As for `forward`.
-        labels : integer Tensor of shape (B, T), or SegmentTable
+        labels : integer Tensor of shape (B, T), SegmentTable or Constraints
             Labels per position, whose maximal runs are the segments (entries at and after
             ``lengths`` are ignored); or the segments themselves, which may put two of one label
-            side by side.
+            side by side; or whatever else is known (`flash_semicrf.Constraints`).
         reduction : {"mean", "sum", "none"}, default="mean"
             Over sequences.
+        ignore_index : int, optional
+            Stands in labels per position for "unknown". A sequence that holds it is scored by the
+            probability of all segmentations that agree with the rest of its labels, as
+            `flash_semicrf.Constraints.from_labels` reads them.
 
         Returns
         -------
@@ -373,16 +387,23 @@ class SemiMarkovCRFHead(nn.Module):
         Raises
         ------
         ValueError
-            If the gold segmentation of a sequence is one that the model forbids.
+            If the gold segmentation of a sequence, or all that agree with what is known of it, are
+            forbidden by the model.
         """
         check_choice("reduction", reduction, ("mean", "sum", "none"))
         with _full_precision(hidden_states):
             _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
-            table = self._gold(labels, problem)
-            partition = log_partition(problem, backend)
-            gold = score_segments(problem, table)
-            check_gold(gold, problem, table)
-            loss = partition - gold
+            is_tensor = isinstance(labels, Tensor)
+            if isinstance(labels, Constraints) or (is_tensor and ignore_index is not None):
+                long = self.long_segments
+                # Known exactly by streaming too; an edge tensor has no form for constraints.
+                streaming = "auto" if backend in EDGE_BACKENDS else backend
+                gold = partial_score(problem, labels, ignore_index, long, streaming)
+            else:
+                table = self._gold(labels, problem)
+                gold = score_segments(problem, table)
+                check_gold(gold, problem, table)
+            loss = self._run(log_partition, problem, backend) - gold
         if reduction == "none":
             return loss
         return loss.mean() if reduction == "mean" else loss.sum()
@@ -434,7 +455,7 @@ class SemiMarkovCRFHead(nn.Module):
             problem, centered, _, backend = self._prepare(
                 hidden_states, lengths, use_triton, backend
             )
-            _, table = viterbi_table(centered, backend)
+            _, table = self._run(viterbi_table, centered, backend)
             return score_segments(problem, table, "max")
 
     def decode_with_traceback(
@@ -468,7 +489,7 @@ class SemiMarkovCRFHead(nn.Module):
             prepared = self._prepare(hidden_states, lengths, use_triton, backend)
             problem, centered, offset, backend = prepared
             _check_traceback_length(max_traceback_length, problem.lengths)
-            scores, table = viterbi_table(centered, backend)
+            scores, table = self._run(viterbi_table, centered, backend)
             # Segment scores are those of the model, not of the centred problem.
             rows = score_rows(problem, table, "max")
             segments = table_to_segments(table, problem.batch_size, rows)
@@ -496,7 +517,7 @@ class SemiMarkovCRFHead(nn.Module):
         """
         with torch.no_grad(), _full_precision(hidden_states):
             _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
-            return segment_marginals(problem, backend)
+            return self._run(segment_marginals, problem, backend)
 
     def extra_repr(self) -> str:
         return (
@@ -509,11 +530,7 @@ class SemiMarkovCRFHead(nn.Module):
 
 def _backend_name(backend: str, use_triton: bool) -> str:
     """Return the name that `flash_semicrf.streaming` knows a choice by, or say what is absent."""
-    if backend in _NEEDS and backend not in BACKENDS:
-        raise ValueError(
-            f"`backend`={backend!r} needs {_NEEDS[backend]}, not part of this release; use 'auto'."
-        )
-    check_choice("backend", backend, ("auto", "streaming", *BACKENDS))
+    check_choice("backend", backend, ("auto", "streaming", *BACKENDS, *EDGE_BACKENDS))
     if backend == "triton" and not use_triton:
         raise ValueError("`backend`='triton' contradicts `use_triton`=False.")
     return "auto" if backend == "streaming" else backend

@@ -27,6 +27,7 @@ __all__ = [
     "check_rows",
     "check_table",
     "extremes",
+    "refuse",
 ]
 
 
@@ -186,18 +187,28 @@ def _check_shapes(p: Potentials) -> None:
             raise ValueError(f"`{name}` must have shape {shape}; got {tuple(value.shape)}.")
 
 
-def check_feasible(feasible: Tensor) -> None:
+def check_feasible(feasible: Tensor, constrained: bool = False) -> None:
     """Raise, naming the sequences, where an entry of a bool (B,) tensor is False."""
     infeasible = (~feasible).nonzero()[:, 0].tolist()
     if infeasible:
         raise ValueError(
             f"No segmentation is feasible for sequences {infeasible}: every one meets a forbidden "
-            "(-inf) score, transition or duration."
+            "(-inf) score, transition or duration"
+            + (", or breaks a constraint." if constrained else ".")
         )
 
 
-def check_labels(labels: Tensor, lengths: Tensor, num_positions: int, num_labels: int) -> None:
-    """Raise unless `labels` is an integer (B, T) tensor with valid entries in 0..C-1."""
+def check_labels(
+    labels: Tensor,
+    lengths: Tensor,
+    num_positions: int,
+    num_labels: int,
+    ignore_index: int | None = None,
+) -> None:
+    """Raise unless `labels` is an integer (B, T) tensor with valid entries in 0..C-1.
+
+    Entries equal to `ignore_index` are valid too.
+    """
     if not isinstance(labels, Tensor):
         raise TypeError(f"`labels` must be a Tensor; got {type(labels).__name__}.")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -207,6 +218,8 @@ def check_labels(labels: Tensor, lengths: Tensor, num_positions: int, num_labels
         raise ValueError(f"`labels` must have shape {shape}; got {tuple(labels.shape)}.")
     inside = torch.arange(num_positions, device=labels.device) < lengths.to(labels.device)[:, None]
     outside = inside & ((labels < 0) | (labels >= num_labels))
+    if ignore_index is not None:
+        outside &= labels != ignore_index
     if bool(outside.any()):
         index = tuple(outside.nonzero()[0].tolist())
         raise ValueError(
@@ -234,19 +247,7 @@ def check_rows(table: SegmentTable, potentials: Potentials) -> None:
         "must lie inside their sequence": (start < 0)
         | (stop > p.lengths[torch.where(known, sequence, 0)]),
     }
-    _refuse(problems, table)
-
-
-def _refuse(problems: dict[str, Tensor], table: SegmentTable) -> None:
-    """Raise for the first row that any of the requirements rules out."""
-    sequence, start, stop, label = table
-    for requirement, bad in problems.items():
-        if bool(bad.any()):
-            i = int(bad.nonzero()[0])
-            raise ValueError(
-                f"Segments {requirement}; got [{int(start[i])}, {int(stop[i])}) with label "
-                f"{int(label[i])} in sequence {int(sequence[i])}."
-            )
+    refuse(problems, table)
 
 
 def check_table(table: SegmentTable, potentials: Potentials) -> None:
@@ -271,4 +272,28 @@ def check_table(table: SegmentTable, potentials: Potentials) -> None:
         "must tile each sequence without gap or overlap": (start != expected_start)
         | (is_last & (stop != p.lengths[sequence])),
     }
-    _refuse(problems, table)
+    refuse(problems, table)
+
+
+def refuse(problems: dict[str, Tensor], table: SegmentTable, name: str = "Segments") -> None:
+    """Raise for the first row that breaks a requirement.
+
+    Parameters
+    ----------
+    problems : dict of str to bool Tensor of shape (N,)
+        By requirement ("must ..."), the rows that break it.
+    table : SegmentTable
+    name : str
+        What the message calls the rows.
+
+    Raises
+    ------
+    ValueError
+    """
+    for requirement, bad in problems.items():
+        if bool(bad.any()):
+            sequence, start, stop, label = (int(column[bad][0]) for column in table)
+            raise ValueError(
+                f"{name} {requirement}; got [{start}, {stop}) with label {label} in sequence "
+                f"{sequence}."
+            )

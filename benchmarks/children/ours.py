@@ -92,6 +92,7 @@ def job_call(potentials: Potentials, job: str, backend: str = "auto") -> Callabl
 
 
 def require(name: str, error: float, tolerance: float) -> float:
+    """Return `error`; raise `CheckFailed` where it is above the tolerance, or NaN."""
     if not error <= tolerance:
         raise CheckFailed(f"{name}: error {error:.2e}, at most {tolerance:.0e} allowed")
     return error

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flash_semicrf.observations import Constraints, constrain, fold_table
 from flash_semicrf.potentials import Potentials, score_rows, score_segments
 from flash_semicrf.segments import SegmentTable, ViterbiResult, table_to_segments
 from flash_semicrf.streaming import reference
@@ -34,7 +35,9 @@ __all__ = [
 _MAX_CUMULATIVE = 1e30
 
 
-def log_partition(potentials: Potentials, backend: str = "auto") -> Tensor:
+def log_partition(
+    potentials: Potentials, backend: str = "auto", *, constraints: Constraints | None = None
+) -> Tensor:
     """Log of the sum over all segmentations of exp(score).
 
     Parameters
@@ -42,6 +45,8 @@ def log_partition(potentials: Potentials, backend: str = "auto") -> Tensor:
     potentials : Potentials
     backend : {"auto", "numba", "reference", ...}
         A key of `flash_semicrf.streaming.dispatch.BACKENDS`.
+    constraints : Constraints, optional
+        Sum over the segmentations that agree with what is known.
 
     Returns
     -------
@@ -62,7 +67,7 @@ def log_partition(potentials: Potentials, backend: str = "auto") -> Tensor:
     >>> round(float(log_partition(problem).exp()), 6)
     5.0
     """
-    return _log_partition(check_potentials(potentials), backend)
+    return _log_partition(constrain(check_potentials(potentials), constraints), backend)
 
 
 def _log_partition(p: Potentials, backend: str) -> Tensor:
@@ -76,7 +81,9 @@ def _log_partition(p: Potentials, backend: str) -> Tensor:
     )
 
 
-def viterbi(potentials: Potentials, backend: str = "auto") -> ViterbiResult:
+def viterbi(
+    potentials: Potentials, backend: str = "auto", *, constraints: Constraints | None = None
+) -> ViterbiResult:
     """Best segmentation of each sequence.
 
     Ties go to the shortest last segment, then the lowest label, from the end of the sequence on.
@@ -86,6 +93,8 @@ def viterbi(potentials: Potentials, backend: str = "auto") -> ViterbiResult:
     potentials : Potentials
     backend : str
         As for `log_partition`.
+    constraints : Constraints, optional
+        Best of the segmentations that agree with what is known.
 
     Returns
     -------
@@ -99,21 +108,26 @@ def viterbi(potentials: Potentials, backend: str = "auto") -> ViterbiResult:
     """
     p = check_potentials(potentials)
     with torch.no_grad():
-        scores, table = _viterbi(p, backend)
+        scores, table = _viterbi(p, backend, constraints)
         rows = score_rows(p, table, "max")
     return ViterbiResult(scores, table_to_segments(table, p.batch_size, rows))
 
 
-def viterbi_table(potentials: Potentials, backend: str = "auto") -> tuple[Tensor, SegmentTable]:
+def viterbi_table(
+    potentials: Potentials, backend: str = "auto", *, constraints: Constraints | None = None
+) -> tuple[Tensor, SegmentTable]:
     """`viterbi` with the segments as tensors: (scores (B,), `SegmentTable`)."""
-    return _viterbi(check_potentials(potentials), backend)
+    return _viterbi(check_potentials(potentials), backend, constraints)
 
 
-def _viterbi(p: Potentials, backend: str) -> tuple[Tensor, SegmentTable]:
+def _viterbi(
+    p: Potentials, backend: str, constraints: Constraints | None = None
+) -> tuple[Tensor, SegmentTable]:
     with torch.no_grad():
-        scores, table = choose(backend, p).viterbi(p)
-    check_feasible(scores > -torch.inf)
-    return scores, table
+        constrained = constrain(p, constraints, "max")
+        scores, table = choose(backend, constrained).viterbi(constrained)
+    check_feasible(scores > -torch.inf, constraints is not None)
+    return scores, table if constrained is p else fold_table(table, p.num_labels)
 
 
 def potentials_of_cumulative(

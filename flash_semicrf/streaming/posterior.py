@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.observations import Constraints, constrain, fold_marginals
 from flash_semicrf.potentials import (
     NEG_INF,
     Potentials,
@@ -42,7 +43,11 @@ def explicit_start(potentials: Potentials) -> Potentials:
 
 
 def segment_marginals(
-    potentials: Potentials, backend: str = "auto", counts: bool = True
+    potentials: Potentials,
+    backend: str = "auto",
+    counts: bool = True,
+    *,
+    constraints: Constraints | None = None,
 ) -> SegmentMarginals:
     """Posterior marginals of positions, starts and ends, and expected counts.
 
@@ -53,6 +58,8 @@ def segment_marginals(
         As for `flash_semicrf.streaming.log_partition`.
     counts : bool
         Also count transitions and durations; without, those fields are None and it is cheaper.
+    constraints : Constraints, optional
+        Given what is known.
 
     Returns
     -------
@@ -79,11 +86,14 @@ def segment_marginals(
     p = check_potentials(potentials)
     names = ["scores", "start_scores", "end_scores"]
     with torch.no_grad():
+        given = constrain(p, constraints)
         if counts:
             names += ["transition", "duration_bias"]
-            p = explicit_start(p)
-        _, found = choose(backend, p).gradients(p, set(names))
-    return SegmentMarginals(*map(found.get, names))
+            given = explicit_start(given)
+        _, found = choose(backend, given).gradients(given, set(names))
+    marginals = SegmentMarginals(*map(found.get, names))
+    same = given.num_labels == p.num_labels
+    return marginals if same else fold_marginals(marginals, p.num_labels)
 
 
 def segment_probabilities(

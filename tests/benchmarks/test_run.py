@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from benchmarks import peers, report
-from benchmarks.children import ours
+from benchmarks.children import edges, ours
 from benchmarks.children.measure import PeakMemory, measure
-from benchmarks.problems import JOBS, PROBLEMS, Goal, Problem, make_inputs
+from benchmarks.problems import EDGES_JOB, JOBS, PROBLEMS, Goal, Problem, make_inputs
 from benchmarks.run import main
 
 TINY = Problem("tiny", 2, 12, 3, 4, job="log_partition")
+TINY_EDGES = replace(TINY, job=EDGES_JOB)
 
 
 def test_problems_are_the_registered_ones():
@@ -29,6 +30,7 @@ def test_problems_are_the_registered_ones():
         ("k1000-log-partition", 1, 10_000, 1000, 24, "log_partition"),
         ("linear-crf-gradient", 32, 500, 1, 16, "log_partition_gradient"),
         ("million-gradient", 1, 1_000_000, 100, 8, "log_partition_gradient"),
+        ("exact-gradient", 8, 256, 16, 8, "edges_gradient"),
     }
 
 
@@ -82,6 +84,28 @@ def test_run_problem_does_not_time_a_wrong_result(monkeypatch):
     assert record["status"].startswith("failed: log_partition: error ")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_run_problem_on_an_edge_tensor(dtype):
+    problem = replace(TINY_EDGES, dtype=dtype)
+    record = edges.run_problem(problem, 0.0, 1)
+    assert record["status"] == "ok"
+    assert record["check_error"] <= edges.TOLERANCE[dtype]
+    assert len(record["value"]) == problem.B
+
+
+def test_run_problem_on_an_edge_tensor_does_not_time_a_wrong_result(monkeypatch):
+    right = edges.job_call
+
+    def wrong(leaf, **options):
+        call = right(leaf, **options)
+        return lambda: call() + (1e-3 if options.get("use_vectorized", True) else 0)
+
+    monkeypatch.setattr(edges, "job_call", wrong)
+    monkeypatch.setattr(edges, "measure", lambda *_, **__: pytest.fail("timed a wrong result"))
+    record = edges.run_problem(replace(TINY_EDGES, dtype="float64"), 0.0, 1)
+    assert record["status"].startswith("failed: log Z: error ")
+
+
 def test_command_line_writes_json_and_csv(tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
@@ -124,12 +148,15 @@ def record(name, implementation="flash_semicrf", **values):
         (Goal("seconds", 0.5), "1 s", False),
         (Goal("memory", 2), "2 x", True),
         (Goal("speedup", 2, "absent"), "not measured", None),
+        (Goal("relative_memory", 1, "peer"), "0.5 x", True),
+        (Goal("relative_memory", 0.4, "peer"), "0.5 x", False),
+        (Goal("relative_memory", 1, "absent"), "not measured", None),
     ],
 )
 def test_evaluate_goal(goal, value, reached):
     measured = {
         ("mine", report.OURS): record("mine"),
-        ("mine", "peer"): record("mine", "peer", median_s=3000.0),
+        ("mine", "peer"): record("mine", "peer", median_s=3000.0, peak_bytes=1600),
         ("other", report.OURS): record("other", median_s=0.5),
     }
     assert report.evaluate_goal(goal, "mine", measured)[1:] == (value, reached)
@@ -162,6 +189,27 @@ def test_peer_runs_in_a_process_without_this_package(tmp_path, monkeypatch):
     # An empty folder: the name resolves to nothing, or to this package; neither is timed.
     monkeypatch.setattr(peers, "install", lambda name: tmp_path / "flash_semicrf")
     assert peers.run_peer("flash-semicrf", TINY, **limits)["status"].startswith("failed: ")
+
+
+FAKE_TORCH_STRUCT = """
+LogSemiring = None
+
+class SemiMarkov:
+    def __init__(self, semiring):
+        pass
+
+    def sum(self, edges):
+        return edges.flatten(1).sum(1) * 0 + edges.shape[1]
+"""
+
+
+def test_peer_takes_an_edge_tensor_one_sequence_at_a_time(tmp_path, monkeypatch):
+    (tmp_path / "torch_struct.py").write_text(FAKE_TORCH_STRUCT)
+    monkeypatch.setattr(peers, "install", lambda name: tmp_path)
+    limits = {"budget_seconds": 0.0, "max_repeats": 1, "timeout": 120.0}
+    result = peers.run_peer("torch-struct", TINY_EDGES, **limits)
+    assert result["status"] == "ok"
+    assert result["value"] == [11.0, 11.0]
 
 
 def test_peer_that_cannot_be_installed_is_reported(tmp_path, monkeypatch):

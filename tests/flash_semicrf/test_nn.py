@@ -19,6 +19,7 @@ from flash_semicrf.testing import assert_close, enumerate_scores
 
 K, C, D, T = 3, 2, 4, 4
 LENGTHS = torch.tensor([4, 1, 3])
+CHOICES = ("auto", "streaming", *BACKENDS, "exact", "binary_tree_sharded")
 METHODS = ["forward", "decode", "decode_with_traceback", "marginals"]
 
 NO_REPEAT = torch.tensor([[False, True], [True, False]])
@@ -425,16 +426,38 @@ def test_backends_agree(backend, use_triton):
 
 
 @pytest.mark.parametrize("backend", ["exact", "binary_tree_sharded"])
-@pytest.mark.parametrize("method", METHODS)
-def test_exact_engine_is_said_to_be_absent(method, backend):
+def test_exact_engine_agrees_with_streaming(backend):
     head = make_head()
     hidden, lengths = make_hidden(head)
-    with pytest.raises(ValueError) as info:
+    labels = torch.randint(head.num_classes, hidden.shape[:2])
+    results = []
+    for name in (backend, "reference"):
+        head.zero_grad()
+        loss = head.compute_loss(hidden, lengths, labels, backend=name)
+        best = head.decode(hidden, lengths, backend=name)
+        (loss + best.sum()).backward()
+        decoded = head.decode_with_traceback(hidden, lengths, backend=name)
+        marginals = head.marginals(hidden, lengths, backend=name)
+        gradients = [x.grad for x in head.parameters() if x.grad is not None]
+        results.append(([loss, best, decoded.scores, *marginals, *gradients], decoded.segments))
+    (actual, actual_segments), (expected, expected_segments) = results
+    for found, wanted in zip(actual, expected, strict=True):
+        assert_close(found, wanted)
+    keys = [[(s.start, s.end, s.label) for s in sequence] for sequence in actual_segments]
+    assert keys == [[(s.start, s.end, s.label) for s in seq] for seq in expected_segments]
+
+
+@pytest.mark.parametrize("backend", ["exact", "binary_tree_sharded"])
+@pytest.mark.parametrize("method", METHODS)
+def test_edges_above_the_threshold_are_refused_with_their_bytes(method, backend):
+    head = make_head()
+    hidden, lengths = make_hidden(head)
+    batch, positions = hidden.shape[:2]
+    size = 8 * batch * positions * (head.max_duration + 1) * head.num_classes**2
+    head.edge_memory_threshold = size - 1
+    with pytest.raises(ValueError, match=f"would take {size} bytes"):
         getattr(head, method)(hidden, lengths, backend=backend)
-    assert str(info.value) == (
-        f"`backend`='{backend}' needs the exact engine over edge tensors, not part of this "
-        "release; use 'auto'."
-    )
+    assert head.edge_memory_threshold < size
 
 
 def test_triton_kernels_say_why_they_do_not_run_on_the_cpu():
@@ -642,7 +665,7 @@ def table(*rows):
         (
             {"backend": "cuda"},
             ValueError,
-            f"`backend` must be one of {str(('auto', 'streaming', *BACKENDS))[1:-1]}; got 'cuda'.",
+            f"`backend` must be one of {str(CHOICES)[1:-1]}; got 'cuda'.",
         ),
         (
             {"head": {"min_duration": {0: 2}}},

@@ -254,13 +254,22 @@ def _correlate_pieces(buffer, label, column, first, begin, end, window, weighted
 @helper
 def _correlate_with_jumps(buffer, label, column, first, steps, window, weighted, direct):
     """Add a label's block to its correlation, its sources dropping at every jump."""
+    window_rows, logs, stale = buffer.window, buffer.logs, buffer.stale
     jumps = buffer.jumps[label * _BLOCK : (label + 1) * _BLOCK]
     begin = 0
     while begin < steps:
+        count = column + begin + 1 - first
+        if jumps[begin] == -math.inf:
+            # No segment covers this position: none ends here, and its sources are done with.
+            fill(window_rows, first, count, 0.0)
+            fill(window_rows, logs + first, count, -math.inf)
+            stale[label] = False
+            first += count
+            begin += 1
+            continue
         if jumps[begin] != 0.0:
-            count = column + begin + 1 - first
-            add_to(buffer.window, buffer.logs + first, count, jumps[begin])
-            buffer.stale[label] = True
+            add_to(window_rows, logs + first, count, jumps[begin])
+            stale[label] = True
         end = begin + 1
         while end < steps and jumps[end] == 0.0:
             end += 1

@@ -266,7 +266,7 @@ def _rescue(state, rows, window, label, padded, capacity, step, base, done):
 
 
 @helper
-def _make_sources(state, rows, window, transition, opening, position, has_boundary, padded,
+def _make_sources(state, rows, window, transition, scores, opening, position, has_boundary, padded,
                   capacity, step, base, done, certain, top):  # fmt: skip
     """Turn the row gamma into sources, label by label: the careful form of the common case.
 
@@ -276,29 +276,30 @@ def _make_sources(state, rows, window, transition, opening, position, has_bounda
     num_labels = transition.scores.shape[0]
     longest = window.bias.shape[1] - 1
     _settle_lives(state)
+    work, live_until, buffer = state.work, state.live_until, state.window
     for c in range(num_labels):
-        if not certain and not state.work[rows.scratch + c] >= CERTAIN:
+        if not certain and not work[rows.scratch + c] >= CERTAIN:
             alpha = rows.alpha
-            state.work[rows.gamma + c] = exact_product(state.work, alpha, transition.scores, c)
-        gamma = state.work[rows.gamma + c]
+            work[rows.gamma + c] = exact_product(state.work, alpha, transition.scores, c)
+        gamma = work[rows.gamma + c]
         if has_boundary:
             gamma += opening[position, c]
-        if not gamma > NEG_INF:
-            state.work[rows.log_source + c] = -math.inf
+        if not (gamma > NEG_INF and scores[position, c] > NEG_INF):
+            work[rows.log_source + c] = -math.inf  # `_cut_off` would drop it at the next step
             continue
-        if state.live_until[c] < step:
-            state.work[rows.frame + c] = gamma  # no live source: the frame is free
-        h = gamma - state.work[rows.frame + c]
+        if live_until[c] < step:
+            work[rows.frame + c] = gamma  # no live source: the frame is free
+        h = gamma - work[rows.frame + c]
         if h > _HIGH:
             delta = np.rint(h)
             count = min(step, longest)
             first = c * capacity + step - count - base
-            _lower(state.work, state.window, state.logs, rows, c, delta, first, count)
+            _lower(work, buffer, state.logs, rows, c, delta, first, count)
             for j in range(done + 1, TILE):
-                state.work[j * padded + c] *= math.exp(-delta)
-            h = gamma - state.work[rows.frame + c]  # not h - delta: either may be huge
-        state.live_until[c] = step + longest
-        state.work[rows.log_source + c] = h
+                work[j * padded + c] *= math.exp(-delta)
+            h = gamma - work[rows.frame + c]  # not h - delta: either may be huge
+        live_until[c] = step + longest
+        work[rows.log_source + c] = h
 
 
 @helper
@@ -417,8 +418,12 @@ def message_pass(
                 work, rows.frame, rows.window_peak, i * padded, 0.0, rows.alpha, padded
             )
             if not lowest >= CERTAIN:
+                everywhere = live_until[num_labels]
                 for c in range(num_labels):
                     if not work[i * padded + c] >= CERTAIN:
+                        if everywhere < step and live_until[c] < step:
+                            work[rows.alpha + c] = -math.inf
+                            continue
                         work[rows.alpha + c] = _rescue(
                             state, rows, window, c, padded, capacity, step, base, i
                         )
@@ -473,8 +478,8 @@ def message_pass(
                 live_until[num_labels] = step + longest
             else:
                 _make_sources(
-                    state, rows, window, transition, opening, position, has_boundary, padded,
-                    capacity, step, base, i, certain or not alive, top,
+                    state, rows, window, transition, scores, opening, position, has_boundary,
+                    padded, capacity, step, base, i, certain or not alive, top,
                 )  # fmt: skip
                 live_until[num_labels] = step + longest
                 for c in range(num_labels):

@@ -60,7 +60,8 @@ def _max_pass(
                 h = source[c] - frame[c]
                 if has_boundary:
                     h += start[step, c]
-                h = h if h > NEG_INF else -math.inf
+                # Where its label is forbidden none starts: nothing to clear from the window.
+                h = h if h > NEG_INF and scores[step, c] > NEG_INF else -math.inf
                 window[c * capacity + step - base] = h
                 sources[step, c] = h
                 if h > NEG_INF:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
@@ -67,7 +66,7 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     codes, pointers, starts, labels, counts = buffer.split([cells, cells, rows, rows, B])
     starts, labels = starts.view(B, T), labels.view(B, T)
     tile = max(1, 1024 // plan.labels)
-    grid = (triton.cdiv(T, tile), B)
+    grid = (-(-T // tile), B)
     launch(
         last_segment_kernel, grid,
         problem.scores, problem.lengths, has_deep, sources, tables.log_window, codes,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
@@ -23,7 +22,7 @@ from flash_semicrf.streaming.triton.by_duration_decoding import (
 )
 from flash_semicrf.streaming.triton.decoding import collect_table
 from flash_semicrf.streaming.triton.jit import launch
-from flash_semicrf.streaming.triton.launch import problem_of
+from flash_semicrf.streaming.triton.launch import power_of_two_above, problem_of
 
 __all__ = ["gradients", "log_partition", "max_messages", "viterbi"]
 
@@ -52,7 +51,7 @@ class _Inputs(NamedTuple):
 def _prepare(p: Potentials) -> _Inputs:
     problem = problem_of(p)
     B, T, C = problem.scores.shape
-    labels = max(4, triton.next_power_of_2(C))
+    labels = max(4, power_of_two_above(C))
     sink, source, deep = torch.empty((3, B, T + 1, C), dtype=torch.float64, device=p.device)
     common = torch.empty(B, dtype=torch.float64, device=p.device)
     born = torch.empty((B, T + 1, C), dtype=torch.int32, device=p.device)

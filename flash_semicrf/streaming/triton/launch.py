@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
@@ -21,6 +20,7 @@ __all__ = [
     "SPAN",
     "Tables",
     "plan_of",
+    "power_of_two_above",
     "problem_of",
     "run_passes",
     "tables_of",
@@ -133,6 +133,14 @@ class Messages(NamedTuple):
     born: Tensor  # (B, blocks, C), int32
 
 
+def power_of_two_above(number: int) -> int:
+    """Smallest power of two that is not below a positive number.
+
+    Plain Python, as the ceilings are: Triton's own helpers take 10 microseconds a call.
+    """
+    return 1 << (number - 1).bit_length()
+
+
 def plan_of(
     potentials: Potentials,
     decode: bool = False,
@@ -140,7 +148,7 @@ def plan_of(
     groups: int | None = None,
 ) -> Plan:
     """Launch parameters by the numbers of labels and durations; the latter two are for tests."""
-    labels = max(4, triton.next_power_of_2(potentials.num_labels))
+    labels = max(4, power_of_two_above(potentials.num_labels))
     if rows is None:
         rows = 8 if labels <= 32 else 4
     blocks_back = -(-(potentials.max_duration - 1) // rows)
@@ -163,7 +171,7 @@ def tables_of(potentials: Potentials, plan: Plan, semiring: str = "log") -> Tabl
     block = 32
     has_initial, has_final = p.initial_scores is not None, p.final_scores is not None
     launch(
-        prepare_kernel, (1 + triton.cdiv(rows, block),),
+        prepare_kernel, (1 + -(-rows // block),),
         p.transition.contiguous(), p.duration_bias.contiguous(),
         p.initial_scores if has_initial else p.transition,
         p.final_scores if has_final else p.transition,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
@@ -17,6 +16,7 @@ from flash_semicrf.streaming.triton.launch import (
     Problem,
     Tables,
     plan_of,
+    power_of_two_above,
     problem_of,
     run_passes,
 )
@@ -101,7 +101,7 @@ def _boundary_gradients(
     if chunks > 1:
         launch(carry_kernel, (B,), carry, chunks, C, CP=plan.labels, ROWS=64, num_warps=4)
         launch(
-            position_kernel, (triton.cdiv(T, SPAN), B),
+            position_kernel, (-(-T // SPAN), B),
             position, carry, problem.lengths, T, C, chunks, span, CP=plan.labels, TT=SPAN,
             num_warps=4,
         )  # fmt: skip
@@ -118,12 +118,12 @@ def _duration_gradient(
     B, T, C = problem.scores.shape
     K = p.max_duration
     # A chunk of 8K positions keeps the partial gradients smaller than the scores.
-    tile = max(4, min(16, triton.next_power_of_2(K), 512 // plan.labels))
+    tile = max(4, min(16, power_of_two_above(K), 512 // plan.labels))
     span = -(-max(256, 8 * K) // SPAN) * SPAN
     chunks = -(-T // span)
     gradient = torch.empty((B, chunks, K, C), dtype=torch.float64, device=p.device)
     launch(
-        duration_gradient_kernel, (triton.cdiv(K, tile), chunks, B),
+        duration_gradient_kernel, (-(-K // tile), chunks, B),
         problem.scores, problem.lengths, tables.log_window,
         messages.inner_log_z, messages.has_deep, messages.backward, messages.forward,
         messages.born, gradient, T, C, K, messages.born.shape[1], span, CP=plan.labels, KT=tile,

@@ -86,7 +86,7 @@ def values_are_allowed(potentials: Potentials) -> bool:
     start, end, initial, final = (p.scores if x is None else x.contiguous() for x in given)
     found = torch.zeros(1, dtype=torch.int32, device=p.device)
     transition, bias = p.transition.contiguous(), p.duration_bias.contiguous()
-    programs = min(_PROGRAMS, triton.cdiv(p.scores.numel(), _BLOCK))
+    programs = min(_PROGRAMS, -(-p.scores.numel() // _BLOCK))
     launch(
         values_kernel, (programs,),
         p.scores.contiguous(), start, end, transition, bias, initial, final,

@@ -1,0 +1,104 @@
+"""The binary tree with the lowest levels multiplied as banded matrices.
+
+A product of bands of widths v and w takes M·v·w multiplications in place of M³, and is v + w - 1
+wide: the tree starts banded, in the ordering of the states that is the narrowest, and goes on
+dense from the level where a band is too wide to pay. The step matrix of a model in which every
+duration and transition is allowed has a full row of blocks, and no ordering makes that narrow: it
+pays with constraints (labels in a fixed order, few durations) only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.exact.scan import num_durations
+from flash_semicrf.exact.tree import binary_tree, close_tree, multiply_pairs, transfer_matrices
+from flash_semicrf.semirings.base import Semiring
+from flash_semicrf.sparse import (
+    BandedMatrix,
+    apply_permutation,
+    rcm_ordering_from_adjacency,
+    snake_ordering,
+)
+
+__all__ = ["banded_levels", "banded_tree"]
+
+_PAYS_BELOW = 0.25
+"""Share of M² that the product of two widths may have, by measurement on a CPU."""
+
+
+def banded_tree(semiring: Semiring, edges: Tensor, lengths: Tensor) -> Tensor:
+    """Sum over all paths; parameters and result as `flash_semicrf.exact.scan.linear_scan`.
+
+    Raises
+    ------
+    ValueError
+        For a semiring whose values have several components.
+    """
+    if semiring.size != 1:
+        raise ValueError(
+            "`use_banded`=True needs a semiring with values of size 1; "
+            f"{type(semiring).__name__} has {semiring.size}."
+        )
+    total, _ = _run(semiring, edges, lengths)
+    return total
+
+
+def banded_levels(semiring: Semiring, edges: Tensor, lengths: Tensor) -> int:
+    """Levels of the tree that run banded: 0 where `banded_tree` is the plain tree."""
+    return _run(semiring, edges, lengths)[1]
+
+
+def _run(semiring: Semiring, edges: Tensor, lengths: Tensor) -> tuple[Tensor, int]:
+    _, durations = num_durations(edges, lengths)
+    if not durations:
+        return binary_tree(semiring, edges, lengths), 0
+    num_labels = edges.shape[-1]
+    x = transfer_matrices(semiring, edges, lengths)
+    present = (x.detach() != semiring.zero[0]).flatten(0, 2).any(0)
+    order, lu, ld = _narrowest(present, durations, num_labels)
+    levels = 0
+    if x.shape[2] > 2 and _pays(lu + ld + 1, len(order)):
+        band = BandedMatrix.from_dense(apply_permutation(x[0], order), lu, ld, semiring.zero[0])
+        while band.data.shape[1] > 2 and _pays(band.lu + band.ld + 1, band.size):
+            band = _multiply_pairs(semiring, band)
+            levels += 1
+        x = apply_permutation(band.to_dense(), order.argsort())[None]
+    while x.shape[2] > 2:
+        x = multiply_pairs(semiring, x)
+    return close_tree(semiring, x, num_labels), levels
+
+
+def _pays(width: int, size: int) -> bool:
+    return width**2 < _PAYS_BELOW * size**2
+
+
+def _narrowest(present: Tensor, durations: int, num_labels: int) -> tuple[Tensor, int, int]:
+    """Ordering with the narrowest band, and the diagonals above and below that it has."""
+    size = len(present)
+    reverse_cuthill_mckee, _ = rcm_ordering_from_adjacency(present.float())
+    by_label = torch.arange(size).view(durations, num_labels).T.flatten()
+    snake = snake_ordering(durations, num_labels)
+    orders = [torch.arange(size), by_label, snake, reverse_cuthill_mckee]
+    found = []
+    for order in orders:
+        row, column = apply_permutation(present, order).nonzero().unbind(1)
+        offset = column - row
+        found.append((order, max(0, int(offset.max())), max(0, -int(offset.min()))))
+    return min(found, key=lambda each: each[1] + each[2])
+
+
+def _multiply_pairs(semiring: Semiring, band: BandedMatrix) -> BandedMatrix:
+    """The next level: products of later by earlier steps, and an odd one out."""
+    even = band.data.shape[1] // 2 * 2
+    later = BandedMatrix(band.data[:, 1:even:2], band.lu, band.ld, band.fill)
+    earlier = BandedMatrix(band.data[:, 0:even:2], band.lu, band.ld, band.fill)
+    product = later.multiply(earlier, semiring)
+    if even == band.data.shape[1]:
+        return product
+    rest = BandedMatrix(band.data[:, even:], band.lu, band.ld, band.fill).to_dense()
+    rest = BandedMatrix.from_dense(rest, product.lu, product.ld, product.fill)
+    return BandedMatrix(
+        torch.cat([product.data, rest.data], 1), product.lu, product.ld, product.fill
+    )

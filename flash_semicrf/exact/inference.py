@@ -1,0 +1,130 @@
+"""The streaming entry points over the edge tensor: for small problems, and to check the others.
+
+Same values, gradients and ties as `flash_semicrf.streaming`, at T·K·C² of time and memory.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.edges import check_edge_memory, edge_tensor
+from flash_semicrf.exact.vectorized import forward_messages
+from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.segments import SegmentTable
+from flash_semicrf.semimarkov import SemiMarkov
+from flash_semicrf.semirings import LogSemiring, MaxSemiring
+from flash_semicrf.semirings.checkpoint import CheckpointShardSemiring
+from flash_semicrf.validation import check_feasible, check_potentials
+
+__all__ = ["EDGE_BACKENDS", "log_partition", "segment_marginals", "viterbi_table"]
+
+EDGE_BACKENDS = ("exact", "binary_tree_sharded")
+"""The vectorised scan; the binary tree with checkpointed products in shards."""
+
+
+def log_partition(potentials: Potentials, backend: str, threshold: float) -> Tensor:
+    """Log Z from the edge tensor.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    backend : str
+        One of `EDGE_BACKENDS`.
+    threshold : float
+        Bytes that the edge tensor, and the first level of a tree, may take.
+
+    Returns
+    -------
+    float64 Tensor of shape (B,)
+        Differentiable in every parameter, as often as one likes.
+
+    Raises
+    ------
+    ValueError
+        For bad input, or more bytes than `threshold`: before any are taken.
+    """
+    p = check_potentials(potentials)
+    check_edge_memory(p, threshold)
+    edges, nodes = edge_tensor(p), p.lengths + 1
+    if backend == "exact":
+        return SemiMarkov(LogSemiring).sum(edges, nodes, use_vectorized=True)
+    tree = SemiMarkov(CheckpointShardSemiring(LogSemiring), memory_limit=threshold)
+    return tree.sum(edges, nodes, use_linear_scan=False)
+
+
+def segment_marginals(potentials: Potentials, backend: str, threshold: float) -> SegmentMarginals:
+    """Posterior marginals from the gradient of `log_partition`; parameters as there.
+
+    Returns
+    -------
+    SegmentMarginals
+        As `flash_semicrf.streaming.segment_marginals`.
+    """
+    p = check_potentials(potentials)
+    names = ("scores", "start_scores", "end_scores")
+    given = {name: getattr(p, name) for name in names}
+    leaves = {
+        name: (torch.zeros_like(p.scores) if value is None else value.detach()).requires_grad_()
+        for name, value in given.items()
+    }
+    with torch.enable_grad():
+        log_z = log_partition(p.replace(**leaves), backend, threshold)
+        feasible = log_z[log_z > -torch.inf].sum()
+        return SegmentMarginals(*torch.autograd.grad(feasible, [leaves[name] for name in names]))
+
+
+def viterbi_table(
+    potentials: Potentials, backend: str, threshold: float
+) -> tuple[Tensor, SegmentTable]:
+    """Best segmentations from the edge tensor, by one max scan whichever the backend.
+
+    Parameters
+    ----------
+    potentials, backend, threshold
+        As for `log_partition`.
+
+    Returns
+    -------
+    scores : float64 Tensor of shape (B,)
+    table : SegmentTable
+
+    Raises
+    ------
+    ValueError
+        As `log_partition`, and where a sequence has no feasible segmentation: naming it.
+    """
+    p = check_potentials(potentials)
+    check_edge_memory(p, threshold)
+    with torch.no_grad():
+        edges = edge_tensor(p, "max")
+        alpha = forward_messages(MaxSemiring(), edges, p.lengths + 1)[0]
+        everyone = torch.arange(p.batch_size, device=p.device)
+        scores = alpha[everyone, p.lengths].amax(-1)
+        check_feasible(scores > -torch.inf)
+        rows = [
+            row
+            for b, length in enumerate(p.lengths.tolist())
+            for row in _walk(edges[b], alpha[b], b, length)
+        ]
+    columns = torch.tensor(rows, dtype=torch.int64, device=p.device).reshape(-1, 4)
+    return scores, SegmentTable(*columns.unbind(1))
+
+
+def _walk(edges: Tensor, alpha: Tensor, sequence: int, stop: int) -> list[tuple[int, ...]]:
+    """Rows of one sequence. Ties: the shortest last segment, then the lowest label."""
+    rows = []
+    ranks = alpha[stop]  # ranks the label of the segment that ends at `stop`
+    while stop > 0:
+        longest = min(stop, edges.shape[1] - 1)
+        durations = torch.arange(1, longest + 1, device=edges.device)
+        # (durations, C_dst, C_src)
+        terms = edges[stop - durations, durations] + alpha[stop - durations, None]
+        tied = (ranks == ranks.max()).nonzero()[:, 0].tolist()
+        # argmax returns the first of equal entries: the shortest duration.
+        k, label = min((int(terms[:, c].amax(-1).argmax()) + 1, c) for c in tied)
+        rows.append((sequence, stop - k, stop, label))
+        ranks = terms[k - 1, label]
+        stop -= k
+    return rows[::-1]

@@ -1,0 +1,244 @@
+"""What is known about the sequences of a batch, and the problem that keeps to it.
+
+The segmentations that agree with `Constraints` are those of another `Potentials`, with the same
+scores, so that every kernel, gradient and decoder serves them as it is:
+
+- a label that is not allowed at a position has a score of -inf there;
+- where no segment may start, start scores are -inf;
+- where a segment must start, at t, none may cover both t-1 and t. Every label gets two copies with
+  the same parameters. The stretches between forced boundaries allow them in turn, so a segment,
+  having one label, ends with its stretch. The free source of the first segment would count twice in
+  a sum: log 2 taken off position 0 makes up for it.
+
+Cost: that of the problem; with forced boundaries, that of 2C labels. A boundary that the allowed
+labels imply, those of t-1 and t having none in common, needs no copies.
+
+References
+----------
+A. Culotta and A. McCallum, Confidence Estimation for Information Extraction, HLT-NAACL 2004.
+Y. Tsuboi, H. Kashima, S. Mori, H. Oda and Y. Matsumoto, Training Conditional Random Fields Using
+Incomplete Annotations, COLING 2008.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.constraints import forbid
+from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.observation_masks import masks
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.segments import (
+    Segment,
+    SegmentTable,
+    covered_positions,
+    labels_to_table,
+    limit_durations,
+)
+from flash_semicrf.validation import check_choice, check_potentials
+
+__all__ = ["Constraints", "constrain", "fold_marginals", "fold_table"]
+
+Segments = SegmentTable | Sequence[Sequence[tuple[int, int, int] | Segment]]
+Positions = Tensor | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Constraints:
+    """What is known about the segmentation of each sequence of a batch; all of it must hold.
+
+    Parameters
+    ----------
+    labels : integer Tensor of shape (B, T), optional
+        The label of each position, or `ignore_index` where it is unknown. Says nothing about
+        boundaries between equal labels; `from_labels` does.
+    allowed : bool Tensor of shape (B, T, C), optional
+        Which labels each position may have.
+    boundaries : bool Tensor of shape (B, T) or B lists of positions, optional
+        Where a segment must start. Position 0, and the end of the sequence, are boundaries anyway.
+    forbidden_boundaries : bool Tensor of shape (B, T) or B lists of positions, optional
+        Where no segment may start: t-1 and t lie in one segment.
+    segments : SegmentTable or B lists, optional
+        Segments that must be there, as half-open ``(start, stop, label)`` tuples or as `Segment`
+        objects, whose end is inclusive. They need not tile the sequence.
+    forbidden_spans : SegmentTable or B lists, optional
+        In the same forms: no position of the span has that label.
+    ignore_index : int, default=-100
+        Stands for "unknown" in `labels`.
+
+    Notes
+    -----
+    What stands after a sequence's end in a tensor is padding and ignored, but for forced
+    boundaries, which must lie inside. Constraints that contradict each other, or the model, leave
+    no segmentation: log Z is -inf.
+
+    Not offered: to forbid one segment, ``[start, stop)`` with its label, and allow longer and
+    shorter ones at the same place. That depends on three numbers at once; scores of positions,
+    boundaries and durations cannot say it.
+
+    Examples
+    --------
+    >>> from flash_semicrf.streaming import viterbi
+    >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+    <torch._C.Generator object at ...>
+    >>> scores, lengths = torch.randn(1, 8, 2), torch.tensor([8])
+    >>> problem = Potentials(scores, torch.zeros(2, 2), torch.zeros(4, 2), lengths)
+    >>> known = Constraints(segments=[[(2, 5, 1)]], boundaries=[[7]])
+    >>> [(s.start, s.end, s.label) for s in viterbi(problem, constraints=known).segments[0]][-1]
+    (7, 7, 0)
+    """
+
+    labels: Tensor | None = None
+    allowed: Tensor | None = None
+    boundaries: Positions | None = None
+    forbidden_boundaries: Positions | None = None
+    segments: Segments | None = None
+    forbidden_spans: Segments | None = None
+    ignore_index: int = -100
+
+    @classmethod
+    def from_labels(
+        cls,
+        labels: Tensor,
+        lengths: Tensor,
+        max_duration: int,
+        long_segments: str = "split",
+        ignore_index: int = -100,
+    ) -> Constraints:
+        """Read partly known labels as everywhere else: runs of equal labels are segments.
+
+        Neighbouring known positions lie in one segment where their labels are equal, in two where
+        they differ. A run that borders on an unknown position may continue there.
+
+        Parameters
+        ----------
+        labels : integer Tensor of shape (B, T)
+            `ignore_index` where the label is unknown.
+        lengths : integer Tensor of shape (B,)
+        max_duration : int
+            Longest duration K, in positions.
+        long_segments : {"split", "error"}
+            A run of known labels longer than K is no segment: nothing is said of boundaries inside
+            it (with one warning that counts such runs), or it is refused.
+        ignore_index : int, default=-100
+
+        Returns
+        -------
+        Constraints
+
+        Raises
+        ------
+        ValueError
+            With ``long_segments="error"``, naming the first run that is too long.
+
+        Examples
+        --------
+        >>> labels = torch.tensor([[0, 0, -100, 1]])
+        >>> known = Constraints.from_labels(labels, torch.tensor([4]), max_duration=3)
+        >>> known.forbidden_boundaries
+        tensor([[False,  True, False, False]])
+        """
+        check_choice("long_segments", long_segments, ("split", "error"))
+        runs = labels_to_table(labels, lengths)
+        runs = _rows(runs, runs.label != ignore_index)
+        if long_segments == "error":
+            limit_durations(runs, max_duration, "error")
+        short = runs.stop - runs.start <= max_duration
+        if not bool(short.all()):
+            warnings.warn(
+                f"{int((~short).sum())} runs of equal known labels are longer than "
+                f"max_duration={max_duration}: they constrain labels, but not boundaries.",
+                UserWarning,
+                stacklevel=2,
+            )
+        runs = _rows(runs, short)
+        joined = torch.zeros_like(labels, dtype=torch.bool)
+        sequence, position, row = covered_positions(runs)
+        joined[sequence, position] = position != runs.start[row]
+        return cls(labels=labels, forbidden_boundaries=joined, ignore_index=ignore_index)
+
+    def apply(self, potentials: Potentials, semiring: str = "log") -> Potentials:
+        """Return the problem whose segmentations are those that agree.
+
+        Parameters
+        ----------
+        potentials : Potentials
+        semiring : {"log", "max"}
+            What the problem is for. Matters where boundaries are forced and `initial_scores`
+            absent: for the other one, all scores would be off by log 2.
+
+        Returns
+        -------
+        Potentials
+            With the same C labels or, where copies were needed, 2C: `fold_table` and
+            `fold_marginals` bring results back. Differentiable in `potentials`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For bad input: naming the argument and the index.
+        """
+        check_choice("semiring", semiring, ("log", "max"))
+        return constrain(check_potentials(potentials), self, semiring)
+
+
+def constrain(
+    potentials: Potentials, constraints: Constraints | None, semiring: str = "log"
+) -> Potentials:
+    """`Constraints.apply` for checked potentials; no constraints change nothing."""
+    p, known = potentials, constraints
+    if known is None:
+        return p
+    if not isinstance(known, Constraints):
+        raise TypeError(f"`constraints` must be a Constraints; got {type(known).__name__}.")
+    allowed, forced, joined = masks(known, p)
+    if joined is not None:
+        start = torch.zeros_like(p.scores) if p.start_scores is None else p.start_scores
+        p = p.replace(start_scores=forbid(start, ~joined[..., None]))
+    if forced is not None and allowed is not None:
+        forced[:, 1:] &= (allowed[:, 1:] & allowed[:, :-1]).any(-1)
+    if forced is not None and bool(forced.any()):
+        return _alternating(p, allowed, forced, semiring)
+    return p.replace(scores=forbid(p.scores, allowed))
+
+
+def fold_table(table: SegmentTable, num_labels: int) -> SegmentTable:
+    """Bring segments of a constrained problem back to the labels 0..C-1 of the original one."""
+    return table._replace(label=table.label % num_labels)
+
+
+def fold_marginals(marginals: SegmentMarginals, num_labels: int) -> SegmentMarginals:
+    """Bring marginals of a constrained problem back to the C labels of the original one."""
+    folded = {}
+    for name, value in marginals._asdict().items():
+        if value is not None:
+            value = value.unflatten(-1, (-1, num_labels)).sum(-2)
+        if value is not None and name == "transition":
+            value = value.unflatten(-2, (-1, num_labels)).sum(-3)
+        folded[name] = value
+    return SegmentMarginals(**folded)
+
+
+def _alternating(
+    p: Potentials, allowed: Tensor | None, forced: Tensor, semiring: str
+) -> Potentials:
+    """Two copies of every label, allowed in turn between the boundaries forced (B, T)."""
+    copies = {name: torch.cat([value, value], -1) for name, value in p.parameters().items()}
+    copies["transition"] = torch.cat([copies["transition"]] * 2, -2)
+    odd = forced.cumsum(1).remainder(2).bool()[..., None]
+    turns = [~odd, odd] if allowed is None else [allowed & ~odd, allowed & odd]
+    turns = torch.cat([turn.expand(p.scores.shape) for turn in turns], -1)
+    scores = forbid(copies["scores"], turns)
+    if semiring == "log" and p.initial_scores is None:
+        scores = torch.cat([scores[:, :1] - math.log(2), scores[:, 1:]], 1)
+    return p.replace(**copies | {"scores": scores})
+
+
+def _rows(table: SegmentTable, keep: Tensor) -> SegmentTable:
+    return SegmentTable(*(column[keep] for column in table))

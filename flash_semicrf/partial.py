@@ -1,0 +1,105 @@
+"""Partial supervision: the score of everything that agrees with what is known of a sequence.
+
+    loss = log Z - log Z(the segmentations that agree) = -log P(one of those)
+
+which is the ordinary loss where only one agrees, and 0 where nothing is known. Cost: a second log Z
+with its gradient.
+
+References
+----------
+Y. Tsuboi, H. Kashima, S. Mori, H. Oda and Y. Matsumoto, Training Conditional Random Fields Using
+Incomplete Annotations, COLING 2008.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.constraints import check_gold
+from flash_semicrf.observations import Constraints
+from flash_semicrf.potentials import Potentials, score_segments
+from flash_semicrf.segments import labels_to_table
+from flash_semicrf.streaming.interface import log_partition
+from flash_semicrf.validation import check_labels
+
+__all__ = ["partial_score"]
+
+
+def partial_score(
+    potentials: Potentials,
+    labels: Tensor | Constraints,
+    ignore_index: int | None = None,
+    long_segments: str = "split",
+    backend: str = "auto",
+) -> Tensor:
+    """Log of the sum of exp(score) over the segmentations that agree with `labels`.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    labels : integer Tensor of shape (B, T) or Constraints
+        Labels per position, read as `Constraints.from_labels` says. A sequence that holds no
+        `ignore_index` is scored as a gold segmentation: its maximal runs.
+    ignore_index : int, optional
+        Stands for "unknown".
+    long_segments : {"split", "error"}
+        As for `labels_to_table` and `Constraints.from_labels`.
+    backend : str
+        As for `flash_semicrf.streaming.log_partition`.
+
+    Returns
+    -------
+    float64 Tensor of shape (B,)
+        Differentiable in every parameter.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For bad input, and where no segmentation that the model allows agrees: naming the sequences.
+
+    Examples
+    --------
+    Two positions: three of the six segmentations into two labels have label 1 at the second.
+
+    >>> zeros = torch.zeros(2, 2)
+    >>> problem = Potentials(zeros[None], zeros, zeros, torch.tensor([2]), initial_scores=zeros[0])
+    >>> score = partial_score(problem, torch.tensor([[-100, 1]]), ignore_index=-100)
+    >>> round(score.exp().item(), 9)
+    3.0
+    """
+    p = potentials
+    if isinstance(labels, Constraints):
+        score = log_partition(p, backend, constraints=labels)
+        _check_agreeing(score)
+        return score
+    check_labels(labels, p.lengths, p.num_positions, p.num_labels, ignore_index)
+    if labels.device != p.device:
+        raise ValueError(
+            f"`labels` must be on the device of `hidden_states`, {p.device}; got {labels.device}."
+        )
+    inside = torch.arange(p.num_positions, device=p.device) < p.lengths[:, None]
+    partial = ((labels == ignore_index) & inside).any(1)
+    lengths = p.lengths.masked_fill(partial, 0)  # of the sequences that have a gold segmentation
+    table = labels_to_table(labels, lengths, p.max_duration, long_segments)
+    gold = score_segments(p, table)
+    check_gold(gold, p, table)
+    if not bool(partial.any()):
+        return gold
+    # Of the others one position is enough: what it adds up to is not used.
+    rest = p.replace(lengths=p.lengths.masked_fill(~partial, 1))
+    known = Constraints.from_labels(
+        labels, rest.lengths, p.max_duration, long_segments, ignore_index
+    )
+    score = torch.where(partial, log_partition(rest, backend, constraints=known), gold)
+    _check_agreeing(score)
+    return score
+
+
+def _check_agreeing(score: Tensor) -> None:
+    empty = (score.detach() == -torch.inf).nonzero()[:, 0].tolist()
+    if empty:
+        raise ValueError(
+            "`labels` must agree with a segmentation that the model allows; none does in sequences "
+            f"{empty} (check transition constraints, durations and scores of -inf)."
+        )

@@ -1,0 +1,124 @@
+"""What an algorithm of the exact engine asks of a semiring.
+
+A semiring has a sum, a product that distributes over it, and their neutral elements ``zero`` and
+``one``. An algorithm written with them computes log Z, the best score, the entropy and more,
+according to the semiring it is given.
+
+Values are tensors with one leading axis of `size` components: (size, ...). ``convert`` makes them
+of potentials and ``unconvert`` makes the answer of them.
+
+References
+----------
+J. Goodman, Semiring Parsing, Computational Linguistics 1999.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["Semiring", "as_semiring"]
+
+
+class Semiring:
+    """Base of all semirings; a subclass gives ``zero``, ``one``, ``sum`` and ``mul``.
+
+    Attributes
+    ----------
+    size : int
+        Components of a value.
+    zero, one : tuple of `size` floats
+        Neutral elements of the sum and of the product; zero times anything is zero.
+    num_potentials : int
+        Edge tensors that ``convert`` takes: 1, or 2 for what compares two distributions.
+    log_domain : bool
+        Whether potentials are logarithms, where -inf forbids.
+    edge_gradient : callable or None
+        ``edge_gradient(before, edges, after, total)``, where it exists, is the derivative of the
+        sum over all paths by each edge, from the sums over what comes before and after it. All are
+        values that broadcast to those of the edges; it returns a tensor without the leading axis.
+        Only for a semiring of size 1.
+
+    Notes
+    -----
+    All methods must be differentiable by autograd. A gradient must not be NaN where a value is
+    zero: no ``0 * inf`` on the way back.
+    """
+
+    size: int = 1
+    zero: tuple[float, ...]
+    one: tuple[float, ...]
+    num_potentials: int = 1
+    log_domain: bool = True
+    edge_gradient: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+
+    def sum(self, x: Tensor, dim: int = -1) -> Tensor:
+        """Sum of values over one axis, counted from the end (so `dim` < 0)."""
+        raise NotImplementedError
+
+    def mul(self, a: Tensor, b: Tensor) -> Tensor:
+        """Product of values, entry by entry; a and b broadcast."""
+        raise NotImplementedError
+
+    def convert(self, potentials: Tensor) -> Tensor:
+        """Values of potentials: by default the potential, then the further components of `one`."""
+        first = potentials[None]
+        if self.size == 1:
+            return first
+        rest = self.full(self.one, potentials.shape, potentials)[1:]
+        return torch.cat([first, rest])
+
+    def unconvert(self, values: Tensor) -> Tensor:
+        """Answer that values hold: by default their first component."""
+        return values[0]
+
+    # What follows from the above
+
+    def full(self, element: tuple[float, ...], shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Tensor of shape (size, *shape), a view, that holds `zero` or `one` everywhere."""
+        column = torch.tensor(element, dtype=like.dtype, device=like.device)
+        return column.view(self.size, *(1,) * len(shape)).expand(self.size, *shape)
+
+    def plus(self, a: Tensor, b: Tensor) -> Tensor:
+        """Sum of two values, entry by entry."""
+        return self.sum(torch.stack([a, b], -1), -1)
+
+    def dot(self, a: Tensor, b: Tensor) -> Tensor:
+        """Sum over the last axis of the products."""
+        return self.sum(self.mul(a, b), -1)
+
+    def prod(self, x: Tensor) -> Tensor:
+        """Product over the last axis, in pairs."""
+        while x.shape[-1] > 1:
+            half = x.shape[-1] // 2
+            paired = self.mul(x[..., 0 : 2 * half : 2], x[..., 1 : 2 * half : 2])
+            x = torch.cat([paired, x[..., 2 * half :]], -1)
+        return x[..., 0] if x.shape[-1] else self.full(self.one, tuple(x.shape[1:-1]), x)
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        """Matrix product of values, (size, ..., I, J) by (size, ..., J, L)."""
+        return self.sum(self.mul(a[..., :, :, None], b[..., None, :, :]), -2)
+
+    def matmul_terms(self, count: int, rows: int, inner: int, columns: int) -> int:
+        """Numbers held at once by a `matmul` of `count` matrices: it says what fits in memory."""
+        return self.size * count * rows * inner * columns
+
+    def run(self, function: Callable[..., object], *tensors: Tensor) -> object:
+        """Call a piece of an algorithm; a checkpointing semiring recomputes it in the backward."""
+        return function(*tensors)
+
+
+def as_semiring(semiring: Semiring | type[Semiring]) -> Semiring:
+    """Return an instance, of an instance or of a class that needs no arguments.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    """
+    made = semiring() if isinstance(semiring, type) else semiring
+    if not isinstance(made, Semiring):
+        raise TypeError(f"`semiring` must be a Semiring or a subclass; got {semiring!r}.")
+    return made

@@ -1,0 +1,118 @@
+"""Semirings that trade time for memory: pieces of an algorithm are recomputed in the backward pass.
+
+A linear scan over N nodes hands its loop to ``Semiring.run`` in blocks of about sqrt(N) steps. What
+a checkpointing semiring keeps of a block is the window of messages it starts from, so that a
+scan keeps O(sqrt(N)) windows and, in the backward pass, the steps of one block: O(sqrt(N)) again.
+
+References
+----------
+T. Chen, B. Xu, C. Zhang and C. Guestrin, Training Deep Nets with Sublinear Memory Cost, 2016.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from flash_semicrf.semirings.base import Semiring, as_semiring
+
+__all__ = ["CheckpointSemiring", "CheckpointShardSemiring"]
+
+
+class CheckpointSemiring(Semiring):
+    """Another semiring, with blocks of steps and matrix products recomputed in the backward pass.
+
+    Parameters
+    ----------
+    semiring : Semiring or subclass
+
+    Examples
+    --------
+    >>> from flash_semicrf import SemiMarkov
+    >>> from flash_semicrf.semirings import LogSemiring
+    >>> edges = torch.zeros(1, 4, 3, 1, 1, requires_grad=True)
+    >>> total = SemiMarkov(CheckpointSemiring(LogSemiring)).sum(edges)
+    >>> round(float(total.detach().exp()), 4)  # 4 positions in segments of 1 or 2
+    5.0
+    """
+
+    def __init__(self, semiring: Semiring | type[Semiring]) -> None:
+        inner = as_semiring(semiring)
+        self.inner = inner
+        self.size, self.zero, self.one = inner.size, inner.zero, inner.one
+        self.num_potentials, self.log_domain = inner.num_potentials, inner.log_domain
+
+    def sum(self, x: Tensor, dim: int = -1) -> Tensor:
+        """Sum of the inner semiring."""
+        return self.inner.sum(x, dim)
+
+    def mul(self, a: Tensor, b: Tensor) -> Tensor:
+        """Product of the inner semiring."""
+        return self.inner.mul(a, b)
+
+    def convert(self, potentials: Tensor) -> Tensor:
+        """Values of the inner semiring."""
+        return self.inner.convert(potentials)
+
+    def unconvert(self, values: Tensor) -> Tensor:
+        """Answer of the inner semiring."""
+        return self.inner.unconvert(values)
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        """Matrix product of the inner semiring, recomputed in the backward pass."""
+        return self.run(self.inner.matmul, a, b)
+
+    def matmul_terms(self, count: int, rows: int, inner: int, columns: int) -> int:
+        """As the inner semiring."""
+        return self.inner.matmul_terms(count, rows, inner, columns)
+
+    def run(self, function: Callable[..., object], *tensors: Tensor) -> object:
+        """Call a function whose intermediate results are recomputed in the backward pass."""
+        if not torch.is_grad_enabled():
+            return function(*tensors)
+        return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
+
+
+class CheckpointShardSemiring(CheckpointSemiring):
+    """A checkpointed semiring whose matrix products run in shards of bounded size.
+
+    Parameters
+    ----------
+    semiring : Semiring or subclass
+    max_size : int, default=2**24
+        Numbers that a product of shards may hold at once. One row of one product is the least.
+    """
+
+    def __init__(self, semiring: Semiring | type[Semiring], max_size: int = 2**24) -> None:
+        super().__init__(semiring)
+        if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 1:
+            raise ValueError(f"`max_size` must be an integer >= 1; got {max_size!r}.")
+        self.max_size = max_size
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        """Matrix product, shard by shard."""
+        batch = torch.broadcast_shapes(a.shape[1:-2], b.shape[1:-2])
+        (rows, inner), columns = a.shape[-2:], b.shape[-1]
+        a = a.expand(self.size, *batch, rows, inner).flatten(1, -3)
+        b = b.expand(self.size, *batch, inner, columns).flatten(1, -3)
+        matrices, height = self._shard(rows, inner, columns)
+        parts = [
+            torch.cat([self.run(self.inner.matmul, x, right) for x in left.split(height, -2)], -2)
+            for left, right in zip(a.split(matrices, 1), b.split(matrices, 1), strict=True)
+        ]
+        return torch.cat(parts, 1).view(self.size, *batch, rows, columns)
+
+    def matmul_terms(self, count: int, rows: int, inner: int, columns: int) -> int:
+        """Numbers of one shard."""
+        matrices, height = self._shard(rows, inner, columns)
+        return self.inner.matmul_terms(min(count, matrices), height, inner, columns)
+
+    def _shard(self, rows: int, inner: int, columns: int) -> tuple[int, int]:
+        """Matrices of a shard, and their rows."""
+        one_row = max(1, self.inner.matmul_terms(1, 1, inner, columns))
+        height = max(1, min(rows, self.max_size // one_row))
+        matrices = max(1, self.max_size // (one_row * rows)) if height == rows else 1
+        return matrices, height
