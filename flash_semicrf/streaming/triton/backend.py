@@ -98,6 +98,15 @@ class TritonBackend:
         with _on(potentials.device), torch.no_grad():
             return _algorithm(potentials).gradients(potentials, wanted)
 
+    def messages(self, potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
+        """Forward and backward messages; see `flash_semicrf.streaming.dispatch.Backend`."""
+        if potentials.transition.dim() == 3:
+            from flash_semicrf.streaming.triton.durational import messages
+        else:
+            from flash_semicrf.streaming.triton.log_messages import messages
+        with _on(potentials.device), torch.no_grad():
+            return messages(potentials)
+
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
         with _on(potentials.device), torch.no_grad():
@@ -107,6 +116,13 @@ class TritonBackend:
         """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
         with _on(potentials.device), torch.no_grad():
             return _algorithm(potentials, decoding=True).viterbi(potentials)
+
+    def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
+        """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
+        from flash_semicrf.streaming.triton.sampling import sample
+
+        with _on(potentials.device), torch.no_grad():
+            return sample(potentials, num_samples, seed)
 
 
 DEVICE_CHECKS["cuda"] = TritonBackend().values_are_allowed
