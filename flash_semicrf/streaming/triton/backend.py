@@ -107,6 +107,17 @@ class TritonBackend:
         with _on(potentials.device), torch.no_grad():
             return messages(potentials)
 
+    def tangents(
+        self, potentials: Potentials, direction: Potentials, wanted: set[str]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Derivatives of the gradient; see `flash_semicrf.streaming.dispatch.Backend`."""
+        if potentials.transition.dim() == 3:
+            from flash_semicrf.streaming.triton.durational_tangents import tangents
+        else:
+            from flash_semicrf.streaming.triton.tangents import tangents
+        with _on(potentials.device), torch.no_grad():
+            return tangents(potentials.to(torch.float64), direction, wanted)
+
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
         with _on(potentials.device), torch.no_grad():

@@ -128,7 +128,9 @@ def duration_pass_kernel(
                 x = gamma_row(
                     alpha_ptr, transition_ptr, initial_ptr, s, k, label, C, HAS_INITIAL, MAX
                 )
-                x += load_row(source_ptr + s * C, label, C) + load_row(bias_ptr + (k - 1) * C, label, C)
+                x += load_row(source_ptr + s * C, label, C) + load_row(
+                    bias_ptr + (k - 1) * C, label, C
+                )
                 x += deep_content(deep_ptr, s, t, label, C)
                 total = _add(total, tl.where(s >= born, x, float("-inf")), MAX)
             row = total + load_row(sink_ptr + t * C, label, C)
@@ -217,7 +219,9 @@ def duration_start_kernel(
     end = tl.zeros([CP], tl.float64)
     if s < length:
         row = base + (s + 1) * C
-        end = exp_wide(load_row(alpha_ptr + row, label, C) + load_row(beta_ptr + row, label, C) - log_z)
+        end = exp_wide(
+            load_row(alpha_ptr + row, label, C) + load_row(beta_ptr + row, label, C) - log_z
+        )
         source = load_row(source_ptr + base + s * C, label, C) - log_z
         for k in range(1, tl.minimum(K, length - s) + 1):
             to = base + (s + k) * C

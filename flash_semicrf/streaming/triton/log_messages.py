@@ -78,14 +78,14 @@ def log_messages_kernel(
     # Twice over the labels, for the largest term and for the sum: a loop keeps the kernel small.
     top = tl.full([TT, CP], float("-inf"), tl.float64)
     for source in range(C):
-        value = tl.load(rows_ptr + source, mask=known, other=0.0)
-        x = (decode_log(value) + offset)[:, None] + tl.load(matrix_ptr + source * CP + label)
+        message = tl.load(rows_ptr + source, mask=known, other=0.0)
+        x = (decode_log(message) + offset)[:, None] + tl.load(matrix_ptr + source * CP + label)
         top = tl.maximum(top, x)
     top = tl.where(top > float("-inf"), top, 0.0)
     total = tl.zeros([TT, CP], tl.float64)
     for source in range(C):
-        value = tl.load(rows_ptr + source, mask=known, other=0.0)
-        x = (decode_log(value) + offset)[:, None] + tl.load(matrix_ptr + source * CP + label)
+        message = tl.load(rows_ptr + source, mask=known, other=0.0)
+        x = (decode_log(message) + offset)[:, None] + tl.load(matrix_ptr + source * CP + label)
         total += exp_wide(x - top)
     across = tl.where(edge[:, None], tl.load(edge_ptr + label), top + tl.log(total))
     place = (b * (T + 1) + t)[:, None] * C + label

@@ -30,6 +30,10 @@ SPILLS = {
     "duration_last_segment_kernel": 0,
     "duration_pass_kernel": 0,
     "duration_start_kernel": 48,  # 24 measured, at 8.0
+    "duration_start_tangent_kernel": 0,
+    "duration_tangent_kernel": 0,
+    "duration_tangent_pass_kernel": 0,
+    "duration_tangent_terms_kernel": 0,
     "duration_terms_kernel": 0,
     "duration_traceback_kernel": 0,
     "far_kernel": 0,
@@ -44,7 +48,9 @@ SPILLS = {
     "previous_segment_kernel": 0,
     "sample_kernel": 0,
     "table_kernel": 0,
+    "tangent_pass_kernel": 0,
     "traceback_kernel": 0,
+    "transition_tangent_kernel": 0,
     "values_kernel": 0,
 }
 """Bytes of register spills, stores and loads together, that are put up with."""
@@ -103,6 +109,7 @@ def record_launches() -> dict[str, Launch]:
             BACKENDS["triton"].gradients(problem, set(problem.parameters()))
             BACKENDS["triton"].messages(problem)
             BACKENDS["triton"].sample(problem, 2, 0)
+            BACKENDS["triton"].tangents(problem, problem, set(problem.parameters()))
             values_are_allowed(problem)
     return launches
 
