@@ -116,7 +116,7 @@ class TritonBackend:
         else:
             from flash_semicrf.streaming.triton.tangents import tangents
         with _on(potentials.device), torch.no_grad():
-            return tangents(potentials.to(torch.float64), direction, wanted)
+            return tangents(potentials, direction, wanted)
 
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""

@@ -66,7 +66,7 @@ def transition_tangent_kernel(
 ):  # fmt: skip
     """SOURCES rows of A, boundaries in one chunk of `span`: rows of `found` (B, chunks, C, C).
 
-    Program (tile of sources, chunk, b). The first segment has a term of its own: from boundary 1 on.
+    Program (tile of sources, chunk, b). From boundary 1 on: the first segment has its own term.
     """
     chunk = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)

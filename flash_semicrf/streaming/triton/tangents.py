@@ -19,7 +19,7 @@ from torch import Tensor
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.launch import plan_of, power_of_two_above, problem_of
-from flash_semicrf.streaming.triton.log_messages import LogMessages, log_messages
+from flash_semicrf.streaming.triton.log_messages import log_messages
 from flash_semicrf.streaming.triton.prefixes import Prefixes, prefixes_of
 from flash_semicrf.streaming.triton.tangent_passes import tangent_pass_kernel
 from flash_semicrf.streaming.triton.tangent_terms import (
@@ -27,7 +27,17 @@ from flash_semicrf.streaming.triton.tangent_terms import (
     transition_tangent_kernel,
 )
 
-__all__ = ["Towards", "boundary_tangents", "end_tangents", "marginals", "tangents", "towards"]
+__all__ = [
+    "Towards",
+    "boundary_marginals",
+    "boundary_tangents",
+    "end_tangents",
+    "tangents",
+    "towards",
+]
+
+_TILE = 1024
+"""Terms that a program computes at once."""
 
 
 class Towards(NamedTuple):
@@ -48,7 +58,7 @@ def towards(direction: Potentials, labels: int) -> Towards:
     return Towards(*(x.contiguous() for x in given), prefixes_of(problem_of(q), labels))
 
 
-def marginals(p: Potentials, log_z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+def boundary_marginals(p: Potentials, log_z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
     """exp(log_weight - log Z) (B, T, C), 0 outside sequences; and what is inside, (B, T, 1)."""
     feasible = log_z > -torch.inf
     inside = torch.arange(p.num_positions, device=p.device) < p.lengths[:, None]
@@ -64,7 +74,7 @@ def end_tangents(
 
     Messages and their derivatives are (B, T + 1, C).
     """
-    marginal, inside = marginals(p, log_z, (alpha + beta)[:, 1:])
+    marginal, inside = boundary_marginals(p, log_z, (alpha + beta)[:, 1:])
     d = torch.where(inside, (d_alpha + d_beta)[:, 1:], 0.0)
     last = (torch.arange(p.batch_size, device=p.device), p.lengths - 1)
     # Better than <direction, gradient>, which multiplies large scores with rounded counts.
@@ -98,17 +108,17 @@ def tangents(
     m = log_messages(p, problem, plan)
     d_alpha, d_gamma, d_eta, d_beta = (torch.empty_like(m.alpha) for _ in range(4))
     transition, bias = p.transition.contiguous(), p.duration_bias.contiguous()
-    sources = min(plan.labels, 1024 // plan.labels)
+    sources = max(1, min(plan.labels, _TILE // plan.labels))
     launch(
         tangent_pass_kernel, (B, 2),
         transition, bias, problem.lengths, m.log_z, *prefixes[:4],
         m.alpha, m.gamma, m.eta, m.beta, *q[:4], *q.prefixes[:3],
         d_alpha, d_gamma, d_eta, d_beta, T, C, p.max_duration,
-        CP=plan.labels, KT=max(4, min(1024 // plan.labels, power_of_two_above(p.max_duration))),
+        CP=plan.labels, KT=max(4, min(_TILE // plan.labels, power_of_two_above(p.max_duration))),
         SOURCES=sources, num_warps=4,
     )  # fmt: skip
     mean, end = end_tangents(p, m.log_z, m.alpha, m.beta, d_alpha, d_beta)
-    start, inside = marginals(p, m.log_z, (m.gamma + m.eta)[:, :-1])
+    start, inside = boundary_marginals(p, m.log_z, (m.gamma + m.eta)[:, :-1])
     start *= torch.where(inside, (d_gamma + d_eta)[:, :-1] - mean[:, None, None], 0.0)
     found = boundary_tangents(p, start, end)
     found["initial_scores"] = start[:, 0]

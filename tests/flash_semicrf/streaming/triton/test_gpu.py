@@ -25,6 +25,7 @@ from tests.flash_semicrf.streaming.triton.gpu_cases import (
     draw,
     marked,
     results_of,
+    with_direction,
 )
 
 pytestmark = [pytest.mark.gpu, *CONDITIONS]
@@ -33,6 +34,11 @@ ALL_SETTINGS = marked(*SETTINGS)
 USUAL = pytest.mark.gpu(group="usual")
 MANY_SHORT = pytest.mark.gpu(group="many short, full")
 THREE_LABELS = pytest.mark.gpu(group="three labels, full")
+
+POSTERIOR = marked(
+    "usual, full", "many short, full", "three labels, full", "one label, full", "long segments, full",
+    "usual", "most labels", "by duration", "by duration, full",
+)  # fmt: skip
 
 GROUPS = {
     "one more": "many short, full",
@@ -100,6 +106,40 @@ def test_viterbi_path_has_the_best_score(setting):
     table = type(table)(*(column.cpu() for column in table))
     check_table(table, problem)
     assert_near(score_segments(problem.to(torch.float64), table, "max"), best, 1e-9)
+
+
+@pytest.mark.parametrize("setting", POSTERIOR)
+def test_samples_are_those_of_the_cpu(setting):
+    # The same random numbers: only where rounding decides may a sample be another.
+    problem = draw(setting)
+    expected = BACKENDS["numba"].sample(problem, 20, 5)
+    actual = choose("triton", problem.to("cuda")).sample(problem.to("cuda"), 20, 5)
+    for column, values in zip(actual, expected, strict=True):
+        assert torch.equal(column.cpu(), values)
+
+
+@pytest.mark.parametrize("setting", POSTERIOR)
+def test_messages_are_those_of_the_cpu(setting):
+    problem = draw(setting)
+    expected = BACKENDS["numba"].messages(problem)
+    actual = choose("triton", problem.to("cuda")).messages(problem.to("cuda"))
+    assert_near(actual[0], expected[0], 1e-9)
+    inside = torch.arange(problem.num_positions + 1) <= problem.lengths[:, None]
+    inside[:, 0] = False
+    for messages, values in zip(actual[1:], expected[1:], strict=True):
+        assert_near(messages.cpu()[inside], values[inside], 1e-9)
+
+
+@pytest.mark.parametrize("setting", POSTERIOR)
+def test_tangents_are_those_of_the_cpu(setting):
+    problem, direction = with_direction(draw(setting))
+    wanted = set(problem.parameters())
+    _, expected_mean, expected = BACKENDS["numba"].tangents(problem, direction, wanted)
+    on_gpu = problem.to("cuda")
+    _, mean, found = choose("triton", on_gpu).tangents(on_gpu, direction.to("cuda"), wanted)
+    assert_near(mean, expected_mean, 1e-9)
+    for name, value in found.items():
+        assert_near(value, expected[name], 1e-8)  # sums of hundreds of terms of both signs
 
 
 @pytest.mark.parametrize("setting", ALL_SETTINGS)
