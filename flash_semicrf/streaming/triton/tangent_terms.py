@@ -48,12 +48,13 @@ def duration_tangent_kernel(
         live = live & (s >= tl.load(born_ptr + to, mask=live, other=0))
         x = tl.load(h_ptr + row, mask=live, other=float("-inf")) + bias
         x += tl.load(u_ptr + to, mask=live, other=float("-inf"))
-        x += tl.load(deep_ptr + to, mask=live, other=0.0)
-        x -= tl.load(deep_ptr + row, mask=live, other=0.0)
+        # First the difference: it is 0 where no deep score is inside, whatever was before.
+        before = tl.load(deep_ptr + row, mask=live, other=0.0)
+        x += tl.load(deep_ptr + to, mask=live, other=0.0) - before
         d = tl.load(d_h_ptr + row, mask=live, other=0.0) + d_bias
         d += tl.load(d_u_ptr + to, mask=live, other=0.0)
-        d += tl.load(d_deep_ptr + to, mask=live, other=0.0)
-        d -= tl.load(d_deep_ptr + row, mask=live, other=0.0)
+        before = tl.load(d_deep_ptr + row, mask=live, other=0.0)
+        d += tl.load(d_deep_ptr + to, mask=live, other=0.0) - before
         total += tl.sum(tl.where(live, exp_wide(x) * d, 0.0), 0)
     place = ((b * tl.num_programs(1) + chunk) * K + k - 1) * C + tl.arange(0, CP)
     tl.store(found_ptr + place, total, mask=tl.arange(0, CP) < C)

@@ -36,8 +36,8 @@ MANY_SHORT = pytest.mark.gpu(group="many short, full")
 THREE_LABELS = pytest.mark.gpu(group="three labels, full")
 
 POSTERIOR = marked(
-    "usual, full", "many short, full", "three labels, full", "one label, full", "long segments, full",
-    "usual", "most labels", "by duration", "by duration, full",
+    "usual, full", "many short, full", "three labels, full", "one label, full",
+    "long segments, full", "usual", "most labels", "by duration", "by duration, full",
 )  # fmt: skip
 
 GROUPS = {
