@@ -62,7 +62,7 @@ def extremes(value: Tensor) -> tuple[float, float]:
     if value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64):
         array = value.detach().numpy()
         return float(array.min()), float(array.max())
-    low, high = torch.aminmax(value)
+    low, high = torch.aminmax(value.detach())
     return float(low), float(high)
 
 

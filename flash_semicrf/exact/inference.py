@@ -47,7 +47,11 @@ def log_partition(potentials: Potentials, backend: str, threshold: float) -> Ten
     """
     p = check_potentials(potentials)
     check_edge_memory(p, threshold)
-    edges, nodes = edge_tensor(p), p.lengths + 1
+    return _sum(edge_tensor(p), p.lengths + 1, backend, threshold)
+
+
+def _sum(edges: Tensor, nodes: Tensor, backend: str, threshold: float) -> Tensor:
+    """Log Z (B,) of edge tensors."""
     if backend == "exact":
         return SemiMarkov(LogSemiring).sum(edges, nodes, use_vectorized=True)
     tree = SemiMarkov(CheckpointShardSemiring(LogSemiring), memory_limit=threshold)
@@ -69,10 +73,17 @@ def segment_marginals(potentials: Potentials, backend: str, threshold: float) ->
         name: (torch.zeros_like(p.scores) if value is None else value.detach()).requires_grad_()
         for name, value in given.items()
     }
+    check_edge_memory(p, threshold)
     with torch.enable_grad():
-        log_z = log_partition(p.replace(**leaves), backend, threshold)
+        edges = edge_tensor(p.replace(**leaves))
+        log_z = _sum(edges, p.lengths + 1, backend, threshold)
         feasible = log_z[log_z > -torch.inf].sum()
-        return SegmentMarginals(*torch.autograd.grad(feasible, [leaves[name] for name in names]))
+        wanted = [*(leaves[name] for name in names), edges]
+        *marginals, counts = torch.autograd.grad(feasible, wanted)
+    duration = counts[:, :, 1:].sum((1, -1))
+    transition = counts[:, 1:, 1:].sum(1).transpose(-1, -2)  # the first segment follows nothing
+    transition = transition if p.transition.dim() == 3 else transition.sum(1)
+    return SegmentMarginals(*marginals, transition, duration)
 
 
 def viterbi_table(
