@@ -35,6 +35,9 @@ __all__ = ["sample", "sample_kernel"]
 _DURATIONS = 128
 """Durations whose probabilities are summed up at once."""
 
+_BUFFER = 2**27
+"""Segments that there is room for at a time, eight bytes each."""
+
 _NOTHING = tl.constexpr(0x7FFFFFFF)
 
 
@@ -163,21 +166,27 @@ def sample_kernel(
     tl.store(counts_ptr + row, count)
 
 
-def _launch(
+def _walks(
     p: Potentials, seed: int, num_samples: int, inputs: tuple[Tensor, ...], **constants: int
 ) -> SegmentTable:
-    """Walk; `inputs` are those of the kernel from the transitions to log Z."""
+    """Draw, some samples at a time; `inputs` are those of the kernel from transitions to log Z."""
     B, T, C = p.scores.shape
-    rows = num_samples * B
-    stream = torch.from_numpy(streams(seed, num_samples, B).view(np.int64)).to(p.device)
-    starts, labels = torch.empty((2, rows, T), dtype=torch.int32, device=p.device)
-    counts = torch.empty(rows, dtype=torch.int32, device=p.device)
-    launch(
-        sample_kernel, (rows,),
-        stream, *inputs, starts, labels, counts, B, T, C, p.max_duration,
-        HAS_FINAL=p.final_scores is not None, **constants, num_warps=1,
-    )  # fmt: skip
-    return collect_table(starts, labels, counts, p.lengths.repeat(num_samples))
+    stream = torch.from_numpy(streams(seed, num_samples, B).view(np.int64))
+    together = max(1, _BUFFER // (B * T))
+    tables = []
+    for first in range(0, num_samples, together):
+        part = stream[:, first : first + together].contiguous().to(p.device)
+        rows = part.shape[1] * B
+        starts, labels = torch.empty((2, rows, T), dtype=torch.int32, device=p.device)
+        counts = torch.empty(rows, dtype=torch.int32, device=p.device)
+        launch(
+            sample_kernel, (rows,),
+            part, *inputs, starts, labels, counts, B, T, C, p.max_duration,
+            HAS_FINAL=p.final_scores is not None, **constants, num_warps=1,
+        )  # fmt: skip
+        table = collect_table(starts, labels, counts, p.lengths.repeat(part.shape[1]))
+        tables.append(table._replace(sequence=table.sequence + first * B))
+    return SegmentTable(*map(torch.cat, zip(*tables, strict=True)))
 
 
 def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
@@ -188,13 +197,13 @@ def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
     durations = min(_DURATIONS, power_of_two_above(p.max_duration))
     if p.transition.dim() == 3:
         log_z, alpha, _ = durational.run_passes(p, inputs, False, False)
-        return _launch(
+        return _walks(
             p, seed, num_samples, (*inputs[:9], alpha, alpha, log_z),
             BY_DURATION=True, HAS_INITIAL=inputs.constants["HAS_INITIAL"], CP=labels,
             KT=min(durations, max(4, 1024 // labels)),
         )  # fmt: skip
     found = log_messages(p, problem_of(p), plan_of(p))
-    return _launch(
+    return _walks(
         p, seed, num_samples, (*inputs[:9], found.alpha, found.gamma, found.log_z),
         BY_DURATION=False, HAS_INITIAL=False, CP=labels, KT=durations,
     )  # fmt: skip

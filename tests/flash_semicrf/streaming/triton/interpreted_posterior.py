@@ -50,10 +50,11 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Tiles that short problems fill: several durations and labels, one after the other."""
+    """Tiles that short problems fill: parts of durations, labels and samples, one by one."""
     from flash_semicrf.streaming.triton import sampling, tangents
 
     monkeypatch.setattr(sampling, "_DURATIONS", 4)
+    monkeypatch.setattr(sampling, "_BUFFER", 1)  # one sample at a time
     monkeypatch.setattr(tangents, "_TILE", 16)
 
 
