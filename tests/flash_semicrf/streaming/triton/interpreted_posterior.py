@@ -54,7 +54,7 @@ def small_tiles(monkeypatch):
     from flash_semicrf.streaming.triton import sampling, tangents
 
     monkeypatch.setattr(sampling, "_DURATIONS", 4)
-    monkeypatch.setattr(sampling, "_BUFFER", 1)  # one sample at a time
+    monkeypatch.setattr(sampling, "_BUFFER", 20)
     monkeypatch.setattr(tangents, "_TILE", 16)
 
 
