@@ -102,7 +102,7 @@ def record_launches() -> dict[str, Launch]:
         monkeypatch.setattr(torch, "empty", torch.zeros)
         for by_duration, max_duration in ((False, 400), (False, 33), (True, 33)):
             problem = random_problem(
-                2, 200, max_duration, 24, by_duration=by_duration, boundary=True, ends=True,
+                2, 400, max_duration, 24, by_duration=by_duration, boundary=True, ends=True,
                 dtype=torch.float32,
             )  # fmt: skip
             BACKENDS["triton"].viterbi(problem)
