@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-JOBS = ("log_partition", "log_partition_gradient", "decode")
+JOBS = ("log_partition", "log_partition_gradient", "decode", "posterior", "entropy_gradient")
 
 EDGES_JOB = "edges_gradient"
 """log Z of an edge tensor and its gradient, by the vectorised scan of the exact engine."""
@@ -43,7 +43,8 @@ class Problem:
     B, T, K, C : int
         Sequences, positions, longest duration, labels. Every sequence has length T. For
         "edges_gradient" they are those of an edge tensor (B, T-1, K, C, C).
-    job : {"log_partition", "log_partition_gradient", "decode", "edges_gradient"}
+    job : one of `JOBS`, or `EDGES_JOB`
+        "posterior" is marginals with expected counts, entropy and 100 samples.
     dtype : {"float32", "float64"}
     seed : int
     check_positions : int, optional
@@ -95,6 +96,18 @@ PROBLEMS: dict[str, Problem] = {
             job="decode",
             peers=SEMI_MARKOV_PEERS,
             goals=(Goal("relative_time", 2, "k100-log-partition"),),
+        ),
+        Problem(
+            "k100-posterior",
+            *(4, 1000, 100, 24),
+            job="posterior",
+            goals=(Goal("relative_time", 5, "k100-gradient"),),
+        ),
+        Problem(
+            "k100-entropy-gradient",
+            *(4, 1000, 100, 24),
+            job="entropy_gradient",
+            goals=(Goal("relative_time", 4, "k100-gradient"),),
         ),
         Problem(
             "k1000-log-partition",

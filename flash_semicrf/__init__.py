@@ -1,6 +1,7 @@
 """Exact, fast inference and training for semi-Markov conditional random fields in PyTorch."""
 
 from flash_semicrf._version import __version__
+from flash_semicrf.distribution import SemiCRFDistribution
 from flash_semicrf.duration import (
     CallableDuration,
     GeometricDuration,
@@ -11,9 +12,12 @@ from flash_semicrf.duration import (
     create_duration_distribution,
 )
 from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.minimum_risk import minimum_risk
+from flash_semicrf.nbest import NBestResult, n_best
 from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.observations import Constraints
 from flash_semicrf.potentials import Potentials
+from flash_semicrf.sampling import sample
 from flash_semicrf.segments import Segment, SegmentTable, ViterbiResult
 from flash_semicrf.semimarkov import SemiMarkov
 from flash_semicrf.sparse import (
@@ -26,6 +30,7 @@ from flash_semicrf.sparse import (
     snake_ordering,
 )
 from flash_semicrf.streaming import semi_crf_streaming_forward
+from flash_semicrf.uncertainty import UncertaintySemiMarkovCRFHead
 
 __all__ = [
     "BandedMatrix",
@@ -34,14 +39,17 @@ __all__ = [
     "Constraints",
     "GeometricDuration",
     "LearnedDuration",
+    "NBestResult",
     "NegativeBinomialDuration",
     "PoissonDuration",
     "Potentials",
     "Segment",
     "SegmentMarginals",
     "SegmentTable",
+    "SemiCRFDistribution",
     "SemiMarkov",
     "SemiMarkovCRFHead",
+    "UncertaintySemiMarkovCRFHead",
     "UniformDuration",
     "ViterbiResult",
     "__version__",
@@ -49,7 +57,10 @@ __all__ = [
     "block_triang_matmul",
     "create_duration_distribution",
     "measure_effective_bandwidth",
+    "minimum_risk",
+    "n_best",
     "rcm_ordering_from_adjacency",
+    "sample",
     "semi_crf_streaming_forward",
     "snake_ordering",
 ]

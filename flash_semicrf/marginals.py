@@ -1,32 +1,140 @@
-"""Posterior marginals of a segmentation."""
+"""Posterior marginals of a segmentation, and the expectations that follow from them.
+
+The score is linear in its parameters, so its expectation is their inner product with the expected
+counts: each marginal is the expected count of one parameter.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
-__all__ = ["SegmentMarginals"]
+from flash_semicrf.potentials import Potentials, accumulator_dtype, initial_term
+
+__all__ = ["SegmentMarginals", "expected_score", "expected_segments"]
+
+IMPOSSIBLE = 1e-12
+"""Position marginals are running sums: below this one may be 0 that rounding has left."""
+
+
+MASK = 1e4
+"""Scores below -MASK are masks, as good as -inf."""
 
 
 class SegmentMarginals(NamedTuple):
-    """Posterior probabilities of a batch of sequences, each of shape (B, T, C).
+    """Posterior probabilities and expected counts of a batch of sequences.
 
     Attributes
     ----------
-    position : Tensor
+    position : Tensor of shape (B, T, C)
         P(the segment that covers position t has label c); sums to 1 over labels.
-    start : Tensor
+    start : Tensor of shape (B, T, C)
         P(a segment of label c starts at position t).
-    end : Tensor
+    end : Tensor of shape (B, T, C)
         P(a segment of label c has its last position at t).
+    transition : float64 Tensor of shape (B, C, C) or (B, K, C, C), or None
+        Expected number of times that c_dst follows c_src (by the duration of the segment arrived
+        in, if the transitions are); the first segment follows nothing and is not counted.
+    duration : float64 Tensor of shape (B, K, C), or None
+        Expected number of segments of label c that last k positions, at row k-1.
     """
 
     position: Tensor
     start: Tensor
     end: Tensor
+    transition: Tensor | None = None
+    duration: Tensor | None = None
 
     @property
     def boundary(self) -> Tensor:
         """P(some segment starts at position t), shape (B, T)."""
         return self.start.sum(-1)
+
+
+def expected_segments(marginals: SegmentMarginals) -> Tensor:
+    """Expected number of segments of each label, float64 Tensor of shape (B, C)."""
+    return marginals.start.sum(1, dtype=accumulator_dtype(marginals.start.device))
+
+
+def inner_product(values: Tensor, counts: Tensor, noise: float = 0.0) -> Tensor:
+    """Sum of values times expected counts for each sequence, (B,), in float64.
+
+    Parameters
+    ----------
+    values : Tensor of shape (B, ...) or (...)
+        -inf times 0 counts as 0, and so does whatever stands in the padding.
+    counts : Tensor of shape (B, ...)
+        >= 0.
+    noise : float
+        Counts up to this are none for a value that forbids or masks.
+    """
+    values, counts = values.detach(), counts.detach()
+    if counts.device.type == "cpu":
+        # numpy, for the reason that `flash_semicrf.validation.extremes` gives.
+        value, count = values.numpy(), counts.numpy().astype(np.float64, copy=False)
+        is_noise = (count <= noise) & (value < -MASK)
+        product = np.where(is_noise | (count == 0) | (value == -np.inf), 0.0, value) * count
+        forbidden = ((value == -np.inf) & (count > noise)).reshape(len(count), -1).any(1)
+        total = np.where(forbidden, -np.inf, product.reshape(len(count), -1).sum(1))
+        return torch.from_numpy(total)
+    wide = accumulator_dtype(counts.device)
+    values, counts = values.to(wide), counts.to(wide)
+    is_noise = (counts <= noise) & (values < -MASK)
+    nothing = is_noise | (counts == 0) | (values == -torch.inf)
+    product = torch.where(nothing, 0.0, values) * counts
+    forbidden = ((values == -torch.inf) & (counts > noise)).flatten(1).any(1)
+    return product.flatten(1).sum(1).masked_fill(forbidden, -torch.inf)
+
+
+def expected_score(potentials: Potentials, marginals: SegmentMarginals) -> Tensor:
+    """Expected score of the segmentations that `marginals` describe, by the scores given.
+
+    Parameters
+    ----------
+    potentials : Potentials
+        Of the same problem, or of another on the same sequences.
+    marginals : SegmentMarginals
+        With its counts. For (K, C, C) transitions `potentials` needs ``initial_scores``: its first
+        segments' terms differ by duration, which marginals do not tell.
+
+    Returns
+    -------
+    float64 Tensor of shape (B,)
+        Without gradient; -inf where a segmentation of positive probability is forbidden.
+
+    Raises
+    ------
+    ValueError
+        For marginals without counts, or transitions by duration without initial scores.
+
+    Examples
+    --------
+    >>> from flash_semicrf.streaming import log_partition, segment_marginals
+    >>> from flash_semicrf.testing import random_problem
+    >>> problem = random_problem(batch_size=1)
+    >>> entropy = log_partition(problem) - expected_score(problem, segment_marginals(problem))
+    >>> bool(entropy > 0)
+    True
+    """
+    p, m = potentials, marginals
+    if m.transition is None or m.duration is None:
+        raise ValueError("`marginals` must hold expected counts; got counts=False.")
+    initial = p.initial_scores
+    if initial is None:
+        initial = initial_term(p.transition)
+    if initial.dim() == 2:
+        raise ValueError("`potentials` with (K, C, C) transitions must have `initial_scores`.")
+    total = inner_product(p.scores, m.position, IMPOSSIBLE)
+    total = total + inner_product(p.duration_bias, m.duration)
+    total = total + inner_product(p.transition, m.transition)
+    total = total + inner_product(initial, m.start[:, 0])
+    for scores, marginal in ((p.start_scores, m.start), (p.end_scores, m.end)):
+        if scores is not None:
+            total = total + inner_product(scores, marginal)
+    if p.final_scores is not None:
+        last = m.end[torch.arange(p.batch_size, device=p.device), p.lengths - 1]
+        total = total + inner_product(p.final_scores, last)
+    return total

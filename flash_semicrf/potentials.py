@@ -27,6 +27,7 @@ __all__ = [
     "Potentials",
     "accumulator_dtype",
     "center_scores",
+    "content_rows",
     "initial_term",
     "score_rows",
     "score_segments",
@@ -53,6 +54,7 @@ class Potentials:
         Added where a segment of label c starts, and at its last position.
     initial_scores, final_scores : Tensor of shape (C,), optional
         Added for the label of the first segment (in place of its transition term) and of the last.
+        With (K, C, C) transitions `initial_scores` may be (K, C), by the first one's duration.
 
     Notes
     -----
@@ -181,23 +183,41 @@ def score_rows(potentials: Potentials, table: SegmentTable, semiring: str = "log
         Differentiable in every parameter; -inf for a segment that is forbidden.
     """
     p = potentials
-    sequence, start, stop, label = table
-    k = stop - start - 1
-    owner, position, row = covered_positions(table)
-    wide = accumulator_dtype(p.device)
-    content = p.scores[owner, position, label[row]].to(wide)
-    total = torch.zeros(len(start), dtype=wide, device=p.device).index_add(0, row, content)
-    total = total + p.duration_bias[k, label]
-    total = total + _transition_rows(p, table, semiring)
-    if p.start_scores is not None:
-        total = total + p.start_scores[sequence, start, label]
-    if p.end_scores is not None:
-        total = total + p.end_scores[sequence, stop - 1, label]
+    sequence, _, stop, label = table
+    total = content_rows(p, table) + _transition_rows(p, table, semiring)
     if p.final_scores is not None:
         last = stop == p.lengths[sequence]
         total = total + torch.where(last, p.final_scores[label], 0.0)
     # A forbidden term moves when it is upcast and added to; nothing else comes near it.
     return total.masked_fill(total <= 0.5 * NEG_INF, -torch.inf)
+
+
+def content_rows(potentials: Potentials, table: SegmentTable) -> Tensor:
+    """What each segment scores by itself: positions, duration, start and end; no transition.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    table : SegmentTable
+        Any segments inside their sequences, in any order.
+
+    Returns
+    -------
+    float64 Tensor of shape (N,)
+        <= 0.5 * `NEG_INF` for a segment that is forbidden.
+    """
+    p = potentials
+    sequence, start, stop, label = table
+    owner, position, row = covered_positions(table)
+    wide = accumulator_dtype(p.device)
+    content = p.scores[owner, position, label[row]].to(wide)
+    total = torch.zeros(len(start), dtype=wide, device=p.device).index_add(0, row, content)
+    total = total + p.duration_bias[stop - start - 1, label]
+    if p.start_scores is not None:
+        total = total + p.start_scores[sequence, start, label]
+    if p.end_scores is not None:
+        total = total + p.end_scores[sequence, stop - 1, label]
+    return total
 
 
 def _transition_rows(p: Potentials, table: SegmentTable, semiring: str) -> Tensor:
@@ -211,10 +231,10 @@ def _transition_rows(p: Potentials, table: SegmentTable, semiring: str) -> Tenso
 
 
 def _initial_rows(p: Potentials, k: Tensor, label: Tensor, semiring: str) -> Tensor:
-    if p.initial_scores is not None:
-        return p.initial_scores[label]
-    initial = initial_term(p.transition, semiring)
-    return initial[k, label] if p.transition.dim() == 3 else initial[label]
+    initial = p.initial_scores
+    if initial is None:
+        initial = initial_term(p.transition, semiring)
+    return initial[k, label] if initial.dim() == 2 else initial[label]
 
 
 def initial_term(transition: Tensor, semiring: str = "log") -> Tensor:

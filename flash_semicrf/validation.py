@@ -18,11 +18,13 @@ from flash_semicrf.segments import SegmentTable
 __all__ = [
     "DEVICE_CHECKS",
     "check_choice",
+    "check_feasible",
     "check_finite_or_forbidden",
     "check_labels",
     "check_lengths",
     "check_positive_int",
     "check_potentials",
+    "check_rows",
     "check_table",
     "extremes",
     "refuse",
@@ -171,16 +173,29 @@ def _check_shapes(p: Potentials) -> None:
             f"`transition` must have shape {square} or {(bias[0], *square)}; "
             f"got {tuple(p.transition.shape)}."
         )
+    first = p.initial_scores
+    by_duration = p.transition.dim() == 3 and first is not None and first.dim() == 2
     expected = {
         "start_scores": tuple(p.scores.shape),
         "end_scores": tuple(p.scores.shape),
-        "initial_scores": (num_labels,),
+        "initial_scores": bias if by_duration else (num_labels,),
         "final_scores": (num_labels,),
     }
     for name, shape in expected.items():
         value = getattr(p, name)
         if value is not None and tuple(value.shape) != shape:
             raise ValueError(f"`{name}` must have shape {shape}; got {tuple(value.shape)}.")
+
+
+def check_feasible(feasible: Tensor, constrained: bool = False) -> None:
+    """Raise, naming the sequences, where an entry of a bool (B,) tensor is False."""
+    infeasible = (~feasible).nonzero()[:, 0].tolist()
+    if infeasible:
+        raise ValueError(
+            f"No segmentation is feasible for sequences {infeasible}: every one meets a forbidden "
+            "(-inf) score, transition or duration"
+            + (", or breaks a constraint." if constrained else ".")
+        )
 
 
 def check_labels(
@@ -211,6 +226,28 @@ def check_labels(
             f"`labels` must be in [0, C-1={num_labels - 1}]; got {int(labels[index])} at "
             f"index {index}."
         )
+
+
+def check_rows(table: SegmentTable, potentials: Potentials) -> None:
+    """Raise unless every row of `table` is a segment inside its sequence, of an allowed duration.
+
+    Unlike `check_table`, the rows need not tile the sequences.
+    """
+    p = potentials
+    if not isinstance(table, SegmentTable):
+        raise TypeError(f"`table` must be a SegmentTable; got {type(table).__name__}.")
+    sequence, start, stop, label = table
+    known = (sequence >= 0) & (sequence < p.batch_size)
+    duration = stop - start
+    problems = {
+        f"must have sequences in [0, B-1={p.batch_size - 1}]": ~known,
+        f"must have durations in [1, K={p.max_duration}]": (duration < 1)
+        | (duration > p.max_duration),
+        f"must have labels in [0, C-1={p.num_labels - 1}]": (label < 0) | (label >= p.num_labels),
+        "must lie inside their sequence": (start < 0)
+        | (stop > p.lengths[torch.where(known, sequence, 0)]),
+    }
+    refuse(problems, table)
 
 
 def check_table(table: SegmentTable, potentials: Potentials) -> None:

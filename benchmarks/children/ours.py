@@ -17,9 +17,11 @@ from torch import Tensor
 
 from benchmarks.children.measure import measure
 from benchmarks.problems import PROBLEMS, Problem, make_inputs
+from flash_semicrf.information import entropy
 from flash_semicrf.potentials import Potentials, score_segments
+from flash_semicrf.sampling import sample_table
 from flash_semicrf.segments import ViterbiResult, segments_to_table
-from flash_semicrf.streaming import log_partition, viterbi, viterbi_table
+from flash_semicrf.streaming import log_partition, segment_marginals, viterbi, viterbi_table
 
 WARM_UP_POSITIONS = 8
 
@@ -53,7 +55,8 @@ def job_call(potentials: Potentials, job: str, backend: str = "auto") -> Callabl
 
     "log_partition" and "log_partition_gradient" return log Z (B,); the gradients are left in the
     ``grad`` of the parameters. "decode" returns a `ViterbiResult`, "decode_table" the scores and
-    a `SegmentTable`.
+    a `SegmentTable`. "posterior" returns the entropy (B,) after marginals, it and 100 samples of
+    each sequence; "entropy_gradient" is "log_partition_gradient" of the entropy.
     """
     if job == "decode":
         return lambda: viterbi(potentials, backend=backend)
@@ -66,12 +69,22 @@ def job_call(potentials: Potentials, job: str, backend: str = "auto") -> Callabl
                 return log_partition(potentials, backend=backend)
 
         return forward
+    if job == "posterior":
+
+        def posterior() -> Tensor:
+            with torch.no_grad():
+                segment_marginals(potentials, backend=backend)
+                sample_table(potentials, 100, seed=0, backend=backend)
+                return entropy(potentials, backend=backend)
+
+        return posterior
+    function = entropy if job == "entropy_gradient" else log_partition
     leaves = [leaf.requires_grad_() for leaf in potentials.parameters().values()]
 
     def forward_backward() -> Tensor:
         for leaf in leaves:
             leaf.grad = None
-        value = log_partition(potentials, backend=backend)
+        value = function(potentials, backend=backend)
         value.sum().backward()
         return value.detach()
 
@@ -99,7 +112,7 @@ def check_against_reference(problem: Problem) -> float:
     float
         Relative error of log Z, or of the scores of the best paths.
     """
-    if problem.job == "log_partition_gradient":
+    if problem.job in ("log_partition_gradient", "entropy_gradient"):
         _check_gradients(problem)
     inputs = make_inputs(problem, problem.check_positions)
     potentials = make_potentials(inputs)
@@ -110,6 +123,9 @@ def check_against_reference(problem: Problem) -> float:
         # changing the score, so that best paths tie and rounding chooses.
         _check_tiling(potentials, actual)
         actual, expected = actual.scores, viterbi(exact, backend="reference").scores
+    elif problem.job in ("posterior", "entropy_gradient"):
+        with torch.no_grad():
+            expected = entropy(exact, backend="reference")
     else:
         expected = job_call(exact, "log_partition", backend="reference")()
     return require(problem.job, relative_error(actual, expected), VALUE_TOLERANCE)

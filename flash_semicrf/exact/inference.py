@@ -16,8 +16,7 @@ from flash_semicrf.segments import SegmentTable
 from flash_semicrf.semimarkov import SemiMarkov
 from flash_semicrf.semirings import LogSemiring, MaxSemiring
 from flash_semicrf.semirings.checkpoint import CheckpointShardSemiring
-from flash_semicrf.streaming.interface import check_feasible
-from flash_semicrf.validation import check_potentials
+from flash_semicrf.validation import check_feasible, check_potentials
 
 __all__ = ["EDGE_BACKENDS", "log_partition", "segment_marginals", "viterbi_table"]
 
@@ -103,7 +102,7 @@ def viterbi_table(
         alpha = forward_messages(MaxSemiring(), edges, p.lengths + 1)[0]
         everyone = torch.arange(p.batch_size, device=p.device)
         scores = alpha[everyone, p.lengths].amax(-1)
-        check_feasible(scores)
+        check_feasible(scores > -torch.inf)
         rows = [
             row
             for b, length in enumerate(p.lengths.tolist())

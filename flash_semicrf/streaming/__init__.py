@@ -6,11 +6,11 @@ from flash_semicrf.streaming.backpointers import semi_crf_streaming_viterbi_with
 from flash_semicrf.streaming.interface import (
     compute_edge_block_streaming,
     log_partition,
-    segment_marginals,
     semi_crf_streaming_forward,
     viterbi,
     viterbi_table,
 )
+from flash_semicrf.streaming.posterior import segment_marginals, segment_probabilities
 from flash_semicrf.streaming.triton_api import (
     HAS_TRITON,
     SemiCRFStreamingTriton,
@@ -31,6 +31,7 @@ __all__ = [
     "launch_streaming_triton_kernel_max_bp",
     "log_partition",
     "segment_marginals",
+    "segment_probabilities",
     "semi_crf_streaming_forward",
     "semi_crf_streaming_viterbi_triton",
     "semi_crf_streaming_viterbi_with_backpointers",

@@ -13,9 +13,9 @@ from torch import Tensor
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming.dispatch import Backend, choose
 
-__all__ = ["SemiCRFStreaming"]
+__all__ = ["BY_POSITION", "NAMES", "Once", "SemiCRFStreaming", "scaled_gradient"]
 
-_NAMES = (
+NAMES = (
     "scores",
     "transition",
     "duration_bias",
@@ -24,10 +24,14 @@ _NAMES = (
     "initial_scores",
     "final_scores",
 )
-_BY_POSITION = ("scores", "start_scores", "end_scores")
+_REASON = (
+    'log_partition() is differentiable once by this backend; pass backend="reference" for second '
+    "derivatives."
+)
+BY_POSITION = ("scores", "start_scores", "end_scores")
 
 
-def _scaled(gradient: Tensor, weight: Tensor, by_position: bool) -> Tensor:
+def scaled_gradient(gradient: Tensor, weight: Tensor, by_position: bool) -> Tensor:
     """Gradient of each sequence times its weight; summed over sequences unless by position."""
     if gradient.device.type == "cpu":
         # numpy, for the reason that `flash_semicrf.validation.extremes` gives.
@@ -40,23 +44,21 @@ def _scaled(gradient: Tensor, weight: Tensor, by_position: bool) -> Tensor:
     return torch.tensordot(weight, gradient, 1)
 
 
-class _Once(torch.autograd.Function):
-    """A gradient tied to the log Z it came from, so that differentiating it does not pass as zero.
+class Once(torch.autograd.Function):
+    """A gradient tied to the value it came from, so that differentiating it does not pass as zero.
 
     PyTorch's `once_differentiable` takes it for a constant unless the upstream gradient requires
     one, as that of a plain sum never does.
     """
 
     @staticmethod
-    def forward(ctx, gradient: Tensor, log_z: Tensor) -> Tensor:
+    def forward(ctx, gradient: Tensor, value: Tensor, reason: str) -> Tensor:
+        ctx.reason = reason
         return gradient.view_as(gradient)
 
     @staticmethod
-    def backward(ctx, upstream: Tensor) -> tuple[None, None]:
-        raise RuntimeError(
-            "log_partition() is differentiable once by this backend; pass "
-            'backend="reference" for second derivatives.'
-        )
+    def backward(ctx, upstream: Tensor) -> tuple[None, None, None]:
+        raise RuntimeError(ctx.reason)
 
 
 class SemiCRFStreaming(torch.autograd.Function):
@@ -73,15 +75,15 @@ class SemiCRFStreaming(torch.autograd.Function):
     @staticmethod
     def forward(ctx, backend: str | Backend, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
         """Compute log Z, and the gradients that will be asked for."""
-        given = dict(zip(_NAMES, parameters, strict=True))
+        given = dict(zip(NAMES, parameters, strict=True))
         potentials = Potentials(lengths=lengths, **given)
         chosen = choose(backend, potentials) if isinstance(backend, str) else backend
-        needs = dict(zip(_NAMES, ctx.needs_input_grad[2:], strict=True))
+        needs = dict(zip(NAMES, ctx.needs_input_grad[2:], strict=True))
         wanted = {name for name, needed in needs.items() if needed}
         if not wanted:
             return chosen.log_partition(potentials)
         log_z, gradients = chosen.gradients(potentials, wanted)
-        ctx.wanted = [name for name in _NAMES if name in wanted]
+        ctx.wanted = [name for name in NAMES if name in wanted]
         ctx.dtypes = {name: given[name].dtype for name in wanted}
         ctx.save_for_backward(log_z, *(gradients[name] for name in ctx.wanted))
         return log_z
@@ -92,8 +94,8 @@ class SemiCRFStreaming(torch.autograd.Function):
         log_z, *gradients = ctx.saved_tensors
         found: dict[str, Tensor] = {}
         for name, gradient in zip(ctx.wanted, gradients, strict=True):
-            scaled = _scaled(gradient, upstream.to(gradient.dtype), name in _BY_POSITION)
+            scaled = scaled_gradient(gradient, upstream.to(gradient.dtype), name in BY_POSITION)
             found[name] = scaled.to(ctx.dtypes[name])
             if torch.is_grad_enabled():  # create_graph=True
-                found[name] = _Once.apply(found[name], log_z)
-        return (None, None, *(found.get(name) for name in _NAMES))
+                found[name] = Once.apply(found[name], log_z, _REASON)
+        return (None, None, *(found.get(name) for name in NAMES))

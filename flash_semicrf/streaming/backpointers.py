@@ -107,9 +107,8 @@ def _sources(p: Potentials, alpha: Tensor, k: int) -> Tensor:
     value = torch.full_like(alpha[:, :-1], -torch.inf)
     for c in range(p.num_labels):
         value = torch.maximum(value, alpha[:, :-1, c, None] + matrix[c])
-    value[:, 0] = (
-        initial_term(matrix, "max") if p.initial_scores is None else p.initial_scores.to(alpha)
-    )
+    initial = initial_term(matrix, "max") if p.initial_scores is None else p.initial_scores
+    value[:, 0] = (initial[k - 1] if initial.dim() == 2 else initial).to(alpha)
     return value if p.start_scores is None else value + p.start_scores.to(alpha)
 
 

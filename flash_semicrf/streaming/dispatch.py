@@ -44,6 +44,28 @@ class Backend(Protocol):
         (B, T, C); the others have one gradient per sequence, (B, ...). Zero where log Z is -inf.
         """
 
+    def messages(self, potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
+        """Log Z (B,), alpha and beta, both (B, T+1, C), all in float64.
+
+        alpha_t(c) is the log-sum of the segmentations of ``[0, t)`` that end in c (alpha_0 = 0, the
+        free source), beta_t(c) that of what may follow one that does, `final_scores` included, so
+        that alpha_t + beta_t - log Z is the log of the end marginal. beta_0 and rows after a
+        sequence's end are arbitrary. Optional, as `tangents` is.
+        """
+
+    def tangents(
+        self, potentials: Potentials, direction: Potentials, wanted: set[str]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Log Z, its derivative along a direction, and that of its gradient.
+
+        The problem has `initial_scores` (see `flash_semicrf.streaming.posterior.explicit_start`);
+        the direction is finite everywhere, its padding 0, and gives all that the problem gives.
+
+        Returns log Z (B,), ``mean`` (B,) = <direction, gradient> = E[score by the direction], and
+        for every wanted parameter the Hessian of log Z times the direction, in the forms of
+        `gradients` but all float64. Zero where log Z is -inf.
+        """
+
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Best score alpha_t(c) of the segmentations of ``[0, t)`` that end in c, (B, T+1, C).
 
@@ -54,6 +76,14 @@ class Backend(Protocol):
     def viterbi(self, potentials: Potentials) -> tuple[Tensor, SegmentTable]:
         """Best scores (B,) in float64 and segments; -inf and no rows where nothing is feasible."""
 
+    # A backend without a sampler leaves this one out; `flash_semicrf.sampling` then draws on the
+    # CPU.
+    def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
+        """Draw segmentations with the numbers of `flash_semicrf.streaming.cpu.streams`.
+
+        `sequence` is sample * B + b; no rows where nothing is feasible.
+        """
+
 
 BACKENDS: dict[str, Backend] = {
     backend.name: backend for backend in (NumbaBackend(), TritonBackend(), ReferenceBackend())
@@ -63,7 +93,18 @@ BACKENDS: dict[str, Backend] = {
 _record: ContextVar[list[str] | None] = ContextVar("flash_semicrf_backends", default=None)
 
 
-def choose(name: str, potentials: Potentials) -> Backend:
+def _why_not(backend: Backend, potentials: Potentials, operation: str | None) -> str | None:
+    reason = backend.why_not(potentials)
+    if reason is None and operation is not None and not hasattr(backend, operation):
+        return f"it does not offer {operation}"
+    initial = potentials.initial_scores
+    if reason is None and initial is not None and initial.dim() == 2:
+        # Those that differentiate twice take them: see `posterior.explicit_start`.
+        return None if hasattr(backend, "tangents") else "it takes no initial scores by duration"
+    return reason
+
+
+def choose(name: str, potentials: Potentials, operation: str | None = None) -> Backend:
     """Backend for a problem.
 
     Parameters
@@ -71,6 +112,8 @@ def choose(name: str, potentials: Potentials) -> Backend:
     name : str
         "auto" or a key of `BACKENDS`.
     potentials : Potentials
+    operation : str, optional
+        A method that not every backend has: "messages" or "tangents".
 
     Returns
     -------
@@ -83,10 +126,10 @@ def choose(name: str, potentials: Potentials) -> Backend:
     """
     check_choice("backend", name, ("auto", *BACKENDS))
     if name == "auto":
-        backend = next(b for b in BACKENDS.values() if b.why_not(potentials) is None)
+        backend = next(b for b in BACKENDS.values() if _why_not(b, potentials, operation) is None)
     else:
         backend = BACKENDS[name]
-        reason = backend.why_not(potentials)
+        reason = _why_not(backend, potentials, operation)
         if reason is not None:
             raise ValueError(f'backend="{name}" cannot run this problem: {reason}.')
     record = _record.get()

@@ -1,6 +1,7 @@
 """Entry points of streaming inference: checked once here, then given to a backend.
 
-`log_partition`, `viterbi` and `segment_marginals` take `flash_semicrf.Potentials`. The
+`log_partition` and `viterbi` take `flash_semicrf.Potentials`; marginals are in
+`flash_semicrf.streaming.posterior`. The
 ``semi_crf_streaming_*`` functions take cumulative scores, as release 0.2.0 of the earlier package
 did.
 """
@@ -10,19 +11,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.marginals import SegmentMarginals
-from flash_semicrf.observations import Constraints, constrain, fold_marginals, fold_table
+from flash_semicrf.observations import Constraints, constrain, fold_table
 from flash_semicrf.potentials import Potentials, score_rows, score_segments
 from flash_semicrf.segments import SegmentTable, ViterbiResult, table_to_segments
 from flash_semicrf.streaming import reference
 from flash_semicrf.streaming.autograd import SemiCRFStreaming
 from flash_semicrf.streaming.dispatch import choose
-from flash_semicrf.validation import check_choice, check_positive_int, check_potentials
+from flash_semicrf.validation import (
+    check_choice,
+    check_feasible,
+    check_positive_int,
+    check_potentials,
+)
 
 __all__ = [
     "compute_edge_block_streaming",
     "log_partition",
-    "segment_marginals",
     "semi_crf_streaming_forward",
     "viterbi",
     "viterbi_table",
@@ -122,51 +126,8 @@ def _viterbi(
     with torch.no_grad():
         constrained = constrain(p, constraints, "max")
         scores, table = choose(backend, constrained).viterbi(constrained)
-    check_feasible(scores, constraints is not None)
+    check_feasible(scores > -torch.inf, constraints is not None)
     return scores, table if constrained is p else fold_table(table, p.num_labels)
-
-
-def check_feasible(scores: Tensor, constrained: bool = False) -> None:
-    """Raise ValueError where the best score of a sequence is -inf, naming the sequences."""
-    infeasible = (scores == -torch.inf).nonzero()[:, 0].tolist()
-    if infeasible:
-        raise ValueError(
-            f"No segmentation is feasible for sequences {infeasible}: every one meets a forbidden "
-            "(-inf) score, transition or duration"
-            + (", or breaks a constraint." if constrained else ".")
-        )
-
-
-def segment_marginals(
-    potentials: Potentials, backend: str = "auto", *, constraints: Constraints | None = None
-) -> SegmentMarginals:
-    """Posterior marginals of positions, starts and ends.
-
-    Parameters
-    ----------
-    potentials : Potentials
-    backend : str
-        As for `log_partition`.
-    constraints : Constraints, optional
-        Given what is known.
-
-    Returns
-    -------
-    SegmentMarginals
-        Tensors of shape (B, T, C) in the dtype of the scores, without gradient; zero after a
-        sequence's end, and everywhere in a sequence where nothing is feasible.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for `log_partition`.
-    """
-    p = check_potentials(potentials)
-    with torch.no_grad():
-        given = constrain(p, constraints)
-        _, found = choose(backend, given).gradients(given, {"scores", "start_scores", "end_scores"})
-    marginals = SegmentMarginals(found["scores"], found["start_scores"], found["end_scores"])
-    return marginals if given is p else fold_marginals(marginals, p.num_labels)
 
 
 def potentials_of_cumulative(

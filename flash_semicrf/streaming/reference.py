@@ -11,13 +11,15 @@ keeps O(T·K·C). It also is what runs on devices that have no kernels.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, initial_term
 from flash_semicrf.segments import SegmentTable
+from flash_semicrf.streaming.cpu.streams import streams, uniform
 
-__all__ = ["ReferenceBackend", "log_partition", "viterbi"]
+__all__ = ["ReferenceBackend", "blank_and_upcast", "log_partition", "sample", "viterbi"]
 
 _MASK = 1e4
 _BY_POSITION = ("scores", "start_scores", "end_scores")
@@ -36,12 +38,12 @@ def log_partition(potentials: Potentials, semiring: str = "log") -> Tensor:
     float64 Tensor of shape (B,)
         -inf where no segmentation is feasible; differentiable, with gradient 0 there.
     """
-    p = _prepare(potentials)
+    p = blank_and_upcast(potentials)
     alpha, _ = _messages(p, semiring)
     return _total(_final(p, alpha), semiring)
 
 
-def _prepare(potentials: Potentials) -> Potentials:
+def blank_and_upcast(potentials: Potentials) -> Potentials:
     """Upcast, turn everything that forbids into -inf, and blank the padding."""
     p = potentials
     # Compared in its own dtype: NEG_INF as a float32 is above NEG_INF as a float64.
@@ -62,27 +64,18 @@ def _final(p: Potentials, alpha: list[Tensor]) -> Tensor:
 
 def _messages(p: Potentials, semiring: str) -> tuple[list[Tensor], list[Tensor]]:
     """alpha_0..alpha_T, each (B, C), and the window terms of each t >= 1, each (B, k, C)."""
-    finite = torch.where(p.scores == -torch.inf, 0.0, p.scores)
-    zero = p.scores.new_zeros(p.batch_size, 1, p.num_labels)
-    # Masks (-1e9, say) are summed apart: they would take the precision of what follows them.
-    is_mask = finite.abs() > _MASK
-    cumulative = torch.cat([zero, finite.masked_fill(is_mask, 0.0).cumsum(1)], 1)
-    masks = torch.cat([zero, finite.masked_fill(~is_mask, 0.0).cumsum(1)], 1)
-    blocked = torch.cat([zero, (p.scores == -torch.inf).to(zero).cumsum(1)], 1)
+    sums = _sums(p)
     first = initial_term(p.transition, semiring) if p.initial_scores is None else p.initial_scores
     k_shape = (p.batch_size, p.max_duration, p.num_labels)
     # sources[s] is gamma_s (+ start_s) by duration: (B, K, C), or (B, 1, C) for static transitions.
     sources = [first.expand(k_shape)]
-    alpha = [zero[:, 0]]
+    alpha = [p.scores.new_zeros(p.batch_size, p.num_labels)]
     windows = []
     for t in range(1, p.num_positions + 1):
         longest = min(t, p.max_duration)
         source = torch.stack([sources[t - k][:, k - 1] for k in range(1, longest + 1)], 1)
         span = torch.arange(t - 1, t - 1 - longest, -1, device=p.device)
-        content = cumulative[:, t, None] - cumulative[:, span]
-        content = content + (masks[:, t, None] - masks[:, span])
-        content = content.masked_fill(blocked[:, t, None] > blocked[:, span], -torch.inf)
-        window = source + content + p.duration_bias[:longest]
+        window = source + _content(sums, span, [t]) + p.duration_bias[:longest]
         if p.start_scores is not None:
             window = window + p.start_scores[:, span]
         if p.end_scores is not None:
@@ -93,6 +86,53 @@ def _messages(p: Potentials, semiring: str) -> tuple[list[Tensor], list[Tensor]]
         gamma = _sum(alpha[t][:, None, :, None] + transition, 2, semiring)
         sources.append(gamma.expand(k_shape))
     return alpha, windows
+
+
+def _sums(p: Potentials) -> tuple[Tensor, Tensor, Tensor]:
+    """Running sums (B, T+1, C) of the scores, of masks, and of how many positions forbid."""
+    finite = torch.where(p.scores == -torch.inf, 0.0, p.scores)
+    # Masks (-1e9, say) are summed apart: they would take the precision of what follows them.
+    is_mask = finite.abs() > _MASK
+    parts = (finite.masked_fill(is_mask, 0.0), finite.masked_fill(~is_mask, 0.0))
+    parts = (*parts, (p.scores == -torch.inf).to(finite))
+    return tuple(torch.nn.functional.pad(part, (0, 0, 1, 0)).cumsum(1) for part in parts)
+
+
+def _content(sums: tuple[Tensor, Tensor, Tensor], start, stop) -> Tensor:
+    """Sums of the scores of positions [start, stop), (B, k, C); -inf where one forbids."""
+    usual, masks, blocked = (x[:, stop] - x[:, start] for x in sums)
+    return (usual + masks).masked_fill(blocked > 0, -torch.inf)
+
+
+def _backward_messages(p: Potentials) -> list[Tensor]:
+    """beta_0..beta_T of the log semiring, each (B, C); -inf after a sequence's end.
+
+    beta_s(c') = LSE_{k,c} [A_k[c', c] + S_{s+k}(c) - S_s(c) + D_k(c) + start_s(c)
+                            + end_{s+k-1}(c) + beta_{s+k}(c)]
+    """
+    sums = _sums(p)
+    transition = p.transition if p.transition.dim() == 3 else p.transition[None]
+    nothing = p.scores.new_zeros(p.num_labels)
+    final = nothing if p.final_scores is None else p.final_scores
+    final = final.expand(p.batch_size, -1)
+    beta = [final] * (p.num_positions + 1)
+    for s in range(p.num_positions, -1, -1):
+        at_end = (s == p.lengths)[:, None]
+        longest = min(p.max_duration, p.num_positions - s)
+        value = torch.full_like(final, -torch.inf)
+        if longest:
+            span = torch.arange(s + 1, s + 1 + longest, device=p.device)
+            eta = _content(sums, [s], span) + p.duration_bias[:longest]
+            eta = eta + torch.stack(beta[s + 1 : s + 1 + longest], 1)
+            if p.start_scores is not None:
+                eta = eta + p.start_scores[:, s, None]
+            if p.end_scores is not None:
+                eta = eta + p.end_scores[:, span - 1]
+            arriving = transition[:longest, :, :] + eta[:, :, None]  # (B, k, C_src, C_dst)
+            value = _sum(arriving.transpose(1, 2).flatten(2), -1, "log")
+        value = torch.where(s > p.lengths[:, None], -torch.inf, value)
+        beta[s] = torch.where(at_end, final, value)
+    return beta
 
 
 def _sum(x: Tensor, dim: int, semiring: str) -> Tensor:
@@ -121,7 +161,7 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
         -inf where nothing is feasible; such a sequence has no rows in the table.
     table : SegmentTable
     """
-    p = _prepare(potentials)
+    p = blank_and_upcast(potentials)
     with torch.no_grad():
         alpha, windows = _messages(p, "max")
         final = _final(p, alpha)
@@ -149,6 +189,67 @@ def _walk(
         transition = p.transition[k - 1] if p.transition.dim() == 3 else p.transition
         value = alpha[t] + transition[:, label]
     return rows[::-1]
+
+
+def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
+    """Draw segmentations, from the end on: the last label, then durations and labels in turn.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    num_samples : int
+    seed : int
+        Of the random numbers of `flash_semicrf.streaming.cpu.streams`.
+
+    Returns
+    -------
+    SegmentTable
+        `sequence` is sample * B + b; no rows where nothing is feasible.
+    """
+    p = blank_and_upcast(potentials)
+    stream = streams(seed, num_samples, p.batch_size)
+    with torch.no_grad():
+        alpha, windows = _messages(p, "log")
+        final = _final(p, alpha)
+    rows: list[tuple[int, int, int, int]] = []
+    for j in range(num_samples):
+        for b in range(p.batch_size):
+            if bool((final[b] > -torch.inf).any()):
+                messages = [a[b] for a in alpha], [w[b] for w in windows]
+                drawn = _draw_walk(p, int(p.lengths[b]), *messages, final[b], stream[:, j, b])
+                rows += [(j * p.batch_size + b, *row) for row in drawn]
+    columns = torch.tensor(rows, dtype=torch.int64, device=p.device).reshape(-1, 4)
+    return SegmentTable(*columns.unbind(1))
+
+
+def _draw_walk(
+    p: Potentials,
+    length: int,
+    alpha: list[Tensor],
+    windows: list[Tensor],
+    value: Tensor,
+    stream: np.ndarray,
+) -> list[tuple[int, int, int]]:
+    """One sample as (start, stop, label), where `value` (C,) weighs the last label."""
+    numbers = np.arange(2 * length, dtype=np.uint64)
+    draws = iter(uniform(stream[0], stream[1], numbers).tolist())
+    t = length
+    rows = []
+    while t > 0:
+        label = _draw(value, next(draws))
+        k = _draw(windows[t - 1][:, label], next(draws)) + 1
+        rows.append((t - k, t, label))
+        t -= k
+        transition = p.transition[k - 1] if p.transition.dim() == 3 else p.transition
+        value = alpha[t] + transition[:, label]
+    return rows[::-1]
+
+
+def _draw(logs: Tensor, u: float) -> int:
+    """Index drawn with weights exp(logs): the first up to which their share exceeds u."""
+    shares = torch.softmax(logs, 0)
+    above = (shares.cumsum(0) > u).nonzero()[:, 0].tolist()
+    return above[0] if above else int(shares.nonzero()[-1])
 
 
 class ReferenceBackend:
@@ -180,14 +281,41 @@ class ReferenceBackend:
         }
         return torch.cat([log_z for log_z, _ in parts]), found
 
+    def messages(self, potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
+        """Forward and backward messages; see `flash_semicrf.streaming.dispatch.Backend`."""
+        with torch.no_grad():
+            p = blank_and_upcast(potentials)
+            alpha, _ = _messages(p, "log")
+            log_z = _total(_final(p, alpha), "log")
+            return log_z, torch.stack(alpha, 1), torch.stack(_backward_messages(p), 1)
+
+    def tangents(
+        self, potentials: Potentials, direction: Potentials, wanted: set[str]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Derivatives of the gradient; see `flash_semicrf.streaming.dispatch.Backend`."""
+        sequences = range(potentials.batch_size)
+        parts = [
+            _tangents(_sequence(potentials, b), _sequence(direction, b), wanted) for b in sequences
+        ]
+        log_z, mean, products = zip(*parts, strict=True)
+        found = {}
+        for name in wanted:
+            each = [p[name] if name in _BY_POSITION else p[name][None] for p in products]
+            found[name] = torch.cat(each)
+        return torch.cat(log_z), torch.stack(mean), found
+
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
         with torch.no_grad():
-            return torch.stack(_messages(_prepare(potentials), "max")[0], 1)
+            return torch.stack(_messages(blank_and_upcast(potentials), "max")[0], 1)
 
     def viterbi(self, potentials: Potentials) -> tuple[Tensor, SegmentTable]:
         """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
         return viterbi(potentials)
+
+    def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
+        """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
+        return sample(potentials, num_samples, seed)
 
 
 def _sequence(p: Potentials, b: int) -> Potentials:
@@ -210,3 +338,29 @@ def _differentiate(p: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, T
             feasible, [leaves[n] for n in names], allow_unused=True, materialize_grads=True
         )
     return log_z.detach(), dict(zip(names, found, strict=True))
+
+
+def _tangents(
+    p: Potentials, direction: Potentials, wanted: set[str]
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """`ReferenceBackend.tangents` of one sequence, by differentiating twice."""
+    wide = accumulator_dtype(p.device)
+    leaves = {name: value.detach().to(wide, copy=True) for name, value in p.parameters().items()}
+    towards = direction.parameters()
+    for name in towards.keys() - leaves.keys():
+        leaves[name] = torch.zeros_like(leaves["scores"])
+    leaves = {name: value.requires_grad_() for name, value in leaves.items()}
+    names = sorted(wanted)
+    with torch.enable_grad():
+        log_z = log_partition(Potentials(**leaves, lengths=p.lengths))
+        if not bool(log_z > -torch.inf):
+            zeros = {name: torch.zeros_like(leaves[name]) for name in names}
+            return log_z.detach(), log_z.new_zeros(()), zeros
+        first = torch.autograd.grad(
+            log_z.sum(), [leaves[n] for n in towards], create_graph=True, materialize_grads=True
+        )
+        mean = sum((d * g).sum() for d, g in zip(towards.values(), first, strict=True))
+        second = torch.autograd.grad(
+            mean, [leaves[n] for n in names], allow_unused=True, materialize_grads=True
+        )
+    return log_z.detach(), mean.detach(), dict(zip(names, second, strict=True))

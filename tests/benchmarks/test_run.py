@@ -25,6 +25,8 @@ def test_problems_are_the_registered_ones():
         ("k100-log-partition", 4, 1000, 100, 24, "log_partition"),
         ("k100-gradient", 4, 1000, 100, 24, "log_partition_gradient"),
         ("k100-decode", 4, 1000, 100, 24, "decode"),
+        ("k100-posterior", 4, 1000, 100, 24, "posterior"),
+        ("k100-entropy-gradient", 4, 1000, 100, 24, "entropy_gradient"),
         ("k1000-log-partition", 1, 10_000, 1000, 24, "log_partition"),
         ("linear-crf-gradient", 32, 500, 1, 16, "log_partition_gradient"),
         ("million-gradient", 1, 1_000_000, 100, 8, "log_partition_gradient"),

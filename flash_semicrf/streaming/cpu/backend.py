@@ -39,6 +39,27 @@ class NumbaBackend:
         log_z, found = _algorithm(potentials).gradients(problem, wanted)
         return log_z + offset[:, -1], found
 
+    def messages(self, potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
+        """Forward and backward messages; see `flash_semicrf.streaming.dispatch.Backend`."""
+        problem, offset = _prepared(potentials)
+        log_z, alpha, beta = _algorithm(potentials).messages(problem)
+        total = offset[:, -1]
+        rest = (total[:, None] - offset)[..., None]
+        return log_z + total, alpha + offset[..., None], beta + rest
+
+    def tangents(
+        self, potentials: Potentials, direction: Potentials, wanted: set[str]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Derivatives of the gradient; see `flash_semicrf.streaming.dispatch.Backend`."""
+        problem, offset = _prepared(potentials.to(torch.float64))
+        direction = direction.to(torch.float64)
+        if potentials.transition.dim() == 3:
+            from flash_semicrf.streaming.cpu.by_duration_tangents import tangents
+        else:
+            from flash_semicrf.streaming.cpu.tangents import tangents
+        log_z, mean, found = tangents(problem, direction, wanted)
+        return log_z + offset[:, -1], mean, found
+
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
         problem, offset = _prepared(potentials)
@@ -50,6 +71,14 @@ class NumbaBackend:
         problem, offset = _prepared(potentials)
         scores, table = _algorithm(potentials, decoding=True).viterbi(problem)
         return scores + offset[:, -1], table
+
+    def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
+        """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
+        if potentials.transition.dim() == 3:
+            from flash_semicrf.streaming.cpu.by_duration_sampling import sample
+        else:
+            from flash_semicrf.streaming.cpu.sampling import sample
+        return sample(_prepared(potentials)[0], num_samples, seed)
 
 
 def _algorithm(potentials: Potentials, decoding: bool = False) -> ModuleType:

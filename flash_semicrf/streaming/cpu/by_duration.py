@@ -31,10 +31,20 @@ from flash_semicrf.streaming.cpu.by_duration_model import (
 from flash_semicrf.streaming.cpu.by_duration_passes import backward_pass, forward_pass
 from flash_semicrf.streaming.cpu.by_duration_viterbi import max_messages, viterbi
 from flash_semicrf.streaming.cpu.jit import kernel
-from flash_semicrf.streaming.cpu.model import array_of, end_term
-from flash_semicrf.streaming.cpu.static import boundary_arrays
+from flash_semicrf.streaming.cpu.model import array_of, end_term, forbid
+from flash_semicrf.streaming.cpu.static import boundary_arrays, whole_messages
 
-__all__ = ["gradients", "log_partition", "max_messages", "viterbi"]
+__all__ = [
+    "first_segments",
+    "forward_messages",
+    "gradients",
+    "gradients_of_rows",
+    "log_partition",
+    "max_messages",
+    "message_rows",
+    "messages",
+    "viterbi",
+]
 
 _TASKS = 8  # chunks of a batch, at least: each has a (K, C, C) gradient of its own
 _CHUNK = 256  # positions of a chunk, at least: it starts with a window of K
@@ -135,6 +145,30 @@ def log_partition(potentials: Potentials) -> Tensor:
     return torch.from_numpy(rows.total.sum(1))
 
 
+def forward_messages(potentials: Potentials) -> tuple[_Batch, _Rows]:
+    """The batch as kernels read it, and the messages of its forward pass alone."""
+    batch = _batch_of(potentials)
+    rows = _empty_rows(potentials, keep=True)
+    shares = pool.balance(batch.lengths)
+    pool.run(lambda tasks: _run_forward(tasks, batch, rows, True), shares)
+    return batch, rows
+
+
+def message_rows(potentials: Potentials) -> tuple[_Batch, _Rows]:
+    """What the kernels read, and the messages of both passes."""
+    batch = _batch_of(potentials)
+    rows = _empty_rows(potentials, keep=True)
+    shares = pool.balance(np.repeat(batch.lengths, 2))
+    pool.run(lambda tasks: _run_passes(tasks, batch, rows), shares)
+    return batch, rows
+
+
+def messages(potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
+    """Log Z, alpha and beta; see `flash_semicrf.streaming.dispatch.Backend`."""
+    _, rows = message_rows(potentials)
+    return whole_messages(rows, array_of(potentials.lengths))
+
+
 def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
     """Log Z and its gradient for each sequence.
 
@@ -152,12 +186,13 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
         Of "scores", "start_scores" and "end_scores": (B, T, C) in the dtype of the scores. Of the
         others: a float64 gradient per sequence, (B, ...). All zero where log Z is -inf.
     """
-    p = potentials
-    batch = _batch_of(p)
-    rows = _empty_rows(p, keep=True)
-    shares = pool.balance(np.repeat(batch.lengths, 2))
-    pool.run(lambda tasks: _run_passes(tasks, batch, rows), shares)
+    return gradients_of_rows(potentials, *message_rows(potentials), wanted)
 
+
+def gradients_of_rows(
+    p: Potentials, batch: _Batch, rows: _Rows, wanted: set[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What `gradients` returns, from the messages."""
     chunks = _chunks(batch.lengths, rows.total[:, 1])
     want_transition = "transition" in wanted
     start, end = np.zeros((2, *batch.scores.shape))
@@ -172,7 +207,25 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
             pool.balance(chunks[:, 2] - chunks[:, 1]),
         )
     found = _collect(p, wanted, chunks, start, end, duration, transition)
+    if "initial_scores" in wanted and p.initial_scores is not None and p.initial_scores.dim() == 2:
+        found["initial_scores"] = torch.from_numpy(first_segments(batch, rows, p.max_duration))
     return torch.from_numpy(rows.total.sum(1)), found
+
+
+def first_segments(batch: _Batch, rows: _Rows, max_duration: int) -> np.ndarray:
+    """P(the first segment has duration k and label c), (B, K, C)."""
+    batch_size, _, num_labels = batch.scores.shape
+    found = np.zeros((batch_size, max_duration, num_labels))
+    scores = labels_and_durations(batch.arrivals.first, max_duration, num_labels)
+    for b in np.flatnonzero(rows.total[:, 1] > -np.inf):
+        length = batch.lengths[b]
+        n = min(max_duration, length)
+        x = scores[:n] + forbid(batch.scores[b, :n]).cumsum(0) + rows.beta[b, :n]
+        if batch.has_boundary:
+            x = x + forbid(batch.start_scores[b, :1]) + forbid(batch.end_scores[b, :n])
+        offsets = rows.backward[b, length - np.arange(1, n + 1)] - rows.total[b, 0]
+        found[b, :n] = np.exp(x + offsets[:, None] - rows.total[b, 1])
+    return found
 
 
 def _chunks(lengths: np.ndarray, log_z: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming.cpu.model import array_of, forbid, padded_labels, start_term
 from flash_semicrf.streaming.cpu.simd import TILE
 
-__all__ = ["Arrivals", "Weights", "arrivals_of", "labels_and_durations", "weights_of"]
+__all__ = ["Arrivals", "Weights", "arrivals_of", "labels_and_durations", "rows_of", "weights_of"]
 
 
 class Arrivals(NamedTuple):
@@ -61,11 +61,11 @@ class Weights(NamedTuple):
     source_peak: np.ndarray
 
 
-def _row(values: np.ndarray) -> np.ndarray:
+def rows_of(values: np.ndarray, padding: float = -np.inf) -> np.ndarray:
     """(..., K, C) as rows (..., R)."""
     *leading, max_duration, num_labels = values.shape
     used = max_duration * num_labels
-    row = np.full((*leading, -(-used // TILE) * TILE), -np.inf)
+    row = np.full((*leading, -(-used // TILE) * TILE), padding)
     row[..., :used] = np.swapaxes(values, -1, -2).reshape(*leading, used)
     return row
 
@@ -80,9 +80,9 @@ def arrivals_of(potentials: Potentials, semiring: str) -> Arrivals:
     """Prepare the scores; `semiring` sums out the first segment's source label."""
     p = potentials
     transition = forbid(array_of(p.transition)).swapaxes(0, 1)
-    bias = _row(forbid(array_of(p.duration_bias)))
-    first = _row(start_term(p, semiring)) + bias
-    return Arrivals(p.max_duration, bias, _row(transition).ravel(), first)
+    bias = rows_of(forbid(array_of(p.duration_bias)))
+    first = rows_of(start_term(p, semiring)) + bias
+    return Arrivals(p.max_duration, bias, rows_of(transition).ravel(), first)
 
 
 def weights_of(arrivals: Arrivals) -> Weights:

@@ -47,14 +47,14 @@ from flash_semicrf.streaming.cpu.simd import (
     multiply_tile8,
 )
 
-__all__ = ["BLOCK", "backward_pass", "forward_pass"]
+__all__ = ["BLOCK", "backward_pass", "exact_arrival", "forward_pass"]
 
 BLOCK = 64
 """Positions between two slides of a window."""
 
 
 @helper
-def _exact_arrival(alpha, scores, size, j):
+def exact_arrival(alpha, scores, size, j):
     """LSE over c' of alpha(c') + A[c', j]."""
     top = -math.inf
     for c in range(alpha.shape[0]):
@@ -92,7 +92,7 @@ def _arrive(alpha, arrivals, weights, small, sums, values):
     if uncertain > 0:
         for j in range(size):
             if sums[j] < CERTAIN and weights.reach[j] > -math.inf:
-                exact = _exact_arrival(alpha, arrivals.scores, size, j)
+                exact = exact_arrival(alpha, arrivals.scores, size, j)
                 values[j] = exact + arrivals.bias[j]
 
 

@@ -41,6 +41,7 @@ __all__ = [
     "add_carry",
     "boundary_marginals",
     "duration_gradient",
+    "transition_factors",
     "transition_gradient",
 ]
 
@@ -407,7 +408,7 @@ def duration_gradient(
 
 
 @inlined
-def _transition_row(alpha, eta, position, free_start, level, work, source, sink, padded):
+def transition_factors(alpha, eta, position, free_start, level, work, source, sink, padded):
     """Write the two factors of one boundary; return the largest exponent of the second.
 
     The second factor carries all scales: an exponent beyond `_HIGH` says that it has overflowed,
@@ -479,7 +480,9 @@ def transition_gradient(messages, begin, stop, transition, free_start, gradient)
             p = block + i
             source, sink = i * padded, sinks + i * padded
             level = forward[p] + backward[length - p] - offset - value + peak
-            highest = _transition_row(alpha, eta, p, free_start, level, work, source, sink, padded)
+            highest = transition_factors(
+                alpha, eta, p, free_start, level, work, source, sink, padded
+            )
             if highest > _HIGH:
                 _boundary_terms(messages, p, work, source, sink, transition, gradient)
                 fill(work, source, padded, 0.0)

@@ -108,7 +108,8 @@ def start_term(potentials: Potentials, semiring: str) -> np.ndarray:
     p = potentials
     if p.initial_scores is not None:
         first = forbid(array_of(p.initial_scores))
-        return first if p.transition.dim() == 2 else np.tile(first, (p.max_duration, 1))
+        by_label_only = p.transition.dim() == 3 and first.ndim == 1
+        return np.tile(first, (p.max_duration, 1)) if by_label_only else first
     return forbid(array_of(initial_term(p.transition.detach().double(), semiring)))
 
 

@@ -35,7 +35,17 @@ from flash_semicrf.streaming.cpu.model import (
 )
 from flash_semicrf.streaming.cpu.passes import message_pass
 
-__all__ = ["boundary_arrays", "gradients", "log_partition"]
+__all__ = [
+    "boundary_arrays",
+    "chunks_of",
+    "forward_messages",
+    "gradients",
+    "gradients_of_rows",
+    "log_partition",
+    "message_rows",
+    "messages",
+    "whole_messages",
+]
 
 
 class _Batch(NamedTuple):
@@ -167,6 +177,40 @@ def log_partition(potentials: Potentials) -> Tensor:
     return torch.from_numpy(rows.total.sum(1))
 
 
+def forward_messages(potentials: Potentials) -> tuple[_Batch, _Rows]:
+    """The batch as kernels read it, and the messages of its forward pass alone."""
+    batch = _batch_of(potentials)
+    rows = _empty_rows(potentials, keep=True)
+    shares = pool.balance(batch.lengths)
+    pool.run(lambda tasks: _run_passes(2 * tasks, batch, rows, True), shares)
+    return batch, rows
+
+
+def message_rows(potentials: Potentials) -> tuple[_Batch, _Rows]:
+    """What the kernels read, and the messages of both passes."""
+    batch = _batch_of(potentials)
+    rows = _empty_rows(potentials, keep=True)
+    shares = pool.balance(np.repeat(batch.lengths, 2))
+    pool.run(lambda tasks: _run_passes(tasks, batch, rows, True), shares)
+    return batch, rows
+
+
+def messages(potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
+    """Log Z, alpha and beta; see `flash_semicrf.streaming.dispatch.Backend`."""
+    _, rows = message_rows(potentials)
+    return whole_messages(rows, array_of(potentials.lengths))
+
+
+def whole_messages(rows: NamedTuple, lengths: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Log Z and messages with their offsets, from the rows that passes write."""
+    batch_size, num_positions, num_labels = rows.alpha.shape
+    alpha, beta = np.zeros((2, batch_size, num_positions + 1, num_labels))
+    for b, length in enumerate(lengths):
+        alpha[b, 1 : length + 1] = rows.alpha[b, :length] + rows.forward[b, 1 : length + 1, None]
+        beta[b, 1 : length + 1] = rows.beta[b, :length] + rows.backward[b, length - 1 :: -1, None]
+    return tuple(map(torch.from_numpy, (rows.total.sum(1), alpha, beta)))
+
+
 def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
     """Log Z and its gradient for each sequence.
 
@@ -184,15 +228,16 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
         Of "scores", "start_scores" and "end_scores": (B, T, C) in the dtype of the scores. Of the
         others: a float64 gradient per sequence, (B, ...). All zero where log Z is -inf.
     """
-    p = potentials
-    batch = _batch_of(p)
-    rows = _empty_rows(p, keep=True)
-    shares = pool.balance(np.repeat(batch.lengths, 2))
-    pool.run(lambda tasks: _run_passes(tasks, batch, rows, True), shares)
+    return gradients_of_rows(potentials, *message_rows(potentials), wanted)
 
+
+def gradients_of_rows(
+    p: Potentials, batch: _Batch, rows: _Rows, wanted: set[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What `gradients` returns, from the messages."""
     ends = bool(wanted & {"start_scores", "end_scores", "initial_scores", "final_scores"})
     want = np.array([ends, "duration_bias" in wanted, "transition" in wanted])
-    chunks = _chunks(batch.lengths, rows.total[:, 1])
+    chunks = chunks_of(batch.lengths, rows.total[:, 1])
     shape, dtype = batch.scores.shape, batch.scores.dtype
     position = np.zeros(shape, dtype)
     start, end = (np.zeros(shape if ends else (shape[0], 1, 1), dtype) for _ in range(2))
@@ -222,7 +267,7 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
     return log_z, {name: torch.from_numpy(found[name]) for name in wanted}
 
 
-def _chunks(lengths: np.ndarray, log_z: np.ndarray) -> np.ndarray:
+def chunks_of(lengths: np.ndarray, log_z: np.ndarray) -> np.ndarray:
     """(sequence, begin, stop) of every task, in order; none for infeasible sequences."""
     return np.array(
         [

@@ -130,7 +130,7 @@ def test_finite_masks_act_as_minus_infinity(mask, backend):
 
 def sources(problem: Potentials) -> torch.Tensor:
     """h_s(c) = gamma_s(c) - S_s(c) of a batch of one, (T, C), by the reference."""
-    alpha, _ = reference._messages(reference._prepare(problem), "log")
+    alpha, _ = reference._messages(reference.blank_and_upcast(problem), "log")
     gamma = [initial_term(problem.transition)[None]]
     if problem.initial_scores is not None:
         gamma = [problem.initial_scores[None]]

@@ -1,0 +1,210 @@
+"""The distribution over segmentations as a `torch.distributions.Distribution`.
+
+A batch of sequences is a batch of distributions; an event is the segmentation of one sequence. What
+has a tensor form keeps the usual contract (`log_prob`, `entropy`, `batch_shape`, the registered
+`torch.distributions.kl_divergence`); segmentations themselves travel as
+`flash_semicrf.segments.SegmentTable`, or as lists of `Segment`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints, register_kl
+
+from flash_semicrf import information
+from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.nbest import NBestResult, n_best
+from flash_semicrf.potentials import Potentials, score_rows
+from flash_semicrf.sampling import sample_table
+from flash_semicrf.segments import (
+    Segment,
+    SegmentTable,
+    ViterbiResult,
+    labels_to_table,
+    segments_to_table,
+)
+from flash_semicrf.streaming import log_partition, segment_marginals, viterbi
+from flash_semicrf.streaming.posterior import explicit_start
+from flash_semicrf.validation import check_labels, check_potentials, check_table
+
+__all__ = ["SemiCRFDistribution"]
+
+
+class SemiCRFDistribution(Distribution):
+    """P(segmentation) = exp(score - log Z) of each sequence of a batch.
+
+    Parameters
+    ----------
+    potentials : Potentials
+        `batch_shape` is (B,).
+    backend : str, default="auto"
+        As for `flash_semicrf.streaming.log_partition`, for all that this object computes.
+    validate_args : bool, optional
+        As for every distribution of PyTorch; the problem is checked in any case, and events by
+        `log_prob`.
+
+    Attributes
+    ----------
+    potentials : Potentials
+
+    Notes
+    -----
+    `event_shape` is (T,), that of labels per position; events of shorter sequences have padding.
+    `mode` and `topk` are those of the probability: where the problem has no initial scores, the
+    first segment's term is a log-sum-exp there as in `log_prob`, not the maximum that
+    `flash_semicrf.streaming.viterbi` takes (``docs/conventions.md``).
+
+    Examples
+    --------
+    >>> zeros = Potentials(
+    ...     torch.zeros(1, 4, 1), torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([4])
+    ... )
+    >>> distribution = SemiCRFDistribution(zeros)
+    >>> segments = [[Segment(0, 1, 0), Segment(2, 3, 0)]]
+    >>> round(float(distribution.log_prob(segments).exp()), 6)
+    0.2
+    >>> round(float(distribution.entropy().exp()), 6)
+    5.0
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    has_enumerate_support = False
+
+    def __init__(
+        self,
+        potentials: Potentials,
+        backend: str = "auto",
+        validate_args: bool | None = None,
+    ) -> None:
+        self.potentials = check_potentials(potentials)
+        self._backend = backend
+        self._log_partition: Tensor | None = None
+        p = self.potentials
+        shapes = torch.Size([p.batch_size]), torch.Size([p.num_positions])
+        super().__init__(*shapes, validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Labels of positions, 0..C-1."""
+        return constraints.independent(
+            constraints.integer_interval(0, self.potentials.num_labels - 1), 1
+        )
+
+    @property
+    def log_partition(self) -> Tensor:
+        """Log Z, float64 Tensor of shape (B,), differentiable in the parameters; computed once."""
+        if self._log_partition is None:
+            self._log_partition = log_partition(self.potentials, self._backend)
+        return self._log_partition
+
+    def log_prob(self, value: Tensor | SegmentTable | Sequence[Sequence[Segment]]) -> Tensor:
+        """Log-probability of segmentations.
+
+        Parameters
+        ----------
+        value : int Tensor of shape (B, T), SegmentTable or lists of Segment
+            Labels per position stand for their maximal runs, padding is ignored. A table or lists
+            may hold n * B segmentations, that of sequence b at sample * B + b, as `sample` returns.
+
+        Returns
+        -------
+        float64 Tensor of shape (B,) or (n, B)
+            In nats, differentiable in the parameters; -inf for what is forbidden.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For something that is no segmentation of the sequences, or a segment longer than K.
+        """
+        p = self.potentials
+        table = self._table_of(value)
+        copies = 1
+        if len(table.sequence):
+            copies = max(1, math.ceil((int(table.sequence[-1]) + 1) / p.batch_size))
+        check_table(table, _shapes_of(p, copies))
+        rows = score_rows(p, table._replace(sequence=table.sequence % p.batch_size))
+        scores = rows.new_zeros(copies * p.batch_size).index_add(0, table.sequence, rows)
+        scores = scores.view(copies, p.batch_size)
+        return (scores if copies > 1 else scores[0]) - self.log_partition
+
+    def _table_of(self, value: Tensor | SegmentTable | Sequence[Sequence[Segment]]) -> SegmentTable:
+        p = self.potentials
+        if isinstance(value, SegmentTable):
+            return value.to(p.device)
+        if isinstance(value, Tensor):
+            check_labels(value, p.lengths, p.num_positions, p.num_labels)
+            return labels_to_table(value.to(p.device), p.lengths, p.max_duration, "error")
+        return segments_to_table(value, p.device)
+
+    def entropy(self) -> Tensor:
+        """Entropy (B,) in nats, exact and differentiable; see `flash_semicrf.information`."""
+        return information.entropy(self.potentials, self._backend)
+
+    @property
+    def marginals(self) -> SegmentMarginals:
+        """Posterior marginals and expected counts, without gradient."""
+        return segment_marginals(self.potentials, self._backend)
+
+    @property
+    def mode(self) -> ViterbiResult:
+        """Most probable segmentation of each sequence; `scores` are its log-probabilities."""
+        found = viterbi(explicit_start(self.potentials), self._backend)
+        return ViterbiResult(found.scores - self.log_partition.detach(), found.segments)
+
+    def topk(self, k: int) -> NBestResult:
+        """The k most probable segmentations of each sequence, in order.
+
+        Returns
+        -------
+        NBestResult
+            Its scores (B, k) are log-probabilities, -inf where there are fewer segmentations.
+        """
+        found = n_best(explicit_start(self.potentials), k, self._backend)
+        return NBestResult(found.scores - self.log_partition.detach()[:, None], found.segments)
+
+    def sample(
+        self,
+        sample_shape: Sequence[int] | torch.Size = torch.Size(),  # noqa: B008 - as in torch
+        seed: int | torch.Generator | None = None,
+    ) -> SegmentTable:
+        """Draw segmentations.
+
+        Parameters
+        ----------
+        sample_shape : sequence of int
+            Empty for one sample of each sequence; of several axes, the product of them is drawn.
+        seed : int, torch.Generator or None
+            As for `flash_semicrf.sampling.sample`, which returns lists of `Segment`.
+
+        Returns
+        -------
+        SegmentTable
+            Its `sequence` is sample * B + b; `log_prob` takes it.
+        """
+        return sample_table(self.potentials, math.prod(sample_shape), seed, self._backend)
+
+    def sample_n(self, n: int) -> SegmentTable:
+        """Draw n segmentations of each sequence."""
+        return self.sample((n,))
+
+    def __repr__(self) -> str:
+        p = self.potentials
+        return (
+            f"SemiCRFDistribution(batch_shape={tuple(self.batch_shape)}, T={p.num_positions}, "
+            f"K={p.max_duration}, C={p.num_labels})"
+        )
+
+
+def _shapes_of(p: Potentials, copies: int) -> Potentials:
+    """A problem with the shapes and lengths of `copies` of the batch, and no storage of its own."""
+    scores = p.scores[:1, :1].detach().expand(copies * p.batch_size, 1, -1)
+    return p.replace(scores=scores, lengths=p.lengths.repeat(copies))
+
+
+@register_kl(SemiCRFDistribution, SemiCRFDistribution)
+def _kl_divergence(p: SemiCRFDistribution, q: SemiCRFDistribution) -> Tensor:
+    return information.kl_divergence(p.potentials, q.potentials, p._backend)

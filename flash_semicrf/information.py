@@ -1,0 +1,226 @@
+"""Entropy, cross-entropy and Kullback-Leibler divergence of segmentation distributions, exactly.
+
+The score is linear in its parameters, so one forward-backward gives its expectation, and
+
+    H(p)     = log Z_p - E_p[score_p]
+    H(p, q)  = log Z_q - E_p[score_q]
+    KL(p, q) = log Z_q - log Z_p - E_p[score_q - score_p]
+
+at any length, without edge tensors, in nats. Large scores common to all labels of a position are
+taken out first: they cancel in every difference above. All are differentiable once; their gradients
+are expected counts and products with the Hessian of log Z, which
+`flash_semicrf.streaming.expectations` explains.
+
+References
+----------
+D. Hernando, V. Crespi and G. Cybenko, Efficient Computation of the Hidden Markov Model Entropy for
+a Given Observation Sequence, IEEE Transactions on Information Theory 51 (7), 2005.
+G. S. Mann and A. McCallum, Efficient Computation of Entropy Gradient for Semi-Supervised
+Conditional Random Fields, NAACL 2007.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.potentials import NEG_INF, Potentials
+from flash_semicrf.streaming.expectations import centered, expected_score, position_marginals
+from flash_semicrf.streaming.interface import log_partition
+from flash_semicrf.streaming.posterior import explicit_start
+from flash_semicrf.validation import check_feasible, check_potentials
+
+__all__ = ["cross_entropy", "entropy", "kl_divergence", "position_entropy"]
+
+
+def entropy(potentials: Potentials, backend: str = "auto") -> Tensor:
+    """Entropy of the distribution over segmentations: -sum of P log P.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    backend : str
+        As for `flash_semicrf.streaming.log_partition`. Gradients run on another where that one
+        offers no ``tangents``.
+
+    Returns
+    -------
+    float64 Tensor of shape (B,)
+        In nats; differentiable once in every parameter.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For bad input, and where nothing is feasible: naming the sequences.
+
+    Examples
+    --------
+    Five equally probable segmentations.
+
+    >>> scores, lengths = torch.zeros(1, 4, 1), torch.tensor([4])
+    >>> problem = Potentials(scores, torch.zeros(1, 1), torch.zeros(2, 1), lengths)
+    >>> round(float(entropy(problem).exp()), 6)
+    5.0
+    """
+    p = explicit_start(centered(check_potentials(potentials)))
+    log_z, mean = expected_score(p, backend=backend)
+    check_feasible(log_z > -torch.inf)
+    return log_z - mean
+
+
+def cross_entropy(p: Potentials, q: Potentials, backend: str = "auto") -> Tensor:
+    """Expectation under p of -log q(segmentation).
+
+    Parameters
+    ----------
+    p, q : Potentials
+        Two models on the same sequences: `lengths`, T, K and C must agree. Transitions may be
+        static in one and by duration in the other.
+    backend : str
+        As for `entropy`.
+
+    Returns
+    -------
+    float64 Tensor of shape (B,)
+        In nats; inf where q forbids what p allows; differentiable once in every parameter of both.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `entropy`, and for problems that do not match.
+    """
+    p, q = _matched(p, q)
+    log_z_q = _feasible_log_partition(q, backend)
+    p, q = _aligned(p, q)
+    log_z, mean = expected_score(p, q, backend)
+    check_feasible(log_z > -torch.inf)
+    return log_z_q - mean
+
+
+def kl_divergence(p: Potentials, q: Potentials, backend: str = "auto") -> Tensor:
+    """Kullback-Leibler divergence KL(p || q), the expectation under p of log p - log q.
+
+    Parameters
+    ----------
+    p, q, backend
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    float64 Tensor of shape (B,)
+        >= 0 up to rounding, in nats; inf where q forbids what p allows; differentiable once in
+        every parameter of both.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `cross_entropy`.
+
+    Examples
+    --------
+    >>> from flash_semicrf.testing import random_problem
+    >>> p = random_problem(batch_size=1)
+    >>> q = p.replace(scores=0.5 * p.scores)
+    >>> bool(kl_divergence(p, q) > 0), bool(kl_divergence(p, p) == 0)
+    (True, True)
+    """
+    p, q = _matched(p, q)
+    log_z_q = _feasible_log_partition(q, backend)
+    p, q = _aligned(p, q)
+    log_z, mean = expected_score(p, _difference(q, _detached(p)), backend)
+    check_feasible(log_z > -torch.inf)
+    return (log_z_q - log_z) - mean
+
+
+def position_entropy(potentials: Potentials, backend: str = "auto") -> Tensor:
+    """Entropy of the label of each position: -sum over c of P(t, c) log P(t, c).
+
+    Parameters
+    ----------
+    potentials : Potentials
+    backend : str
+        As for `entropy`.
+
+    Returns
+    -------
+    float64 Tensor of shape (B, T)
+        In nats, from 0 to log C; 0 after a sequence's end and where nothing is feasible;
+        differentiable once in every parameter.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For bad input.
+    """
+    p = explicit_start(centered(check_potentials(potentials)))
+    return categorical_entropy(position_marginals(p, backend))
+
+
+def categorical_entropy(probabilities: Tensor) -> Tensor:
+    """-sum of P log P over the last axis, in nats; 0 log 0 counts as 0, in the gradient too."""
+    inside = torch.where(probabilities > 0, probabilities, 1.0)
+    return -(probabilities * inside.log()).sum(-1)
+
+
+def _detached(p: Potentials) -> Potentials:
+    return p.replace(**{name: value.detach() for name, value in p.parameters().items()})
+
+
+def _matched(p: Potentials, q: Potentials) -> tuple[Potentials, Potentials]:
+    """Both problems checked, one against the other too, and centred."""
+    p, q = check_potentials(p), check_potentials(q)
+    for name in ("scores", "duration_bias"):
+        first, second = (tuple(getattr(x, name).shape) for x in (p, q))
+        if first != second:
+            raise ValueError(f"`{name}` of p and q must have one shape; got {first} and {second}.")
+    if p.device != q.device:
+        raise ValueError(f"p and q must be on one device; got {p.device} and {q.device}.")
+    different = (p.lengths != q.lengths).nonzero()
+    if len(different):
+        b = int(different[0])
+        raise ValueError(
+            f"`lengths` of p and q must agree; got {int(p.lengths[b])} and {int(q.lengths[b])} at "
+            f"index {b}."
+        )
+    return centered(p), centered(q)
+
+
+def _aligned(p: Potentials, q: Potentials) -> tuple[Potentials, Potentials]:
+    """Both problems with the same kinds of parameters, initial scores explicit."""
+    p, q = explicit_start(p), explicit_start(q)
+    if p.transition.dim() != q.transition.dim():
+        p, q = (x.replace(transition=_by_duration(x.transition, 2, x.max_duration)) for x in (p, q))
+    if p.initial_scores.dim() != q.initial_scores.dim():
+        p, q = (
+            x.replace(initial_scores=_by_duration(x.initial_scores, 1, x.max_duration))
+            for x in (p, q)
+        )
+    if (p.final_scores is None) != (q.final_scores is None):
+        zeros = p.scores.new_zeros(p.num_labels)
+        p, q = (x.replace(final_scores=zeros) if x.final_scores is None else x for x in (p, q))
+    return p, q
+
+
+def _by_duration(value: Tensor, dims: int, max_duration: int) -> Tensor:
+    """A parameter of `dims` axes without durations, with a leading axis of durations."""
+    return value.expand(max_duration, *value.shape) if value.dim() == dims else value
+
+
+def _difference(q: Potentials, p: Potentials) -> Potentials:
+    """Parameters of q less those of p; 0 where p forbids, since nothing is counted there."""
+    ours, theirs = p.parameters(), q.parameters()
+    found = {}
+    for name in ours.keys() | theirs.keys():
+        value = theirs.get(name)
+        if name in ours:
+            allowed = ours[name] > NEG_INF
+            value = 0.0 if value is None else torch.where(allowed, value, 0.0)
+            value = value - torch.where(allowed, ours[name], 0.0)
+        found[name] = value
+    return q.replace(**found)
+
+
+def _feasible_log_partition(q: Potentials, backend: str) -> Tensor:
+    log_z = log_partition(q, backend)
+    check_feasible(log_z > -torch.inf)
+    return log_z

@@ -1,0 +1,115 @@
+"""The n best segmentations, exactly and in order.
+
+The messages of the max pass score the best way to every (end, label); the recursive enumeration
+algorithm (Jiménez and Marzal 1999, "Computing the K shortest paths: a new algorithm and an
+experimental comparison", WAE) finds the next best segmentation from where it leaves the ones before
+it. Beyond the pass it costs K·C for each end and label that it looks at, most of them on the best
+segmentation, and about n per segment of each further one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.potentials import Potentials, score_rows
+from flash_semicrf.segments import Segment, SegmentTable, table_to_segments
+from flash_semicrf.streaming import reference_nbest
+from flash_semicrf.streaming.dispatch import choose
+from flash_semicrf.validation import check_feasible, check_positive_int, check_potentials
+
+__all__ = ["NBestResult", "n_best", "n_best_table"]
+
+
+class NBestResult(NamedTuple):
+    """Best segmentations of a batch.
+
+    Attributes
+    ----------
+    scores : Tensor of shape (B, n)
+        In falling order; -inf where a sequence has fewer segmentations.
+    segments : list of list of list of Segment
+        By sequence and rank, as many as there are.
+    """
+
+    scores: Tensor
+    segments: list[list[list[Segment]]]
+
+
+def n_best(potentials: Potentials, n: int, backend: str = "auto") -> NBestResult:
+    """Find the n best segmentations of each sequence.
+
+    They are distinct, and scored as `flash_semicrf.streaming.viterbi` does: the first one is its
+    result. Without `initial_scores` the first segment's transition term is a maximum, so this
+    order may not be that of probability (``docs/conventions.md``).
+
+    Parameters
+    ----------
+    potentials : Potentials
+    n : int
+    backend : str
+        As for `flash_semicrf.streaming.log_partition`; it runs the max pass. The search runs on
+        the CPU, for tensors on a GPU too, on a copy; "reference" runs a plain dynamic program.
+
+    Returns
+    -------
+    NBestResult
+        Scores are float64. Of equal scores, the shortest last segment comes first, then the lowest
+        label, and so on towards the start.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For bad input, and where a sequence has no feasible segmentation: naming it.
+
+    Examples
+    --------
+    Scores of zero, K = 2, and one label: five segmentations tile four positions.
+
+    >>> problem = Potentials(
+    ...     torch.zeros(1, 4, 1), torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([4])
+    ... )
+    >>> found = n_best(problem, 6)
+    >>> [[s.duration for s in segments] for segments in found.segments[0]]
+    [[1, 1, 1, 1], [2, 1, 1], [1, 2, 1], [1, 1, 2], [2, 2]]
+    >>> found.scores[0].tolist()
+    [0.0, 0.0, 0.0, 0.0, 0.0, -inf]
+    """
+    p = check_potentials(potentials)
+    scores, table = n_best_table(p, n, backend)
+    count, ranks = scores.shape
+    with torch.no_grad():
+        rows = score_rows(p, table._replace(sequence=table.sequence % count), "max")
+    found = table_to_segments(table, ranks * count, rows)
+    available = (scores > -torch.inf).sum(1).tolist()
+    segments = [found[b::count][: available[b]] for b in range(count)]
+    return NBestResult(scores, segments)
+
+
+def n_best_table(
+    potentials: Potentials, n: int, backend: str = "auto"
+) -> tuple[Tensor, SegmentTable]:
+    """`n_best` with the segments as tensors.
+
+    Returns
+    -------
+    scores : float64 Tensor of shape (B, n)
+    table : SegmentTable
+        Its `sequence` is rank * B + b; no rows for what does not exist.
+    """
+    n = check_positive_int("n", n)
+    p = check_potentials(potentials)
+    chosen = choose(backend, p)
+    with torch.no_grad():
+        if chosen.name == "reference":
+            scores, table = reference_nbest.n_best(p, n)
+        else:
+            from flash_semicrf.streaming.cpu import nbest as search
+
+            alpha = chosen.max_messages(p).to("cpu")
+            scores, table = search.n_best(p.to("cpu"), alpha, n)
+            scores, table = scores.to(p.device), table.to(p.device)
+    check_feasible(scores[:, 0] > -torch.inf)
+    return scores, table

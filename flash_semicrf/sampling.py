@@ -1,0 +1,118 @@
+"""Segmentations drawn from P(y | x), independently and exactly.
+
+One forward pass, then each sample walks back from the end of its sequence (Scott 2002, "Bayesian
+methods for hidden Markov models", JASA 97: forward filtering, backward sampling): the last label is
+drawn from alpha_T, the duration of its segment and the label before it from the messages that they
+sum up to. Cost T(KC + C²) for the pass of a sequence and about k + C for each segment drawn, k its
+duration; with transitions by duration T·K·C² and k·C.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.segments import Segment, SegmentTable, table_to_segments
+from flash_semicrf.streaming.dispatch import BACKENDS, choose
+from flash_semicrf.validation import check_feasible, check_positive_int, check_potentials
+
+__all__ = ["sample", "sample_table"]
+
+
+def sample(
+    potentials: Potentials,
+    num_samples: int,
+    seed: int | torch.Generator | None = None,
+    backend: str = "auto",
+) -> list[list[list[Segment]]]:
+    """Draw segmentations from their distribution.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    num_samples : int
+        Samples of each sequence.
+    seed : int, torch.Generator or None
+        An int fixes the samples: sample j of sequence b depends on the problem of that sequence,
+        the seed, b and j only, so more samples or more sequences leave the first ones as they are.
+        None takes a seed from torch's default generator, so that `torch.manual_seed` fixes it; a
+        generator gives one in the same way.
+    backend : str
+        As for `flash_semicrf.streaming.log_partition`. All draw the same samples, but where
+        rounding decides. Where a backend has no sampler, as for tensors on a GPU so far, the
+        problem is copied and drawn from on the CPU.
+
+    Returns
+    -------
+    list of list of list of Segment
+        By sequence and sample. Their `score` is left at 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For bad input, and where a sequence has no feasible segmentation: naming it.
+
+    Examples
+    --------
+    Scores of zero: each of the five segmentations of four positions is drawn as often.
+
+    >>> problem = Potentials(
+    ...     torch.zeros(1, 4, 1), torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([4])
+    ... )
+    >>> drawn = sample(problem, 1000, seed=0)[0]
+    >>> ones = sum(len(segments) == 4 for segments in drawn)
+    >>> 150 < ones < 250
+    True
+    """
+    table = sample_table(potentials, num_samples, seed, backend)
+    batch_size = potentials.batch_size
+    drawn = table_to_segments(table, num_samples * batch_size)
+    return [drawn[b::batch_size] for b in range(batch_size)]
+
+
+def sample_table(
+    potentials: Potentials,
+    num_samples: int,
+    seed: int | torch.Generator | None = None,
+    backend: str = "auto",
+) -> SegmentTable:
+    """`sample` with the segments as tensors.
+
+    Returns
+    -------
+    SegmentTable
+        On the device of the scores; its `sequence` is sample * B + b, as if the batch had been
+        repeated `num_samples` times.
+    """
+    num_samples = check_positive_int("num_samples", num_samples)
+    p = check_potentials(potentials)
+    seed = _seed_of(seed)
+    chosen = choose(backend, p)
+    with torch.no_grad():
+        if hasattr(chosen, "sample"):
+            table = chosen.sample(p, num_samples, seed)
+        else:
+            table = BACKENDS["numba"].sample(p.to("cpu"), num_samples, seed).to(p.device)
+    _check_feasible(table, p.batch_size)
+    return table
+
+
+def _seed_of(seed: int | torch.Generator | None) -> int:
+    if seed is None or isinstance(seed, torch.Generator):
+        device = "cpu" if seed is None else seed.device
+        return int(torch.randint(2**63 - 1, (1,), generator=seed, device=device))
+    if isinstance(seed, (bool, Tensor)) or not hasattr(seed, "__index__"):
+        raise TypeError(
+            f"`seed` must be an int, a torch.Generator or None; got {type(seed).__name__}."
+        )
+    return operator.index(seed)
+
+
+def _check_feasible(table: SegmentTable, batch_size: int) -> None:
+    """Raise for sequences without a sample; the first rows of the table are those of sample 0."""
+    bounds = torch.arange(batch_size + 1, device=table.sequence.device)
+    rows = torch.searchsorted(table.sequence.contiguous(), bounds)
+    check_feasible(rows[1:] > rows[:-1])

@@ -1,0 +1,119 @@
+"""Segmentations drawn from their distribution, for transitions by duration.
+
+As in `flash_semicrf.streaming.cpu.sampling`, but what arrives at a segment depends on its duration,
+
+    gamma_s(k, c) = LSE_{c'} [alpha_s(c') + A_k[c', c]]
+
+and is summed up anew for every duration that a walk looks at: cost about k·C per segment.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from flash_semicrf.potentials import NEG_INF, Potentials
+from flash_semicrf.segments import SegmentTable
+from flash_semicrf.streaming.cpu.by_duration import forward_messages
+from flash_semicrf.streaming.cpu.by_duration_passes import exact_arrival
+from flash_semicrf.streaming.cpu.jit import helper, kernel
+from flash_semicrf.streaming.cpu.walks import NEGLIGIBLE, draw, sample_walks
+
+__all__ = ["sample"]
+
+
+@helper
+def _label(alpha, into, size, j, total, u):
+    """Draw a label by alpha(c') + into[c' * size + j] - total."""
+    acc = 0.0
+    label = -1
+    for c in range(alpha.shape[0]):
+        x = alpha[c] + into[c * size + j] - total
+        if x > NEGLIGIBLE or (label < 0 and x > NEG_INF):
+            acc += math.exp(x)
+            label = c
+            if acc > u:
+                break
+    return label
+
+
+@helper
+def _duration(scores, start, end, has_boundary, alpha, offsets, arrivals, stop, label, u):
+    """Draw the duration of the segment that ends before `stop`, and what arrives at it."""
+    longest = arrivals.max_duration
+    size = arrivals.bias.shape[0]
+    total = alpha[stop - 1, label]
+    if has_boundary:
+        total -= end[stop - 1, label]
+    content = 0.0
+    acc = 0.0
+    duration = 0
+    arriving = -math.inf
+    for k in range(1, min(longest, stop) + 1):
+        s = stop - k
+        content += scores[s, label]
+        if not content > NEG_INF:
+            break
+        j = label * longest + k - 1
+        gamma = 0.0
+        x = arrivals.first[j]
+        if s > 0:
+            gamma = exact_arrival(alpha[s - 1], arrivals.scores, size, j)
+            x = gamma + arrivals.bias[j]
+        x += content + (offsets[s] - offsets[stop]) - total
+        if has_boundary:
+            x += start[s, label]
+        if x > NEGLIGIBLE or (duration == 0 and x > NEG_INF):
+            acc += math.exp(x)
+            duration = k
+            arriving = gamma
+            if acc > u:
+                break
+    return duration, arriving
+
+
+@kernel
+def _run(
+    tasks, shares, scores, start, end, has_boundary, lengths, alpha, offsets, total, last, arrivals,
+    stream, counts, starts, labels,
+):  # fmt: skip
+    """Task i is the samples (sequence, first, last) in row i of `shares`."""
+    size = arrivals.bias.shape[0]
+    capacity = starts.shape[2]
+    for task in tasks:
+        b, first_sample, last_sample = shares[task]
+        for sample in range(first_sample, last_sample):
+            state, increment = stream[0, sample, b], stream[1, sample, b]
+            u = draw(state, increment, np.uint64(0))
+            stop = lengths[b]
+            label = _label(alpha[b, stop - 1], last, 1, 0, total[b, 1], u)
+            count = 0
+            while stop > 0:
+                u = draw(state, increment, np.uint64(2 * count + 1))
+                duration, gamma = _duration(
+                    scores[b], start[b], end[b], has_boundary, alpha[b], offsets[b], arrivals, stop,
+                    label, u,
+                )  # fmt: skip
+                stop -= duration
+                count += 1
+                starts[b, sample, capacity - count] = stop
+                labels[b, sample, capacity - count] = label
+                if stop > 0:
+                    u = draw(state, increment, np.uint64(2 * count))
+                    j = label * arrivals.max_duration + duration - 1
+                    label = _label(alpha[b, stop - 1], arrivals.scores, size, j, gamma, u)
+            counts[b, sample] = count
+
+
+def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
+    """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
+    batch, rows = forward_messages(potentials)
+    return sample_walks(
+        potentials, num_samples, seed, rows.total[:, 1],
+        lambda tasks, *rest: _run(
+            tasks, rest[0], batch.scores, batch.start_scores, batch.end_scores, batch.has_boundary,
+            batch.lengths, rows.alpha, rows.forward, rows.total, batch.last, batch.arrivals,
+            *rest[1:],
+        ),
+    )  # fmt: skip

@@ -1,0 +1,73 @@
+"""Random numbers for sampling: streams that any backend can draw from, in any order.
+
+Number n of a stream is a hash of its state and n (SplitMix, Steele, Lea and Flood 2014, "Fast
+splittable pseudorandom number generators", OOPSLA): nothing is carried from draw to draw. Every
+(sequence, sample) has a stream of its own, with an increment of its own, so a sample depends on the
+seed, its sequence's index in the batch and its own index, and on neither threads nor how many
+samples are drawn with it.
+
+The draws of a sample, which every backend takes alike: number 0 for the last label; then, from the
+end on, 2i + 1 for the duration of segment i and 2i + 2 for the label before it.
+
+Plain functions of numpy integers: the kernels compile `uniform` as it stands here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = ["mix", "streams", "uniform"]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_S1, _S2, _S4, _S11, _S27, _S30, _S31, _S56 = map(np.uint64, (1, 2, 4, 11, 27, 30, 31, 56))
+_UNIT = 2.0**-53
+
+
+def mix(z: np.ndarray) -> np.ndarray:
+    """Hash of 64-bit integers: a bijection whose every output bit hangs on every input bit."""
+    z = (z ^ (z >> _S30)) * _FIRST
+    z = (z ^ (z >> _S27)) * _SECOND
+    return z ^ (z >> _S31)
+
+
+def uniform(state: np.ndarray, increment: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """Number `number` of a stream: a float64 in [0, 1), a multiple of 2^-53."""
+    z = state + (number + _S1) * increment
+    # `mix`, written out: compiled alone, this function knows no other.
+    z = (z ^ (z >> _S30)) * _FIRST
+    z = (z ^ (z >> _S27)) * _SECOND
+    return ((z ^ (z >> _S31)) >> _S11) * _UNIT
+
+
+def streams(seed: int, num_samples: int, batch_size: int) -> np.ndarray:
+    """State and increment of every stream.
+
+    Parameters
+    ----------
+    seed : int
+        Taken modulo 2^64.
+    num_samples, batch_size : int
+
+    Returns
+    -------
+    uint64 array of shape (2, num_samples, B)
+    """
+    start = np.array(seed % 2**64, dtype=np.uint64)
+    sequence = np.arange(1, batch_size + 1, dtype=np.uint64)
+    sample = np.arange(1, num_samples + 1, dtype=np.uint64)
+    key = mix(mix(start[None]) + sequence * _GOLDEN)
+    key = mix(key + sample[:, None] * _GOLDEN)
+    increment = mix(key + _GOLDEN) | _S1
+    # As in the paper: increments of few bit changes mix less well, and are given more.
+    regular = _count_bits(increment ^ (increment >> _S1)) < 24
+    increment = np.where(regular, increment ^ np.uint64(0xAAAAAAAAAAAAAAAA), increment)
+    return np.stack([mix(key), increment])
+
+
+def _count_bits(x: np.ndarray) -> np.ndarray:
+    """Number of ones of 64-bit integers (numpy counts them from release 2.0 on)."""
+    x = x - ((x >> _S1) & np.uint64(0x5555555555555555))
+    x = (x & np.uint64(0x3333333333333333)) + ((x >> _S2) & np.uint64(0x3333333333333333))
+    x = (x + (x >> _S4)) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return (x * np.uint64(0x0101010101010101)) >> _S56

@@ -1,0 +1,194 @@
+"""Derivatives of the messages of one pass along a direction, for static transitions.
+
+A message's derivative is the posterior mean of the direction's score of what it summarises
+(the first-order expectation semiring): with weights that sum to 1 over what they range over,
+
+    d gamma_s(c) = sum_{c'} P(c' | c starts at s) (d alpha_s(c') + dA[c', c])
+    d alpha_t(c) = sum_k P(k | c ends at t) (d gamma_{t-k}(c) + d start_{t-k}(c) + dD_k(c)
+                   + dS_t(c) - dS_{t-k}(c)) + d end_{t-1}(c)
+
+and the same read from the end. The weights come from the messages, as in
+`flash_semicrf.streaming.cpu.tangent_blocks`; what has no posterior probability at all gets 0. Three
+window sums where log Z takes one: cost 3 T(KC + C²), workspace O(KC), all in float64.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from flash_semicrf.streaming.cpu.jit import helper
+from flash_semicrf.streaming.cpu.passes import CERTAIN
+from flash_semicrf.streaming.cpu.simd import (
+    LANES,
+    TILE,
+    exp_shifted_row,
+    fill,
+    max_row,
+    multiply_tile,
+    multiply_tile8,
+)
+from flash_semicrf.streaming.cpu.tangent_blocks import (
+    BLOCK,
+    fill_block,
+    new_block,
+    position_of,
+    settle,
+    slow_sums,
+)
+
+__all__ = ["add_product", "tangent_pass"]
+
+
+@helper
+def add_product(factors, first, count, weights, padded, sums, out):
+    """Add the product of `count` factors with a matrix whose rows are padded labels to a row."""
+    for c in range(0, padded - LANES, TILE):
+        multiply_tile(factors, first, 1, weights, c, padded, count, sums, out + c)
+    if padded % TILE:
+        c = padded - LANES
+        multiply_tile8(factors, first, 1, weights, c, padded, count, sums, out + c)
+
+
+@helper
+def _exact_arrival(work, alpha, d_alpha, scores, d_scores, label):
+    """Mean derivative of one arrival, by its logarithms."""
+    top = -math.inf
+    for c in range(scores.shape[0]):
+        top = max(top, work[alpha + c] + scores[c, label])
+    if top == -math.inf:
+        return 0.0
+    total, weighted = 0.0, 0.0
+    for c in range(scores.shape[0]):
+        weight = math.exp(work[alpha + c] + scores[c, label] - top)
+        total += weight
+        weighted += weight * (work[d_alpha + c] + d_scores[c, label])
+    return weighted / total
+
+
+@helper
+def _arrive(work, transition, d_weights, d_transition, padded, d_source, position):
+    """Write the derivative of the next source from those in row 1 of `work`, of the logs in 0."""
+    num_labels = transition.scores.shape[0]
+    alpha, d_alpha, factor = 0, padded, 2 * padded
+    weighted, total, mean = 3 * padded, 4 * padded, 5 * padded
+    top = max_row(work, alpha, 0, 0, 0.0, 0, padded)
+    if top == -math.inf:
+        fill(d_source[position], 0, num_labels, 0.0)
+        return
+    exp_shifted_row(work, alpha, 0, 0, top, factor, padded)
+    reference = 0.0
+    for c in range(num_labels):
+        if work[alpha + c] == top:
+            reference = work[d_alpha + c]
+    for c in range(padded):
+        work[weighted + c] = work[factor + c] * (work[d_alpha + c] - reference)
+    fill(work, total, 2 * padded, 0.0)
+    add_product(work, factor, num_labels, transition.weights, padded, work, total)
+    add_product(work, weighted, num_labels, transition.weights, padded, work, mean)
+    add_product(work, factor, num_labels, d_weights, padded, work, mean)
+    for c in range(num_labels):
+        if work[total + c] >= CERTAIN:
+            d_source[position, c] = reference + work[mean + c] / work[total + c]
+        else:
+            d_source[position, c] = _exact_arrival(
+                work, alpha, d_alpha, transition.scores, d_transition, c
+            )
+
+
+@helper
+def _far_sums(block, window, d_weights, live, first, longest, sums):
+    """Window sums of the outputs of a tile: weights, and derivatives of the sources before it."""
+    half = sums.shape[0] // 2
+    capacity, size = block.capacity, block.size
+    fill(sums, 0, 2 * half, 0.0)
+    for c in range(live.shape[0]):
+        if live[c]:
+            near = c * (longest + 3 * TILE) + TILE + longest
+            x = size + c * capacity + first
+            count = longest + TILE - 1
+            multiply_tile(block.sources, x, 1, window.weights, near, -1, count, sums, c * TILE)
+            out = half + c * TILE
+            multiply_tile(block.sources, x, 1, d_weights, near, -1, count, sums, out)
+            x += 2 * size
+            multiply_tile(block.sources, x, 1, window.weights, near, -1, longest, sums, out)
+
+
+@helper
+def tangent_pass(
+    sweep, window, d_bias, d_window, transition, d_transition, d_arrivals, messages, d_messages
+):
+    """Run one pass.
+
+    Parameters
+    ----------
+    sweep : Sweep
+        Its `d_source` holds the derivative of source 0 and gets those of the others.
+    window : Window
+    d_bias, d_window : arrays
+        Derivatives of D, in the form of ``window.bias`` with zeros, and times ``window.weights``.
+    transition : Transition
+        In the direction of the pass.
+    d_transition, d_arrivals : arrays
+        Derivatives of A, in the form of ``transition.scores``, and times ``transition.weights``.
+    messages, d_messages : arrays of shape (T, C)
+        Row p: alpha_{p+1}, or eta_p backwards, less their offsets; the latter gets the derivatives.
+    """
+    num_labels = messages.shape[1]
+    padded = -(-num_labels // LANES) * LANES
+    longest = window.bias.shape[1] - 1
+    block = new_block(num_labels, longest)
+    work = np.zeros(6 * padded)
+    fill(work, 0, padded, -math.inf)
+    sums = np.zeros(2 * num_labels * TILE)
+    half = num_labels * TILE
+    live = np.zeros(num_labels, np.bool_)
+    reference = np.zeros(num_labels)
+    d_running = np.zeros(num_labels)
+    unused = np.zeros((0, 0))
+    sources, capacity, size = block.sources, block.capacity, block.size
+    d_scores, d_opening, d_closing = sweep.d_scores, sweep.d_opening, sweep.d_closing
+    d_source, length, backward = sweep.d_source, sweep.length, sweep.backward
+    has_d_boundary, slow, weights = sweep.has_d_boundary, block.slow, window.weights
+
+    for begin in range(0, length, BLOCK):
+        steps = min(BLOCK, length - begin)
+        fill_block(sweep, block, window.peak, begin, steps, longest, False)
+        for c in range(num_labels):
+            live[c], reference[c] = settle(block, c)
+        fill(d_running, 0, num_labels, 0.0)
+        for i in range(steps):
+            row = i % TILE
+            if row == 0:
+                _far_sums(block, window, d_window, live, i, longest, sums)
+            step = begin + i + 1
+            p = position_of(step - 1, length, backward)
+            for c in range(num_labels):
+                d_running[c] += d_scores[p, c]
+                d = 0.0
+                if slow[c]:
+                    d = slow_sums(sweep, window.bias, d_bias, step, c, 0.0, unused)
+                elif sums[c * TILE + row] > 0.0:
+                    mean = sums[half + c * TILE + row] / sums[c * TILE + row]
+                    d = mean + reference[c] + d_running[c]
+                if has_d_boundary:
+                    d += d_closing[p, c]
+                d_messages[p, c] = d
+                work[c] = messages[p, c]
+                work[padded + c] = d
+            if step == length:
+                break
+            p = position_of(step, length, backward)
+            _arrive(work, transition, d_arrivals, d_transition, padded, d_source, p)
+            for c in range(num_labels):
+                if live[c]:
+                    d = d_source[p, c] - d_running[c] - reference[c]
+                    if has_d_boundary:
+                        d += d_opening[p, c]
+                    at = size + c * capacity + i + longest
+                    sources[at + 2 * size] = sources[at] * d
+                    near = c * (longest + 3 * TILE) + TILE - row
+                    multiply_tile(
+                        sources, at + 2 * size, 1, weights, near, 1, 1, sums, half + c * TILE
+                    )

@@ -1,0 +1,223 @@
+"""Hessian-vector products of log Z for static transitions: those of a whole batch.
+
+Messages and expected counts first, as for a gradient; then the derivatives of both directions'
+messages, each pass a task; then the correlations of every chunk of every sequence.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu.gradient import Messages
+from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.model import array_of, padded_labels
+from flash_semicrf.streaming.cpu.simd import TILE
+from flash_semicrf.streaming.cpu.static import (
+    boundary_arrays,
+    chunks_of,
+    gradients_of_rows,
+    message_rows,
+)
+from flash_semicrf.streaming.cpu.tangent_blocks import Sweep
+from flash_semicrf.streaming.cpu.tangent_gradient import duration_tangent, transition_tangent
+from flash_semicrf.streaming.cpu.tangent_passes import tangent_pass
+
+__all__ = ["boundary_products", "tangents"]
+
+
+class Direction(NamedTuple):
+    """The direction's parameters as kernels read them.
+
+    Attributes
+    ----------
+    scores, start_scores, end_scores : arrays of shape (B, T, C)
+        The latter two (B, 1, 1) zeros when neither is given.
+    has_boundary : bool
+    bias, window : arrays
+        Derivatives of ``Window.bias`` (0 in place of -inf) and, times the weights, of
+        ``Window.weights``.
+    forward, forward_weights, backward, backward_weights : arrays
+        Derivatives of ``Transition.scores`` and, times the weights, of ``Transition.weights``.
+    """
+
+    scores: np.ndarray
+    start_scores: np.ndarray
+    end_scores: np.ndarray
+    has_boundary: bool
+    bias: np.ndarray
+    window: np.ndarray
+    forward: np.ndarray
+    forward_weights: np.ndarray
+    backward: np.ndarray
+    backward_weights: np.ndarray
+
+
+class Derivatives(NamedTuple):
+    """Derivatives of the messages, arrays of shape (B, T, C); rows as those of messages."""
+
+    alpha: np.ndarray
+    gamma: np.ndarray
+    beta: np.ndarray
+    eta: np.ndarray
+
+
+def _direction_of(direction: Potentials, batch: NamedTuple) -> Direction:
+    scores = array_of(direction.scores)
+    has_boundary, start, end = boundary_arrays(direction, scores)
+    by_duration = array_of(direction.duration_bias).T
+    num_labels, max_duration = by_duration.shape
+    bias = np.zeros((num_labels, max_duration + 1))
+    bias[:, 1:] = by_duration
+    window = np.zeros((num_labels, max_duration + 3 * TILE))
+    window[:, TILE + 1 : TILE + 1 + max_duration] = by_duration
+    forward = array_of(direction.transition)
+    both = []
+    for matrix, weights in (
+        (forward, batch.forward.weights),
+        (np.ascontiguousarray(forward.T), batch.backward.weights),
+    ):
+        padded = np.zeros((num_labels, padded_labels(num_labels)))
+        padded[:, :num_labels] = matrix
+        both += [matrix, padded.ravel() * weights]
+    return Direction(
+        scores, start, end, has_boundary, bias, window.ravel() * batch.window.weights, *both
+    )
+
+
+@kernel
+def _run_passes(tasks, batch, rows, direction, derivatives):
+    """Tasks 2b and 2b + 1 are the forward and the backward pass of sequence b."""
+    for task in tasks:
+        b = task // 2
+        backward = task % 2 == 1
+        start, end = batch.start_scores[b], batch.end_scores[b]
+        d_start, d_end = direction.start_scores[b], direction.end_scores[b]
+        sweep = Sweep(
+            batch.scores[b], end if backward else start, start if backward else end,
+            batch.has_boundary, direction.scores[b], d_end if backward else d_start,
+            d_start if backward else d_end, direction.has_boundary,
+            rows.beta[b] if backward else rows.gamma[b],
+            rows.gamma[b] if backward else rows.beta[b],
+            derivatives.beta[b] if backward else derivatives.gamma[b],
+            derivatives.gamma[b] if backward else derivatives.beta[b],
+            rows.backward[b] if backward else rows.forward[b],
+            rows.forward[b] if backward else rows.backward[b],
+            batch.lengths[b], backward, rows.total[b, 0], rows.total[b, 1],
+        )  # fmt: skip
+        tangent_pass(
+            sweep, batch.window, direction.bias, direction.window,
+            batch.backward if backward else batch.forward,
+            direction.backward if backward else direction.forward,
+            direction.backward_weights if backward else direction.forward_weights,
+            rows.eta[b] if backward else rows.alpha[b],
+            derivatives.eta[b] if backward else derivatives.alpha[b],
+        )  # fmt: skip
+
+
+@kernel
+def _run_gradients(
+    tasks, chunks, batch, rows, direction, derivatives, mean, wanted, duration, transition
+):
+    """Task i is the chunk (sequence, begin, stop) in row i of `chunks`."""
+    for task in tasks:
+        b, begin, stop = chunks[task]
+        if wanted[0]:
+            sweep = Sweep(
+                batch.scores[b], batch.start_scores[b], batch.end_scores[b], batch.has_boundary,
+                direction.scores[b], direction.start_scores[b], direction.end_scores[b],
+                direction.has_boundary, rows.gamma[b], rows.beta[b], derivatives.gamma[b],
+                derivatives.beta[b], rows.forward[b], rows.backward[b], batch.lengths[b], False,
+                rows.total[b, 0], rows.total[b, 1],
+            )  # fmt: skip
+            duration_tangent(
+                sweep, batch.window, direction.bias, mean[b], begin, stop, duration[task]
+            )
+        if wanted[1]:
+            messages = Messages(
+                rows.alpha[b], rows.gamma[b], rows.beta[b], rows.eta[b], rows.forward[b],
+                rows.backward[b], batch.lengths[b], rows.total[b, 0], rows.total[b, 1],
+            )  # fmt: skip
+            transition_tangent(
+                messages, derivatives.alpha[b], derivatives.eta[b], mean[b], begin, stop,
+                batch.forward.scores, transition[task],
+            )  # fmt: skip
+
+
+def tangents(
+    potentials: Potentials, direction: Potentials, wanted: set[str]
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Log Z, its derivative and that of its gradient.
+
+    See `flash_semicrf.streaming.dispatch.Backend`. Everything is float64.
+    """
+    p = potentials
+    batch, rows = message_rows(p)
+    needed = {"start_scores", "end_scores", *(wanted & {"duration_bias", "transition"})}
+    log_z, counts = gradients_of_rows(p, batch, rows, needed)
+    towards = _direction_of(direction, batch)
+    derivatives = Derivatives(*np.zeros((4, *batch.scores.shape)))
+    alive = np.flatnonzero(rows.total[:, 1] > -np.inf)
+    last = array_of(p.lengths) - 1
+    derivatives.gamma[:, 0] = array_of(direction.initial_scores)
+    if direction.final_scores is not None:
+        derivatives.beta[np.arange(len(last)), last] = array_of(direction.final_scores)
+    if len(alive):
+        tasks = np.sort(np.concatenate([2 * alive, 2 * alive + 1]))
+        shares = pool.balance(np.repeat(batch.lengths[alive], 2))
+        pool.run(lambda own: _run_passes(tasks[own], batch, rows, towards, derivatives), shares)
+    # Better than <direction, counts>, which multiplies large scores with rounded counts.
+    final = (np.arange(len(last)), last)
+    weight = counts["end_scores"].numpy()[final]
+    means = (weight * (derivatives.alpha + derivatives.beta)[final]).sum(1)
+    means /= np.where(weight.sum(1) > 0, weight.sum(1), 1.0)
+
+    want = np.array(["duration_bias" in wanted, "transition" in wanted])
+    chunks = chunks_of(batch.lengths, rows.total[:, 1])
+    duration = np.zeros((len(chunks), *(p.duration_bias.shape if want[0] else (1, 1))))
+    transition = np.zeros((len(chunks), *(p.transition.shape if want[1] else (1, 1))))
+    if len(chunks) and want.any():
+        pool.run(
+            lambda own: _run_gradients(
+                own, chunks, batch, rows, towards, derivatives, means, want, duration, transition
+            ),
+            pool.balance(chunks[:, 2] - chunks[:, 1]),
+        )
+    d, level = derivatives, means[:, None, None]
+    start = counts["start_scores"].numpy() * (d.gamma + d.eta - level)
+    end = counts["end_scores"].numpy() * (d.alpha + d.beta - level)
+    found = boundary_products(start, end, array_of(p.lengths), wanted)
+    found["initial_scores"] = start[:, 0].copy()
+    for name, parts in (("duration_bias", duration), ("transition", transition)):
+        if name in wanted:
+            found[name] = counts[name].numpy() * array_of(getattr(direction, name))
+            np.add.at(found[name], chunks[:, 0], parts)
+    return log_z, torch.from_numpy(means), {name: torch.from_numpy(found[name]) for name in wanted}
+
+
+def boundary_products(
+    start: np.ndarray, end: np.ndarray, lengths: np.ndarray, wanted: set[str]
+) -> dict[str, np.ndarray]:
+    """Products for the parameters by position, and for the final scores, from starts and ends.
+
+    Parameters
+    ----------
+    start, end : arrays of shape (B, T, C)
+        Derivatives of the marginals of starts and ends.
+    lengths : array of shape (B,)
+    wanted : set of str
+    """
+    found = {"start_scores": start, "end_scores": end}
+    found["final_scores"] = end[np.arange(len(end)), lengths - 1]
+    if "scores" in wanted:
+        inside = start.copy()
+        inside[:, 1:] -= end[:, :-1]
+        np.cumsum(inside, 1, out=inside)
+        inside[np.arange(start.shape[1]) >= lengths[:, None]] = 0.0
+        found["scores"] = inside
+    return found

@@ -1,0 +1,124 @@
+"""Samples of a batch, by threads, and their table; what both kinds of transitions share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.segments import SegmentTable
+from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu.jit import inlined, kernel
+from flash_semicrf.streaming.cpu.model import array_of
+from flash_semicrf.streaming.cpu.streams import streams, uniform
+
+__all__ = ["NEGLIGIBLE", "draw", "gather", "sample_walks"]
+
+NEGLIGIBLE = -45.0
+"""Log of a probability that is not added up: below the rounding of a sum near 1."""
+
+_SHARE = 64  # samples of one task
+
+draw = inlined(uniform)
+"""`flash_semicrf.streaming.cpu.streams.uniform`, compiled."""
+
+
+@kernel
+def _fill(tasks, shares, lengths, counts, starts, labels, firsts, sequence, start, stop, label):
+    """Write the segments of the samples of each task to their rows of the table."""
+    for task in tasks:
+        b, first_sample, last_sample = shares[task]
+        for j in range(first_sample, last_sample):
+            number = counts[b, j]
+            if number == 0:
+                continue
+            first = starts.shape[2] - number
+            rows = slice(firsts[j, b], firsts[j, b] + number)
+            drawn, drawn_labels = starts[b, j, first:], labels[b, j, first:]
+            owners, begins, ends, classes = sequence[rows], start[rows], stop[rows], label[rows]
+            owner = j * lengths.shape[0] + b
+            for i in range(number):
+                owners[i] = owner
+                begins[i] = drawn[i]
+                classes[i] = drawn_labels[i]
+            for i in range(1, number):
+                ends[i - 1] = drawn[i]
+            ends[number - 1] = lengths[b]
+
+
+def sample_walks(
+    p: Potentials, num_samples: int, seed: int, log_z: np.ndarray, run: Callable[..., None]
+) -> SegmentTable:
+    """Walk on all threads, and gather the walks into a table.
+
+    Parameters
+    ----------
+    p : Potentials
+    num_samples, seed : int
+    log_z : array of shape (B,)
+        -inf where there is nothing to draw.
+    run : callable
+        ``run(tasks, shares, stream, counts, starts, labels)``: of each task i it draws the samples
+        (sequence, first, last) in row i of `shares`, from the streams (2, num_samples, B), and
+        writes their segments from the end of the rows of starts and labels (B, num_samples, T),
+        and their number to counts (B, num_samples).
+
+    Returns
+    -------
+    SegmentTable
+        `sequence` is sample * B + b.
+    """
+    lengths = array_of(p.lengths)
+    shares = np.array(
+        [
+            (b, first, min(first + _SHARE, num_samples))
+            for b in np.flatnonzero(log_z > -np.inf)
+            for first in range(0, num_samples, _SHARE)
+        ],
+        dtype=np.int64,
+    ).reshape(-1, 3)
+    counts = np.zeros((p.batch_size, num_samples), dtype=np.int64)
+    # Positions and labels fit 32 bits; untouched pages of these buffers cost nothing.
+    starts, labels = np.empty((2, p.batch_size, num_samples, p.num_positions), dtype=np.int32)
+    stream = streams(seed, num_samples, p.batch_size)
+    if len(shares):
+        costs = (shares[:, 2] - shares[:, 1]) * lengths[shares[:, 0]]
+        pool.run(
+            lambda tasks: run(tasks, shares, stream, counts, starts, labels), pool.balance(costs)
+        )
+    return gather(lengths, shares, counts, starts, labels)
+
+
+def gather(
+    lengths: np.ndarray,
+    shares: np.ndarray,
+    counts: np.ndarray,
+    starts: np.ndarray,
+    labels: np.ndarray,
+) -> SegmentTable:
+    """Table of the walks: the last `counts` entries of each row of starts and labels.
+
+    Parameters
+    ----------
+    lengths : array of shape (B,)
+    shares : int64 array of shape (N, 3)
+        Tasks for threads, (sequence, first walk, last walk + 1), that cover all walks.
+    counts : array of shape (B, M)
+    starts, labels : arrays of shape (B, M, T)
+
+    Returns
+    -------
+    SegmentTable
+        `sequence` is walk * B + b; a walk without segments has no rows.
+    """
+    order = counts.T.ravel()
+    firsts = (np.cumsum(order) - order).reshape(counts.T.shape)
+    columns = np.empty((4, order.sum()), dtype=np.int64)  # one block: it may get huge pages
+    if len(shares):
+        pool.run(
+            lambda tasks: _fill(tasks, shares, lengths, counts, starts, labels, firsts, *columns),
+            pool.balance(shares[:, 2] - shares[:, 1]),
+        )
+    return SegmentTable(*map(torch.from_numpy, columns))

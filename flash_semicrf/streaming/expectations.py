@@ -1,0 +1,235 @@
+"""Expectations under a segmentation distribution as nodes of the autograd graph.
+
+The score by a second set of parameters q is linear in them, so under the distribution of p
+
+    m = E_p[score_q] = <q, mu_p>,   mu_p = the gradient of log Z_p: the expected counts,
+    d m / d q = mu_p,               d m / d p = (the Hessian of log Z_p) q,
+
+and the Hessian times a vector is what a backend's ``tangents`` computes, at a small multiple of the
+cost of a gradient: the messages carry, beside the log-sum of the scores of what they summarise, the
+expectation of its score by q (the first-order expectation semiring).
+
+References
+----------
+Z. Li and J. Eisner, First- and Second-Order Expectation Semirings with Applications to Minimum-Risk
+Training on Translation Forests, EMNLP 2009.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flash_semicrf.marginals import IMPOSSIBLE, inner_product
+from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, center_scores
+from flash_semicrf.streaming.autograd import BY_POSITION, NAMES, Once, scaled_gradient
+from flash_semicrf.streaming.dispatch import BACKENDS, choose
+from flash_semicrf.validation import check_finite_or_forbidden
+
+__all__ = ["centered", "expected_score", "position_marginals"]
+
+_REASON = "Expectations under a segmentation distribution are differentiable once."
+
+
+def centered(potentials: Potentials) -> Potentials:
+    """The problem in float64, less what the scores of each position have in common.
+
+    That changes no difference of scores, and the sums of differences keep their digits.
+    """
+    p = potentials
+    wide = accumulator_dtype(p.device)
+    rest = {n: v if v.dtype == wide else v.to(wide) for n, v in p.parameters().items()}
+    return p.replace(**rest | {"scores": _Centered.apply(p.scores, p.lengths)})
+
+
+def expected_score(
+    p: Potentials, q: Potentials | None = None, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Log Z of p, and the expectation under p of the score by q.
+
+    Parameters
+    ----------
+    p, q : Potentials
+        Checked, of the same shapes, with initial scores; see
+        `flash_semicrf.streaming.posterior.explicit_start`. If one has final scores, both have.
+        Without q, p itself is taken for it, as a constant.
+    backend : str
+
+    Returns
+    -------
+    log_z : float64 Tensor of shape (B,)
+        A constant: its gradient is that of `flash_semicrf.streaming.log_partition`.
+    mean : float64 Tensor of shape (B,)
+        Differentiable once in both; -inf where q forbids what p allows.
+    """
+    values = list(map(p.parameters().get, NAMES))
+    if q is None:
+        return _OwnScore.apply(backend, p.lengths, *values)
+    return _ExpectedScore.apply(backend, p.lengths, *values, *map(q.parameters().get, NAMES))
+
+
+def position_marginals(p: Potentials, backend: str = "auto") -> Tensor:
+    """P(position t has label c), (B, T, C) in the dtype of the scores, differentiable once."""
+    return _PositionMarginals.apply(backend, p.lengths, *map(p.parameters().get, NAMES))
+
+
+def _named(values: tuple[Tensor | None, ...], lengths: Tensor) -> Potentials:
+    return Potentials(lengths=lengths, **dict(zip(NAMES, values, strict=True)))
+
+
+def _direction(potentials: Potentials) -> Potentials:
+    """As `tangents` takes it: nothing infinite (such entries meet a count of 0), no padding."""
+    p = potentials
+    ragged = int(p.lengths.min()) < p.num_positions
+    inside = torch.arange(p.num_positions, device=p.device) < p.lengths[:, None]
+    clean = {}
+    for name, value in p.parameters().items():
+        value = value.detach()
+        if ragged and name in BY_POSITION:
+            value = torch.where(inside[..., None], value, 0.0)
+        if check_finite_or_forbidden(name, value):
+            value = torch.where(value > NEG_INF, value, 0.0)
+        clean[name] = value
+    return p.replace(**clean)
+
+
+def _tangents(
+    backend: str, p: Potentials, direction: Potentials, wanted: set[str]
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """`tangents` of the backend, or of one that offers them."""
+    able = backend in BACKENDS and hasattr(BACKENDS[backend], "tangents")
+    chosen = choose(backend if able else "auto", p, "tangents")
+    return chosen.tangents(p, _direction(direction), wanted)
+
+
+def _weighted(found: dict[str, Tensor], p: Potentials, upstream: Tensor) -> dict[str, Tensor]:
+    """Gradients of sequences times their weights, in the dtypes of the parameters."""
+    given = p.parameters()
+    weighted = {}
+    for name, gradient in found.items():
+        scaled = scaled_gradient(gradient, upstream.to(gradient.dtype), name in BY_POSITION)
+        weighted[name] = scaled.to(given[name].dtype)
+    return weighted
+
+
+def _once(found: dict[str, Tensor], value: Tensor) -> dict[str, Tensor]:
+    """Refuse to differentiate again, where a graph is being made."""
+    if not torch.is_grad_enabled():
+        return found
+    return {name: Once.apply(gradient, value, _REASON) for name, gradient in found.items()}
+
+
+def _wanted(needs: tuple[bool, ...]) -> list[str]:
+    return [name for name, needed in zip(NAMES, needs, strict=True) if needed]
+
+
+class _Centered(torch.autograd.Function):
+    """Scores in float64 less their largest of each position, taken for a constant."""
+
+    @staticmethod
+    def forward(ctx, scores: Tensor, lengths: Tensor) -> Tensor:
+        """Compute on the CPU with numpy, for the reason that `extremes` of validation gives."""
+        ctx.dtype = scores.dtype
+        if scores.device.type != "cpu":
+            return center_scores(scores.to(accumulator_dtype(scores.device)), lengths)[0]
+        values = scores.detach().numpy().astype(np.float64)
+        peak = values.max(-1, keepdims=True)
+        values -= np.where(peak > -np.inf, peak, 0.0)
+        return torch.from_numpy(values)
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
+        """The shift changes no expectation."""
+        return upstream.to(ctx.dtype), None
+
+
+class _OwnScore(torch.autograd.Function):
+    """`expected_score` of p by itself, as a constant."""
+
+    @staticmethod
+    def forward(ctx, backend: str, lengths: Tensor, *values: Tensor | None):
+        """One forward-backward, and the derivative of its counts where it is asked for."""
+        p = _named(values, lengths)
+        ctx.wanted = _wanted(ctx.needs_input_grad[2:])
+        found: dict[str, Tensor] = {}
+        if ctx.wanted:
+            log_z, mean, found = _tangents(backend, p, p, set(ctx.wanted))
+        else:
+            given = p.parameters()
+            log_z, counts = choose(backend, p).gradients(p, set(given))
+            mean = _mean(given, counts)
+        ctx.save_for_backward(lengths, mean, *(found[name] for name in ctx.wanted), *values)
+        ctx.mark_non_differentiable(log_z)
+        return log_z, mean
+
+    @staticmethod
+    def backward(ctx, _: Tensor, upstream: Tensor):
+        """The Hessian of log Z times the parameters."""
+        lengths, mean, *saved = ctx.saved_tensors
+        found = dict(zip(ctx.wanted, saved, strict=False))
+        p = _named(tuple(saved[len(found) :]), lengths)
+        found = _once(_weighted(found, p, upstream), mean)
+        return (None, None, *map(found.get, NAMES))
+
+
+def _mean(values: dict[str, Tensor], counts: dict[str, Tensor]) -> Tensor:
+    noise = {"scores": IMPOSSIBLE}
+    return sum(inner_product(v, counts[name], noise.get(name, 0.0)) for name, v in values.items())
+
+
+class _ExpectedScore(torch.autograd.Function):
+    """`expected_score`; call it with the backend, lengths, and the parameters of p, then of q."""
+
+    @staticmethod
+    def forward(ctx, backend: str, lengths: Tensor, *values: Tensor | None):
+        """One forward-backward of p."""
+        p, q = (_named(half, lengths) for half in (values[: len(NAMES)], values[len(NAMES) :]))
+        given = q.parameters()
+        log_z, counts = choose(backend, p).gradients(p, set(given))
+        mean = _mean(given, counts)
+        needs = ctx.needs_input_grad[2:]
+        ctx.wanted, ctx.counted = _wanted(needs[: len(NAMES)]), _wanted(needs[len(NAMES) :])
+        ctx.backend = backend
+        ctx.save_for_backward(lengths, mean, *(counts[name] for name in ctx.counted), *values)
+        ctx.mark_non_differentiable(log_z)
+        return log_z, mean
+
+    @staticmethod
+    def backward(ctx, _: Tensor, upstream: Tensor):
+        """Hessian-vector products for p, expected counts for q."""
+        lengths, mean, *saved = ctx.saved_tensors
+        counts = dict(zip(ctx.counted, saved, strict=False))
+        values = saved[len(counts) :]
+        p, q = (_named(half, lengths) for half in (values[: len(NAMES)], values[len(NAMES) :]))
+        products: dict[str, Tensor] = {}
+        if ctx.wanted:
+            _, _, products = _tangents(ctx.backend, p, q, set(ctx.wanted))
+        by_p = _once(_weighted(products, p, upstream), mean)
+        by_q = _once(_weighted(counts, q, upstream), mean)
+        return (None, None, *map(by_p.get, NAMES), *map(by_q.get, NAMES))
+
+
+class _PositionMarginals(torch.autograd.Function):
+    """`position_marginals`; call it with the backend, lengths and the parameters."""
+
+    @staticmethod
+    def forward(ctx, backend: str, lengths: Tensor, *values: Tensor | None) -> Tensor:
+        """One forward-backward."""
+        p = _named(values, lengths)
+        _, counts = choose(backend, p).gradients(p, {"scores"})
+        ctx.wanted = _wanted(ctx.needs_input_grad[2:])
+        ctx.backend = backend
+        ctx.save_for_backward(lengths, *values)
+        return counts["scores"]
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        """The Hessian of log Z is symmetric: its product with what comes from above."""
+        lengths, *values = ctx.saved_tensors
+        p = _named(tuple(values), lengths)
+        nothing = {name: torch.zeros_like(value) for name, value in p.parameters().items()}
+        direction = p.replace(**{**nothing, "scores": upstream})
+        _, _, found = _tangents(ctx.backend, p, direction, set(ctx.wanted))
+        found = _once(_weighted(found, p, upstream.new_ones(len(lengths))), upstream)
+        return (None, None, *map(found.get, NAMES))

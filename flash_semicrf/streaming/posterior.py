@@ -1,0 +1,156 @@
+"""Posterior probabilities of positions, boundaries and segments.
+
+One forward-backward gives them all: the marginals are the gradient of log Z, and
+
+    P(segment [s, t) of label c) = exp(gamma_s(c) + S_t(c) - S_s(c) + D_{t-s}(c) (+ start_s(c)
+                                       + end_{t-1}(c)) + beta_t(c) - log Z),
+    gamma_s(c) = LSE_{c'} [alpha_s(c') + A[c', c]],   gamma_0 = the initial term.
+
+Cost T(KC + C²) for the messages, C and the duration for each segment asked for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.observations import Constraints, constrain, fold_marginals
+from flash_semicrf.potentials import (
+    NEG_INF,
+    Potentials,
+    center_scores,
+    content_rows,
+    initial_term,
+)
+from flash_semicrf.segments import SegmentTable
+from flash_semicrf.streaming.dispatch import choose
+from flash_semicrf.validation import check_potentials, check_rows
+
+__all__ = ["explicit_start", "segment_marginals", "segment_probabilities"]
+
+
+def explicit_start(potentials: Potentials) -> Potentials:
+    """The same distribution with the first segment's term as `initial_scores`.
+
+    Without them that term is a log-sum-exp over transitions. As initial scores it is one more
+    parameter that the score is linear in, and transitions count only between segments. Shape (C,);
+    (K, C), by the first segment's duration, for (K, C, C) transitions. Differentiable.
+    """
+    if potentials.initial_scores is not None:
+        return potentials
+    return potentials.replace(initial_scores=initial_term(potentials.transition))
+
+
+def segment_marginals(
+    potentials: Potentials,
+    backend: str = "auto",
+    counts: bool = True,
+    *,
+    constraints: Constraints | None = None,
+) -> SegmentMarginals:
+    """Posterior marginals of positions, starts and ends, and expected counts.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    backend : str
+        As for `flash_semicrf.streaming.log_partition`.
+    counts : bool
+        Also count transitions and durations; without, those fields are None and it is cheaper.
+    constraints : Constraints, optional
+        Given what is known.
+
+    Returns
+    -------
+    SegmentMarginals
+        Tensors of shape (B, T, C) in the dtype of the scores, counts in float64, without gradient;
+        zero after a sequence's end, and everywhere in a sequence where nothing is feasible.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `flash_semicrf.streaming.log_partition`.
+
+    Examples
+    --------
+    Three segmentations of two positions: two segments of 1 or one of 2.
+
+    >>> zeros = Potentials(
+    ...     torch.zeros(1, 2, 1), torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([2])
+    ... )
+    >>> marginals = segment_marginals(zeros)
+    >>> marginals.boundary.tolist(), marginals.duration[0, :, 0].round(decimals=6).tolist()
+    ([[1.0, 0.5]], [1.0, 0.5])
+    """
+    p = check_potentials(potentials)
+    names = ["scores", "start_scores", "end_scores"]
+    with torch.no_grad():
+        given = constrain(p, constraints)
+        if counts:
+            names += ["transition", "duration_bias"]
+            given = explicit_start(given)
+        _, found = choose(backend, given).gradients(given, set(names))
+    marginals = SegmentMarginals(*map(found.get, names))
+    same = given.num_labels == p.num_labels
+    return marginals if same else fold_marginals(marginals, p.num_labels)
+
+
+def segment_probabilities(
+    potentials: Potentials, table: SegmentTable, backend: str = "auto"
+) -> Tensor:
+    """Posterior probability of each given segment.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    table : SegmentTable
+        Any segments inside their sequences, in any order; they need not tile anything.
+    backend : str
+        As for `flash_semicrf.streaming.log_partition`.
+
+    Returns
+    -------
+    float64 Tensor of shape (N,)
+        P(the segmentation has this segment), without gradient; 0 where nothing is feasible.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `flash_semicrf.streaming.log_partition`, and for a segment that is not inside its
+        sequence.
+
+    Examples
+    --------
+    >>> from flash_semicrf import Segment
+    >>> from flash_semicrf.segments import segments_to_table
+    >>> zeros = Potentials(
+    ...     torch.zeros(1, 2, 1), torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([2])
+    ... )
+    >>> segment_probabilities(zeros, segments_to_table([[Segment(0, 1, 0)]]))
+    tensor([0.5000], dtype=torch.float64)
+    """
+    p = check_potentials(potentials)
+    check_rows(table, p)
+    with torch.no_grad():
+        scores, _ = center_scores(p.scores, p.lengths)
+        p = p.replace(scores=scores)
+        log_z, alpha, beta = choose(backend, p, "messages").messages(p)
+        gamma = _arrivals(p, alpha, table)
+        sequence, _, stop, label = table
+        content = content_rows(p, table)
+        log_z = log_z[sequence]
+        log_p = gamma + content + beta[sequence, stop, label] - log_z
+        dead = (content <= 0.5 * NEG_INF) | (log_z == -torch.inf) | (log_p == -torch.inf)
+        return torch.where(dead, 0.0, log_p.exp()).clamp(max=1.0)
+
+
+def _arrivals(p: Potentials, alpha: Tensor, table: SegmentTable) -> Tensor:
+    """gamma_s(c) of each row, by its duration where the transitions are: (N,)."""
+    sequence, start, stop, label = table
+    by_duration = (stop - start - 1,) if p.transition.dim() == 3 else ()
+    arriving = p.transition.movedim(-1, -2)[(*by_duration, label)]  # (N, C_src)
+    between = torch.logsumexp(alpha[sequence, start] + arriving, -1)
+    initial = explicit_start(p).initial_scores
+    first = initial[(*by_duration, label)] if initial.dim() == 2 else initial[label]
+    return torch.where(start == 0, first.to(between), between)

@@ -1,0 +1,124 @@
+"""The n best segmentations by the plain dynamic program that keeps n of them per end and label.
+
+Every (t, c) lists the n best segmentations of [0, t) that end in c, as extensions of those before
+their last segments. Cost n·T·K·C² in plain Python: what the kernels are compared with.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.potentials import Potentials, initial_term
+from flash_semicrf.segments import SegmentTable
+from flash_semicrf.streaming.reference import blank_and_upcast
+
+__all__ = ["n_best"]
+
+
+class _Path(NamedTuple):
+    """A segmentation by its last segment, and the label and rank of what is before it."""
+
+    score: float
+    duration: int
+    source: int
+    rank: int
+
+
+def n_best(potentials: Potentials, number: int) -> tuple[Tensor, SegmentTable]:
+    """Best segmentations; ties: the shortest last segment, then the lowest label, and so on.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    number : int
+        n.
+
+    Returns
+    -------
+    scores : float64 Tensor of shape (B, n)
+        In falling order; -inf where there are fewer.
+    table : SegmentTable
+        `sequence` is rank * B + b.
+    """
+    p = blank_and_upcast(potentials).to("cpu")
+    scores = torch.full((p.batch_size, number), -torch.inf, dtype=torch.float64)
+    walks: list[tuple[int, list[tuple[int, int, int]]]] = []
+    for b in range(p.batch_size):
+        lists = _lists(p, b, number)
+        length = int(p.lengths[b])
+        final = [0.0] * p.num_labels if p.final_scores is None else p.final_scores.tolist()
+        best = _n_first(lists, length, 0, final, 0.0, number)
+        for rank, path in enumerate(sorted(best, key=_order(lists, length))[:number]):
+            scores[b, rank] = path.score
+            walks.append((rank * p.batch_size + b, _walk(lists, length, path)))
+    rows = [(index, *row) for index, walk in sorted(walks) for row in walk]
+    columns = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4).T.contiguous()
+    table = SegmentTable(*columns).to(potentials.device)
+    return scores.to(potentials.device), table
+
+
+def _n_first(lists, start: int, duration: int, into: list[float], content: float, number: int):
+    """Extensions of the paths that end before `start` by a segment."""
+    return [
+        _Path(path.score + weight + content, duration, source, rank)
+        for source, weight in enumerate(into)
+        for rank, path in enumerate(lists[start][source][:number])
+        if path.score + weight + content > -math.inf
+    ]
+
+
+def _order(lists, stop: int):
+    """Sort key of paths that end before `stop`: score, then the rule for ties."""
+
+    def key(path: _Path) -> tuple[float, int, int, int, int]:
+        if path.source < 0:
+            return -path.score, path.duration, 0, 0, 0
+        before = lists[stop - path.duration][path.source][path.rank]
+        return -path.score, path.duration, before.duration, path.source, path.rank
+
+    return key
+
+
+def _lists(p: Potentials, b: int, number: int) -> list[list[list[_Path]]]:
+    """The n best paths of every (t, c) of sequence b."""
+    scores, bias = p.scores[b].tolist(), p.duration_bias.tolist()
+    start, end = (None if x is None else x[b].tolist() for x in (p.start_scores, p.end_scores))
+    by_duration = p.transition.expand(p.max_duration, p.num_labels, p.num_labels)
+    into = by_duration.transpose(1, 2).tolist()  # [k - 1][label][source]
+    first = initial_term(p.transition, "max") if p.initial_scores is None else p.initial_scores
+    first = first.expand(p.max_duration, p.num_labels).tolist()
+    lists: list[list[list[_Path]]] = [[[] for _ in range(p.num_labels)]]
+    for t in range(1, int(p.lengths[b]) + 1):
+        lists.append([])
+        for c in range(p.num_labels):
+            paths = []
+            inside = 0.0
+            for k in range(1, min(t, p.max_duration) + 1):
+                s = t - k
+                inside += scores[s][c]
+                content = inside + bias[k - 1][c]
+                if start is not None:
+                    content += start[s][c]
+                if end is not None:
+                    content += end[t - 1][c]
+                if s == 0 and first[k - 1][c] + content > -math.inf:
+                    paths.append(_Path(first[k - 1][c] + content, k, -1, 0))
+                if s > 0:
+                    paths += _n_first(lists, s, k, into[k - 1][c], content, number)
+            lists[t].append(sorted(paths, key=_order(lists, t))[:number])
+    return lists
+
+
+def _walk(lists, length: int, last: _Path) -> list[tuple[int, int, int]]:
+    """(start, stop, label) of the segments of a path that leads to the last label."""
+    rows = []
+    t, label, rank = length, last.source, last.rank
+    while t > 0:
+        path = lists[t][label][rank]
+        rows.append((t - path.duration, t, label))
+        t, label, rank = t - path.duration, path.source, path.rank
+    return rows[::-1]

@@ -1,0 +1,209 @@
+"""The CRF head with what its distribution says about its own certainty.
+
+Everything is exact and needs no edge tensor: boundary and position probabilities are marginals, the
+entropy comes from one forward-backward (`flash_semicrf.information`), at any length.
+
+References
+----------
+B. Settles and M. Craven, An Analysis of Active Learning Strategies for Sequence Labeling Tasks,
+EMNLP 2008.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.information import categorical_entropy, entropy
+from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.nn import SemiMarkovCRFHead
+from flash_semicrf.segments import SegmentTable
+from flash_semicrf.validation import check_choice
+
+__all__ = ["UncertaintySemiMarkovCRFHead"]
+
+
+class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
+    """`SemiMarkovCRFHead` with probabilities of boundaries, entropies and a weighted loss.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        Those of `SemiMarkovCRFHead`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> crf = UncertaintySemiMarkovCRFHead(num_classes=3, max_duration=10)
+    >>> scores, lengths = torch.zeros(2, 50, 3), torch.tensor([50, 30])
+    >>> crf.compute_boundary_marginals(scores, lengths).shape
+    torch.Size([2, 50])
+    >>> entropy = crf.compute_entropy_streaming(scores, lengths)
+    >>> bool(entropy[0] > entropy[1] > 0)
+    True
+    """
+
+    def compute_boundary_marginals(
+        self,
+        hidden_states: Tensor,
+        lengths: Tensor,
+        backend: str = "auto",
+        normalize: bool = True,
+        use_triton: bool = True,
+    ) -> Tensor:
+        """P(a segment starts at position t).
+
+        Parameters
+        ----------
+        hidden_states, lengths, backend, use_triton
+            As for `forward`.
+        normalize : bool, default=True
+            Divide by Z, which makes a probability of the total weight (sum of exp(score)) of the
+            segmentations with a boundary at t. Without, the logarithm of that weight is returned:
+            log P + log Z, -inf for a position where no segment can start.
+
+        Returns
+        -------
+        Tensor of shape (B, T)
+            Without gradient. Probabilities in the working dtype: 1 at position 0, 0 after a
+            sequence's end. Log-weights in float64, -inf after the end.
+        """
+        marginals = self.marginals(hidden_states, lengths, use_triton, backend)
+        boundary = marginals.boundary.clamp(max=1.0)
+        if normalize:
+            return boundary
+        with torch.no_grad():
+            partition = self(hidden_states, lengths, use_triton, backend)["partition"]
+        return boundary.to(partition.dtype).log() + partition[:, None]
+
+    def compute_position_marginals(
+        self,
+        hidden_states: Tensor,
+        lengths: Tensor,
+        backend: str = "auto",
+        use_triton: bool = True,
+    ) -> Tensor:
+        """P(the segment that covers position t has label c).
+
+        Parameters
+        ----------
+        hidden_states, lengths, backend, use_triton
+            As for `forward`.
+
+        Returns
+        -------
+        Tensor of shape (B, T, C)
+            In the working dtype, without gradient; 0 after a sequence's end.
+        """
+        return self.marginals(hidden_states, lengths, use_triton, backend).position
+
+    def compute_entropy_streaming(
+        self,
+        hidden_states: Tensor,
+        lengths: Tensor,
+        backend: str = "auto",
+        use_triton: bool = True,
+    ) -> Tensor:
+        """Entropy of the distribution over segmentations, exact at any length.
+
+        Parameters
+        ----------
+        hidden_states, lengths, backend, use_triton
+            As for `forward`.
+
+        Returns
+        -------
+        float64 Tensor of shape (B,)
+            In nats; differentiable once, so that it may be part of a loss.
+
+        Raises
+        ------
+        ValueError
+            If a sequence has no feasible segmentation.
+        """
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
+            return entropy(problem, backend)
+
+    def compute_entropy_exact(
+        self,
+        hidden_states: Tensor,
+        lengths: Tensor,
+        backend: str = "auto",
+        use_triton: bool = True,
+    ) -> Tensor:
+        """`compute_entropy_streaming`, which is exact: both names of release 0.2.0 are kept."""
+        return self.compute_entropy_streaming(hidden_states, lengths, backend, use_triton)
+
+    def compute_loss_uncertainty_weighted(
+        self,
+        hidden_states: Tensor,
+        lengths: Tensor,
+        labels: Tensor | SegmentTable,
+        uncertainty_weight: float = 1.0,
+        focus_mode: str = "high_uncertainty",
+        use_triton: bool = True,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> Tensor:
+        """Negative log-likelihood of each sequence times 1 + weight * uncertainty.
+
+        Parameters
+        ----------
+        hidden_states, lengths, labels, use_triton, reduction, backend
+            As for `compute_loss`.
+        uncertainty_weight : float, default=1.0
+            >= 0; 0 gives `compute_loss`.
+        focus_mode : {"high_uncertainty", "boundary_regions"}
+            What uncertainty is, a number from 0 to 1 for each sequence:
+
+            - "high_uncertainty": the entropy of each position's label divided by log C, averaged
+              over the sequence's positions (0 for one label);
+            - "boundary_regions": the entropy of whether a segment starts at each position, in
+              bits, averaged over the sequence's positions but the first, where one always does (0
+              for one position).
+
+        Returns
+        -------
+        float64 Tensor of shape () or (B,)
+            In nats. The uncertainty is a weight: no gradient flows through it.
+
+        Raises
+        ------
+        ValueError
+            For an unknown option, and as `compute_loss`.
+        """
+        check_choice("reduction", reduction, ("mean", "sum", "none"))
+        check_choice("focus_mode", focus_mode, ("high_uncertainty", "boundary_regions"))
+        if not 0 <= uncertainty_weight < math.inf:
+            raise ValueError(
+                f"`uncertainty_weight` must be finite and >= 0; got {uncertainty_weight}."
+            )
+        loss = self.compute_loss(hidden_states, lengths, labels, use_triton, backend, "none")
+        marginals = self.marginals(hidden_states, lengths, use_triton, backend)
+        measure = _label_uncertainty if focus_mode == "high_uncertainty" else _boundary_uncertainty
+        uncertainty = measure(marginals, lengths.to(loss.device))
+        loss = (1.0 + uncertainty_weight * uncertainty.to(loss.dtype)) * loss
+        if reduction == "none":
+            return loss
+        return loss.mean() if reduction == "mean" else loss.sum()
+
+
+def _label_uncertainty(marginals: SegmentMarginals, lengths: Tensor) -> Tensor:
+    """Mean entropy of a position's label over log C, (B,)."""
+    num_labels = marginals.position.shape[-1]
+    if num_labels == 1:
+        return torch.zeros_like(lengths, dtype=marginals.position.dtype)
+    entropies = categorical_entropy(marginals.position)
+    return (entropies.sum(1) / lengths / math.log(num_labels)).clamp(max=1.0)
+
+
+def _boundary_uncertainty(marginals: SegmentMarginals, lengths: Tensor) -> Tensor:
+    """Mean entropy of whether a segment starts at a position, in bits, (B,)."""
+    chance = marginals.boundary[:, 1:].clamp(0.0, 1.0)
+    entropies = categorical_entropy(torch.stack([chance, 1.0 - chance], -1))
+    inside = torch.arange(1, marginals.boundary.shape[1], device=lengths.device) < lengths[:, None]
+    total = torch.where(inside, entropies, 0.0).sum(1)
+    return total / (lengths - 1).clamp(min=1) / math.log(2)
