@@ -22,6 +22,7 @@ from flash_semicrf.potentials import (
     center_scores,
     content_rows,
     initial_term,
+    table_rows,
 )
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.dispatch import choose
@@ -89,6 +90,7 @@ def segment_marginals(
         given = constrain(p, constraints)
         if counts:
             names += ["transition", "duration_bias"]
+            names += ["duration_tail"] if p.duration_tail is not None else []
             given = explicit_start(given)
         _, found = choose(backend, given).gradients(given, set(names))
     marginals = SegmentMarginals(*map(found.get, names))
@@ -148,7 +150,7 @@ def segment_probabilities(
 def _arrivals(p: Potentials, alpha: Tensor, table: SegmentTable) -> Tensor:
     """gamma_s(c) of each row, by its duration where the transitions are: (N,)."""
     sequence, start, stop, label = table
-    by_duration = (stop - start - 1,) if p.transition.dim() == 3 else ()
+    by_duration = (table_rows(p, stop - start),) if p.transition.dim() == 3 else ()
     arriving = p.transition.movedim(-1, -2)[(*by_duration, label)]  # (N, C_src)
     between = torch.logsumexp(alpha[sequence, start] + arriving, -1)
     initial = explicit_start(p).initial_scores
