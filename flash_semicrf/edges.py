@@ -5,7 +5,8 @@
 
 and at s = 0, where nothing comes before, the first segment's transition term in the column c' = 0
 and -inf in the others, so that paths are segmentations, one to one. `final_scores` are in the edges
-that arrive at a sequence's end. With a duration tail, K is max(K, T). It takes T·(K+1)·C² numbers for each sequence: small problems only.
+that arrive at a sequence's end. With a duration tail, K is max(K, T). It takes T·(K+1)·C² numbers
+for each sequence: small problems only.
 """
 
 from __future__ import annotations

@@ -7,11 +7,12 @@ has the score
                           + transition[c', c] (+ start_scores[s, c] + end_scores[t-1, c])
 
 with durations ``t - s`` in 1..K. With ``duration_tail`` there is no longest duration: k > K scores
-``duration_bias[K-1, c] + (k - K) * duration_tail[c]``. A transition of shape (K, C, C) is indexed by the duration of the
-segment arrived in: ``transition[t-s-1, c', c]``, the last row for longer ones. The first segment has no source label: its
-transition term is the semiring sum over c' of ``transition[..., c', c]``, or ``initial_scores[c]``
-where given. ``final_scores[c]`` is added for the last segment. Minus infinity, and anything <=
-`NEG_INF`, forbids. ``docs/conventions.md`` explains the same for users.
+``duration_bias[K-1, c] + (k - K) * duration_tail[c]``. A transition of shape (K, C, C) is indexed
+by the duration of the segment arrived in: ``transition[t-s-1, c', c]``, the last row for longer
+ones. The first segment has no source label: its transition term is the semiring sum over c' of
+``transition[..., c', c]``, or ``initial_scores[c]`` where given. ``final_scores[c]`` is added for
+the last segment. Minus infinity, and anything <= `NEG_INF`, forbids. ``docs/conventions.md``
+explains the same for users.
 """
 
 from __future__ import annotations

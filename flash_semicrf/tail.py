@@ -191,7 +191,7 @@ def fold_gradients(
         tail = parts[:, 0, _LAST:].sum(-2)
         bias = parts[:, :, _WHOLE].clone()
         bias[:, max_duration - 1] += parts[:, max_duration - 1, _FIRST]
-        folded |= {n: v for n, v in (("duration_tail", tail), ("duration_bias", bias))}
+        folded["duration_tail"], folded["duration_bias"] = tail, bias
     return {name: folded[name] for name in wanted}
 
 

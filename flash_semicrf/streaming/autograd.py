@@ -66,11 +66,11 @@ class SemiCRFStreaming(torch.autograd.Function):
     """Log Z of a batch by a streaming backend, with its gradient.
 
     Call it as ``SemiCRFStreaming.apply(backend, lengths, scores, transition, duration_bias,
-    start_scores, end_scores, initial_scores, final_scores, duration_tail)``, `backend` being a name or a
-    `Backend`, with the parameters of `flash_semicrf.Potentials`, the optional ones None, or left
-    out at the end; most users want `flash_semicrf.streaming.log_partition`. Returns log Z of shape (B,) in float64.
-    Without anything that requires a gradient only O(KC) memory per sequence is used.
-    Differentiable once: a second derivative raises.
+    start_scores, end_scores, initial_scores, final_scores, duration_tail)``, `backend` being a name
+    or a `Backend`, with the parameters of `flash_semicrf.Potentials`, the optional ones None, or
+    left out at the end; most users want `flash_semicrf.streaming.log_partition`. Returns log Z of
+    shape (B,) in float64. Without anything that requires a gradient only O(KC) memory per sequence
+    is used. Differentiable once: a second derivative raises.
     """
 
     @staticmethod

@@ -69,7 +69,9 @@ def semi_crf_streaming_viterbi_with_backpointers(
         if p.final_scores is not None:
             final = final + p.final_scores
         best = final.amax(-1)
-        candidate = torch.where(final == best[:, None], bp_k[rows, p.lengths - 1], p.max_duration + 1)
+        candidate = torch.where(
+            final == best[:, None], bp_k[rows, p.lengths - 1], p.max_duration + 1
+        )
         feasible = best > NEG_INF
         labels = torch.where(feasible, candidate.argmin(-1), -1)
     return best.to(cum_scores.dtype), bp_k, bp_c, labels
