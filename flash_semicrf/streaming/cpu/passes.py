@@ -43,6 +43,7 @@ from flash_semicrf.streaming.cpu.simd import (
     push_rows,
     scale_row,
 )
+from flash_semicrf.streaming.cpu.tail import add_longer
 
 __all__ = ["CERTAIN", "message_pass"]
 
@@ -346,7 +347,7 @@ def _first_sources(state, rows, first, opening, position, has_boundary, capacity
 @helper
 def message_pass(
     scores, opening, closing, has_boundary, length, backward, first, last, window, transition,
-    keep, out_rows, source_rows, offsets,
+    keep, out_rows, source_rows, longer_rows, offsets,
 ):  # fmt: skip
     """Run one pass.
 
@@ -368,6 +369,8 @@ def message_pass(
         Write the messages.
     out_rows, source_rows : float64 arrays of shape (T, C)
         Row p: alpha_{p+1} and gamma_p; backwards eta_p and beta_{p+1}; less their offset.
+    longer_rows : float64 array of shape (T, C)
+        Row p: G_{p+1} of `flash_semicrf.streaming.cpu.tail`. Written forwards only, with a tail.
     offsets : float64 array of shape (T + 1,)
         Whole numbers to add to the messages of step 0..length.
 
@@ -386,6 +389,9 @@ def message_pass(
     # Taking an array out of a NamedTuple counts a reference, atomically: once, not per position.
     work, buffer, logs, live_until = state.work, state.window, state.logs, state.live_until
     near, weights = window.near, transition.weights
+    tail = window.tail
+    has_tail = tail.shape[0] > 0
+    longer = np.full(2 * tail.shape[0], -math.inf)
     shift = 0.0
     position = length - 1 if backward else 0
     ahead = -1 if backward else 1
@@ -427,6 +433,11 @@ def message_pass(
                         work[rows.alpha + c] = _rescue(
                             state, rows, window, c, padded, capacity, step, base, i
                         )
+            if has_tail:
+                add_longer(
+                    longer, tail, scores, position, work, rows.alpha, rows.frame, rows.drift,
+                    buffer, logs + step - longest - base, capacity, window.bias, step >= longest,
+                )  # fmt: skip
             if has_boundary:
                 for c in range(num_labels):
                     x = work[rows.alpha + c] + closing[position, c]
@@ -440,6 +451,11 @@ def message_pass(
                 for c in range(num_labels):
                     work[rows.alpha + c] -= delta
                     work[rows.frame + c] -= delta
+                if has_tail:
+                    add_to(longer, 0, longer.shape[0], -delta)
+            if keep and has_tail and not backward:
+                for c in range(num_labels):
+                    longer_rows[position, c] = longer[num_labels + c]
             if keep:
                 offsets[step] = shift
                 for c in range(num_labels):

@@ -4,8 +4,13 @@
     alpha_t(c) = S_t(c) + end_{t-1}(c) + max_{k=1..K} [h_{t-k}(c) + D_k(c)]
 
 The pass keeps h and alpha. The walk recovers the duration of a segment by the argmax over k and the
-label before it by the argmax over c': K + C work per segment, and nothing of size T·C·K. S and
-alpha are shifted by whole numbers as in `message_pass`; h does not change under that shift.
+label before it by the argmax over c': K + C work per segment, and nothing of size T·C·K. With a
+duration tail
+
+    g_t(c) = tail(c) + max [g_{t-1}(c), h_{t-1-K}(c) + D_K(c)]
+
+joins the second maximum for the durations beyond K, and the walk follows which of the two it was. S
+and alpha are shifted by whole numbers as in `message_pass`; h does not change under that shift.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.cpu import pool
 from flash_semicrf.streaming.cpu.jit import helper, kernel
-from flash_semicrf.streaming.cpu.model import array_of, end_term, forbid, start_term
+from flash_semicrf.streaming.cpu.model import array_of, end_term, forbid, start_term, tail_term
 from flash_semicrf.streaming.cpu.simd import TILE, max_tile
 from flash_semicrf.streaming.cpu.static import boundary_arrays
 
@@ -31,9 +36,13 @@ _MASK = 1e4  # scores beyond it are kept out of the running sums
 
 @helper
 def _max_pass(
-    scores, start, end, has_boundary, length, first, transition, bias, alpha, sources, offset
-):
-    """Fill alpha (T, C), sources h (T, C) and offset (T + 1,); `bias` has padded rows by label."""
+    scores, start, end, has_boundary, length, first, transition, bias, tail, alpha, sources, longer,
+    went_on, offset,
+):  # fmt: skip
+    """Fill alpha (T, C), sources h (T, C) and offset (T + 1,); `bias` has padded rows by label.
+
+    With a tail, also g (T, C), and whether it is the g before it that it comes from.
+    """
     num_labels = first.shape[0]
     bias_row = bias.shape[0] // num_labels
     longest = bias_row - 3 * TILE
@@ -43,6 +52,9 @@ def _max_pass(
     sums = np.full(num_labels * TILE, -math.inf)
     frame = np.zeros(num_labels)  # S_t
     source = np.empty(num_labels)
+    has_tail = tail.shape[0] > 0
+    rest = np.full(tail.shape[0], -math.inf)  # the larger of the two that g comes from
+    own = np.zeros(tail.shape[0], np.bool_)  # it is g
     base = 1 - longest
     offset[0] = 0.0
     for c in range(num_labels):
@@ -93,6 +105,19 @@ def _max_pass(
                         sums[j] += x
                     if x == -math.inf:
                         live_until[c] = -1
+                if has_tail:
+                    x = scores[step, c]
+                    g = rest[c] + tail[c]
+                    if not abs(x) < _MASK:
+                        g += x if x > NEG_INF else -math.inf
+                    longer[step, c] = g
+                    went_on[step, c] = own[c]
+                    newest = c * capacity + step - base
+                    oldest = window[newest + 1 - longest] if step + 1 >= longest else -math.inf
+                    exact = oldest + bias[c * bias_row + TILE + longest]
+                    own[c] = g > exact
+                    rest[c] = max(g, exact)
+                    sums[c * TILE + i] = max(sums[c * TILE + i], g)
                 x = frame[c] + sums[c * TILE + i]
                 if has_boundary:
                     x += end[step, c]
@@ -114,7 +139,7 @@ def _max_pass(
 
 
 @helper
-def _best_duration(scores, sources, bias, stop, label):
+def _best_duration(scores, sources, bias, longer, went_on, stop, label):
     """Duration of the best segment that ends before `stop`; the shortest of equals."""
     best = -math.inf
     duration = 0
@@ -129,11 +154,15 @@ def _best_duration(scores, sources, bias, stop, label):
         if x > best:
             best = x
             duration = k
+    if went_on.shape[1] > 0 and longer[stop - 1, label] > best:
+        duration = bias.shape[0] + 1
+        while went_on[stop - duration + bias.shape[0], label]:
+            duration += 1
     return duration
 
 
 @helper
-def _walk(scores, length, alpha, sources, bias, transition, last, starts, labels):
+def _walk(scores, length, alpha, sources, bias, longer, went_on, transition, last, starts, labels):
     """Write the segments backwards into the end of `starts` and `labels`; return their number."""
     num_labels = last.shape[0]
     value = alpha[length - 1] + last
@@ -146,7 +175,7 @@ def _walk(scores, length, alpha, sources, bias, transition, last, starts, labels
         duration = 0
         for c in range(num_labels):
             if value[c] == best:
-                k = _best_duration(scores, sources, bias, stop, c)
+                k = _best_duration(scores, sources, bias, longer, went_on, stop, c)
                 if label < 0 or k < duration:
                     label = c
                     duration = k
@@ -163,13 +192,13 @@ def _walk(scores, length, alpha, sources, bias, transition, last, starts, labels
 @kernel
 def _run(
     tasks, decode, scores, start, end, has_boundary, lengths, first, last, transition, bias,
-    padded_bias, alpha, sources, offset, best, starts, labels, counts,
+    padded_bias, tail, alpha, sources, longer, went_on, offset, best, starts, labels, counts,
 ):  # fmt: skip
     for b in tasks:
         length = lengths[b]
         _max_pass(
-            scores[b], start[b], end[b], has_boundary, length, first, transition, padded_bias,
-            alpha[b], sources[b], offset[b],
+            scores[b], start[b], end[b], has_boundary, length, first, transition, padded_bias, tail,
+            alpha[b], sources[b], longer[b], went_on[b], offset[b],
         )  # fmt: skip
         best[b] = offset[b, length] + (alpha[b, length - 1] + last).max()
         counts[b] = 0
@@ -180,6 +209,8 @@ def _run(
                 alpha[b],
                 sources[b],
                 bias,
+                longer[b],
+                went_on[b],
                 transition,
                 last,
                 starts[b],
@@ -196,6 +227,9 @@ def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
     lengths = array_of(p.lengths)
     # Zeros, not empty: the rows of padding are converted along with the others.
     alpha, sources = np.zeros(scores.shape), np.empty(scores.shape)
+    tail = tail_term(p)
+    shape = (*scores.shape[:2], len(tail))
+    longer, went_on = np.empty(shape), np.empty(shape, np.bool_)
     offset = np.zeros((p.batch_size, p.num_positions + 1))
     best = np.empty(p.batch_size)
     starts, labels = np.empty((2, p.batch_size, p.num_positions if decode else 1), dtype=np.int64)
@@ -204,7 +238,8 @@ def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
     pool.run(
         lambda tasks: _run(
             tasks, decode, scores, start, end, has_boundary, lengths, first, last, transition, bias,
-            padded.ravel(), alpha, sources, offset, best, starts, labels, counts,
+            padded.ravel(), tail, alpha, sources, longer, went_on, offset, best, starts, labels,
+            counts,
         ),
         pool.balance(lengths),
     )  # fmt: skip
