@@ -39,15 +39,15 @@ class Window(NamedTuple):
         D_k(c) at [c, k]; entry 0 is -inf.
     peak : float64 array of shape (C,)
         max over k of D_k(c); 0 for a label without any allowed duration.
-    tail : float64 array of shape (C,) or (0,)
-        Log-rate of the durations beyond K; empty where there are none.
+    tail : float64 array of shape (C,) or None
+        Log-rate of the durations beyond K.
     """
 
     weights: np.ndarray
     near: np.ndarray
     bias: np.ndarray
     peak: np.ndarray
-    tail: np.ndarray
+    tail: np.ndarray | None
 
 
 class Transition(NamedTuple):
@@ -125,10 +125,10 @@ def start_term(potentials: Potentials, semiring: str) -> np.ndarray:
     return forbid(array_of(initial_term(p.transition.detach().double(), semiring)))
 
 
-def tail_term(potentials: Potentials) -> np.ndarray:
-    """Log-rates of the durations beyond K: (C,), or (0,) without a tail."""
+def tail_term(potentials: Potentials) -> np.ndarray | None:
+    """Log-rates of the durations beyond K: (C,), or None without a tail."""
     tail = potentials.duration_tail
-    return np.zeros(0) if tail is None else forbid(array_of(tail))
+    return None if tail is None else forbid(array_of(tail))
 
 
 def end_term(potentials: Potentials) -> np.ndarray:

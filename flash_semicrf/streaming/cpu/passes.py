@@ -390,8 +390,9 @@ def message_pass(
     work, buffer, logs, live_until = state.work, state.window, state.logs, state.live_until
     near, weights = window.near, transition.weights
     tail = window.tail
-    has_tail = tail.shape[0] > 0
-    longer = np.full(2 * tail.shape[0], -math.inf)
+    keep_longer = keep and not backward
+    longer = np.full(num_labels + 1, -math.inf)
+    longer[num_labels] = 0.0
     shift = 0.0
     position = length - 1 if backward else 0
     ahead = -1 if backward else 1
@@ -433,11 +434,11 @@ def message_pass(
                         work[rows.alpha + c] = _rescue(
                             state, rows, window, c, padded, capacity, step, base, i
                         )
-            if has_tail:
-                add_longer(
-                    longer, tail, scores, position, work, rows.alpha, rows.frame, rows.drift,
-                    buffer, logs + step - longest - base, capacity, window.bias, step >= longest,
-                )  # fmt: skip
+            add_longer(
+                tail, longer, shift, scores, position, work, rows.alpha, rows.frame, rows.drift,
+                buffer, logs + step - longest - base, capacity, window.bias, step >= longest,
+                keep_longer, longer_rows,
+            )  # fmt: skip
             if has_boundary:
                 for c in range(num_labels):
                     x = work[rows.alpha + c] + closing[position, c]
@@ -451,11 +452,6 @@ def message_pass(
                 for c in range(num_labels):
                     work[rows.alpha + c] -= delta
                     work[rows.frame + c] -= delta
-                if has_tail:
-                    add_to(longer, 0, longer.shape[0], -delta)
-            if keep and has_tail and not backward:
-                for c in range(num_labels):
-                    longer_rows[position, c] = longer[num_labels + c]
             if keep:
                 offsets[step] = shift
                 for c in range(num_labels):

@@ -28,10 +28,9 @@ from flash_semicrf.streaming.cpu.jit import helper, kernel
 from flash_semicrf.streaming.cpu.model import array_of, end_term, forbid, start_term, tail_term
 from flash_semicrf.streaming.cpu.simd import TILE, max_tile
 from flash_semicrf.streaming.cpu.static import boundary_arrays
+from flash_semicrf.streaming.cpu.tail import MASK, add_longer_max
 
 __all__ = ["max_messages", "viterbi"]
-
-_MASK = 1e4  # scores beyond it are kept out of the running sums
 
 
 @helper
@@ -52,9 +51,8 @@ def _max_pass(
     sums = np.full(num_labels * TILE, -math.inf)
     frame = np.zeros(num_labels)  # S_t
     source = np.empty(num_labels)
-    has_tail = tail.shape[0] > 0
-    rest = np.full(tail.shape[0], -math.inf)  # the larger of the two that g comes from
-    own = np.zeros(tail.shape[0], np.bool_)  # it is g
+    rest = np.full(num_labels, -math.inf)
+    own = np.zeros(num_labels, np.bool_)
     base = 1 - longest
     offset[0] = 0.0
     for c in range(num_labels):
@@ -92,7 +90,7 @@ def _max_pass(
             top = -math.inf
             for c in range(num_labels):
                 x = scores[step, c]
-                if abs(x) < _MASK:
+                if abs(x) < MASK:
                     frame[c] += x
                 elif live_until[c] > step:
                     # What forbids or masks goes to the sources: in the frame it would take the
@@ -105,24 +103,16 @@ def _max_pass(
                         sums[j] += x
                     if x == -math.inf:
                         live_until[c] = -1
-                if has_tail:
-                    x = scores[step, c]
-                    g = rest[c] + tail[c]
-                    if not abs(x) < _MASK:
-                        g += x if x > NEG_INF else -math.inf
-                    longer[step, c] = g
-                    went_on[step, c] = own[c]
-                    newest = c * capacity + step - base
-                    oldest = window[newest + 1 - longest] if step + 1 >= longest else -math.inf
-                    exact = oldest + bias[c * bias_row + TILE + longest]
-                    own[c] = g > exact
-                    rest[c] = max(g, exact)
-                    sums[c * TILE + i] = max(sums[c * TILE + i], g)
                 x = frame[c] + sums[c * TILE + i]
                 if has_boundary:
                     x += end[step, c]
                 alpha[step, c] = x if x > NEG_INF else -math.inf
                 top = max(top, alpha[step, c])
+            top = add_longer_max(
+                tail, top, rest, own, scores, end, has_boundary, step, alpha, longer, went_on,
+                frame, window, step + 1 - longest - base, capacity, bias, TILE + longest,
+                step + 1 >= longest,
+            )  # fmt: skip
             shift = np.rint(top) if i == TILE - 1 and top > NEG_INF else 0.0
             offset[step + 1] = offset[step] + shift
             for c in range(num_labels):
@@ -148,7 +138,7 @@ def _best_duration(scores, sources, bias, longer, went_on, stop, label):
         score = scores[stop - k, label]
         if not score > NEG_INF:
             break
-        if not abs(score) < _MASK:
+        if not abs(score) < MASK:
             masks += score
         x = sources[stop - k, label] + bias[k - 1, label] + masks
         if x > best:
@@ -228,7 +218,7 @@ def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
     # Zeros, not empty: the rows of padding are converted along with the others.
     alpha, sources = np.zeros(scores.shape), np.empty(scores.shape)
     tail = tail_term(p)
-    shape = (*scores.shape[:2], len(tail))
+    shape = (*scores.shape[:2], p.num_labels if tail is not None else 0)
     longer, went_on = np.empty(shape), np.empty(shape, np.bool_)
     offset = np.zeros((p.batch_size, p.num_positions + 1))
     best = np.empty(p.batch_size)
