@@ -1,7 +1,8 @@
 # make demo | test | bench | lint | clean. Each of them makes .venv and installs what it needs.
 # make gpu uses $(PYTHON) as it is: a machine with a GPU has its own build of PyTorch.
 PYTHON ?= python3
-PYTEST_ARGS ?=
+# One process per core, each with whole files: tests of one file share compiled kernels.
+PYTEST_ARGS ?= -n auto --dist loadfile
 BENCH_ARGS ?=
 GPU_ARGS ?=
 

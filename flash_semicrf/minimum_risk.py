@@ -48,7 +48,7 @@ def minimum_risk(
     risk : {"position", "boundary"}
         "position" maximises the expected number of positions with the right label. Boundaries
         between segments of one label do not change it: they are set where a boundary has a
-        probability above 1/2, at a price of 1e-7 positions per segment at most. "boundary"
+        probability above 1/2, at a price of 2e-7 per position of the sequence at most. "boundary"
         maximises 2 E[right starts] / (number of starts + E[number of true starts]); a start is
         right if a segment of the same label starts there.
     backend : str

@@ -18,8 +18,9 @@ from flash_semicrf.potentials import Potentials, score_rows
 from flash_semicrf.segments import Segment, SegmentTable, table_to_segments
 from flash_semicrf.streaming import reference_nbest
 from flash_semicrf.streaming.dispatch import choose
+from flash_semicrf.streaming.interface import check_feasible
 from flash_semicrf.tail import expand, fold_table, unrolled
-from flash_semicrf.validation import check_feasible, check_positive_int, check_potentials
+from flash_semicrf.validation import check_positive_int, check_potentials
 
 __all__ = ["NBestResult", "n_best", "n_best_table"]
 
@@ -115,5 +116,5 @@ def n_best_table(
             scores, table = search.n_best(problem.to("cpu"), alpha, n)
             scores, table = scores.to(p.device), table.to(p.device)
             table = table if problem is p else fold_table(table, p.num_labels)
-    check_feasible(scores[:, 0] > -torch.inf)
+    check_feasible(scores[:, 0])
     return scores, table

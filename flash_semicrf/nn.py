@@ -535,8 +535,8 @@ class SemiMarkovCRFHead(nn.Module):
         Returns
         -------
         SegmentMarginals
-            ``position``, ``start`` and ``end``, each of shape (B, T, C): the probabilities that a
-            position lies in a segment of label c, starts one, ends one.
+            The probabilities that a position lies in a segment of label c, starts one, ends one,
+            each of shape (B, T, C); expected counts of transitions and durations.
         """
         with torch.no_grad(), _full_precision(hidden_states):
             _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)

@@ -17,8 +17,9 @@ from torch import Tensor
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import Segment, SegmentTable, table_to_segments
 from flash_semicrf.streaming.dispatch import BACKENDS, choose
+from flash_semicrf.streaming.interface import check_feasible
 from flash_semicrf.streaming.tail_backend import with_tail
-from flash_semicrf.validation import check_feasible, check_positive_int, check_potentials
+from flash_semicrf.validation import check_positive_int, check_potentials
 
 __all__ = ["sample", "sample_table"]
 
@@ -117,4 +118,4 @@ def _check_feasible(table: SegmentTable, batch_size: int) -> None:
     """Raise for sequences without a sample; the first rows of the table are those of sample 0."""
     bounds = torch.arange(batch_size + 1, device=table.sequence.device)
     rows = torch.searchsorted(table.sequence.contiguous(), bounds)
-    check_feasible(rows[1:] > rows[:-1])
+    check_feasible(torch.where(rows[1:] > rows[:-1], 0.0, -torch.inf))

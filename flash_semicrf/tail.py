@@ -30,6 +30,7 @@ __all__ = [
     "NUM_COPIES",
     "expand",
     "expand_direction",
+    "fold_durations",
     "fold_gradients",
     "fold_messages",
     "fold_table",
@@ -68,6 +69,28 @@ def unrolled(potentials: Potentials) -> Potentials:
         if value is not None and value.dim() == dims:
             changed[name] = torch.cat([value, value[-1:].expand(beyond, *value.shape[1:])])
     return p.replace(duration_tail=None, **changed)
+
+
+def fold_durations(counts: Tensor, max_duration: int) -> tuple[Tensor, Tensor]:
+    """Counts by duration of an unrolled problem for the original one.
+
+    Parameters
+    ----------
+    counts : Tensor of shape (B, max(K, T), ...)
+    max_duration : int
+        K.
+
+    Returns
+    -------
+    beyond : Tensor of shape (B, ...)
+        Positions beyond the K-th.
+    by_row : Tensor of shape (B, K, ...)
+        The last row counts the durations above K too.
+    """
+    by_row, longer = counts[:, :max_duration].clone(), counts[:, max_duration:]
+    by_row[:, -1] += longer.sum(1)
+    steps = torch.arange(1, longer.shape[1] + 1, device=counts.device, dtype=counts.dtype)
+    return torch.einsum("bk...,k->b...", longer, steps), by_row
 
 
 def expand(

@@ -16,11 +16,15 @@ import math
 import torch
 from torch import Tensor
 
+from flash_semicrf.edges import check_edge_memory, edge_tensor
+from flash_semicrf.exact.inference import EDGE_BACKENDS
 from flash_semicrf.information import categorical_entropy, entropy
 from flash_semicrf.marginals import SegmentMarginals
 from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.segments import SegmentTable
-from flash_semicrf.validation import check_choice
+from flash_semicrf.semimarkov import SemiMarkov
+from flash_semicrf.semirings import EntropySemiring
+from flash_semicrf.validation import check_choice, check_potentials
 
 __all__ = ["UncertaintySemiMarkovCRFHead"]
 
@@ -111,7 +115,8 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         Parameters
         ----------
         hidden_states, lengths, backend, use_triton
-            As for `forward`.
+            As for `forward`. "exact" and "binary_tree_sharded" sum up the edge tensor in the
+            entropy semiring, to the same number.
 
         Returns
         -------
@@ -121,11 +126,16 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         Raises
         ------
         ValueError
-            If a sequence has no feasible segmentation.
+            If a sequence has no feasible segmentation, or the edge tensor asked for is larger than
+            `edge_memory_threshold`.
         """
         with torch.autocast(hidden_states.device.type, enabled=False):
             _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
-            return entropy(problem, backend)
+            if backend not in EDGE_BACKENDS:
+                return entropy(problem, backend)
+            p = check_potentials(problem)
+            check_edge_memory(p, self.edge_memory_threshold)
+            return SemiMarkov(EntropySemiring).sum(edge_tensor(p), p.lengths + 1)
 
     def compute_entropy_exact(
         self,

@@ -18,7 +18,6 @@ from flash_semicrf.segments import SegmentTable
 __all__ = [
     "DEVICE_CHECKS",
     "check_choice",
-    "check_feasible",
     "check_finite_or_forbidden",
     "check_labels",
     "check_lengths",
@@ -65,7 +64,7 @@ def extremes(value: Tensor) -> tuple[float, float]:
     if value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64):
         array = value.detach().numpy()
         return float(array.min()), float(array.max())
-    low, high = torch.aminmax(value)
+    low, high = torch.aminmax(value.detach())
     return float(low), float(high)
 
 
@@ -190,17 +189,6 @@ def _check_shapes(p: Potentials) -> None:
         value = getattr(p, name)
         if value is not None and tuple(value.shape) != shape:
             raise ValueError(f"`{name}` must have shape {shape}; got {tuple(value.shape)}.")
-
-
-def check_feasible(feasible: Tensor, constrained: bool = False) -> None:
-    """Raise, naming the sequences, where an entry of a bool (B,) tensor is False."""
-    infeasible = (~feasible).nonzero()[:, 0].tolist()
-    if infeasible:
-        raise ValueError(
-            f"No segmentation is feasible for sequences {infeasible}: every one meets a forbidden "
-            "(-inf) score, transition or duration"
-            + (", or breaks a constraint." if constrained else ".")
-        )
 
 
 def check_labels(

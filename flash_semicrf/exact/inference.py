@@ -16,7 +16,9 @@ from flash_semicrf.segments import SegmentTable
 from flash_semicrf.semimarkov import SemiMarkov
 from flash_semicrf.semirings import LogSemiring, MaxSemiring
 from flash_semicrf.semirings.checkpoint import CheckpointShardSemiring
-from flash_semicrf.validation import check_feasible, check_potentials
+from flash_semicrf.streaming.interface import check_feasible
+from flash_semicrf.tail import fold_durations
+from flash_semicrf.validation import check_potentials
 
 __all__ = ["EDGE_BACKENDS", "log_partition", "segment_marginals", "viterbi_table"]
 
@@ -47,7 +49,11 @@ def log_partition(potentials: Potentials, backend: str, threshold: float) -> Ten
     """
     p = check_potentials(potentials)
     check_edge_memory(p, threshold)
-    edges, nodes = edge_tensor(p), p.lengths + 1
+    return _sum(edge_tensor(p), p.lengths + 1, backend, threshold)
+
+
+def _sum(edges: Tensor, nodes: Tensor, backend: str, threshold: float) -> Tensor:
+    """Log Z (B,) of edge tensors."""
     if backend == "exact":
         return SemiMarkov(LogSemiring).sum(edges, nodes, use_vectorized=True)
     tree = SemiMarkov(CheckpointShardSemiring(LogSemiring), memory_limit=threshold)
@@ -69,10 +75,19 @@ def segment_marginals(potentials: Potentials, backend: str, threshold: float) ->
         name: (torch.zeros_like(p.scores) if value is None else value.detach()).requires_grad_()
         for name, value in given.items()
     }
+    check_edge_memory(p, threshold)
     with torch.enable_grad():
-        log_z = log_partition(p.replace(**leaves), backend, threshold)
+        edges = edge_tensor(p.replace(**leaves))
+        log_z = _sum(edges, p.lengths + 1, backend, threshold)
         feasible = log_z[log_z > -torch.inf].sum()
-        return SegmentMarginals(*torch.autograd.grad(feasible, [leaves[name] for name in names]))
+        wanted = [*(leaves[name] for name in names), edges]
+        *marginals, counts = torch.autograd.grad(feasible, wanted)
+    duration = counts[:, :, 1:].sum((1, -1))
+    transition = counts[:, 1:, 1:].sum(1).transpose(-1, -2)  # the first segment follows nothing
+    tail, duration = fold_durations(duration, p.max_duration)
+    _, transition = fold_durations(transition, p.max_duration)
+    transition = transition if p.transition.dim() == 3 else transition.sum(1)
+    return SegmentMarginals(*marginals, transition, duration, tail)
 
 
 def viterbi_table(
@@ -102,7 +117,7 @@ def viterbi_table(
         alpha = forward_messages(MaxSemiring(), edges, p.lengths + 1)[0]
         everyone = torch.arange(p.batch_size, device=p.device)
         scores = alpha[everyone, p.lengths].amax(-1)
-        check_feasible(scores > -torch.inf)
+        check_feasible(scores)
         rows = [
             row
             for b, length in enumerate(p.lengths.tolist())

@@ -17,12 +17,7 @@ from flash_semicrf.segments import SegmentTable, ViterbiResult, table_to_segment
 from flash_semicrf.streaming import reference
 from flash_semicrf.streaming.autograd import NAMES, SemiCRFStreaming
 from flash_semicrf.streaming.dispatch import choose
-from flash_semicrf.validation import (
-    check_choice,
-    check_feasible,
-    check_positive_int,
-    check_potentials,
-)
+from flash_semicrf.validation import check_choice, check_positive_int, check_potentials
 
 __all__ = [
     "compute_edge_block_streaming",
@@ -122,8 +117,19 @@ def _viterbi(
     with torch.no_grad():
         constrained = constrain(p, constraints, "max")
         scores, table = choose(backend, constrained).viterbi(constrained)
-    check_feasible(scores > -torch.inf, constraints is not None)
+    check_feasible(scores, constraints is not None)
     return scores, table if constrained is p else fold_table(table, p.num_labels)
+
+
+def check_feasible(scores: Tensor, constrained: bool = False) -> None:
+    """Raise ValueError where the best score of a sequence is -inf, naming the sequences."""
+    infeasible = (scores == -torch.inf).nonzero()[:, 0].tolist()
+    if infeasible:
+        raise ValueError(
+            f"No segmentation is feasible for sequences {infeasible}: every one meets a forbidden "
+            "(-inf) score, transition or duration"
+            + (", or breaks a constraint." if constrained else ".")
+        )
 
 
 def potentials_of_cumulative(

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from flash_semicrf import SemiMarkov
+from flash_semicrf.edges import edge_tensor
 from flash_semicrf.information import (
     cross_entropy,
     entropy,
     kl_divergence,
     position_entropy,
 )
+from flash_semicrf.semirings import EntropySemiring
 from flash_semicrf.streaming import log_partition, segment_marginals
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
 from tests.flash_semicrf.cases import (
@@ -140,6 +143,18 @@ def test_gradients_with_forbidden_parameters_match_the_reference(case):
         assert_close(value, found[0][name])
         dead = getattr(problem, name) == -math.inf
         assert bool((value[dead] == 0).all())
+
+
+@pytest.mark.parametrize("by_duration", [False, True])
+def test_entropy_and_its_gradient_match_the_semiring_engine(by_duration):
+    problem = random_problem(2, 9, 4, 3, by_duration=by_duration, boundary=True)
+    p, other = with_gradients(problem), with_gradients(problem)
+    engine = SemiMarkov(EntropySemiring).sum(edge_tensor(other), other.lengths + 1)
+    value = entropy(p, "numba")
+    assert_close(value, engine)
+    expected = gradients_of(engine.sum(), other)
+    for name, gradient in gradients_of(value.sum(), p).items():
+        assert_close(gradient, expected[name])
 
 
 def test_forbidden_events_make_the_divergence_infinite():

@@ -243,7 +243,7 @@ def test_marginals_are_sums_over_segmentations(options):
                 expected[0, start:stop, label] += probability
                 expected[1, start, label] += probability
                 expected[2, stop - 1, label] += probability
-        for got, wanted in zip(actual, expected, strict=True):
+        for got, wanted in zip(actual[:3], expected, strict=True):
             assert_close(got[index], wanted)
 
 

@@ -50,6 +50,21 @@ def test_boundaries_positions_and_entropy_are_those_of_the_enumeration(options):
     assert torch.equal(head.compute_entropy_exact(hidden, LENGTHS), own_entropy)
 
 
+@pytest.mark.parametrize("backend", ["reference", "streaming", "exact", "binary_tree_sharded"])
+def test_every_backend_gives_the_same_numbers(backend):
+    head, hidden = make_head()
+    own = head.compute_entropy_exact(hidden, LENGTHS, backend)
+    assert_close(own, head.compute_entropy_streaming(hidden, LENGTHS))
+    boundary = head.compute_boundary_marginals(hidden, LENGTHS, backend)
+    assert_close(boundary, head.compute_boundary_marginals(hidden, LENGTHS))
+
+
+def test_edge_tensors_that_are_too_large_are_refused():
+    head, hidden = make_head(edge_memory_threshold=100.0)
+    with pytest.raises(ValueError, match="edge"):
+        head.compute_entropy_exact(hidden, LENGTHS, "exact")
+
+
 def test_entropy_trains_the_encoder_and_the_head():
     head, hidden = make_head()
     hidden.requires_grad_()

@@ -14,7 +14,6 @@ Ties: the shortest last segment, then the lowest label, and so on towards the st
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +24,19 @@ from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.cpu import pool as threads
 from flash_semicrf.streaming.cpu.jit import helper, inlined, kernel
 from flash_semicrf.streaming.cpu.model import array_of, end_term, forbid, start_term
+from flash_semicrf.streaming.cpu.nbest_slots import (
+    CONTENT,
+    DURATION,
+    INTO,
+    RANK,
+    SOURCE,
+    VALUE,
+    Model,
+    best_arrivals,
+    best_duration,
+    find_last_labels,
+    find_slots,
+)
 from flash_semicrf.streaming.cpu.static import boundary_arrays
 from flash_semicrf.streaming.cpu.walks import gather
 
@@ -38,193 +50,6 @@ _ROOM = 4  # slots of a node to begin with
 # range of the rows of slots with room for more; how many slots have been used for some path; how
 # many paths have been found; whether there are no more.
 _END, _LABEL, _FIRST, _SLOTS, _SPACE, _USED, _PATHS, _EXHAUSTED = range(8)
-# Slots: duration of the last segment and the label before it, -1 for the first segment; rank of the
-# path before it that is to be taken next.
-_DURATION, _SOURCE, _RANK = range(3)
-# Slots: score of that path with the last segment, -inf if there is none; the transition and the
-# rest of the last segment's score. They are added in this order wherever a sum may tie.
-_VALUE, _INTO, _CONTENT = range(3)
-
-
-class _Model(NamedTuple):
-    """Scores of one sequence and its messages.
-
-    Attributes
-    ----------
-    scores, start, end : arrays of shape (T, C)
-    has_boundary : bool
-    length : int
-    bias, first : float64 arrays of shape (K, C)
-        D_k(c), and what the first segment gets in place of a transition.
-    transition : float64 array of shape (K or 1, C, C)
-    alpha : float64 array of shape (T + 1, C)
-    gamma : float64 array of shape (T + 1, C), or (1, 1) for transitions by duration
-        max over c' of alpha_s(c') + A[c', c].
-    durations : int32 array of shape (T + 1, C)
-        Of the last segment of the best path, as far as it has been asked for, else 0.
-    """
-
-    scores: np.ndarray
-    start: np.ndarray
-    end: np.ndarray
-    has_boundary: bool
-    length: int
-    bias: np.ndarray
-    first: np.ndarray
-    transition: np.ndarray
-    alpha: np.ndarray
-    gamma: np.ndarray
-    durations: np.ndarray
-
-
-@helper
-def _gamma(alpha, transition, length, gamma):
-    """Fill gamma_1..gamma_{length - 1} for static transitions."""
-    num_labels = alpha.shape[1]
-    for s in range(1, length):
-        for c in range(num_labels):
-            gamma[s, c] = -math.inf
-        for source in range(num_labels):
-            value = alpha[s, source]
-            for c in range(num_labels):
-                x = value + transition[0, source, c]
-                gamma[s, c] = x if x > gamma[s, c] else gamma[s, c]
-
-
-@inlined
-def _content(bias, start, end, has_boundary, s, t, label, inside):
-    """Score of the segment [s, t) but for its transition; `inside` is the sum of its scores."""
-    x = inside + bias[t - s - 1, label]
-    if has_boundary:
-        x += start[s, label] + end[t - 1, label]
-    return x
-
-
-@inlined
-def _best_arrival(first, transition, alpha, gamma, s, k, label):
-    """Best score before a segment of duration k that starts at s, its transition included."""
-    if s == 0:
-        return first[k - 1, label]
-    if transition.shape[0] == 1:
-        return gamma[s, label]
-    best = -math.inf
-    for source in range(alpha.shape[1]):
-        best = max(best, alpha[s, source] + transition[k - 1, source, label])
-    return best
-
-
-@helper
-def _best_duration(model, t, label):
-    """Duration of the last segment of the best path of a node; the shortest of equals."""
-    durations = model.durations
-    if durations[t, label] > 0:
-        return durations[t, label]
-    scores, bias, start, end = model.scores, model.bias, model.start, model.end
-    best = -math.inf
-    inside = 0.0
-    for k in range(1, min(bias.shape[0], t) + 1):
-        s = t - k
-        inside += scores[s, label]
-        if not inside > NEG_INF:
-            break
-        content = _content(bias, start, end, model.has_boundary, s, t, label, inside)
-        before = _best_arrival(model.first, model.transition, model.alpha, model.gamma, s, k, label)
-        if before + content > best:
-            best = before + content
-            durations[t, label] = k
-    return durations[t, label]
-
-
-@helper
-def _comes_first(model, t, source, other):
-    """Whether the best path of (t, source) comes before that of (t, other) if they tie."""
-    mine, others = _best_duration(model, t, source), _best_duration(model, t, other)
-    return mine < others or (mine == others and source < other)
-
-
-@inlined
-def _insert(model, ints, floats, first, number, space, value, into, content, t, duration, source):
-    """Put a predecessor among the `number` slots of the node, if it is one of the best; count them.
-
-    Predecessors come by duration, then by source.
-    """
-    position = number
-    while position > 0:
-        other = first + position - 1
-        if value < floats[other, _VALUE]:
-            break
-        if value == floats[other, _VALUE]:
-            if duration != ints[other, _DURATION]:
-                break
-            if not _comes_first(model, t - duration, source, ints[other, _SOURCE]):
-                break
-        position -= 1
-    if position == space:
-        return number
-    number = min(number + 1, space)
-    for i in range(first + number - 1, first + position, -1):
-        for column in range(3):
-            ints[i, column] = ints[i - 1, column]
-            floats[i, column] = floats[i - 1, column]
-    i = first + position
-    ints[i, _DURATION] = duration
-    ints[i, _SOURCE] = source
-    ints[i, _RANK] = 0
-    floats[i, _VALUE] = value
-    floats[i, _INTO] = into
-    floats[i, _CONTENT] = content
-    return number
-
-
-@helper
-def _find_slots(model, ints, floats, first, space, t, label):
-    """Fill the slots of the node (t, label) with its best predecessors; return their number."""
-    scores, bias, start, end = model.scores, model.bias, model.start, model.end
-    transition, alpha, gamma = model.transition, model.alpha, model.gamma
-    static = transition.shape[0] == 1
-    number = 0
-    inside = 0.0
-    for k in range(1, min(bias.shape[0], t) + 1):
-        s = t - k
-        inside += scores[s, label]
-        if not inside > NEG_INF:
-            break
-        content = _content(bias, start, end, model.has_boundary, s, t, label, inside)
-        if s == 0:
-            x = model.first[k - 1, label] + content
-            if x > NEG_INF:
-                number = _insert(
-                    model, ints, floats, first, number, space, x, 0.0, content, t, k, -1
-                )
-            continue
-        if static:
-            bound = gamma[s, label] + content
-            if not bound > NEG_INF:
-                continue
-            if number == space and bound < floats[first + number - 1, _VALUE]:
-                continue
-        matrix = 0 if static else k - 1
-        for source in range(alpha.shape[1]):
-            into = transition[matrix, source, label]
-            x = (alpha[s, source] + into) + content
-            if x > NEG_INF and not (number == space and x < floats[first + number - 1, _VALUE]):
-                number = _insert(
-                    model, ints, floats, first, number, space, x, into, content, t, k, source
-                )
-    return number
-
-
-@helper
-def _find_last_labels(model, last, ints, floats):
-    """Fill the slots of the root, one for every label that can be the last; return their number."""
-    number = 0
-    for c in range(last.shape[0]):
-        x = model.alpha[model.length, c] + last[c]
-        if x > NEG_INF:
-            number = _insert(
-                model, ints, floats, 0, number, last.shape[0], x, last[c], 0.0, model.length, 0, c
-            )
-    return number
 
 
 @inlined
@@ -238,34 +63,34 @@ def _begin(nodes, floats, path_ints, path_values, node, t, label, first, space, 
     nodes[node, _USED] = nodes[node, _PATHS] = min(number, 1)
     nodes[node, _EXHAUSTED] = number == 0
     path_ints[node, 0] = path_ints[node, 1] = 0
-    path_values[node, 0] = floats[first, _VALUE]
+    path_values[node, 0] = floats[first, VALUE]
 
 
 @helper
 def _precedes(model, index, nodes, ints, path_ints, node, a, b):
     """Whether slot a of a node comes before slot b, of the same score."""
     first = nodes[node, _FIRST]
-    k, other = ints[first + a, _DURATION], ints[first + b, _DURATION]
+    k, other = ints[first + a, DURATION], ints[first + b, DURATION]
     if k != other:
         return k < other
     t = nodes[node, _END] - k
-    if ints[first + a, _SOURCE] < 0:
+    if ints[first + a, SOURCE] < 0:
         return a < b
     before = _duration_before(model, index, nodes, ints, path_ints, t, first + a)
     other = _duration_before(model, index, nodes, ints, path_ints, t, first + b)
     if before != other:
         return before < other
-    return ints[first + a, _SOURCE] < ints[first + b, _SOURCE]
+    return ints[first + a, SOURCE] < ints[first + b, SOURCE]
 
 
 @helper
 def _duration_before(model, index, nodes, ints, path_ints, t, slot):
     """Duration of the segment that ends before t, on the path that a slot stands for."""
-    source, rank = ints[slot, _SOURCE], ints[slot, _RANK]
+    source, rank = ints[slot, SOURCE], ints[slot, RANK]
     if rank == 0:
-        return _best_duration(model, t, source)
+        return best_duration(model, t, source)
     before = index[t, source]
-    return ints[nodes[before, _FIRST] + path_ints[before, 2 * rank], _DURATION]
+    return ints[nodes[before, _FIRST] + path_ints[before, 2 * rank], DURATION]
 
 
 @inlined
@@ -274,14 +99,14 @@ def _follow_last(index, nodes, ints, floats, path_ints, path_values, node):
     path = nodes[node, _PATHS] - 1
     slot = nodes[node, _FIRST] + path_ints[node, 2 * path]
     rank = path_ints[node, 2 * path + 1] + 1
-    source = ints[slot, _SOURCE]
-    floats[slot, _VALUE] = -math.inf
+    source = ints[slot, SOURCE]
+    floats[slot, VALUE] = -math.inf
     if source >= 0:
-        before = index[nodes[node, _END] - ints[slot, _DURATION], source]
+        before = index[nodes[node, _END] - ints[slot, DURATION], source]
         if nodes[before, _PATHS] > rank:
-            ints[slot, _RANK] = rank
-            floats[slot, _VALUE] = (path_values[before, rank] + floats[slot, _INTO]) + floats[
-                slot, _CONTENT
+            ints[slot, RANK] = rank
+            floats[slot, VALUE] = (path_values[before, rank] + floats[slot, INTO]) + floats[
+                slot, CONTENT
             ]
 
 
@@ -292,11 +117,11 @@ def _add_path(model, index, nodes, ints, floats, path_ints, path_values, node):
     best = -1
     # Of the slots that have not been used, the first is the best.
     for i in range(min(used + 1, nodes[node, _SLOTS])):
-        value = floats[first + i, _VALUE]
+        value = floats[first + i, VALUE]
         if not value > NEG_INF:
             continue
         if best >= 0:
-            highest = floats[first + best, _VALUE]
+            highest = floats[first + best, VALUE]
             if value < highest:
                 continue
             if value == highest and not _precedes(
@@ -309,9 +134,9 @@ def _add_path(model, index, nodes, ints, floats, path_ints, path_values, node):
     else:
         path = nodes[node, _PATHS]
         path_ints[node, 2 * path] = best
-        path_ints[node, 2 * path + 1] = ints[first + best, _RANK]
+        path_ints[node, 2 * path + 1] = ints[first + best, RANK]
         # Of equal scores, rounding may put the later one above.
-        path_values[node, path] = min(floats[first + best, _VALUE], path_values[node, path - 1])
+        path_values[node, path] = min(floats[first + best, VALUE], path_values[node, path - 1])
         nodes[node, _PATHS] = path + 1
         nodes[node, _USED] = max(used, best + 1)
 
@@ -338,7 +163,7 @@ def _search(model, last, number, scores, starts, labels, counts):
     path_ints, path_values = np.empty((64, 2 * number), dtype=np.int64), np.empty((64, number))
     ints, floats = np.empty((512 + num_labels, 3), dtype=np.int64), np.empty((512 + num_labels, 3))
     stack = np.empty(model.length + 2, dtype=np.int64)
-    found = _find_last_labels(model, last, ints, floats)
+    found = find_last_labels(model, last, ints, floats)
     _begin(nodes, floats, path_ints, path_values, _ROOT, model.length, -1, 0, num_labels, found)
     num_nodes, num_slots = 1, num_labels
     for rank in range(number):
@@ -354,10 +179,10 @@ def _search(model, last, number, scores, starts, labels, counts):
             path = nodes[node, _PATHS] - 1
             slot = nodes[node, _FIRST] + path_ints[node, 2 * path]
             taken = path_ints[node, 2 * path + 1]
-            source = ints[slot, _SOURCE]
+            source = ints[slot, SOURCE]
             if source < 0:
                 break
-            t = nodes[node, _END] - ints[slot, _DURATION]
+            t = nodes[node, _END] - ints[slot, DURATION]
             node = index[t, source]
             if node < 0:
                 nodes = _longer(nodes, num_nodes + 1)
@@ -367,7 +192,7 @@ def _search(model, last, number, scores, starts, labels, counts):
                 ints = _longer(ints, num_slots + space)
                 floats = _longer(floats, num_slots + space)
                 node = index[t, source] = num_nodes
-                found = _find_slots(model, ints, floats, num_slots, space, t, source)
+                found = find_slots(model, ints, floats, num_slots, space, t, source)
                 _begin(
                     nodes, floats, path_ints, path_values, node, t, source, num_slots, space, found
                 )
@@ -388,10 +213,10 @@ def _search(model, last, number, scores, starts, labels, counts):
                 ints = _longer(ints, num_slots + wider)
                 floats = _longer(floats, num_slots + wider)
                 t, label = nodes[node, _END], nodes[node, _LABEL]
-                found = _find_slots(model, ints, floats, num_slots, wider, t, label)
+                found = find_slots(model, ints, floats, num_slots, wider, t, label)
                 for j in range(space):
-                    ints[num_slots + j, _RANK] = ints[nodes[node, _FIRST] + j, _RANK]
-                    floats[num_slots + j, _VALUE] = floats[nodes[node, _FIRST] + j, _VALUE]
+                    ints[num_slots + j, RANK] = ints[nodes[node, _FIRST] + j, RANK]
+                    floats[num_slots + j, VALUE] = floats[nodes[node, _FIRST] + j, VALUE]
                 nodes[node, _FIRST], nodes[node, _SLOTS] = num_slots, found
                 nodes[node, _SPACE] = wider
                 num_slots += wider
@@ -403,15 +228,15 @@ def _read(index, nodes, ints, path_ints, rank, starts, labels):
     """Write a path of the root into the end of `starts` and `labels`; return its length."""
     count = 0
     slot, path = path_ints[_ROOT, 2 * rank], path_ints[_ROOT, 2 * rank + 1]
-    t, label = nodes[_ROOT, _END], ints[slot, _SOURCE]
+    t, label = nodes[_ROOT, _END], ints[slot, SOURCE]
     while t > 0:
         node = index[t, label]
         slot = nodes[node, _FIRST] + path_ints[node, 2 * path]
-        t -= ints[slot, _DURATION]
+        t -= ints[slot, DURATION]
         count += 1
         starts[starts.shape[0] - count] = t
         labels[starts.shape[0] - count] = label
-        label, path = ints[slot, _SOURCE], path_ints[node, 2 * path + 1]
+        label, path = ints[slot, SOURCE], path_ints[node, 2 * path + 1]
     return count
 
 
@@ -426,8 +251,8 @@ def _run(
         length = lengths[b]
         gamma = np.empty((length + 1, num_labels) if static else (1, 1))
         if static:
-            _gamma(alpha[b], transition, length, gamma)
-        model = _Model(
+            best_arrivals(alpha[b], transition, length, gamma)
+        model = Model(
             scores[b], start[b], end[b], has_boundary, length, bias, first, transition, alpha[b],
             gamma, np.zeros((length + 1, num_labels), dtype=np.int32),
         )  # fmt: skip

@@ -20,6 +20,7 @@ NEGLIGIBLE = -45.0
 """Log of a probability that is not added up: below the rounding of a sum near 1."""
 
 _SHARE = 64  # samples of one task
+_BUFFER = 2**25  # segments that there is room for at a time, eight bytes each
 
 draw = inlined(uniform)
 """`flash_semicrf.streaming.cpu.streams.uniform`, compiled."""
@@ -70,6 +71,23 @@ def sample_walks(
     SegmentTable
         `sequence` is sample * B + b.
     """
+    stream = streams(seed, num_samples, p.batch_size)
+    together = max(1, _BUFFER // (p.batch_size * p.num_positions))
+    tables = []
+    for first in range(0, num_samples, together):
+        part = np.ascontiguousarray(stream[:, first : first + together])
+        table = _walk_together(p, part, log_z, run)
+        tables.append(_shifted(table, first * p.batch_size))
+    return (
+        tables[0] if len(tables) == 1 else SegmentTable(*map(torch.cat, zip(*tables, strict=True)))
+    )
+
+
+def _walk_together(
+    p: Potentials, stream: np.ndarray, log_z: np.ndarray, run: Callable[..., None]
+) -> SegmentTable:
+    """The samples of some streams."""
+    num_samples = stream.shape[1]
     lengths = array_of(p.lengths)
     shares = np.array(
         [
@@ -82,13 +100,16 @@ def sample_walks(
     counts = np.zeros((p.batch_size, num_samples), dtype=np.int64)
     # Positions and labels fit 32 bits; untouched pages of these buffers cost nothing.
     starts, labels = np.empty((2, p.batch_size, num_samples, p.num_positions), dtype=np.int32)
-    stream = streams(seed, num_samples, p.batch_size)
     if len(shares):
         costs = (shares[:, 2] - shares[:, 1]) * lengths[shares[:, 0]]
         pool.run(
             lambda tasks: run(tasks, shares, stream, counts, starts, labels), pool.balance(costs)
         )
     return gather(lengths, shares, counts, starts, labels)
+
+
+def _shifted(table: SegmentTable, by: int) -> SegmentTable:
+    return table if by == 0 else table._replace(sequence=table.sequence + by)
 
 
 def gather(

@@ -29,13 +29,13 @@ __all__ = ["collect_table", "max_messages", "viterbi"]
 
 
 def _messages(p: Potentials, problem: Problem, plan: Plan) -> tuple[Tensor, ...]:
-    """Alpha, sources (B, T, C), best scores (B,), whether there are deep scores (B,), tables."""
+    """Alpha, sources (B, T, C), best scores (B,), whether there are masks (B,), tables."""
     tables = tables_of(p, plan, "max")
     B, T, C = problem.scores.shape
     sizes = [B * T * C, B * T * C, B, B * plan.max_workspace]
     buffer = torch.empty(sum(sizes), dtype=torch.float64, device=p.device)
     alpha, sources, best, workspace = buffer.split(sizes)
-    has_deep = torch.empty(B, dtype=torch.int32, device=p.device)
+    masked = torch.empty(B, dtype=torch.int32, device=p.device)
     for begin, end in plan.parts(T):
         if plan.in_parts:
             launch(
@@ -46,19 +46,19 @@ def _messages(p: Potentials, problem: Problem, plan: Plan) -> tuple[Tensor, ...]
         launch(
             max_pass_kernel, (B,),
             problem.scores, problem.start, problem.end, problem.lengths, tables.log_window,
-            tables.log_matrix, tables.first, workspace, alpha, sources, best, has_deep,
+            tables.log_matrix, tables.first, workspace, alpha, sources, best, masked,
             T, C, begin, end, plan.blocks_back, plan.ring, plan.max_workspace, 1,
             HAS_BOUNDARY=problem.has_boundary, PARTS=plan.in_parts, CP=plan.labels, R=plan.rows,
             G=plan.groups, CHAINS=CHAINS, num_warps=plan.warps * plan.groups,
         )  # fmt: skip
-    return alpha.view(B, T, C), sources, best, has_deep, tables
+    return alpha.view(B, T, C), sources, best, masked, tables
 
 
 def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
     p = potentials
     plan, problem = plan_of(p, decode=True), problem_of(p)
-    alpha, sources, best, has_deep, tables = _messages(p, problem, plan)
+    alpha, sources, best, masked, tables = _messages(p, problem, plan)
     B, T, C = problem.scores.shape
     # int32: the codes of the last segments, the pointers, the segments, and their numbers.
     cells, rows = B * T * C, B * T
@@ -69,7 +69,7 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     grid = (-(-T // tile), B)
     launch(
         last_segment_kernel, grid,
-        problem.scores, problem.lengths, has_deep, sources, tables.log_window, codes,
+        problem.scores, problem.lengths, masked, sources, tables.log_window, codes,
         T, C, p.max_duration, CP=plan.labels, TT=tile, num_warps=4,
     )  # fmt: skip
     launch(

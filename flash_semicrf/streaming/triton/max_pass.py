@@ -161,35 +161,38 @@ def _wide_rows(rows, R: tl.constexpr):
 
 
 @triton.jit
-def _settled_rows(rows, R: tl.constexpr):
-    """Settled rows, float64; those that running sums take in; sum of the common parts; any deep."""
+def _settled_rows(rows, inside, count, R: tl.constexpr):
+    """Settled rows, float64; those that running sums take in; sum of the common parts; any mask.
+
+    A mask is a score that forbids or is deep, of a label `inside` in the first `count` rows.
+    """
     values = ()
     counted = ()
     common = tl.zeros([], tl.float64)
-    has_deep = tl.zeros([], tl.int32)
+    masked = inside != inside
     for i in tl.static_range(R):
         top = tl.max(rows[i], 0)
-        deep = is_deep(rows[i], top)
         row = settled(rows[i], top).to(tl.float64)
+        mask = is_deep(rows[i], top) | (allowed(row) == 0)
         values = values + (row,)
-        counted = counted + (tl.where(deep | (allowed(row) == 0), 0.0, row),)
+        counted = counted + (tl.where(mask, 0.0, row),)
         common += common_part(top).to(tl.float64)
-        has_deep = has_deep | tl.max(deep.to(tl.int32), 0)
-    return values, counted, common, has_deep
+        masked = masked | (mask & inside & (i < count))
+    return values, counted, common, tl.max(masked.to(tl.int32), 0)
 
 
 @kernel
 def max_pass_kernel(
     scores_ptr, start_ptr, end_ptr, lengths_ptr, log_window_ptr, log_matrix_ptr, first_ptr,
-    workspace_ptr, alpha_ptr, sources_ptr, best_ptr, has_deep_ptr,
+    workspace_ptr, alpha_ptr, sources_ptr, best_ptr, masked_ptr,
     T, C, begin, end, blocks_back, ring, workspace_stride, unit,
     HAS_BOUNDARY: tl.constexpr, PARTS: tl.constexpr,
     CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr, CHAINS: tl.constexpr,
 ):  # fmt: skip
     """Fill row p of `alpha` and `sources` (B, T, C), alpha_{p+1} and h_p, and `best` (B,).
 
-    Messages leave out the common parts of the scores, and running scores the deep ones; `has_deep`
-    (B,) int32 says whether there are any.
+    Messages leave out the common parts of the scores, and running scores the deep ones; `masked`
+    (B,) int32 says whether there are scores that are deep or forbid.
     Steps after `begin` up to `end`, in parts as in `pass_kernel`. Program (b,).
     """
     b = tl.program_id(0).to(tl.int64)
@@ -208,21 +211,21 @@ def max_pass_kernel(
     prefix = tl.zeros([CP], tl.float64)
     final_row = tl.full([CP], float("-inf"), tl.float64)
     common = tl.zeros([], tl.float64)
-    has_deep = tl.zeros([], tl.int32)
+    masked = tl.zeros([], tl.int32)
     if PARTS:
         if begin > 0:
             g = tl.load(state_ptr + label)
             prefix = tl.load(state_ptr + CP + label)
             final_row = tl.load(state_ptr + 2 * CP + label)
             common = tl.load(state_ptr + 3 * CP)
-            has_deep = tl.load(state_ptr + 3 * CP + 1).to(tl.int32)
+            masked = tl.load(state_ptr + 3 * CP + 1).to(tl.int32)
     ahead = load_rows(scores_ptr + base, begin, length, 1, C, label, C, R)
     for step in range(begin, tl.minimum(end, length), R):
         block = step // R
         slot = block % ring
-        x, counted, out, any_deep = _settled_rows(ahead, R)
+        x, counted, out, any_mask = _settled_rows(ahead, label < C, length - step, R)
         common += out
-        has_deep = has_deep | any_deep
+        masked = masked | any_mask
         ahead = load_rows(scores_ptr + base, step + R, length, 1, C, label, C, R)
         opening = x
         closing = x
@@ -249,11 +252,11 @@ def max_pass_kernel(
         tl.store(state_ptr + CP + label, prefix)
         tl.store(state_ptr + 2 * CP + label, final_row)
         tl.store(state_ptr + 3 * CP, common)
-        tl.store(state_ptr + 3 * CP + 1, has_deep.to(tl.float64))
+        tl.store(state_ptr + 3 * CP + 1, masked.to(tl.float64))
     if (begin < length) & (end >= length):
         best = tl.max(final_row + tl.load(first_ptr + CP + label), 0)
         tl.store(best_ptr + b, best + common)
-        tl.store(has_deep_ptr + b, has_deep)
+        tl.store(masked_ptr + b, masked)
 
 
 @kernel

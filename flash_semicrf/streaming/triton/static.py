@@ -59,6 +59,13 @@ def gradients(
     return log_z, {name: found[name] for name in wanted}
 
 
+def _span(positions: int, shortest: int) -> int:
+    """Positions of a chunk, `shortest` or more: of 8C and 8K positions, so that the gradients that
+    the chunks leave to be summed take a quarter of the memory of float32 scores."""
+    chunks = max(1, positions // shortest)
+    return -(-positions // (chunks * SPAN)) * SPAN
+
+
 def _boundary_gradients(
     p: Potentials,
     problem: Problem,
@@ -71,10 +78,8 @@ def _boundary_gradients(
     """Everything but the gradient by the durations; turns the messages into h and u."""
     scores = problem.scores
     B, T, C = scores.shape
-    # A chunk of 8C positions keeps the partial gradients by A smaller than the scores.
-    tiles = -(-8 * C // SPAN)
-    span = tiles * SPAN
-    chunks = -(-(T + 1) // span)
+    span = _span(T + 1, 8 * C)
+    tiles, chunks = span // SPAN, -(-(T + 1) // span)
     want_ends = bool(wanted & {"start_scores", "end_scores"})
     want_transition = "transition" in wanted
     position = torch.empty_like(scores)
@@ -117,9 +122,8 @@ def _duration_gradient(
 ) -> Tensor:
     B, T, C = problem.scores.shape
     K = p.max_duration
-    # A chunk of 8K positions keeps the partial gradients smaller than the scores.
     tile = max(4, min(16, power_of_two_above(K), 512 // plan.labels))
-    span = -(-max(256, 8 * K) // SPAN) * SPAN
+    span = _span(T, max(256, 8 * K))
     chunks = -(-T // span)
     gradient = torch.empty((B, chunks, K, C), dtype=torch.float64, device=p.device)
     launch(

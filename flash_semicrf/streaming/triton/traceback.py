@@ -19,7 +19,7 @@ __all__ = ["last_segment_kernel", "previous_segment_kernel", "table_kernel", "tr
 
 @kernel
 def last_segment_kernel(
-    scores_ptr, lengths_ptr, has_deep_ptr, sources_ptr, log_window_ptr, code_ptr,
+    scores_ptr, lengths_ptr, masked_ptr, sources_ptr, log_window_ptr, code_ptr,
     T, C, K, CP: tl.constexpr, TT: tl.constexpr,
 ):  # fmt: skip
     """Code ``k * CP + c`` of the best segment of label c that ends at position p, in (B, T, C).
@@ -32,19 +32,19 @@ def last_segment_kernel(
     length = tl.load(lengths_ptr + b).to(tl.int32)
     inside = (p < length) & (label < C)
     place = (b * T + p) * C + label
-    has_deep = tl.load(has_deep_ptr + b)
+    masked = tl.load(masked_ptr + b)
     deep = tl.zeros([TT, CP], tl.float64)  # what the running scores left out of those positions
     alive = inside  # no forbidden position within the k positions up to p
     best = tl.full([TT, CP], float("-inf"), tl.float64)
     duration = tl.zeros([TT, CP], tl.int32)
     for k in range(1, tl.minimum(K, (tl.program_id(0) + 1) * TT) + 1):
         live = inside & (p + 1 >= k)
-        x = tl.load(scores_ptr + place - (k - 1) * C, mask=live, other=float("-inf"))
-        alive = alive & allowed(x)
-        if has_deep != 0:
+        if masked != 0:
+            x = tl.load(scores_ptr + place - (k - 1) * C, mask=live, other=float("-inf"))
+            alive = alive & allowed(x)
             top = tl.max(x, 1)[:, None]
             deep += tl.where(is_deep(x, top), settled(x, top).to(tl.float64), 0.0)
-        value = tl.load(sources_ptr + place - (k - 1) * C, mask=alive, other=float("-inf"))
+        value = tl.load(sources_ptr + place - (k - 1) * C, mask=live & alive, other=float("-inf"))
         value += tl.load(log_window_ptr + k * CP + label) + deep
         duration = tl.where(value > best, k, duration)
         best = tl.maximum(value, best)

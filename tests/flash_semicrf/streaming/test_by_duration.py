@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from flash_semicrf.nbest import n_best
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming import log_partition, segment_marginals, viterbi
 from flash_semicrf.streaming.dispatch import BACKENDS, record_backends
-from flash_semicrf.testing import assert_close, random_problem
-from tests.flash_semicrf.cases import LONG_SHAPES, Case, with_gradients
+from flash_semicrf.streaming.posterior import explicit_start
+from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
+from tests.flash_semicrf.cases import LONG_SHAPES, Case, gradients_of, with_gradients
 
 NUMBA, REFERENCE = BACKENDS["numba"], BACKENDS["reference"]
 
@@ -212,3 +214,27 @@ def test_entry_points_use_the_kernels() -> None:
     ]
     for value, other in zip(marginals, segment_marginals(p, "reference"), strict=True):
         assert_close(value, other)
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+def test_initial_scores_by_duration(backend: str) -> None:
+    drawn = random_problem(2, 4, 3, 2, by_duration=True, boundary=True, ragged=False)
+    explicit = explicit_start(drawn)
+    assert explicit.initial_scores.shape == (3, 2)
+    assert_close(log_partition(explicit, backend), log_partition(drawn, backend))
+    p = with_gradients(drawn.replace(initial_scores=torch.randn(3, 2, dtype=torch.float64)))
+    segmentations, scores = enumerate_scores(p, 0)
+    log_z = log_partition(p, backend)
+    assert_close(log_z[0], scores.logsumexp(0))
+    found, expected = gradients_of(log_z[0], p), gradients_of(scores.logsumexp(0), p)
+    for name, value in found.items():
+        assert_close(value, expected[name])
+    best = viterbi(p, backend).segments[0]
+    assert [(s.start, s.end + 1, s.label) for s in best] == segmentations[scores.argmax()]
+    assert_close(n_best(p, 4, backend).scores[0], scores.detach().topk(4).values)
+
+
+def test_initial_scores_by_duration_need_transitions_by_duration() -> None:
+    p = random_problem(1, 4, 3, 2, ragged=False)
+    with pytest.raises(ValueError, match=r"`initial_scores` must have shape \(2,\); got \(3, 2\)"):
+        log_partition(p.replace(initial_scores=torch.zeros(3, 2)))

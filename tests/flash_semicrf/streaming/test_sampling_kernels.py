@@ -10,9 +10,11 @@ import torch
 from numba import njit
 
 from flash_semicrf.sampling import sample_table
+from flash_semicrf.streaming.cpu import walks
 from flash_semicrf.streaming.cpu.simd_search import count_below
 from flash_semicrf.streaming.cpu.streams import mix, streams, uniform
 from flash_semicrf.streaming.cpu.walks import draw
+from flash_semicrf.streaming.dispatch import BACKENDS
 from flash_semicrf.testing import random_problem
 from tests.flash_semicrf.cases import LONG_CASES, LONG_SHAPES
 
@@ -99,12 +101,18 @@ def test_float32_problems_are_sampled_in_float64():
         assert torch.equal(mine, others)
 
 
+def test_samples_drawn_in_parts_are_the_same(monkeypatch):
+    problem = random_problem(3, 30, 5, 3, seed=6)
+    expected = sample_table(problem, 10, 0)
+    monkeypatch.setattr(walks, "_BUFFER", 3 * 30 * 4 + 1)  # four samples at a time
+    for mine, others in zip(sample_table(problem, 10, 0), expected, strict=True):
+        assert torch.equal(mine, others)
+
+
 def test_infeasible_sequences_have_no_rows():
     problem = random_problem(3, 9, 3, 2, ragged=False)
     scores = problem.scores.clone()
     scores[1, 4] = -math.inf
-    from flash_semicrf.streaming.dispatch import BACKENDS
-
     for backend in ("numba", "reference"):
         table = BACKENDS[backend].sample(problem.replace(scores=scores), 2, 0)
         assert set(table.sequence.tolist()) == {0, 2, 3, 5}
