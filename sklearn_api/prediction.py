@@ -19,7 +19,7 @@ from torch import Tensor
 from flash_semicrf.constraints import forbid
 from flash_semicrf.marginals import SegmentMarginals
 from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.potentials import Potentials, score_segments
+from flash_semicrf.potentials import NEG_INF, Potentials, score_segments
 from flash_semicrf.segments import Segment, SegmentTable, table_to_labels
 from flash_semicrf.streaming import log_partition, viterbi_table
 from sklearn_api.sequences import Sequences, check_X, check_y
@@ -224,10 +224,12 @@ def _expected_accuracy(position: Tensor, lengths: Tensor, head: SemiMarkovCRFHea
     """Problem whose best segmentation has the most expected correct positions of those allowed."""
     num_labels = head.num_classes
     free = position.new_zeros
+    tail = head.duration_tail
     return Potentials(
         scores=position,
         transition=forbid(free(num_labels, num_labels), head.allowed_transitions),
         duration_bias=forbid(free(head.max_duration, num_labels), head.allowed_durations),
         lengths=lengths,
         initial_scores=free(num_labels),
+        duration_tail=None if tail is None else forbid(free(num_labels), tail > NEG_INF),
     )

@@ -63,13 +63,17 @@ class SemiCRFSegmenter(PredictionMixin, ClassifierMixin, BaseEstimator):
     max_duration : int or "auto", default="auto"
         Longest duration of a segment, in positions; "auto" is the longest training segment.
     long_segments : {"split", "error"}, default="split"
-        What becomes of gold segments longer than `max_duration`: cut into near-equal pieces, with a
-        warning, or refused.
+        What becomes of gold segments longer than `max_duration`, where there is no `duration_tail`:
+        cut into near-equal pieces, with a warning, or refused.
     duration_distribution : str, DurationDistribution or callable, default="learned"
         Scores of the durations: a key of `flash_semicrf.duration.DURATION_DISTRIBUTIONS`.
     duration_init : {"empirical", "default"}, default="empirical"
         Start from values fitted to the durations of the training segments, or from the
         distribution's own defaults.
+    duration_tail : None, "geometric" or float, default=None
+        Let segments be longer than `max_duration`: every further position adds a log-rate to the
+        score of the longest duration. "geometric" learns one for each label, and starts from the
+        training segments if durations do; a number is a fixed rate.
     min_duration : int or dict, default=1
         Shortest duration of a segment, in positions, for all labels or by label.
     transition_constraints : None, "observed" or boolean array of shape (C, C), default=None
@@ -174,6 +178,7 @@ class SemiCRFSegmenter(PredictionMixin, ClassifierMixin, BaseEstimator):
             callable,
         ],
         "duration_init": [StrOptions({"empirical", "default"})],
+        "duration_tail": [None, StrOptions({"geometric"}), Real],
         "min_duration": [Interval(Integral, 1, None, closed="left"), dict],
         "transition_constraints": [None, StrOptions({"observed"}), "array-like"],
         "boundary_scores": ["boolean"],
@@ -207,6 +212,7 @@ class SemiCRFSegmenter(PredictionMixin, ClassifierMixin, BaseEstimator):
         long_segments="split",
         duration_distribution="learned",
         duration_init="empirical",
+        duration_tail=None,
         min_duration=1,
         transition_constraints=None,
         boundary_scores=False,
@@ -237,6 +243,7 @@ class SemiCRFSegmenter(PredictionMixin, ClassifierMixin, BaseEstimator):
         self.long_segments = long_segments
         self.duration_distribution = duration_distribution
         self.duration_init = duration_init
+        self.duration_tail = duration_tail
         self.min_duration = min_duration
         self.transition_constraints = transition_constraints
         self.boundary_scores = boundary_scores
@@ -363,8 +370,10 @@ class SemiCRFSegmenter(PredictionMixin, ClassifierMixin, BaseEstimator):
         return sequences, self._encode(gold)
 
     def _encode(self, gold: GoldSegments) -> SegmentTable:
-        """Gold segments with class indices and durations of at most ``max_duration_``."""
+        """Gold segments with class indices; without a tail, of at most ``max_duration_``."""
         table = LabelCodec(self.classes_).encode(gold)
+        if self.duration_tail is not None:
+            return table
         return limit_durations(table, self.max_duration_, self.long_segments)
 
     def _build(self, sequences: Sequences, table: SegmentTable) -> None:
