@@ -1,7 +1,7 @@
 """What a fitted segmenter says about new sequences.
 
 Sequences are run in batches of similar length, bounded by their padded number of positions, so that
-memory does not grow with the number of sequences.
+memory does not grow with the number of sequences. Longer sequences are encoded by windows.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from flash_semicrf.segments import Segment, SegmentTable, table_to_labels
 from flash_semicrf.streaming import log_partition, viterbi_table
 from sklearn_api.sequences import Sequences, check_X, check_y
 from sklearn_api.training import pad_values
+from sklearn_api.windows import encode_in_windows
 
 __all__ = ["PredictionMixin", "batches_by_positions"]
-
-_POSITIONS_PER_BATCH = 1 << 16
 
 
 def batches_by_positions(lengths: np.ndarray, limit: int) -> Iterator[np.ndarray]:
@@ -176,11 +175,11 @@ class PredictionMixin:
     def _hidden(self, sequences: Sequences) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
         """Batches of hidden states: indices of the sequences, (B, T, H), lengths (B,)."""
         device = torch.device(self.net_.device)
-        for batch in batches_by_positions(sequences.lengths, _POSITIONS_PER_BATCH):
+        for batch in batches_by_positions(sequences.lengths, self.window_length):
             x, lengths = pad_values([sequences.values[i] for i in batch])
             lengths = lengths.to(device)
             with torch.no_grad():
-                hidden = self.module_(x.to(device), lengths)
+                hidden = encode_in_windows(self.module_, x, lengths, self.window_length)
             yield batch, hidden, lengths
 
     def _decode(self, sequences: Sequences) -> list[list[Segment]]:
