@@ -132,11 +132,9 @@ class CropSampler(Sampler):
         return crops
 
 
-def crop_long(
-    estimator: Any, dataset: SequenceDataset | None
-) -> SequenceDataset | CroppedDataset | None:
+def crop_long(estimator: Any, dataset: SequenceDataset) -> SequenceDataset:
     """The dataset that the estimator's `crop_length` makes of one."""
-    if dataset is None or estimator.crop_length is None:
+    if estimator.crop_length is None:
         return dataset
     context = encoder_context(estimator.module_.encoder)
     return CroppedDataset(dataset, estimator.crop_length, context)

@@ -24,6 +24,7 @@ from flash_semicrf.segments import Segment, SegmentTable, table_to_labels
 from flash_semicrf.streaming import log_partition, viterbi_table
 from sklearn_api.sequences import Sequences, check_X, check_y
 from sklearn_api.training import pad_values
+from sklearn_api.weights import check_sample_weight
 from sklearn_api.windows import encode_in_windows
 
 __all__ = ["PredictionMixin", "batches_by_positions"]
@@ -151,7 +152,7 @@ class PredictionMixin:
             result[batch] = value.cpu().numpy()
         return float(result[0]) if sequences.layout.kind == "single" else result
 
-    def score(self, X: Any, y: Any, groups: Any = None) -> float:
+    def score(self, X: Any, y: Any, groups: Any = None, sample_weight: Any = None) -> float:
         """Fraction of all positions whose label is predicted right.
 
         Parameters
@@ -159,6 +160,8 @@ class PredictionMixin:
         X, groups
             As for `predict`.
         y : labels or segments, nested as X
+        sample_weight : array-like, optional
+            As for `fit`; weights of positions count one by one.
 
         Returns
         -------
@@ -166,7 +169,10 @@ class PredictionMixin:
         """
         sequences = self._check_input(X, groups)
         gold = check_y(y, sequences.layout).position_labels
-        return accuracy_score(gold, np.concatenate(self._position_labels(sequences)))
+        weights = check_sample_weight(sample_weight, sequences.layout)
+        weights = None if weights is None else np.concatenate(weights)
+        found = np.concatenate(self._position_labels(sequences))
+        return accuracy_score(gold, found, sample_weight=weights)
 
     def _check_input(self, X: Any, groups: Any) -> Sequences:
         check_is_fitted(self, "net_")

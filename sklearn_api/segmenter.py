@@ -20,15 +20,14 @@ from sklearn_api.building import (
     build_net,
     check_allowed,
     resolve_device,
-    split_sequences,
 )
-from sklearn_api.crops import crop_long
 from sklearn_api.encoders import ENCODERS
 from sklearn_api.persistence import VersionedMixin
 from sklearn_api.prediction import PredictionMixin
 from sklearn_api.routed_params import RoutedParamsMixin
 from sklearn_api.sequences import GoldSegments, LabelCodec, Sequences, check_X, check_y
-from sklearn_api.training import PrivateRNG, SegmentationModule, SequenceDataset
+from sklearn_api.training import PrivateRNG, SegmentationModule
+from sklearn_api.training_data import training_datasets
 
 __all__ = ["SemiCRFSegmenter"]
 
@@ -271,7 +270,9 @@ class SemiCRFSegmenter(
     # Training -------------------------------------------------------------------------------------
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any, groups: Any = None) -> SemiCRFSegmenter:
+    def fit(
+        self, X: Any, y: Any, groups: Any = None, sample_weight: Any = None
+    ) -> SemiCRFSegmenter:
         """Fit the model.
 
         Parameters
@@ -280,6 +281,9 @@ class SemiCRFSegmenter(
             See Notes of the class.
         groups : array-like of shape (n_rows,), optional
             For 2-D X: one sequence per id; the rows of an id are contiguous.
+        sample_weight : array-like, optional
+            One weight per sequence, or one array of weights of positions per sequence; for 2-D X
+            one per row. Weights of positions act through their mean over the sequence or crop.
 
         Returns
         -------
@@ -292,23 +296,25 @@ class SemiCRFSegmenter(
         else:
             self._rebuild_net()
         check_allowed(self.module_, table, self.classes_)
-        dataset, valid = SequenceDataset(sequences.values, table), None
-        if self.early_stopping:
-            kept, held_out = split_sequences(len(dataset), self.validation_fraction, self._seed)
-            dataset, valid = dataset.subset(kept), dataset.subset(held_out)
-        dataset, valid = crop_long(self, dataset), crop_long(self, valid)
+        hold_out = self.early_stopping
+        dataset, valid = training_datasets(self, sequences, table, sample_weight, hold_out)
         self.net_.run(dataset, valid, epochs=self.max_epochs, seed=self._seed + self.n_iter_)
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
-        self, X: Any, y: Any, classes: Any = None, groups: Any = None
+        self,
+        X: Any,
+        y: Any,
+        classes: Any = None,
+        groups: Any = None,
+        sample_weight: Any = None,
     ) -> SemiCRFSegmenter:
         """Run one epoch over the given sequences, from the current parameters.
 
         Parameters
         ----------
-        X, y, groups
+        X, y, groups, sample_weight
             As for `fit`. The first call fixes the classes, the values of "auto" and "observed", and
             where the durations start.
         classes : array-like of shape (C,), optional
@@ -323,7 +329,7 @@ class SemiCRFSegmenter(
         if first:
             self._build(sequences, table)
         check_allowed(self.module_, table, self.classes_)
-        dataset = crop_long(self, SequenceDataset(sequences.values, table))
+        dataset, _ = training_datasets(self, sequences, table, sample_weight)
         self.net_.run(dataset, epochs=1, seed=self._seed + self.n_iter_)
         return self
 

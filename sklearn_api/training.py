@@ -330,9 +330,10 @@ class SegmentationNet(NeuralNet):
         X: dict[str, Tensor] | None = None,
         training: bool = False,
     ) -> Tensor:
-        """Loss of a batch: `y_pred` holds its hidden states, `y_true` its segments."""
+        """Loss of a batch: `y_pred` holds hidden states, `y_true` segments and perhaps weights."""
         lengths = to_tensor(X["lengths"], device=self.device)
-        table = SegmentTable(*to_tensor(tuple(y_true), device=self.device))
+        columns = to_tensor(tuple(y_true), device=self.device)
+        table = SegmentTable(*columns[:4])
         if training:
             padding = torch.arange(y_pred.shape[1], device=y_pred.device) >= lengths[:, None]
             self._check_finite(y_pred.detach().isfinite().all(-1) | padding)
@@ -342,6 +343,8 @@ class SegmentationNet(NeuralNet):
             nll = crop_loss(head, y_pred, lengths, table, crop)
         else:
             nll = head.compute_loss(y_pred, lengths, table, reduction="none")
+        if len(columns) == 5:
+            nll = nll * columns[4]
         loss = nll.sum() / lengths.sum()
         if training:
             if self.alpha:
