@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import SegmentTable
+from flash_semicrf.tail import NUM_COPIES
 from flash_semicrf.validation import DEVICE_CHECKS
 
 __all__ = ["HAS_TRITON", "MAX_LABELS", "TritonBackend"]
@@ -73,6 +74,12 @@ class TritonBackend:
             return "its kernels are written and tested for CUDA devices only"
         if device.type == "cuda" and _capability(device.index) < _CAPABILITY:
             return "it needs a device of compute capability 8.0 or newer"
+        if potentials.duration_tail is not None and NUM_COPIES * potentials.num_labels > MAX_LABELS:
+            limit = MAX_LABELS // NUM_COPIES
+            return (
+                f"with a duration tail it takes at most {limit} labels and these are "
+                f"{potentials.num_labels}"
+            )
         if potentials.num_labels > MAX_LABELS:
             return f"it takes at most {MAX_LABELS} labels and these are {potentials.num_labels}"
         return None

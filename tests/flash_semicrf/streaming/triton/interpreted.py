@@ -353,3 +353,22 @@ def test_max_messages_agree():
     actual, expected = TRITON.max_messages(problem), REFERENCE.max_messages(problem)
     inside = torch.arange(problem.num_positions + 1) <= problem.lengths[:, None]
     assert_close(actual[inside], expected[inside])
+
+
+@pytest.mark.parametrize("options", [{"boundary": True}, {"by_duration": True}])
+def test_duration_tails_run_on_the_expanded_problem(options):
+    problem = random_problem(1, 4, 2, 2, tail=True, dtype=torch.float32, ragged=False, **options)
+    narrow = {"dtype": torch.float32}
+    found, expected = with_gradients(problem), with_gradients(problem)
+    with record_backends() as ran:
+        log_z = log_partition(found, "triton")
+    assert ran == ["triton"]
+    reference = log_partition(expected, "reference")
+    assert_close(log_z.detach(), reference.detach(), **narrow)
+    by_loop = gradients_of(reference.sum(), expected)
+    for name, gradient in gradients_of(log_z.sum(), found).items():
+        assert_close(gradient, by_loop[name], **narrow)
+    scores, table = viterbi_table(problem, "triton")
+    wanted = viterbi_table(problem, "reference")
+    assert_close(scores, wanted[0], **narrow)
+    assert all(torch.equal(x, y) for x, y in zip(table, wanted[1], strict=True))
