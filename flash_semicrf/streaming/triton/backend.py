@@ -85,13 +85,16 @@ class TritonBackend:
         return None
 
     def values_are_allowed(self, potentials: Potentials) -> bool:
-        """Whether `flash_semicrf.validation` need not look at the values one tensor at a time."""
+        """Whether `flash_semicrf.validation` need not look at the values one tensor at a time.
+
+        Nothing can be waited for while a CUDA graph is captured, so values are not looked at then.
+        """
         from flash_semicrf.streaming.triton.values import values_are_allowed
 
         if potentials.device.type != "cuda" or self.why_not(potentials) is not None:
             return False
         with _on(potentials.device), torch.no_grad():
-            return values_are_allowed(potentials)
+            return torch.cuda.is_current_stream_capturing() or values_are_allowed(potentials)
 
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
