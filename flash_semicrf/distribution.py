@@ -137,7 +137,8 @@ class SemiCRFDistribution(Distribution):
             return value.to(p.device)
         if isinstance(value, Tensor):
             check_labels(value, p.lengths, p.num_positions, p.num_labels)
-            return labels_to_table(value.to(p.device), p.lengths, p.max_duration, "error")
+            labels = value.to(p.device)
+            return labels_to_table(labels, p.lengths, p.max_duration, "error", p.unlimited)
         return segments_to_table(value, p.device)
 
     def entropy(self) -> Tensor:

@@ -5,7 +5,8 @@
 
 and at s = 0, where nothing comes before, the first segment's transition term in the column c' = 0
 and -inf in the others, so that paths are segmentations, one to one. `final_scores` are in the edges
-that arrive at a sequence's end. It takes T·(K+1)·C² numbers for each sequence: small problems only.
+that arrive at a sequence's end. With a duration tail, K is max(K, T). It takes T·(K+1)·C² numbers
+for each sequence: small problems only.
 """
 
 from __future__ import annotations
@@ -16,23 +17,26 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, initial_term
+from flash_semicrf.tail import unrolled
 
 __all__ = ["check_edge_memory", "edge_bytes", "edge_tensor"]
 
 
 def edge_bytes(potentials: Potentials) -> int:
     """Bytes of the edge tensor of a problem."""
-    p = potentials
-    numbers = p.batch_size * p.num_positions * (p.max_duration + 1) * p.num_labels**2
-    return numbers * accumulator_dtype(p.device).itemsize
+    return math.prod(_shape(potentials)) * accumulator_dtype(potentials.device).itemsize
+
+
+def _shape(p: Potentials) -> tuple[int, ...]:
+    longest = p.max_duration if p.duration_tail is None else max(p.max_duration, p.num_positions)
+    return (p.batch_size, p.num_positions, longest + 1, p.num_labels, p.num_labels)
 
 
 def check_edge_memory(potentials: Potentials, threshold: float) -> None:
     """Raise ValueError where the edge tensor would take more than `threshold` bytes."""
     size = edge_bytes(potentials)
     if size > threshold:
-        p = potentials
-        shape = (p.batch_size, p.num_positions, p.max_duration + 1, p.num_labels, p.num_labels)
+        shape = _shape(potentials)
         raise ValueError(
             f"An edge tensor of shape (B, T, K+1, C, C) = {shape} would take {size} bytes "
             f"({size / 1e9:.3g} GB), more than `edge_memory_threshold`={threshold:.3g}; use "
@@ -68,7 +72,7 @@ def edge_tensor(potentials: Potentials, semiring: str = "log") -> Tensor:
     >>> round(float(entropy.exp()), 4)  # five segmentations, equally probable
     5.0
     """
-    p = _widened(potentials)
+    p = unrolled(_widened(potentials))
     num_labels = p.num_labels
     content = _content(p)
     between = p.transition.transpose(-1, -2)  # (C_dst, C_src), or (K, C_dst, C_src)

@@ -195,6 +195,9 @@ def _aligned(p: Potentials, q: Potentials) -> tuple[Potentials, Potentials]:
             x.replace(initial_scores=_by_duration(x.initial_scores, 1, x.max_duration))
             for x in (p, q)
         )
+    if (p.duration_tail is None) != (q.duration_tail is None):
+        none = torch.full_like(p.duration_bias[0], -torch.inf)
+        p, q = (x.replace(duration_tail=none) if x.duration_tail is None else x for x in (p, q))
     if (p.final_scores is None) != (q.final_scores is None):
         zeros = p.scores.new_zeros(p.num_labels)
         p, q = (x.replace(final_scores=zeros) if x.final_scores is None else x for x in (p, q))

@@ -39,7 +39,10 @@ class SegmentMarginals(NamedTuple):
         Expected number of times that c_dst follows c_src (by the duration of the segment arrived
         in, if the transitions are); the first segment follows nothing and is not counted.
     duration : float64 Tensor of shape (B, K, C), or None
-        Expected number of segments of label c that last k positions, at row k-1.
+        Expected number of segments of label c that last k positions, at row k-1. Where the label
+        has a duration tail, row K-1 counts those of K positions and of more.
+    tail : float64 Tensor of shape (B, C), or None
+        Expected number of positions beyond the K-th of their segment: 0 without a duration tail.
     """
 
     position: Tensor
@@ -47,6 +50,7 @@ class SegmentMarginals(NamedTuple):
     end: Tensor
     transition: Tensor | None = None
     duration: Tensor | None = None
+    tail: Tensor | None = None
 
     @property
     def boundary(self) -> Tensor:
@@ -130,6 +134,11 @@ def expected_score(potentials: Potentials, marginals: SegmentMarginals) -> Tenso
     total = inner_product(p.scores, m.position, IMPOSSIBLE)
     total = total + inner_product(p.duration_bias, m.duration)
     total = total + inner_product(p.transition, m.transition)
+    if m.tail is not None:
+        no_tail = torch.full_like(p.duration_bias[0], -torch.inf)
+        total = total + inner_product(
+            no_tail if p.duration_tail is None else p.duration_tail, m.tail
+        )
     total = total + inner_product(initial, m.start[:, 0])
     for scores, marginal in ((p.start_scores, m.start), (p.end_scores, m.end)):
         if scores is not None:

@@ -19,6 +19,7 @@ from flash_semicrf.segments import Segment, SegmentTable, table_to_segments
 from flash_semicrf.streaming import reference_nbest
 from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.streaming.interface import check_feasible
+from flash_semicrf.tail import expand, fold_table, unrolled
 from flash_semicrf.validation import check_positive_int, check_potentials
 
 __all__ = ["NBestResult", "n_best", "n_best_table"]
@@ -102,15 +103,18 @@ def n_best_table(
     """
     n = check_positive_int("n", n)
     p = check_potentials(potentials)
-    chosen = choose(backend, p)
+    # The search has no tail of its own: it ranks sequences of pieces, one to one.
+    problem = p if p.duration_tail is None else expand(p, "max")
+    chosen = choose(backend, problem)
     with torch.no_grad():
         if chosen.name == "reference":
-            scores, table = reference_nbest.n_best(p, n)
+            scores, table = reference_nbest.n_best(unrolled(p), n)
         else:
             from flash_semicrf.streaming.cpu import nbest as search
 
-            alpha = chosen.max_messages(p).to("cpu")
-            scores, table = search.n_best(p.to("cpu"), alpha, n)
+            alpha = chosen.max_messages(problem).to("cpu")
+            scores, table = search.n_best(problem.to("cpu"), alpha, n)
             scores, table = scores.to(p.device), table.to(p.device)
+            table = table if problem is p else fold_table(table, p.num_labels)
     check_feasible(scores[:, 0])
     return scores, table

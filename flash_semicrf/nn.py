@@ -26,7 +26,12 @@ from flash_semicrf.constraints import (
     check_gold,
     forbid,
 )
-from flash_semicrf.duration import DurationDistribution, create_duration_distribution
+from flash_semicrf.duration import (
+    DurationDistribution,
+    GeometricTail,
+    create_duration_distribution,
+    create_duration_tail,
+)
 from flash_semicrf.exact import inference as edge_inference
 from flash_semicrf.exact.inference import EDGE_BACKENDS
 from flash_semicrf.marginals import SegmentMarginals
@@ -85,8 +90,8 @@ class SemiMarkovCRFHead(nn.Module):
     centering : {"position", "sequence", "none"}, default="position"
         See `flash_semicrf.potentials.center_scores`. "position" does not change the model.
     long_segments : {"split", "error"}, default="split"
-        What to do with a run of equal gold labels longer than K: cut it into near-equal pieces,
-        with a warning, or raise.
+        What to do with a run of equal gold labels longer than K, without a duration tail: cut it
+        into near-equal pieces, with a warning, or raise.
     min_duration : int, sequence of C ints or dict of label to int, default=1
         Shortest segment of each label, in positions. Shorter ones are impossible.
     transition_constraints : bool array-like of shape (C, C), optional
@@ -98,12 +103,18 @@ class SemiMarkovCRFHead(nn.Module):
     boundary_scores : bool, default=False
         Also project the encoder to scores of starting and of ending a segment of each label at
         each position. Needs ``hidden_dim``.
+    duration_tail : None, "geometric", float, array-like (C,) or GeometricTail, default=None
+        Let segments be longer than K: every further position adds a log-rate to the score of
+        duration K. "geometric" learns it for each label, from the slope of the last two duration
+        scores on; of the "geometric" distribution it is the rate itself, and nothing is added.
+        Numbers are fixed rates; -inf leaves a label with K.
 
     Attributes
     ----------
     transition : Parameter of shape (C, C)
         ``transition[c_src, c_dst]``, before constraints.
     duration_distribution : DurationDistribution
+    tail : GeometricTail or None
     projection : nn.Linear or None
     boundary_projection : nn.Linear or None
         To 2C channels: start scores, then end scores.
@@ -145,6 +156,7 @@ class SemiMarkovCRFHead(nn.Module):
         initial_scores: bool = False,
         final_scores: bool = False,
         boundary_scores: bool = False,
+        duration_tail: str | float | Sequence[float] | Tensor | GeometricTail | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = check_positive_int("num_classes", num_classes)
@@ -171,6 +183,8 @@ class SemiMarkovCRFHead(nn.Module):
             num_classes,
             **({"init_scale": init_scale} if is_learned else {}),
         )
+        self.tail = create_duration_tail(duration_tail, self.duration_distribution)
+        self._ties_tail = duration_tail is not None and self.tail is None
         self.projection = nn.Linear(hidden_dim, num_classes) if hidden_dim else None
         self.boundary_projection = (
             nn.Linear(hidden_dim, 2 * num_classes) if boundary_scores else None
@@ -197,6 +211,13 @@ class SemiMarkovCRFHead(nn.Module):
                 f"got {tuple(bias.shape)}."
             )
         return forbid(bias, self.allowed_durations)
+
+    @property
+    def duration_tail(self) -> Tensor | None:
+        """Log-rate of the durations beyond K, Tensor of shape (C,), or None."""
+        if self._ties_tail:
+            return self.duration_distribution.tail_log_rate()
+        return None if self.tail is None else self.tail()
 
     @property
     def constrained_transition(self) -> Tensor:
@@ -297,6 +318,7 @@ class SemiMarkovCRFHead(nn.Module):
             end_scores=end_scores,
             initial_scores=_cast(self.initial_scores, scores.dtype),
             final_scores=_cast(self.final_scores, scores.dtype),
+            duration_tail=_cast(self.duration_tail, scores.dtype),
         )
 
     def _centered(self, problem: Potentials) -> tuple[Potentials, Tensor]:
@@ -371,9 +393,9 @@ class SemiMarkovCRFHead(nn.Module):
         dict
             "partition", float64 Tensor of shape (B,): log Z, -inf where nothing is feasible.
             "cum_scores", float64 Tensor of shape (B, T+1, C): cumulative sums of the scores, which
-            with ``constrained_transition`` and ``duration_bias`` give that partition in
-            `flash_semicrf.streaming.semi_crf_streaming_forward`. A score of -inf has no difference
-            there.
+            with ``constrained_transition``, ``duration_bias`` and the optional parameters give that
+            partition in `flash_semicrf.streaming.semi_crf_streaming_forward`. A score of -inf has
+            no difference there.
         """
         with _full_precision(hidden_states):
             prepared = self._prepare(hidden_states, lengths, use_triton, backend)
@@ -456,7 +478,8 @@ class SemiMarkovCRFHead(nn.Module):
         if is_table:
             check_table(labels, problem)
             return labels
-        return labels_to_table(labels, problem.lengths, self.max_duration, self.long_segments)
+        limits = (self.max_duration, self.long_segments, problem.unlimited)
+        return labels_to_table(labels, problem.lengths, *limits)
 
     def decode(
         self,
@@ -555,7 +578,8 @@ class SemiMarkovCRFHead(nn.Module):
             f"num_classes={self.num_classes}, max_duration={self.max_duration}, "
             f"hidden_dim={self.hidden_dim}, centering={self.centering!r}, "
             f"initial_scores={self.initial_scores is not None}, "
-            f"final_scores={self.final_scores is not None}"
+            f"final_scores={self.final_scores is not None}, "
+            f"duration_tail={self.duration_tail is not None}"
         )
 
 

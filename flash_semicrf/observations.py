@@ -110,6 +110,7 @@ class Constraints:
         max_duration: int,
         long_segments: str = "split",
         ignore_index: int = -100,
+        unlimited: Tensor | None = None,
     ) -> Constraints:
         """Read partly known labels as everywhere else: runs of equal labels are segments.
 
@@ -127,6 +128,9 @@ class Constraints:
             A run of known labels longer than K is no segment: nothing is said of boundaries inside
             it (with one warning that counts such runs), or it is refused.
         ignore_index : int, default=-100
+        unlimited : bool Tensor of shape (C,), optional
+            Labels whose segments may be longer than K, as for
+            `flash_semicrf.segments.labels_to_table`.
 
         Returns
         -------
@@ -148,8 +152,10 @@ class Constraints:
         runs = labels_to_table(labels, lengths)
         runs = _rows(runs, runs.label != ignore_index)
         if long_segments == "error":
-            limit_durations(runs, max_duration, "error")
+            limit_durations(runs, max_duration, "error", unlimited)
         short = runs.stop - runs.start <= max_duration
+        if unlimited is not None:
+            short |= unlimited[runs.label]
         if not bool(short.all()):
             warnings.warn(
                 f"{int((~short).sum())} runs of equal known labels are longer than "

@@ -81,7 +81,7 @@ def partial_score(
     inside = torch.arange(p.num_positions, device=p.device) < p.lengths[:, None]
     partial = ((labels == ignore_index) & inside).any(1)
     lengths = p.lengths.masked_fill(partial, 0)  # of the sequences that have a gold segmentation
-    table = labels_to_table(labels, lengths, p.max_duration, long_segments)
+    table = labels_to_table(labels, lengths, p.max_duration, long_segments, p.unlimited)
     gold = score_segments(p, table)
     check_gold(gold, p, table)
     if not bool(partial.any()):
@@ -89,7 +89,7 @@ def partial_score(
     # Of the others one position is enough: what it adds up to is not used.
     rest = p.replace(lengths=p.lengths.masked_fill(~partial, 1))
     known = Constraints.from_labels(
-        labels, rest.lengths, p.max_duration, long_segments, ignore_index
+        labels, rest.lengths, p.max_duration, long_segments, ignore_index, p.unlimited
     )
     score = torch.where(partial, log_partition(rest, backend, constraints=known), gold)
     _check_agreeing(score)

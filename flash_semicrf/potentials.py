@@ -6,11 +6,13 @@ has the score
     sum over segments of  sum_{s <= i < t} scores[i, c] + duration_bias[t-s-1, c]
                           + transition[c', c] (+ start_scores[s, c] + end_scores[t-1, c])
 
-with durations ``t - s`` in 1..K. A transition of shape (K, C, C) is indexed by the duration of the
-segment arrived in: ``transition[t-s-1, c', c]``. The first segment has no source label: its
-transition term is the semiring sum over c' of ``transition[..., c', c]``, or ``initial_scores[c]``
-where given. ``final_scores[c]`` is added for the last segment. Minus infinity, and anything <=
-`NEG_INF`, forbids. ``docs/conventions.md`` explains the same for users.
+with durations ``t - s`` in 1..K. With ``duration_tail`` there is no longest duration: k > K scores
+``duration_bias[K-1, c] + (k - K) * duration_tail[c]``. A transition of shape (K, C, C) is indexed
+by the duration of the segment arrived in: ``transition[t-s-1, c', c]``, the last row for longer
+ones. The first segment has no source label: its transition term is the semiring sum over c' of
+``transition[..., c', c]``, or ``initial_scores[c]`` where given. ``final_scores[c]`` is added for
+the last segment. Minus infinity, and anything <= `NEG_INF`, forbids. ``docs/conventions.md``
+explains the same for users.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ __all__ = [
     "NEG_INF",
     "Potentials",
     "accumulator_dtype",
+    "bias_rows",
     "center_scores",
     "content_rows",
     "initial_term",
     "score_rows",
     "score_segments",
+    "table_rows",
 ]
 
 NEG_INF = -1e38
@@ -55,6 +59,9 @@ class Potentials:
     initial_scores, final_scores : Tensor of shape (C,), optional
         Added for the label of the first segment (in place of its transition term) and of the last.
         With (K, C, C) transitions `initial_scores` may be (K, C), by the first one's duration.
+    duration_tail : Tensor of shape (C,), optional
+        Log-rate of the durations beyond K: each further position adds ``duration_tail[c]`` to the
+        score of duration K. -inf for a label whose segments last at most K.
 
     Notes
     -----
@@ -70,6 +77,7 @@ class Potentials:
     end_scores: Tensor | None = None
     initial_scores: Tensor | None = None
     final_scores: Tensor | None = None
+    duration_tail: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
@@ -88,8 +96,13 @@ class Potentials:
 
     @property
     def max_duration(self) -> int:
-        """Longest duration K."""
+        """Longest duration K that has a score of its own."""
         return self.duration_bias.shape[0]
+
+    @property
+    def unlimited(self) -> Tensor | None:
+        """Labels whose segments may last longer than K, bool Tensor (C,); None without a tail."""
+        return None if self.duration_tail is None else self.duration_tail.detach() > NEG_INF
 
     @property
     def device(self) -> torch.device:
@@ -212,7 +225,7 @@ def content_rows(potentials: Potentials, table: SegmentTable) -> Tensor:
     wide = accumulator_dtype(p.device)
     content = p.scores[owner, position, label[row]].to(wide)
     total = torch.zeros(len(start), dtype=wide, device=p.device).index_add(0, row, content)
-    total = total + p.duration_bias[stop - start - 1, label]
+    total = total + bias_rows(p, stop - start, label)
     if p.start_scores is not None:
         total = total + p.start_scores[sequence, start, label]
     if p.end_scores is not None:
@@ -220,10 +233,25 @@ def content_rows(potentials: Potentials, table: SegmentTable) -> Tensor:
     return total
 
 
+def table_rows(potentials: Potentials, duration: Tensor) -> Tensor:
+    """Row of tables by duration that serves each duration: ``min(duration, K) - 1``."""
+    return duration.clamp(max=potentials.max_duration) - 1
+
+
+def bias_rows(potentials: Potentials, duration: Tensor, label: Tensor) -> Tensor:
+    """Score of each duration (N,) of a label (N,), the tail included, (N,)."""
+    p = potentials
+    if p.duration_tail is None:
+        return p.duration_bias[duration - 1, label]
+    beyond = duration - p.max_duration
+    tail = torch.where(beyond > 0, beyond.clamp(min=1) * p.duration_tail[label], 0.0)
+    return p.duration_bias[table_rows(p, duration), label] + tail
+
+
 def _transition_rows(p: Potentials, table: SegmentTable, semiring: str) -> Tensor:
     """Transition term of each row; the first row of a sequence gets the initial term."""
     sequence, start, stop, label = table
-    k = stop - start - 1
+    k = table_rows(p, stop - start)
     source = torch.roll(label, 1)
     by_duration = p.transition.dim() == 3
     between = p.transition[k, source, label] if by_duration else p.transition[source, label]

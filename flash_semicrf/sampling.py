@@ -18,6 +18,7 @@ from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import Segment, SegmentTable, table_to_segments
 from flash_semicrf.streaming.dispatch import BACKENDS, choose
 from flash_semicrf.streaming.interface import check_feasible
+from flash_semicrf.streaming.tail_backend import with_tail
 from flash_semicrf.validation import check_positive_int, check_potentials
 
 __all__ = ["sample", "sample_table"]
@@ -43,8 +44,8 @@ def sample(
         generator gives one in the same way.
     backend : str
         As for `flash_semicrf.streaming.log_partition`. All draw the same samples, but where
-        rounding decides. Where a backend has no sampler, as for tensors on a GPU so far, the
-        problem is copied and drawn from on the CPU.
+        rounding decides. Where a backend has no sampler, the problem is copied and drawn from on
+        the CPU.
 
     Returns
     -------
@@ -96,7 +97,8 @@ def sample_table(
         if hasattr(chosen, "sample"):
             table = chosen.sample(p, num_samples, seed)
         else:
-            table = BACKENDS["numba"].sample(p.to("cpu"), num_samples, seed).to(p.device)
+            on_cpu = with_tail(BACKENDS["numba"], p)
+            table = on_cpu.sample(p.to("cpu"), num_samples, seed).to(p.device)
     _check_feasible(table, p.batch_size)
     return table
 

@@ -106,6 +106,7 @@ def labels_to_table(
     lengths: Tensor,
     max_duration: int | None = None,
     long_segments: str = "split",
+    unlimited: Tensor | None = None,
 ) -> SegmentTable:
     """Turn labels per position into segments: maximal runs of equal labels.
 
@@ -119,6 +120,8 @@ def labels_to_table(
     long_segments : {"split", "error"}
         A run longer than `max_duration` is cut into near-equal pieces of at most `max_duration`
         (with one warning that counts the runs), or refused.
+    unlimited : bool Tensor of shape (C,), optional
+        Labels whose runs may have any duration: those with a `duration_tail`.
 
     Returns
     -------
@@ -148,11 +151,16 @@ def labels_to_table(
     last[:-1] = sequence[1:] != sequence[:-1]
     stop = torch.where(last, lengths.to(start)[sequence], stop)
     table = SegmentTable(sequence, start, stop, labels[sequence, start].long())
-    return table if max_duration is None else limit_durations(table, max_duration, long_segments)
+    if max_duration is None:
+        return table
+    return limit_durations(table, max_duration, long_segments, unlimited)
 
 
 def limit_durations(
-    table: SegmentTable, max_duration: int, long_segments: str = "split"
+    table: SegmentTable,
+    max_duration: int,
+    long_segments: str = "split",
+    unlimited: Tensor | None = None,
 ) -> SegmentTable:
     """Split or refuse the segments of a table that are longer than `max_duration`.
 
@@ -162,6 +170,7 @@ def limit_durations(
     max_duration : int
         In positions.
     long_segments : {"split", "error"}
+    unlimited : bool Tensor of shape (C,), optional
         As for `labels_to_table`.
 
     Returns
@@ -175,6 +184,8 @@ def limit_durations(
     """
     duration = table.stop - table.start
     too_long = duration > max_duration
+    if unlimited is not None:
+        too_long &= ~unlimited.to(table.label.device)[table.label]
     if not bool(too_long.any()):
         return table
     if long_segments == "error":
@@ -191,7 +202,7 @@ def limit_durations(
         UserWarning,
         stacklevel=3,
     )
-    pieces = (duration + max_duration - 1) // max_duration
+    pieces = torch.where(too_long, (duration + max_duration - 1) // max_duration, 1)
     source = _repeated_index(pieces)
     first = torch.cumsum(pieces, 0) - pieces
     piece = torch.arange(len(source), device=source.device) - first[source]

@@ -60,7 +60,8 @@ def enumerate_scores(
     """
     p = potentials
     length = int(p.lengths[index])
-    segmentations = list(enumerate_segmentations(length, p.max_duration, p.num_labels))
+    longest = p.max_duration if p.duration_tail is None else max(p.max_duration, length)
+    segmentations = list(enumerate_segmentations(length, longest, p.num_labels))
     count = len(segmentations)
     copies = {}
     for name in ("scores", "start_scores", "end_scores"):
@@ -83,6 +84,7 @@ def random_problem(
     by_duration: bool = False,
     boundary: bool = False,
     ends: bool = False,
+    tail: bool = False,
     ragged: bool = True,
     forbid: float = 0.0,
     scale: float = 1.0,
@@ -101,6 +103,8 @@ def random_problem(
         Transition of shape (K, C, C).
     boundary, ends : bool
         With start and end scores; with initial and final scores.
+    tail : bool
+        With durations beyond K.
     ragged : bool
         Lengths from 1 to T (at least one sequence has length T), else all T.
     forbid : float
@@ -139,6 +143,7 @@ def random_problem(
         end_scores=draw(b, t, c) if boundary else None,
         initial_scores=draw(c) if ends else None,
         final_scores=draw(c) if ends else None,
+        duration_tail=draw(c) if tail else None,
     )
 
 

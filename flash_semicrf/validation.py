@@ -37,6 +37,9 @@ On a GPU each look at a value waits for the device, so a backend may offer one l
 """
 
 
+_DURATIONS = "must have durations in [1, K={}]"
+
+
 def check_positive_int(name: str, value: object) -> int:
     """Return `value` as an int >= 1, or raise."""
     is_integer = hasattr(value, "__index__") and not isinstance(value, (bool, Tensor))
@@ -135,7 +138,8 @@ def check_potentials(potentials: Potentials) -> Potentials:
             )
     _check_form_of_lengths(p.lengths, p.batch_size)
     allowed = DEVICE_CHECKS.get(p.device.type)
-    if allowed is not None and p.lengths.device == p.device and allowed(p):
+    fast = allowed is not None and p.lengths.device == p.device and p.duration_tail is None
+    if fast and allowed(p):
         narrow = {n: v.float() for n, v in p.parameters().items() if v.itemsize < 4}
         return p.replace(lengths=p.lengths.long(), **narrow)
     lengths = check_lengths(p.lengths, p.batch_size, p.num_positions).to(p.device)
@@ -179,6 +183,7 @@ def _check_shapes(p: Potentials) -> None:
         "end_scores": tuple(p.scores.shape),
         "initial_scores": bias if by_duration else (num_labels,),
         "final_scores": (num_labels,),
+        "duration_tail": (num_labels,),
     }
     for name, shape in expected.items():
         value = getattr(p, name)
@@ -229,13 +234,20 @@ def check_rows(table: SegmentTable, potentials: Potentials) -> None:
     duration = stop - start
     problems = {
         f"must have sequences in [0, B-1={p.batch_size - 1}]": ~known,
-        f"must have durations in [1, K={p.max_duration}]": (duration < 1)
-        | (duration > p.max_duration),
+        _DURATIONS.format(p.max_duration): _wrong_durations(p, duration, label),
         f"must have labels in [0, C-1={p.num_labels - 1}]": (label < 0) | (label >= p.num_labels),
         "must lie inside their sequence": (start < 0)
         | (stop > p.lengths[torch.where(known, sequence, 0)]),
     }
     refuse(problems, table)
+
+
+def _wrong_durations(p: Potentials, duration: Tensor, label: Tensor) -> Tensor:
+    """Rows whose duration the model has no score for."""
+    too_long = duration > p.max_duration
+    if p.unlimited is not None:
+        too_long &= ~p.unlimited[label.clamp(0, p.num_labels - 1)]
+    return (duration < 1) | too_long
 
 
 def check_table(table: SegmentTable, potentials: Potentials) -> None:
@@ -254,8 +266,7 @@ def check_table(table: SegmentTable, potentials: Potentials) -> None:
     expected_start = torch.where(first, 0, torch.roll(stop, 1))
     is_last = torch.roll(first, -1)
     problems = {
-        f"must have durations in [1, K={p.max_duration}]": (duration < 1)
-        | (duration > p.max_duration),
+        _DURATIONS.format(p.max_duration): _wrong_durations(p, duration, label),
         f"must have labels in [0, C-1={p.num_labels - 1}]": (label < 0) | (label >= p.num_labels),
         "must tile each sequence without gap or overlap": (start != expected_start)
         | (is_last & (stop != p.lengths[sequence])),

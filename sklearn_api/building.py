@@ -15,6 +15,7 @@ from flash_semicrf.constraints import allowed_transitions
 from flash_semicrf.duration import (
     DURATION_DISTRIBUTIONS,
     DurationDistribution,
+    GeometricTail,
     create_duration_distribution,
 )
 from flash_semicrf.nn import SemiMarkovCRFHead
@@ -71,7 +72,7 @@ def build_module(
     estimator : SemiCRFSegmenter
         With ``classes_`` and ``n_features_in_`` set.
     sequences, table : training data
-        `table` holds no segment longer than `max_duration`.
+        `table` holds no segment longer than `max_duration`, unless there is a duration tail.
     max_duration : int
     rng : PrivateRNG
 
@@ -103,6 +104,7 @@ def build_module(
             initial_scores=True,
             final_scores=True,
             boundary_scores=estimator.boundary_scores,
+            duration_tail=_tail(estimator, table, max_duration),
         )
     forbid_longer(head, estimator._single_classes)
     return SegmentationModule(module, head, standardize).to(getattr(torch, estimator.dtype))
@@ -119,9 +121,29 @@ def _durations(estimator: Any, table: SegmentTable, max_duration: int) -> Durati
     num_classes = len(estimator.classes_)
     if isinstance(distribution, str) and estimator.duration_init == "empirical":
         return DURATION_DISTRIBUTIONS[distribution].from_segments(
-            table.stop - table.start, table.label, max_duration, num_classes
+            (table.stop - table.start).clamp(max=max_duration),
+            table.label,
+            max_duration,
+            num_classes,
         )
     return create_duration_distribution(copy.deepcopy(distribution), max_duration, num_classes)
+
+
+def _tail(
+    estimator: Any, table: SegmentTable, max_duration: int
+) -> str | float | GeometricTail | None:
+    """What the head takes as `duration_tail`, fitted to the training segments where that is asked.
+
+    The geometric distribution has its own rate.
+    """
+    tail, distribution = estimator.duration_tail, estimator.duration_distribution
+    empirical = isinstance(distribution, str) and estimator.duration_init == "empirical"
+    if tail != "geometric" or not empirical or distribution == "geometric":
+        return tail
+    durations = table.stop - table.start
+    return GeometricTail.from_segments(
+        durations, table.label, max_duration, len(estimator.classes_)
+    )
 
 
 def _min_duration(estimator: Any) -> int | dict[int, int]:
@@ -166,7 +188,7 @@ def check_allowed(module: SegmentationModule, table: SegmentTable, classes: np.n
     head = module.head
     forbidden = torch.zeros(len(table.start), dtype=torch.bool)
     if head.allowed_durations is not None:
-        duration = table.stop - table.start
+        duration = (table.stop - table.start).clamp(max=head.max_duration)
         forbidden |= ~head.allowed_durations.cpu()[duration - 1, table.label]
     if head.allowed_transitions is not None:
         same = table.sequence[1:] == table.sequence[:-1]

@@ -1,7 +1,7 @@
 """What a fitted segmenter says about new sequences.
 
 Sequences are run in batches of similar length, bounded by their padded number of positions, so that
-memory does not grow with the number of sequences.
+memory does not grow with the number of sequences. Longer sequences are encoded by windows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from torch import Tensor
 from flash_semicrf.constraints import forbid
 from flash_semicrf.marginals import SegmentMarginals
 from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.potentials import Potentials, center_scores, score_rows, score_segments
+from flash_semicrf.potentials import (
+    NEG_INF,
+    Potentials,
+    center_scores,
+    score_rows,
+    score_segments,
+)
 from flash_semicrf.segments import (
     Segment,
     SegmentTable,
@@ -31,10 +37,10 @@ from flash_semicrf.streaming import log_partition, segment_marginals, viterbi_ta
 from sklearn_api.sequences import Sequences, check_X, check_y
 from sklearn_api.solvers.scores import sparse_scores
 from sklearn_api.training import pad_values
+from sklearn_api.weights import check_sample_weight
+from sklearn_api.windows import encode_in_windows
 
 __all__ = ["PredictionMixin", "batches_by_positions"]
-
-_POSITIONS_PER_BATCH = 1 << 16
 
 
 def batches_by_positions(lengths: np.ndarray, limit: int) -> Iterator[np.ndarray]:
@@ -160,7 +166,7 @@ class PredictionMixin:
             result[batch] = value.cpu().numpy()
         return float(result[0]) if sequences.layout.kind == "single" else result
 
-    def score(self, X: Any, y: Any, groups: Any = None) -> float:
+    def score(self, X: Any, y: Any, groups: Any = None, sample_weight: Any = None) -> float:
         """Fraction of all positions whose label, or BIO tag, is predicted right.
 
         Parameters
@@ -168,6 +174,8 @@ class PredictionMixin:
         X, groups
             As for `predict`.
         y : labels or segments, nested as X
+        sample_weight : array-like, optional
+            As for `fit`; weights of positions count one by one.
 
         Returns
         -------
@@ -176,7 +184,10 @@ class PredictionMixin:
         sequences = self._check_input(X, groups)
         gold = check_y(y, sequences.layout, self.tagging)
         labels = gold.position_labels if self.tagging is None else gold.bio_tags
-        return accuracy_score(labels, np.concatenate(self._position_labels(sequences)))
+        weights = check_sample_weight(sample_weight, sequences.layout)
+        weights = None if weights is None else np.concatenate(weights)
+        found = np.concatenate(self._position_labels(sequences))
+        return accuracy_score(labels, found, sample_weight=weights)
 
     def _check_input(self, X: Any, groups: Any) -> Sequences:
         check_is_fitted(self, "net_")
@@ -187,7 +198,7 @@ class PredictionMixin:
         """Batches: indices of the sequences, and their problem, not centred."""
         device = torch.device(self.net_.device)
         head = self.module_.head
-        for batch in batches_by_positions(sequences.lengths, _POSITIONS_PER_BATCH):
+        for batch in batches_by_positions(sequences.lengths, self.window_length):
             values = [sequences.values[i] for i in batch]
             with torch.no_grad():
                 if sequences.sparse:
@@ -195,8 +206,9 @@ class PredictionMixin:
                     problem = head.potentials_of_scores(scores[0], lengths.to(device), *scores[1:])
                 else:
                     x, lengths = pad_values(values)
-                    hidden = self.module_(x.to(device), lengths.to(device))
-                    problem, _ = head.potentials(hidden, lengths.to(device), centered=False)
+                    lengths = lengths.to(device)
+                    hidden = encode_in_windows(self.module_, x, lengths, self.window_length)
+                    problem, _ = head.potentials(hidden, lengths, centered=False)
             yield batch, problem
 
     def _decode(self, sequences: Sequences) -> list[list[Segment]]:
@@ -257,10 +269,12 @@ def _expected_accuracy(position: Tensor, lengths: Tensor, head: SemiMarkovCRFHea
     """Problem whose best segmentation has the most expected correct positions of those allowed."""
     num_labels = head.num_classes
     free = position.new_zeros
+    tail = head.duration_tail
     return Potentials(
         scores=position,
         transition=forbid(free(num_labels, num_labels), head.allowed_transitions),
         duration_bias=forbid(free(head.max_duration, num_labels), head.allowed_durations),
         lengths=lengths,
         initial_scores=free(num_labels),
+        duration_tail=None if tail is None else forbid(free(num_labels), tail > NEG_INF),
     )

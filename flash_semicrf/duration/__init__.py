@@ -11,15 +11,18 @@ from .parametric import (
     PoissonDuration,
     UniformDuration,
 )
+from .tail import GeometricTail, create_duration_tail
 
 __all__ = [
     "DURATION_DISTRIBUTIONS",
     "CallableDuration",
     "DurationDistribution",
     "GeometricDuration",
+    "GeometricTail",
     "LearnedDuration",
     "NegativeBinomialDuration",
     "PoissonDuration",
     "UniformDuration",
     "create_duration_distribution",
+    "create_duration_tail",
 ]

@@ -51,6 +51,10 @@ class DurationDistribution(nn.Module):
         """Return the scores of the durations, a Tensor of shape (K, C)."""
         raise NotImplementedError(f"{type(self).__name__} must implement forward().")
 
+    def tail_log_rate(self) -> Tensor | None:
+        """Log-rate (C,) at which the scores go on beyond K, for a distribution that knows it."""
+        return None
+
     @classmethod
     def from_segments(
         cls,

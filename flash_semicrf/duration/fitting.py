@@ -12,6 +12,30 @@ import torch
 from flash_semicrf.validation import check_positive_int
 
 
+def tail_counts(
+    durations, labels, max_duration: int, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Segments of K positions or more, and their positions beyond the K-th, of each label.
+
+    Parameters
+    ----------
+    durations, labels : integer array-like of shape (N,)
+        Duration, >= 1, and label of every segment.
+    max_duration, num_classes : int
+        K and C.
+
+    Returns
+    -------
+    segments, beyond : ndarray of shape (C,)
+    """
+    durations, labels = _integers(durations, "durations"), _integers(labels, "labels")
+    _check_range(labels, "labels", 0, num_classes - 1, f"[0, C-1={num_classes - 1}]")
+    long = durations >= max_duration
+    segments = np.bincount(labels[long], minlength=num_classes)
+    beyond = np.bincount(labels[long], durations[long] - max_duration, minlength=num_classes)
+    return segments, beyond
+
+
 def duration_counts(durations, labels, max_duration: int, num_classes: int) -> np.ndarray:
     """Count observed durations for each label.
 

@@ -57,6 +57,10 @@ class GeometricDuration(NormalizedDuration):
         failures = torch.arange(self.max_duration, device=logit.device, dtype=logit.dtype)
         return failures[:, None] * F.logsigmoid(-logit)
 
+    def tail_log_rate(self) -> Tensor:
+        """log(1-p), Tensor of shape (C,): with it durations are geometric without end."""
+        return F.logsigmoid(-self.logit)
+
     @classmethod
     def from_segments(cls, durations, labels, max_duration, num_classes, **kwargs):
         """Start from the maximum-likelihood p of each label, truncation at K included."""

@@ -17,6 +17,7 @@ from flash_semicrf.semimarkov import SemiMarkov
 from flash_semicrf.semirings import LogSemiring, MaxSemiring
 from flash_semicrf.semirings.checkpoint import CheckpointShardSemiring
 from flash_semicrf.streaming.interface import check_feasible
+from flash_semicrf.tail import fold_durations
 from flash_semicrf.validation import check_potentials
 
 __all__ = ["EDGE_BACKENDS", "log_partition", "segment_marginals", "viterbi_table"]
@@ -83,8 +84,10 @@ def segment_marginals(potentials: Potentials, backend: str, threshold: float) ->
         *marginals, counts = torch.autograd.grad(feasible, wanted)
     duration = counts[:, :, 1:].sum((1, -1))
     transition = counts[:, 1:, 1:].sum(1).transpose(-1, -2)  # the first segment follows nothing
+    tail, duration = fold_durations(duration, p.max_duration)
+    _, transition = fold_durations(transition, p.max_duration)
     transition = transition if p.transition.dim() == 3 else transition.sum(1)
-    return SegmentMarginals(*marginals, transition, duration)
+    return SegmentMarginals(*marginals, transition, duration, tail)
 
 
 def viterbi_table(

@@ -23,6 +23,7 @@ NAMES = (
     "end_scores",
     "initial_scores",
     "final_scores",
+    "duration_tail",
 )
 _REASON = (
     'log_partition() is differentiable once by this backend; pass backend="reference" for second '
@@ -65,20 +66,21 @@ class SemiCRFStreaming(torch.autograd.Function):
     """Log Z of a batch by a streaming backend, with its gradient.
 
     Call it as ``SemiCRFStreaming.apply(backend, lengths, scores, transition, duration_bias,
-    start_scores, end_scores, initial_scores, final_scores)``, `backend` being a name or a
-    `Backend`, with the parameters of `flash_semicrf.Potentials`, the optional ones None; most
-    users want `flash_semicrf.streaming.log_partition`. Returns log Z of shape (B,) in float64.
-    Without anything that requires a gradient only O(KC) memory per sequence is used.
-    Differentiable once: a second derivative raises.
+    start_scores, end_scores, initial_scores, final_scores, duration_tail)``, `backend` being a name
+    or a `Backend`, with the parameters of `flash_semicrf.Potentials`, the optional ones None, or
+    left out at the end; most users want `flash_semicrf.streaming.log_partition`. Returns log Z of
+    shape (B,) in float64. Without anything that requires a gradient only O(KC) memory per sequence
+    is used. Differentiable once: a second derivative raises.
     """
 
     @staticmethod
     def forward(ctx, backend: str | Backend, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
         """Compute log Z, and the gradients that will be asked for."""
-        given = dict(zip(NAMES, parameters, strict=True))
+        given = dict(zip(NAMES, parameters, strict=False))
         potentials = Potentials(lengths=lengths, **given)
         chosen = choose(backend, potentials) if isinstance(backend, str) else backend
-        needs = dict(zip(NAMES, ctx.needs_input_grad[2:], strict=True))
+        needs = dict(zip(given, ctx.needs_input_grad[2:], strict=True))
+        ctx.given = list(given)
         wanted = {name for name, needed in needs.items() if needed}
         if not wanted:
             return chosen.log_partition(potentials)
@@ -98,4 +100,4 @@ class SemiCRFStreaming(torch.autograd.Function):
             found[name] = scaled.to(ctx.dtypes[name])
             if torch.is_grad_enabled():  # create_graph=True
                 found[name] = Once.apply(found[name], log_z, _REASON)
-        return (None, None, *(found.get(name) for name in NAMES))
+        return (None, None, *(found.get(name) for name in ctx.given))

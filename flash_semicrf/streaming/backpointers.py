@@ -11,6 +11,7 @@ from torch import Tensor
 from flash_semicrf.potentials import NEG_INF, Potentials, initial_term
 from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.streaming.interface import potentials_of_cumulative
+from flash_semicrf.tail import unrolled
 
 __all__ = ["semi_crf_streaming_viterbi_with_backpointers"]
 
@@ -27,7 +28,8 @@ def semi_crf_streaming_viterbi_with_backpointers(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Best scores and, for every position and label, the last segment that reaches them best.
 
-    Cost is T(KC + C²) beyond that of the messages, in tensor operations; memory O(TC).
+    Cost is T(KC + C²) beyond that of the messages, in tensor operations; memory O(TC). With a
+    duration tail, K is T.
 
     Parameters
     ----------
@@ -60,13 +62,16 @@ def semi_crf_streaming_viterbi_with_backpointers(
     p = potentials_of_cumulative(cum_scores, transition, duration_bias, lengths, K, **options)
     with torch.no_grad():
         alpha = choose(backend, p).max_messages(p)
+        p = unrolled(p)
         bp_k, bp_c = _back_pointers(p, alpha)
         rows = torch.arange(p.batch_size, device=p.device)
         final = alpha[rows, p.lengths]
         if p.final_scores is not None:
             final = final + p.final_scores
         best = final.amax(-1)
-        candidate = torch.where(final == best[:, None], bp_k[rows, p.lengths - 1], K + 1)
+        candidate = torch.where(
+            final == best[:, None], bp_k[rows, p.lengths - 1], p.max_duration + 1
+        )
         feasible = best > NEG_INF
         labels = torch.where(feasible, candidate.argmin(-1), -1)
     return best.to(cum_scores.dtype), bp_k, bp_c, labels

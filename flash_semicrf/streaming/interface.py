@@ -15,7 +15,7 @@ from flash_semicrf.observations import Constraints, constrain, fold_table
 from flash_semicrf.potentials import Potentials, score_rows, score_segments
 from flash_semicrf.segments import SegmentTable, ViterbiResult, table_to_segments
 from flash_semicrf.streaming import reference
-from flash_semicrf.streaming.autograd import SemiCRFStreaming
+from flash_semicrf.streaming.autograd import NAMES, SemiCRFStreaming
 from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.validation import check_choice, check_positive_int, check_potentials
 
@@ -69,11 +69,7 @@ def _log_partition(p: Potentials, backend: str) -> Tensor:
     chosen = choose(backend, p)
     if chosen.name == "reference":
         return reference.log_partition(p)  # autograd differentiates it, as often as one likes
-    parameters = p.parameters()
-    optional = ("start_scores", "end_scores", "initial_scores", "final_scores")
-    return SemiCRFStreaming.apply(
-        chosen, p.lengths, p.scores, p.transition, p.duration_bias, *map(parameters.get, optional)
-    )
+    return SemiCRFStreaming.apply(chosen, p.lengths, *map(p.parameters().get, NAMES))
 
 
 def viterbi(
@@ -198,6 +194,7 @@ def semi_crf_streaming_forward(
     end_scores: Tensor | None = None,
     initial_scores: Tensor | None = None,
     final_scores: Tensor | None = None,
+    duration_tail: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Log partition function, or best score, from cumulative scores.
@@ -218,7 +215,7 @@ def semi_crf_streaming_forward(
         False runs the plain PyTorch loop in place of Triton kernels, for tensors on a GPU.
     num_warps : int
         Accepted for compatibility; kernels choose their own launch parameters.
-    start_scores, end_scores, initial_scores, final_scores, backend
+    start_scores, end_scores, initial_scores, final_scores, duration_tail, backend
         As in `Potentials` and `log_partition`.
 
     Returns
@@ -245,7 +242,7 @@ def semi_crf_streaming_forward(
     p = potentials_of_cumulative(
         cum_scores, transition, duration_bias, lengths, K,
         start_scores=start_scores, end_scores=end_scores,
-        initial_scores=initial_scores, final_scores=final_scores,
+        initial_scores=initial_scores, final_scores=final_scores, duration_tail=duration_tail,
     )  # fmt: skip
     backend = resolve_use_triton(backend, use_triton, p)
     if semiring == "max":

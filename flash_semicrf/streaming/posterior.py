@@ -24,6 +24,7 @@ from flash_semicrf.potentials import (
     center_scores,
     content_rows,
     initial_term,
+    table_rows,
 )
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.dispatch import choose
@@ -93,6 +94,7 @@ def segment_marginals(
         apart = False
         if counts:
             names += ["transition", "duration_bias"]
+            names += ["duration_tail"] if p.duration_tail is not None else []
             apart = given.transition.dim() == 3 and not hasattr(chosen, "tangents")
             apart = apart and given.initial_scores is None
             given = _first_apart(given) if apart else explicit_start(given)
@@ -100,6 +102,8 @@ def segment_marginals(
     if apart:
         found["transition"][..., : given.num_labels // 2] = 0.0
     marginals = SegmentMarginals(*map(found.get, names))
+    if counts and p.duration_tail is None:
+        marginals = marginals._replace(tail=torch.zeros_like(marginals.duration[:, 0]))
     same = given.num_labels == p.num_labels
     return marginals if same else fold_marginals(marginals, p.num_labels)
 
@@ -173,7 +177,7 @@ def segment_probabilities(
 def _arrivals(p: Potentials, alpha: Tensor, table: SegmentTable) -> Tensor:
     """gamma_s(c) of each row, by its duration where the transitions are: (N,)."""
     sequence, start, stop, label = table
-    by_duration = (stop - start - 1,) if p.transition.dim() == 3 else ()
+    by_duration = (table_rows(p, stop - start),) if p.transition.dim() == 3 else ()
     arriving = p.transition.movedim(-1, -2)[(*by_duration, label)]  # (N, C_src)
     between = torch.logsumexp(alpha[sequence, start] + arriving, -1)
     initial = explicit_start(p).initial_scores

@@ -4,6 +4,10 @@
                  + end_{t-1}(c)
     gamma_s(k, c) = LSE_{c'} [ alpha_s(c') + A_k[c', c] ],   gamma_0 = the initial term
 
+With a duration tail one more term of the first sum stands for all durations above K,
+
+    G_t(c) = scores[t-1, c] + duration_tail[c] + LSE [ G_{t-1}(c), the term of duration K at t-1 ]
+
 in float64 (float32 on devices without it), differentiable by autograd, for the log and the max
 semiring. Cost T(KC + C²) with static transitions, T·K·C² by duration; under autograd it
 keeps O(T·K·C). It also is what runs on devices that have no kernels.
@@ -63,7 +67,11 @@ def _final(p: Potentials, alpha: list[Tensor]) -> Tensor:
 
 
 def _messages(p: Potentials, semiring: str) -> tuple[list[Tensor], list[Tensor]]:
-    """alpha_0..alpha_T, each (B, C), and the window terms of each t >= 1, each (B, k, C)."""
+    """alpha_0..alpha_T, each (B, C), and the window terms of each t >= 1, each (B, k, C).
+
+    The terms are without end scores. With a duration tail, those of t > K have a row k = K + 1 for
+    all longer durations.
+    """
     sums = _sums(p)
     first = initial_term(p.transition, semiring) if p.initial_scores is None else p.initial_scores
     k_shape = (p.batch_size, p.max_duration, p.num_labels)
@@ -78,9 +86,13 @@ def _messages(p: Potentials, semiring: str) -> tuple[list[Tensor], list[Tensor]]
         window = source + _content(sums, span, [t]) + p.duration_bias[:longest]
         if p.start_scores is not None:
             window = window + p.start_scores[:, span]
+        if p.duration_tail is not None and t > p.max_duration:
+            longer = _sum(windows[-1][:, p.max_duration - 1 :], 1, semiring)
+            longer = longer + (p.scores[:, t - 1] + p.duration_tail)
+            window = torch.cat([window, longer[:, None]], 1)
+        windows.append(window)
         if p.end_scores is not None:
             window = window + p.end_scores[:, t - 1, None]
-        windows.append(window)
         alpha.append(_sum(window, 1, semiring))
         transition = p.transition if p.transition.dim() == 3 else p.transition[None]
         gamma = _sum(alpha[t][:, None, :, None] + transition, 2, semiring)
@@ -109,6 +121,9 @@ def _backward_messages(p: Potentials) -> list[Tensor]:
 
     beta_s(c') = LSE_{k,c} [A_k[c', c] + S_{s+k}(c) - S_s(c) + D_k(c) + start_s(c)
                             + end_{s+k-1}(c) + beta_{s+k}(c)]
+
+    With a duration tail, R_{s+K}(c) takes the place of the last two terms for all durations above
+    K: R_t(c) = scores[t, c] + duration_tail[c] + LSE [end_t(c) + beta_{t+1}(c), R_{t+1}(c)].
     """
     sums = _sums(p)
     transition = p.transition if p.transition.dim() == 3 else p.transition[None]
@@ -116,6 +131,7 @@ def _backward_messages(p: Potentials) -> list[Tensor]:
     final = nothing if p.final_scores is None else p.final_scores
     final = final.expand(p.batch_size, -1)
     beta = [final] * (p.num_positions + 1)
+    rest = [torch.full_like(final, -torch.inf)] * (p.num_positions + 1)
     for s in range(p.num_positions, -1, -1):
         at_end = (s == p.lengths)[:, None]
         longest = min(p.max_duration, p.num_positions - s)
@@ -129,9 +145,20 @@ def _backward_messages(p: Potentials) -> list[Tensor]:
             if p.end_scores is not None:
                 eta = eta + p.end_scores[:, span - 1]
             arriving = transition[:longest, :, :] + eta[:, :, None]  # (B, k, C_src, C_dst)
+            if p.duration_tail is not None and s + p.max_duration < p.num_positions:
+                longer = _content(sums, s, s + p.max_duration) + p.duration_bias[-1]
+                longer = longer + rest[s + p.max_duration]
+                if p.start_scores is not None:
+                    longer = longer + p.start_scores[:, s]
+                longer = transition[-1] + longer[:, None, None]
+                arriving = torch.cat([arriving, longer], 1)
             value = _sum(arriving.transpose(1, 2).flatten(2), -1, "log")
         value = torch.where(s > p.lengths[:, None], -torch.inf, value)
         beta[s] = torch.where(at_end, final, value)
+        if p.duration_tail is not None and s:
+            closed = beta[s] if p.end_scores is None else beta[s] + p.end_scores[:, s - 1]
+            longer = _sum(torch.stack([closed, rest[s]], 1), 1, "log")
+            rest[s - 1] = longer + (p.scores[:, s - 1] + p.duration_tail)
     return beta
 
 
@@ -182,13 +209,26 @@ def _walk(
     rows = []
     while t > 0:
         tied = (value == value.max()).nonzero()[:, 0].tolist()
-        # argmax returns the first of equal entries: the shortest duration.
-        k, label = min((int(windows[t - 1][:, c].argmax()) + 1, c) for c in tied)
+        k, label = min((_duration(p, windows, t, c), c) for c in tied)
         rows.append((b, t - k, t, label))
         t -= k
-        transition = p.transition[k - 1] if p.transition.dim() == 3 else p.transition
+        row = min(k, p.max_duration) - 1
+        transition = p.transition[row] if p.transition.dim() == 3 else p.transition
         value = alpha[t] + transition[:, label]
     return rows[::-1]
+
+
+def _duration(p: Potentials, windows: list[Tensor], t: int, label: int) -> int:
+    """Duration of the best segment that ends at t, the shortest of equals."""
+    # argmax returns the first of equal entries.
+    k = int(windows[t - 1][:, label].argmax()) + 1
+    if k <= p.max_duration:
+        return k
+    terms = windows[t - k + p.max_duration - 1][:, label]
+    while len(terms) > p.max_duration and terms[-1] > terms[-2]:
+        k += 1
+        terms = windows[t - k + p.max_duration - 1][:, label]
+    return k
 
 
 def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
@@ -260,6 +300,10 @@ class ReferenceBackend:
     def why_not(self, potentials: Potentials) -> str | None:
         """Nothing is beyond it."""
         return None
+
+    def takes_tail(self, operation: str, potentials: Potentials) -> bool:
+        """Samples are drawn as by every other backend: from the expanded problem."""
+        return operation != "sample"
 
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""

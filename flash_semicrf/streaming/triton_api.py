@@ -33,7 +33,8 @@ class SemiCRFStreamingTriton(SemiCRFStreaming):
     """`SemiCRFStreaming` on the Triton backend.
 
     Call it as ``SemiCRFStreamingTriton.apply(None, lengths, scores, transition, duration_bias,
-    start_scores, end_scores, initial_scores, final_scores)``, the optional parameters None.
+    start_scores, end_scores, initial_scores, final_scores, duration_tail)``, the optional
+    parameters None, or left out at the end.
     """
 
     @staticmethod

@@ -15,6 +15,7 @@ from sklearn_api.sequences import Sequences
 from sklearn_api.solvers.features import FeatureMatrix, stack_rows
 from sklearn_api.solvers.lbfgs import minimize
 from sklearn_api.solvers.objective import LinearObjective
+from sklearn_api.weights import check_sample_weight
 
 __all__ = ["check_solver", "fit_lbfgs"]
 
@@ -30,15 +31,21 @@ def check_solver(estimator: Any) -> None:
         return
     if not isinstance(e.encoder, str) or e.encoder != "linear":
         raise ValueError(f'solver="lbfgs" needs encoder="linear"; got {e.encoder!r}.')
-    for name in ("early_stopping", "callbacks", "optimizer"):
-        if getattr(e, name):
+    for name in ("early_stopping", "callbacks", "optimizer", "crop_length", "duration_tail"):
+        if getattr(e, name) not in (None, False, [], ()):
             raise ValueError(
                 f"`{name}` needs a solver of mini-batches; got {getattr(e, name)!r} with "
                 'solver="lbfgs".'
             )
 
 
-def fit_lbfgs(estimator: Any, sequences: Sequences, table: SegmentTable, start_anew: bool) -> None:
+def fit_lbfgs(
+    estimator: Any,
+    sequences: Sequences,
+    table: SegmentTable,
+    start_anew: bool,
+    sample_weight: Any = None,
+) -> None:
     """Train the linear model of an estimator to the minimum of its objective.
 
     Parameters
@@ -48,7 +55,10 @@ def fit_lbfgs(estimator: Any, sequences: Sequences, table: SegmentTable, start_a
     sequences, table : training data
     start_anew : bool
         Start from zero weights and transitions, rather than from the module's.
+    sample_weight : array-like, optional
+        As for `SemiCRFSegmenter.fit`.
     """
+    weights = check_sample_weight(sample_weight, sequences.layout)
     order = np.argsort(sequences.lengths, kind="stable")
     features = FeatureMatrix(stack_rows([sequences.values[i] for i in order]))
     module, net = estimator.module_, estimator.net_
@@ -68,6 +78,7 @@ def fit_lbfgs(estimator: Any, sequences: Sequences, table: SegmentTable, start_a
         _reordered(table, order),
         estimator.alpha,
         estimator.l1_ratio,
+        np.ones(len(order)) if weights is None else np.array([w.mean() for w in weights])[order],
         estimator.dtype,
     )
 

@@ -34,8 +34,9 @@ _CURVATURE = 0.005
 
 
 class _Group(NamedTuple):
-    """Sequences of similar length, in rows ``[begin, stop)``."""
+    """Sequences of similar length from the one numbered `first`, in rows ``[begin, stop)``."""
 
+    first: int
     begin: int
     stop: int
     lengths: np.ndarray
@@ -57,6 +58,8 @@ class LinearObjective:
     table : SegmentTable
         Gold segments, ordered by sequence in the order of `lengths`.
     alpha, l1_ratio : float
+    weights : float64 ndarray of shape (n_sequences,)
+        Of the sequences' likelihoods.
     dtype : numpy dtype
         Of the variables and products. Sums over a sequence are float64 either way.
 
@@ -77,11 +80,14 @@ class LinearObjective:
         table: SegmentTable,
         alpha: float,
         l1_ratio: float,
+        weights: np.ndarray,
         dtype: Any,
     ) -> None:
         self.head, self.features, self.dtype = head, features, np.dtype(dtype)
         self.num_positions = int(lengths.sum())
         self.groups = _groups(lengths)
+        self.weights = weights
+        self.row_weights = np.repeat(weights, lengths).astype(self.dtype)[:, None]
         pairs = zip(head.duration_distribution.parameters(), anchors, strict=True)
         learnt = [(parameter, anchor) for parameter, anchor in pairs if parameter.requires_grad]
         self.durations = [parameter for parameter, _ in learnt]
@@ -105,16 +111,23 @@ class LinearObjective:
         self.gold = torch.cat(cells).numpy()
         first, last = start == 0, stop == torch.from_numpy(lengths)[sequence]
         pairs = table.label[:-1] * num_labels + table.label[1:]
-        pairs = pairs[~first[1:]]
+        inner = torch.nonzero(~first)[:, 0]
+        pairs = pairs[inner - 1]
 
-        def count(index: torch.Tensor, *shape: int) -> np.ndarray:
-            return torch.bincount(index, minlength=int(np.prod(shape))).reshape(shape).numpy()
+        weight = torch.from_numpy(self.weights)[sequence]
+        self.gold_weights = self.row_weights[self.gold // self.num_outputs, 0]
+
+        def count(index: torch.Tensor, rows: Any, *shape: int) -> np.ndarray:
+            found = torch.bincount(index, weight[rows], minlength=int(np.prod(shape)))
+            return found.reshape(shape).numpy()
 
         self.gold_counts = {
-            "transition": count(pairs, num_labels, num_labels),
-            "initial_scores": count(label[first], num_labels),
-            "final_scores": count(label[last], num_labels),
-            "duration_bias": count((stop - start - 1) * num_labels + label, longest, num_labels),
+            "transition": count(pairs, inner, num_labels, num_labels),
+            "initial_scores": count(label[first], first, num_labels),
+            "final_scores": count(label[last], last, num_labels),
+            "duration_bias": count(
+                (stop - start - 1) * num_labels + label, slice(None), longest, num_labels
+            ),
         }
 
     def _lay_out(self, alpha: float, l1_ratio: float, num_segments: int) -> None:
@@ -213,7 +226,8 @@ class LinearObjective:
         self._set_small(values)
         scores = self.features.product(values["weight"])
         scores += values["bias"]
-        gold_score = float(scores.ravel()[self.gold].sum(dtype=np.float64))
+        terms = scores.ravel()[self.gold] * self.gold_weights
+        gold_score = float(terms.sum(dtype=np.float64))
         bias = self.head.duration_bias
         loss, expected, slopes = self._infer(scores, bias.detach())
         small = {"duration_bias": torch.where(bias.isfinite(), bias, 0.0).detach().numpy()}
@@ -222,6 +236,7 @@ class LinearObjective:
             gold_score += float((counts * small[name].astype(np.float64)).sum())
             expected[name] -= counts
         slopes.ravel()[self.gold] -= 1
+        slopes *= self.row_weights
         gradients = {
             "weight": self.features.transposed_product(slopes),
             "bias": slopes.sum(0, dtype=np.float64),
@@ -262,12 +277,13 @@ class LinearObjective:
                 given[name] = torch.from_numpy(padded)
             problem = Potentials(lengths=torch.from_numpy(group.lengths), **given, **shared)
             log_z, found = choose("auto", problem).gradients(problem, {*given, *shared})
-            total += float(log_z.sum())
+            weights = torch.from_numpy(self.weights[group.first : group.first + len(inside)])
+            total += float(log_z @ weights)
             for i, name in enumerate(names):
                 columns = slice(i * num_labels, (i + 1) * num_labels)
                 slopes[rows, columns] = found[name].numpy()[inside]
             for name in expected:
-                expected[name] += found[name].sum(0).numpy()
+                expected[name] += torch.tensordot(weights, found[name].double(), 1).numpy()
         return total, expected, slopes
 
     def _duration_gradients(self, bias: torch.Tensor, slope: np.ndarray) -> dict[str, np.ndarray]:
@@ -294,6 +310,6 @@ def _groups(lengths: np.ndarray) -> list[_Group]:
             spare = _MOST_PADDING * (real + int(lengths[i])) + _FREE_PADDING
             if padded <= min(spare, _POSITIONS_PER_CALL):
                 continue
-        groups.append(_Group(begin, begin + real, lengths[first:i]))
+        groups.append(_Group(first, begin, begin + real, lengths[first:i]))
         begin, first, real = begin + real, i, 0
     return groups

@@ -22,6 +22,14 @@ SHAPES = {
 }
 """Small enough to enumerate every segmentation."""
 
+TAIL_SHAPES = {
+    "usual": {"num_positions": 5, "max_duration": 2, "num_labels": 2},
+    "one duration": {"num_positions": 4, "max_duration": 1, "num_labels": 3},
+    "K > T": {"num_positions": 3, "max_duration": 4, "num_labels": 2},
+    "one label": {"num_positions": 7, "max_duration": 3, "num_labels": 1},
+}
+"""Sequences longer than K, to enumerate with a duration tail."""
+
 LONG_SHAPES = {
     "one block": {"num_positions": 16, "max_duration": 5, "num_labels": 3},
     "one more": {"num_positions": 17, "max_duration": 16, "num_labels": 8},
@@ -51,6 +59,8 @@ class Case(NamedTuple):
         Which optional scores are given.
     forbid : float
         Fraction of entries that are -inf.
+    tail : bool
+        With a duration tail.
     """
 
     shape: str
@@ -60,9 +70,10 @@ class Case(NamedTuple):
     initial: bool = False
     final: bool = False
     forbid: float = 0.0
+    tail: bool = False
 
     def __str__(self) -> str:
-        options = ("by_duration", "start", "end", "initial", "final", "forbid")
+        options = ("by_duration", "start", "end", "initial", "final", "forbid", "tail")
         return "-".join([self.shape, *(name for name in options if getattr(self, name))])
 
     def problem(self, shapes: dict[str, dict[str, int]] = SHAPES, **options) -> Potentials:
@@ -72,6 +83,7 @@ class Case(NamedTuple):
             by_duration=self.by_duration,
             boundary=self.start or self.end,
             ends=self.initial or self.final,
+            tail=self.tail,
             **{"forbid": self.forbid, **arguments},
         )
         absent = [name for name in ("start", "end", "initial", "final") if not getattr(self, name)]
@@ -85,6 +97,14 @@ SMALL_CASES = [
     for forbid in (0.0, 0.15)
 ]
 """Every combination of options."""
+
+TAIL_CASES = [
+    Case(shape, *flags, forbid, tail=True)
+    for shape in TAIL_SHAPES
+    for flags in itertools.product((False, True), repeat=5)
+    for forbid in (0.0, 0.15)
+]
+"""The same with a duration tail."""
 
 LONG_CASES = [
     Case(shape, False, boundary, boundary, ends, ends, forbid)
@@ -119,8 +139,11 @@ def naive_score(
         for position in range(start, stop):
             total += scores[position][label]
         duration = stop - start
-        total += bias[duration - 1][label]
-        matrix = transition[duration - 1] if p.transition.dim() == 3 else transition
+        row = min(duration, p.max_duration) - 1
+        total += bias[row][label]
+        if duration > p.max_duration:
+            total += (duration - p.max_duration) * float(p.duration_tail[label])
+        matrix = transition[row] if p.transition.dim() == 3 else transition
         if previous is not None:
             total += matrix[previous][label]
         elif p.initial_scores is not None:

@@ -151,6 +151,18 @@ def test_lbfgs_l1_has_zeros_and_satisfies_the_optimality_conditions():
     assert float(slope[weight == 0].abs().max()) <= 1 + 1e-3
 
 
+def test_lbfgs_weights_repeat_sequences():
+    X, y = problem(5)
+    times = np.array([1, 2, 0, 1, 3])
+    options = {"boundary_scores": True, "max_duration": 8, "duration_distribution": "poisson"}
+    options |= {"duration_init": "default", "alpha": 1.0}
+    weighted = segmenter(**options).fit(X, y, sample_weight=times)
+    many = np.repeat(np.arange(5), times)
+    repeated = segmenter(**options).fit([X[i] for i in many], [y[i] for i in many])
+    for one, two in zip(weighted.predict_proba(X), repeated.predict_proba(X), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+
+
 def test_lbfgs_warm_start_along_a_path_of_alpha():
     X, y = problem()
     model = segmenter(warm_start=True, alpha=2.0).fit(X, y)

@@ -26,6 +26,10 @@ class NumbaBackend:
             return f"it needs tensors on the CPU and these are on {potentials.device}"
         return None
 
+    def takes_tail(self, operation: str, potentials: Potentials) -> bool:
+        """The passes and the walk for static transitions do."""
+        return potentials.transition.dim() == 2 and operation not in ("sample", "tangents")
+
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
         problem, offset = _prepared(potentials)

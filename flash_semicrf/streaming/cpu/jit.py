@@ -18,7 +18,7 @@ from pathlib import Path
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 
-__all__ = ["helper", "inlined", "kernel"]
+__all__ = ["OPTIONS", "helper", "inlined", "kernel"]
 
 
 def _digest() -> str:
@@ -46,12 +46,13 @@ class _KernelCache(FunctionCache):
     _impl_class = _KernelCacheImpl
 
 
-_OPTIONS = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+OPTIONS = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+"""Of every compiled function."""
 
 
 def kernel(function: Callable) -> Callable:
     """Compile a kernel: ``nogil``, cached where possible, multiply-adds contracted."""
-    compiled = njit(**_OPTIONS)(function)
+    compiled = njit(**OPTIONS)(function)
     try:
         compiled._cache = _KernelCache(function)
     except RuntimeError:  # "no locator available": there is nowhere to write the cache
@@ -61,7 +62,7 @@ def kernel(function: Callable) -> Callable:
 
 def helper(function: Callable) -> Callable:
     """Compile a function that only kernels call: it is cached as part of them."""
-    return njit(**_OPTIONS)(function)
+    return njit(**OPTIONS)(function)
 
 
 def inlined(function: Callable) -> Callable:
@@ -70,4 +71,4 @@ def inlined(function: Callable) -> Callable:
     A call passes every array of a NamedTuple by value, some forty words each: more than the work
     of a short loop over labels. These are always inlined.
     """
-    return njit(forceinline=True, **_OPTIONS)(function)
+    return njit(forceinline=True, **OPTIONS)(function)

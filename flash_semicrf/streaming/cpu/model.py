@@ -10,7 +10,16 @@ from torch import Tensor
 from flash_semicrf.potentials import NEG_INF, Potentials, initial_term
 from flash_semicrf.streaming.cpu.simd import LANES, TILE
 
-__all__ = ["Transition", "Window", "array_of", "end_term", "forbid", "start_term", "window_of"]
+__all__ = [
+    "Transition",
+    "Window",
+    "array_of",
+    "end_term",
+    "forbid",
+    "start_term",
+    "tail_term",
+    "window_of",
+]
 
 FLOOR = -650.0
 """Exponents below this are flushed to zero; whoever sums them certifies that none mattered."""
@@ -30,12 +39,15 @@ class Window(NamedTuple):
         D_k(c) at [c, k]; entry 0 is -inf.
     peak : float64 array of shape (C,)
         max over k of D_k(c); 0 for a label without any allowed duration.
+    tail : float64 array of shape (C,) or None
+        Log-rate of the durations beyond K.
     """
 
     weights: np.ndarray
     near: np.ndarray
     bias: np.ndarray
     peak: np.ndarray
+    tail: np.ndarray | None
 
 
 class Transition(NamedTuple):
@@ -86,7 +98,7 @@ def window_of(potentials: Potentials) -> Window:
     with_zero[:, 1:] = bias
     near = np.zeros((TILE, padded_labels(num_labels)))
     near[:, :num_labels] = padded[:, TILE : 2 * TILE].T
-    return Window(padded.ravel(), near.ravel(), with_zero, peak)
+    return Window(padded.ravel(), near.ravel(), with_zero, peak, tail_term(potentials))
 
 
 def transition_of(scores: np.ndarray) -> Transition:
@@ -111,6 +123,12 @@ def start_term(potentials: Potentials, semiring: str) -> np.ndarray:
         by_label_only = p.transition.dim() == 3 and first.ndim == 1
         return np.tile(first, (p.max_duration, 1)) if by_label_only else first
     return forbid(array_of(initial_term(p.transition.detach().double(), semiring)))
+
+
+def tail_term(potentials: Potentials) -> np.ndarray | None:
+    """Log-rates of the durations beyond K: (C,), or None without a tail."""
+    tail = potentials.duration_tail
+    return None if tail is None else forbid(array_of(tail))
 
 
 def end_term(potentials: Potentials) -> np.ndarray:

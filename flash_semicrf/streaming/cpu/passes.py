@@ -43,6 +43,7 @@ from flash_semicrf.streaming.cpu.simd import (
     push_rows,
     scale_row,
 )
+from flash_semicrf.streaming.cpu.tail import add_longer
 
 __all__ = ["CERTAIN", "message_pass"]
 
@@ -346,7 +347,7 @@ def _first_sources(state, rows, first, opening, position, has_boundary, capacity
 @helper
 def message_pass(
     scores, opening, closing, has_boundary, length, backward, first, last, window, transition,
-    keep, out_rows, source_rows, offsets,
+    keep, out_rows, source_rows, longer_rows, offsets,
 ):  # fmt: skip
     """Run one pass.
 
@@ -368,6 +369,8 @@ def message_pass(
         Write the messages.
     out_rows, source_rows : float64 arrays of shape (T, C)
         Row p: alpha_{p+1} and gamma_p; backwards eta_p and beta_{p+1}; less their offset.
+    longer_rows : float64 array of shape (T, C)
+        Row p: G_{p+1} of `flash_semicrf.streaming.cpu.tail`. Written forwards only, with a tail.
     offsets : float64 array of shape (T + 1,)
         Whole numbers to add to the messages of step 0..length.
 
@@ -386,6 +389,10 @@ def message_pass(
     # Taking an array out of a NamedTuple counts a reference, atomically: once, not per position.
     work, buffer, logs, live_until = state.work, state.window, state.logs, state.live_until
     near, weights = window.near, transition.weights
+    tail = window.tail
+    keep_longer = keep and not backward
+    longer = np.full(num_labels + 1, -math.inf)
+    longer[num_labels] = 0.0
     shift = 0.0
     position = length - 1 if backward else 0
     ahead = -1 if backward else 1
@@ -427,6 +434,11 @@ def message_pass(
                         work[rows.alpha + c] = _rescue(
                             state, rows, window, c, padded, capacity, step, base, i
                         )
+            add_longer(
+                tail, longer, shift, scores, position, work, rows.alpha, rows.frame, rows.drift,
+                buffer, logs + step - longest - base, capacity, window.bias, step >= longest,
+                keep_longer, longer_rows,
+            )  # fmt: skip
             if has_boundary:
                 for c in range(num_labels):
                     x = work[rows.alpha + c] + closing[position, c]

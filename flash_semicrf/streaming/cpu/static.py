@@ -34,6 +34,7 @@ from flash_semicrf.streaming.cpu.model import (
     window_of,
 )
 from flash_semicrf.streaming.cpu.passes import message_pass
+from flash_semicrf.streaming.cpu.tail import tail_gradient
 
 __all__ = [
     "boundary_arrays",
@@ -70,6 +71,7 @@ class _Rows(NamedTuple):
     gamma: np.ndarray
     beta: np.ndarray
     eta: np.ndarray
+    longer: np.ndarray  # (B, T, C), or (B, 1, 1) without a tail
     forward: np.ndarray  # (B, T + 1)
     backward: np.ndarray
     total: np.ndarray  # (B, 2): log Z = total.sum(1)
@@ -98,8 +100,9 @@ def _batch_of(p: Potentials) -> _Batch:
 def _empty_rows(p: Potentials, keep: bool) -> _Rows:
     shape = (p.batch_size, p.num_positions, p.num_labels) if keep else (p.batch_size, 1, 1)
     rows = [np.empty(shape) for _ in range(4)]
+    longer = np.empty(shape if p.duration_tail is not None else (p.batch_size, 1, 1))
     offsets = [np.empty((p.batch_size, p.num_positions + 1 if keep else 1)) for _ in range(2)]
-    return _Rows(*rows, *offsets, np.empty((p.batch_size, 2)))
+    return _Rows(*rows, longer, *offsets, np.empty((p.batch_size, 2)))
 
 
 @kernel
@@ -118,7 +121,7 @@ def _run_passes(tasks, batch, rows, keep):
         offsets = rows.backward if backward else rows.forward
         offset, value = message_pass(
             scores, opening, closing, batch.has_boundary, length, backward, first, last,
-            batch.window, transition, keep, out_rows[b], source_rows[b], offsets[b],
+            batch.window, transition, keep, out_rows[b], source_rows[b], rows.longer[b], offsets[b],
         )  # fmt: skip
         if not backward:
             rows.total[b, 0] = offset
@@ -159,6 +162,19 @@ def _run_gradients(
             transition_gradient(
                 messages, begin, stop, batch.forward.scores, free_start, transition[task]
             )
+
+
+@kernel
+def _run_tails(tasks, batch, rows, segments, beyond):
+    for b in tasks:
+        messages = Messages(
+            rows.alpha[b], rows.gamma[b], rows.beta[b], rows.eta[b], rows.forward[b],
+            rows.backward[b], batch.lengths[b], rows.total[b, 0], rows.total[b, 1],
+        )  # fmt: skip
+        tail_gradient(
+            messages, rows.longer[b], batch.scores[b], batch.end_scores[b], batch.has_boundary,
+            batch.window.tail, segments[b], beyond[b],
+        )  # fmt: skip
 
 
 @kernel
@@ -260,11 +276,26 @@ def gradients_of_rows(
         if name in wanted:
             found[name] = np.zeros((p.batch_size, *parts.shape[1:]))
             np.add.at(found[name], chunks[:, 0], parts)
+    if p.duration_tail is not None and wanted & {"duration_bias", "duration_tail"}:
+        segments, found["duration_tail"] = _tail_gradients(batch, rows)
+        if "duration_bias" in wanted:
+            found["duration_bias"][:, -1] += segments
     if ends:
         found["initial_scores"] = start[:, 0].astype(np.float64)
         found["final_scores"] = end[np.arange(len(end)), batch.lengths - 1].astype(np.float64)
     log_z = torch.from_numpy(rows.total.sum(1))
     return log_z, {name: torch.from_numpy(found[name]) for name in wanted}
+
+
+def _tail_gradients(batch: _Batch, rows: _Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Expected segments longer than K, and positions beyond the K-th, both (B, C)."""
+    shape = (len(batch.lengths), batch.scores.shape[2])
+    segments, beyond = np.zeros(shape), np.zeros(shape)
+    feasible = np.flatnonzero(rows.total[:, 1] > -np.inf)
+    if len(feasible):
+        shares = pool.balance(batch.lengths[feasible])
+        pool.run(lambda tasks: _run_tails(feasible[tasks], batch, rows, segments, beyond), shares)
+    return segments, beyond
 
 
 def chunks_of(lengths: np.ndarray, log_z: np.ndarray) -> np.ndarray:

@@ -4,8 +4,13 @@
     alpha_t(c) = S_t(c) + end_{t-1}(c) + max_{k=1..K} [h_{t-k}(c) + D_k(c)]
 
 The pass keeps h and alpha. The walk recovers the duration of a segment by the argmax over k and the
-label before it by the argmax over c': K + C work per segment, and nothing of size T·C·K. S and
-alpha are shifted by whole numbers as in `message_pass`; h does not change under that shift.
+label before it by the argmax over c': K + C work per segment, and nothing of size T·C·K. With a
+duration tail
+
+    g_t(c) = tail(c) + max [g_{t-1}(c), h_{t-1-K}(c) + D_K(c)]
+
+joins the second maximum for the durations beyond K, and the walk follows which of the two it was. S
+and alpha are shifted by whole numbers as in `message_pass`; h does not change under that shift.
 """
 
 from __future__ import annotations
@@ -20,20 +25,23 @@ from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.cpu import pool
 from flash_semicrf.streaming.cpu.jit import helper, kernel
-from flash_semicrf.streaming.cpu.model import array_of, end_term, forbid, start_term
+from flash_semicrf.streaming.cpu.model import array_of, end_term, forbid, start_term, tail_term
 from flash_semicrf.streaming.cpu.simd import TILE, max_tile
 from flash_semicrf.streaming.cpu.static import boundary_arrays
+from flash_semicrf.streaming.cpu.tail import MASK, add_longer_max
 
 __all__ = ["max_messages", "viterbi"]
-
-_MASK = 1e4  # scores beyond it are kept out of the running sums
 
 
 @helper
 def _max_pass(
-    scores, start, end, has_boundary, length, first, transition, bias, alpha, sources, offset
-):
-    """Fill alpha (T, C), sources h (T, C) and offset (T + 1,); `bias` has padded rows by label."""
+    scores, start, end, has_boundary, length, first, transition, bias, tail, alpha, sources, longer,
+    went_on, offset,
+):  # fmt: skip
+    """Fill alpha (T, C), sources h (T, C) and offset (T + 1,); `bias` has padded rows by label.
+
+    With a tail, also g (T, C), and whether it is the g before it that it comes from.
+    """
     num_labels = first.shape[0]
     bias_row = bias.shape[0] // num_labels
     longest = bias_row - 3 * TILE
@@ -43,6 +51,8 @@ def _max_pass(
     sums = np.full(num_labels * TILE, -math.inf)
     frame = np.zeros(num_labels)  # S_t
     source = np.empty(num_labels)
+    rest = np.full(num_labels, -math.inf)
+    own = np.zeros(num_labels, np.bool_)
     base = 1 - longest
     offset[0] = 0.0
     for c in range(num_labels):
@@ -80,7 +90,7 @@ def _max_pass(
             top = -math.inf
             for c in range(num_labels):
                 x = scores[step, c]
-                if abs(x) < _MASK:
+                if abs(x) < MASK:
                     frame[c] += x
                 elif live_until[c] > step:
                     # What forbids or masks goes to the sources: in the frame it would take the
@@ -98,6 +108,11 @@ def _max_pass(
                     x += end[step, c]
                 alpha[step, c] = x if x > NEG_INF else -math.inf
                 top = max(top, alpha[step, c])
+            top = add_longer_max(
+                tail, top, rest, own, scores, end, has_boundary, step, alpha, longer, went_on,
+                frame, window, step + 1 - longest - base, capacity, bias, TILE + longest,
+                step + 1 >= longest,
+            )  # fmt: skip
             shift = np.rint(top) if i == TILE - 1 and top > NEG_INF else 0.0
             offset[step + 1] = offset[step] + shift
             for c in range(num_labels):
@@ -114,7 +129,7 @@ def _max_pass(
 
 
 @helper
-def _best_duration(scores, sources, bias, stop, label):
+def _best_duration(scores, sources, bias, longer, went_on, stop, label):
     """Duration of the best segment that ends before `stop`; the shortest of equals."""
     best = -math.inf
     duration = 0
@@ -123,17 +138,21 @@ def _best_duration(scores, sources, bias, stop, label):
         score = scores[stop - k, label]
         if not score > NEG_INF:
             break
-        if not abs(score) < _MASK:
+        if not abs(score) < MASK:
             masks += score
         x = sources[stop - k, label] + bias[k - 1, label] + masks
         if x > best:
             best = x
             duration = k
+    if went_on.shape[1] > 0 and longer[stop - 1, label] > best:
+        duration = bias.shape[0] + 1
+        while went_on[stop - duration + bias.shape[0], label]:
+            duration += 1
     return duration
 
 
 @helper
-def _walk(scores, length, alpha, sources, bias, transition, last, starts, labels):
+def _walk(scores, length, alpha, sources, bias, longer, went_on, transition, last, starts, labels):
     """Write the segments backwards into the end of `starts` and `labels`; return their number."""
     num_labels = last.shape[0]
     value = alpha[length - 1] + last
@@ -146,7 +165,7 @@ def _walk(scores, length, alpha, sources, bias, transition, last, starts, labels
         duration = 0
         for c in range(num_labels):
             if value[c] == best:
-                k = _best_duration(scores, sources, bias, stop, c)
+                k = _best_duration(scores, sources, bias, longer, went_on, stop, c)
                 if label < 0 or k < duration:
                     label = c
                     duration = k
@@ -163,13 +182,13 @@ def _walk(scores, length, alpha, sources, bias, transition, last, starts, labels
 @kernel
 def _run(
     tasks, decode, scores, start, end, has_boundary, lengths, first, last, transition, bias,
-    padded_bias, alpha, sources, offset, best, starts, labels, counts,
+    padded_bias, tail, alpha, sources, longer, went_on, offset, best, starts, labels, counts,
 ):  # fmt: skip
     for b in tasks:
         length = lengths[b]
         _max_pass(
-            scores[b], start[b], end[b], has_boundary, length, first, transition, padded_bias,
-            alpha[b], sources[b], offset[b],
+            scores[b], start[b], end[b], has_boundary, length, first, transition, padded_bias, tail,
+            alpha[b], sources[b], longer[b], went_on[b], offset[b],
         )  # fmt: skip
         best[b] = offset[b, length] + (alpha[b, length - 1] + last).max()
         counts[b] = 0
@@ -180,6 +199,8 @@ def _run(
                 alpha[b],
                 sources[b],
                 bias,
+                longer[b],
+                went_on[b],
                 transition,
                 last,
                 starts[b],
@@ -196,6 +217,9 @@ def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
     lengths = array_of(p.lengths)
     # Zeros, not empty: the rows of padding are converted along with the others.
     alpha, sources = np.zeros(scores.shape), np.empty(scores.shape)
+    tail = tail_term(p)
+    shape = (*scores.shape[:2], p.num_labels if tail is not None else 0)
+    longer, went_on = np.empty(shape), np.empty(shape, np.bool_)
     offset = np.zeros((p.batch_size, p.num_positions + 1))
     best = np.empty(p.batch_size)
     starts, labels = np.empty((2, p.batch_size, p.num_positions if decode else 1), dtype=np.int64)
@@ -204,7 +228,8 @@ def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
     pool.run(
         lambda tasks: _run(
             tasks, decode, scores, start, end, has_boundary, lengths, first, last, transition, bias,
-            padded.ravel(), alpha, sources, offset, best, starts, labels, counts,
+            padded.ravel(), tail, alpha, sources, longer, went_on, offset, best, starts, labels,
+            counts,
         ),
         pool.balance(lengths),
     )  # fmt: skip

@@ -10,9 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
 
@@ -30,68 +28,25 @@ from flash_semicrf.streaming import (
     viterbi,
     viterbi_table,
 )
-from flash_semicrf.streaming.dispatch import BACKENDS, record_backends
+from flash_semicrf.streaming.dispatch import record_backends
 from flash_semicrf.testing import assert_close, random_problem
 from tests.flash_semicrf.cases import gradients_of, with_gradients
+from tests.flash_semicrf.streaming.triton.interpreter_cases import (
+    BY_POSITION,
+    REFERENCE,
+    TRITON,
+    Case,
+    with_poisoned_padding,
+)
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run by test_interpreter.py, with TRITON_INTERPRET=1", allow_module_level=True)
 
 # The interpreter's maximum skips NaN and warns where there is nothing else: padding, for instance.
-pytestmark = pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")
-
-REFERENCE, TRITON = BACKENDS["reference"], BACKENDS["triton"]
-BY_POSITION = ("scores", "start_scores", "end_scores")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def interpreter():
-    """Repair what the interpreter lacks, and hide what it says of values that are discarded."""
-    from triton.runtime import interpreter
-
-    patch_tensor = interpreter._patch_lang_tensor
-
-    def patch_tensor_and_index(tensor, scope):
-        patch_tensor(tensor, scope)
-        # numpy >= 2.4 turns arrays of no dimensions only into an int; loop bounds have one.
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_tensor_and_index)
-        # Both branches of tl.where are computed: numpy warns of logs of zero and of overflow in
-        # the one that is not taken.
-        with np.errstate(all="ignore"):
-            yield
-
-
-class Case(NamedTuple):
-    """One combination of sizes and options."""
-
-    positions: int
-    durations: int
-    labels: int
-    boundary: bool = False
-    ends: bool = False
-    forbid: float = 0.0
-    scale: float = 1.0
-    batch: int = 1
-    dtype: torch.dtype = torch.float64
-    by_duration: bool = False
-
-    def __str__(self) -> str:
-        options = [name for name in ("boundary", "ends", "by_duration") if getattr(self, name)]
-        numbers = [f"T{self.positions}", f"K{self.durations}", f"C{self.labels}"]
-        options += [f"forbid{self.forbid}", f"scale{self.scale:g}", str(self.dtype)[6:]]
-        return "-".join(numbers + options)
-
-    def problem(self, **options) -> Potentials:
-        """Draw the problem; `options` as for `random_problem`."""
-        arguments = {"scale": self.scale, "seed": 5, **options}
-        return random_problem(
-            self.batch, self.positions, self.durations, self.labels,
-            by_duration=self.by_duration, boundary=self.boundary, ends=self.ends,
-            ragged=self.batch > 1, forbid=self.forbid, dtype=self.dtype, **arguments,
-        )  # fmt: skip
+pytestmark = [
+    pytest.mark.usefixtures("interpreter"),
+    pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning"),
+]
 
 
 CASES = [
@@ -117,15 +72,6 @@ LONG = Case(70, 40, 3, True, True, 0.02)
 
 # Four labels or fewer in groups of warps, and sequences long enough for each group to have a share.
 LAYOUTS = [(4, 2), (4, 4), (8, 2)]
-
-
-def with_poisoned_padding(problem: Potentials) -> Potentials:
-    """The problem with NaN after the end of every sequence."""
-    outside = torch.arange(problem.num_positions) >= problem.lengths[:, None]
-    given = {n: getattr(problem, n) for n in BY_POSITION if getattr(problem, n) is not None}
-    return problem.replace(
-        **{name: value.masked_fill(outside[..., None], math.nan) for name, value in given.items()}
-    )
 
 
 def assert_agrees_with_reference(problem: Potentials, **options) -> None:
@@ -407,3 +353,22 @@ def test_max_messages_agree():
     actual, expected = TRITON.max_messages(problem), REFERENCE.max_messages(problem)
     inside = torch.arange(problem.num_positions + 1) <= problem.lengths[:, None]
     assert_close(actual[inside], expected[inside])
+
+
+@pytest.mark.parametrize("options", [{"boundary": True}, {"by_duration": True}])
+def test_duration_tails_run_on_the_expanded_problem(options):
+    problem = random_problem(1, 4, 2, 2, tail=True, dtype=torch.float32, ragged=False, **options)
+    narrow = {"dtype": torch.float32}
+    found, expected = with_gradients(problem), with_gradients(problem)
+    with record_backends() as ran:
+        log_z = log_partition(found, "triton")
+    assert ran == ["triton"]
+    reference = log_partition(expected, "reference")
+    assert_close(log_z.detach(), reference.detach(), **narrow)
+    by_loop = gradients_of(reference.sum(), expected)
+    for name, gradient in gradients_of(log_z.sum(), found).items():
+        assert_close(gradient, by_loop[name], **narrow)
+    scores, table = viterbi_table(problem, "triton")
+    wanted = viterbi_table(problem, "reference")
+    assert_close(scores, wanted[0], **narrow)
+    assert all(torch.equal(x, y) for x, y in zip(table, wanted[1], strict=True))

@@ -1,0 +1,156 @@
+"""Durations beyond K: a log-rate for each label, at which the scores go on from that of K.
+
+    score of k > K  =  duration_bias[K-1, c] + (k - K) * log_rate[c]
+
+The durations above K are then geometric, given that a segment is longer than K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flash_semicrf.validation import check_finite_or_forbidden, check_positive_int
+
+from .base import DurationDistribution, add_values
+from .fitting import tail_counts
+
+__all__ = ["GeometricTail", "create_duration_tail"]
+
+_STEEPEST = -5.0
+
+
+class GeometricTail(nn.Module):
+    """Log-rate of the durations beyond K.
+
+    Parameters
+    ----------
+    num_classes : int
+        Number of labels C.
+    log_rate : float or array-like of shape (C,), default=-1.0
+        What each position beyond the K-th adds to the score; -inf for a label whose segments last
+        at most K.
+    learnable : bool, default=True
+        Whether ``log_rate`` is a parameter (True) or a buffer (False).
+
+    Examples
+    --------
+    >>> from flash_semicrf.duration import GeometricTail
+    >>> GeometricTail(2, [-0.5, -float("inf")], learnable=False)()
+    tensor([-0.5000,    -inf])
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        log_rate: float | Sequence[float] | Tensor = -1.0,
+        *,
+        learnable: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_classes = check_positive_int("num_classes", num_classes)
+        self.learnable = bool(learnable)
+        values = torch.as_tensor(log_rate).detach().to(torch.get_default_dtype())
+        if values.ndim == 0:
+            values = values.expand(num_classes)
+        if tuple(values.shape) != (num_classes,):
+            raise ValueError(
+                f"`log_rate` must be a number or have shape (C={num_classes},); "
+                f"got shape {tuple(values.shape)}."
+            )
+        check_finite_or_forbidden("log_rate", values)
+        add_values(self, "log_rate", values.clone(), learnable)
+
+    def forward(self) -> Tensor:
+        """Return the log-rates, a Tensor of shape (C,)."""
+        return self.log_rate
+
+    @classmethod
+    def from_scores(cls, duration_bias: Tensor, **kwargs) -> GeometricTail:
+        """Continue the last two scores (K, C) of each label, falling by 1/K to 5 a position."""
+        max_duration, num_classes = duration_bias.shape
+        slowest = torch.full((num_classes,), -1.0 / max_duration, dtype=torch.float64)
+        rate = slowest
+        if max_duration > 1:
+            last = duration_bias.detach().double().cpu()
+            step = last[-1] - last[-2]
+            rate = torch.where(torch.isfinite(step), step, slowest)
+        return cls(num_classes, rate.clamp(_STEEPEST).minimum(slowest), **kwargs)
+
+    @classmethod
+    def from_segments(
+        cls,
+        durations: Tensor | Sequence[int],
+        labels: Tensor | Sequence[int],
+        max_duration: int,
+        num_classes: int,
+        **kwargs,
+    ) -> GeometricTail:
+        """Start from the most probable rate of the observed segments of K positions or more.
+
+        Parameters
+        ----------
+        durations, labels : integer array-like of shape (N,)
+            Duration, >= 1, and label of every observed segment.
+        max_duration, num_classes : int
+            K and C.
+        **kwargs
+            Further arguments of the class.
+
+        Returns
+        -------
+        GeometricTail
+            One imagined segment of each label, that ends at K, K positions of it having gone on,
+            keeps the rates finite.
+        """
+        segments, beyond = tail_counts(durations, labels, max_duration, num_classes)
+        went_on = beyond + max_duration
+        rate = np.log(went_on / (went_on + segments + 1))
+        return cls(num_classes, torch.from_numpy(rate), **kwargs)
+
+    def extra_repr(self) -> str:
+        return f"num_classes={self.num_classes}, learnable={self.learnable}"
+
+
+def create_duration_tail(
+    tail: str | float | Sequence[float] | Tensor | GeometricTail | None,
+    distribution: DurationDistribution,
+) -> GeometricTail | None:
+    """Return what continues a duration distribution beyond K.
+
+    Parameters
+    ----------
+    tail : None, "geometric", float, array-like of shape (C,) or GeometricTail
+        Nothing; a learnable rate that starts from the last two scores; fixed rates; a module.
+    distribution : DurationDistribution
+
+    Returns
+    -------
+    GeometricTail or None
+        None, too, for "geometric" where the distribution has a rate of its own: see
+        `DurationDistribution.tail_log_rate`.
+
+    Raises
+    ------
+    ValueError
+        For another string, or the wrong number of labels.
+    """
+    if tail is None:
+        return None
+    if isinstance(tail, GeometricTail):
+        if tail.num_classes != distribution.num_classes:
+            raise ValueError(
+                f"`duration_tail` must have num_classes={distribution.num_classes}; "
+                f"got {tail.num_classes}."
+            )
+        return tail
+    if isinstance(tail, str):
+        if tail != "geometric":
+            raise ValueError(f'`duration_tail` must be None, "geometric" or rates; got {tail!r}.')
+        if distribution.tail_log_rate() is not None:
+            return None
+        return GeometricTail.from_scores(distribution())
+    return GeometricTail(distribution.num_classes, tail, learnable=False)

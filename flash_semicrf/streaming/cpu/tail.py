@@ -1,0 +1,217 @@
+"""Durations beyond K in the passes for static transitions, at O(C) a position.
+
+    G_t(c) = scores[t-1, c] + tail(c) + LSE [G_{t-1}(c), w_{t-1}(c)]
+
+sums the segments longer than K that end at t (before end scores), w_t(c) being the term of duration
+K at t; read backwards, those that start there. Everything is in logarithms.
+
+The gradient needs one recursion more, over what may follow a position beyond the K-th:
+
+    Q_t(c) = LSE [end_{t-1}(c) + beta_t(c), scores[t, c] + tail(c) + Q_{t+1}(c)]
+    expected segments longer than K    = sum_t exp(G_t(c) + end_{t-1}(c) + beta_t(c) - log Z)
+    expected positions beyond the K-th = sum_t exp(G_t(c) + Q_t(c) - log Z)
+
+Passes call `add_longer` and `add_longer_max` at every position; for problems without a tail they
+are compiled to nothing, by the type of their first argument.
+"""
+
+from __future__ import annotations
+
+import math
+
+from numba import types
+from numba.extending import overload
+
+from flash_semicrf.potentials import NEG_INF
+from flash_semicrf.streaming.cpu.jit import OPTIONS, helper, inlined
+
+__all__ = ["add_longer", "add_longer_max", "tail_gradient"]
+
+MASK = 1e4
+"""Scores beyond it are kept out of the frames of the max pass."""
+
+
+@inlined
+def _log_add(x, y):
+    """log(exp(x) + exp(y))."""
+    high, low = max(x, y), min(x, y)
+    if not low - high > -40.0:  # nothing to add, or both -inf
+        return high
+    return high + math.log1p(math.exp(low - high))
+
+
+def add_longer(
+    tail, longer, shift, scores, position, work, alpha, frame, drift, buffer, oldest, capacity,
+    bias, full, keep, longer_rows,
+):  # fmt: skip
+    """Take one step of a pass: add the segments longer than K to a row of outputs.
+
+    Parameters
+    ----------
+    tail : float64 array of shape (C,) or None
+        None compiles to nothing.
+    longer : float64 array of shape (C + 1,)
+        What may go on after the step before, LSE [G, w], and the offset that it is less of.
+    shift : float
+        Offset of this step's messages.
+    scores : array of shape (T, C)
+    position : int
+    work : float64 array
+        Rows at `alpha` (outputs of durations 1..K), `frame` and `drift`: see `message_pass`.
+    buffer : float64 array
+    oldest, capacity : int
+        The logarithm of label c's source K steps ago is at ``oldest + c * capacity``.
+    bias : float64 array of shape (C, K + 1)
+    full : bool
+        There is a source K steps ago.
+    keep : bool
+    longer_rows : float64 array of shape (T, C)
+        Row `position` gets G if `keep`.
+    """
+    raise NotImplementedError("only compiled code calls it")
+
+
+@overload(add_longer, jit_options=OPTIONS)
+def _choose_add_longer(
+    tail, longer, shift, scores, position, work, alpha, frame, drift, buffer, oldest, capacity,
+    bias, full, keep, longer_rows,
+):  # fmt: skip
+    return _add_nothing if isinstance(tail, types.NoneType) else _add_longer
+
+
+def _add_nothing(
+    tail, longer, shift, scores, position, work, alpha, frame, drift, buffer, oldest, capacity,
+    bias, full, keep, longer_rows,
+):  # fmt: skip
+    pass
+
+
+def _add_longer(
+    tail, longer, shift, scores, position, work, alpha, frame, drift, buffer, oldest, capacity,
+    bias, full, keep, longer_rows,
+):  # fmt: skip
+    num_labels = tail.shape[0]
+    longest = bias.shape[1] - 1
+    moved = longer[num_labels] - shift
+    longer[num_labels] = shift
+    for c in range(num_labels):
+        x = scores[position, c]
+        g = longer[c] + moved + x + tail[c] if x > NEG_INF else -math.inf
+        work[alpha + c] = _log_add(work[alpha + c], g)
+        if keep:
+            longer_rows[position, c] = g
+        if full:
+            source = buffer[oldest + c * capacity] - work[drift + c]
+            g = _log_add(g, work[frame + c] + source + bias[c, longest])
+        longer[c] = g
+
+
+@helper
+def tail_gradient(messages, longer, scores, end_scores, has_boundary, tail, segments, beyond):
+    """Expected segments longer than K, and positions beyond the K-th of their segment.
+
+    Parameters
+    ----------
+    messages : Messages
+    longer : float64 array of shape (T, C)
+        Row p: G_{p+1} of the forward pass, less its offset of step p.
+    scores, end_scores : arrays of shape (T, C)
+    has_boundary : bool
+    tail : float64 array of shape (C,)
+    segments, beyond : float64 arrays of shape (C,)
+        Zeros; get the expectations.
+    """
+    beta, forward, backward = messages.beta, messages.forward, messages.backward
+    length, offset, value = messages.length, messages.offset, messages.value
+    for c in range(tail.shape[0]):
+        if not tail[c] > NEG_INF:
+            continue
+        rest = -math.inf  # Q of the position after p, less the offset of the backward pass there
+        for p in range(length - 1, -1, -1):
+            sink = length - p - 1
+            if p + 1 < length:
+                x = scores[p + 1, c]
+                rest += backward[sink - 1] - backward[sink] + tail[c]
+                rest = rest + x if x > NEG_INF else -math.inf
+            stop = beta[p, c]
+            if has_boundary:
+                end = end_scores[p, c]
+                stop = stop + end if end > NEG_INF else -math.inf
+            rest = _log_add(rest, stop)
+            level = longer[p, c] + forward[p] + backward[sink] - offset - value
+            segments[c] += math.exp(level + stop)
+            beyond[c] += math.exp(level + rest)
+
+
+def add_longer_max(
+    tail, top, rest, own, scores, end, has_boundary, step, alpha, longer, went_on, frame, window,
+    oldest, capacity, bias, longest, full,
+):  # fmt: skip
+    """Take one step of the max pass; return the largest of the step's messages.
+
+    Parameters
+    ----------
+    tail : float64 array of shape (C,) or None
+        None compiles to nothing.
+    top : float
+        The largest message so far.
+    rest : float64 array of shape (C,)
+        The larger of g and the exact term of the step before.
+    own : bool array of shape (C,)
+        It is g.
+    scores, end : arrays of shape (T, C)
+    has_boundary : bool
+    step : int
+        Position that the outputs end with.
+    alpha, longer, went_on : arrays of shape (T, C)
+        Row `step`: the messages, which are raised where a longer segment is better; g; whether it
+        comes from the g before it.
+    frame : float64 array of shape (C,)
+    window : float64 array
+        The source K steps ago of label c is at ``oldest + c * capacity``.
+    bias : float64 array of shape (C, ...), flat
+        The score of duration K is at `longest` of each row.
+    full : bool
+        There is a source K steps ago.
+    """
+    raise NotImplementedError("only compiled code calls it")
+
+
+@overload(add_longer_max, jit_options=OPTIONS)
+def _choose_add_longer_max(
+    tail, top, rest, own, scores, end, has_boundary, step, alpha, longer, went_on, frame, window,
+    oldest, capacity, bias, longest, full,
+):  # fmt: skip
+    return _keep_top if isinstance(tail, types.NoneType) else _add_longer_max
+
+
+def _keep_top(
+    tail, top, rest, own, scores, end, has_boundary, step, alpha, longer, went_on, frame, window,
+    oldest, capacity, bias, longest, full,
+):  # fmt: skip
+    return top
+
+
+def _add_longer_max(
+    tail, top, rest, own, scores, end, has_boundary, step, alpha, longer, went_on, frame, window,
+    oldest, capacity, bias, longest, full,
+):  # fmt: skip
+    num_labels = tail.shape[0]
+    row = bias.shape[0] // num_labels
+    for c in range(num_labels):
+        x = scores[step, c]
+        g = rest[c] + tail[c]
+        if not abs(x) < MASK:  # the others are in the frame
+            g += x if x > NEG_INF else -math.inf
+        longer[step, c] = g
+        went_on[step, c] = own[c]
+        exact = window[oldest + c * capacity] + bias[c * row + longest] if full else -math.inf
+        own[c] = g > exact
+        rest[c] = max(g, exact)
+        x = frame[c] + g
+        if has_boundary:
+            x += end[step, c]
+        if x > NEG_INF and x > alpha[step, c]:
+            alpha[step, c] = x
+            top = max(top, x)
+    return top
