@@ -202,7 +202,9 @@ class BoundaryDisplay:
         (self.line_,) = ax.plot(x, self.mean, **options)
         if self.quantiles is not None:
             color = self.line_.get_color()
-            ax.fill_between(x, *self.quantiles, color=color, alpha=0.2, linewidth=0, label="quartiles")
+            ax.fill_between(
+                x, *self.quantiles, color=color, alpha=0.2, linewidth=0, label="quartiles"
+            )
         ax.axvline(0, color="0.8", linewidth=0.8, zorder=0)
         unit = "positions" if self.sampling_rate is None else "s"
         ax.set_xlabel(f"distance to a true boundary ({unit})")
