@@ -85,7 +85,8 @@ class BoundaryDisplay:
 
         Parameters
         ----------
-        estimator : fitted estimator with ``predict_boundary_proba``, or pipeline or search around it
+        estimator : fitted estimator with ``predict_boundary_proba``
+            Or pipeline or search around it.
         X, y : sequences and their labels or segments
         window : int, default=10
             Largest distance, in positions.

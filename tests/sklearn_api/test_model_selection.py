@@ -294,7 +294,10 @@ def test_cross_val_predict_refuses():
 def test_cross_val_predict_of_a_pipeline_is_its_fold():
     rng = np.random.default_rng(0)
     X, y = ragged((9, 12, 10, 11))
-    X = [(labels == "b")[:, None] + 0.3 * rng.normal(size=x.shape) for x, labels in zip(X, y)]
+    X = [
+        (labels == "b")[:, None] + 0.3 * rng.normal(size=x.shape)
+        for x, labels in zip(X, y, strict=True)
+    ]
     pipeline = make_pipeline(
         PerPosition(StandardScaler()), SemiCRFSegmenter(max_epochs=2, random_state=0)
     )
@@ -316,7 +319,9 @@ def test_cross_val_predict_of_a_pipeline_is_its_fold():
 def test_position_scorers_match_the_flat_metric():
     rng = np.random.default_rng(1)
     X, y = ragged((9, 12))
-    X = [(labels == "b")[:, None] + rng.normal(size=x.shape) for x, labels in zip(X, y)]
+    X = [
+        (labels == "b")[:, None] + rng.normal(size=x.shape) for x, labels in zip(X, y, strict=True)
+    ]
     model = SemiCRFSegmenter(max_epochs=3, random_state=0).fit(X, y)
     gold, proba = np.concatenate(y), np.concatenate(list(model.predict_proba(X)))
     accuracy = make_position_scorer(accuracy_score)
