@@ -35,6 +35,8 @@ def test_html_shows_the_parameters(encoder):
     shown = {"name": "cnn", "class": "CNNEncoder", "": "Linear(in_features=2, out_features=3"}
     name = "name" if encoder == "cnn" else "class" if encoder is CNNEncoder else ""
     assert shown[name] in html
+    # scikit-learn has no page on a class of ours to link to.
+    assert "https://scikit-learn.org/" not in html
 
 
 def test_html_of_a_pipeline_nests_and_tells_fitted_from_not():
