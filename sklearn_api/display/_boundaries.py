@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_api.display._drawing import import_matplotlib
-from sklearn_api.nesting import read_layout
+from sklearn_api.layouts import read_layout
 from sklearn_api.responses import get_response
 from sklearn_api.sequences import check_y
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_api.nesting import read_layout
+from sklearn_api.layouts import read_layout
 from sklearn_api.responses import final_estimator, get_response
 from sklearn_api.sequences import check_y
 

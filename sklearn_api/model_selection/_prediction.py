@@ -13,8 +13,8 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _num_samples
 
+from sklearn_api.layouts import read_layout
 from sklearn_api.model_selection._splitters import SequenceKFold
-from sklearn_api.nesting import read_layout
 from sklearn_api.responses import final_estimator, get_response
 from sklearn_api.sequences import check_y, object_array
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold, StratifiedKFold
 
-from sklearn_api.nesting import read_layout
+from sklearn_api.layouts import read_layout
 from sklearn_api.sequences import Layout, check_y
 
 __all__ = ["SequenceGroupKFold", "SequenceKFold", "SequenceStratifiedKFold"]
