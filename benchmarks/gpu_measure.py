@@ -36,7 +36,8 @@ squared. So many durations run in parts (`flash_semicrf.streaming.triton.launch`
 GRADIENT_TOLERANCE = 1e-5
 """Relative to the largest element: gradients come in float32."""
 
-WARM_UP_CALLS = 3
+WARM_UP_SECONDS = 0.5
+"""An idle device lowers its clocks, and takes a while to raise them."""
 
 MIN_REPEATS, MAX_REPEATS = 20, 100
 
@@ -150,8 +151,10 @@ def measure(
 ) -> dict[str, float | int | None]:
     """Time and memory of one job; see the columns of `benchmarks.gpu_report`."""
     call = job_call(potentials, job)
-    for _ in range(WARM_UP_CALLS):
+    began = time.perf_counter()
+    while time.perf_counter() - began < WARM_UP_SECONDS:
         call()
+        _synchronize(device)
     for leaf in potentials.parameters().values():
         leaf.grad = None
     peak = peak_extra_bytes(call, device)

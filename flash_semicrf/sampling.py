@@ -44,8 +44,8 @@ def sample(
         generator gives one in the same way.
     backend : str
         As for `flash_semicrf.streaming.log_partition`. All draw the same samples, but where
-        rounding decides. Where a backend has no sampler, as for tensors on a GPU so far, the
-        problem is copied and drawn from on the CPU.
+        rounding decides. Where a backend has no sampler, the problem is copied and drawn from on
+        the CPU.
 
     Returns
     -------

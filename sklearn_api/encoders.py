@@ -4,6 +4,10 @@ An encoder is an `nn.Module` called as ``encoder(x, lengths)``, or as ``encoder(
 `forward` takes one argument; it states the width of its output as ``out_features`` (otherwise two
 positions are run through it to find out). The encoders here give the same values for a sequence
 whatever padding and neighbours it has in its batch.
+
+An encoder may state as ``receptive_field`` the odd number of positions, centred, that an output can
+depend on; long sequences are then encoded by windows (`sklearn_api.windows`). None, or no such
+attribute, says: on all of them.
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ class LinearEncoder(nn.Module):
     in_features : int
     """
 
+    receptive_field = 1
+
     def __init__(self, in_features: int) -> None:
         super().__init__()
         self.out_features = in_features
@@ -52,6 +58,8 @@ class MLPEncoder(nn.Module):
     in_features, hidden_size, num_layers : int
     dropout : float
     """
+
+    receptive_field = 1
 
     def __init__(
         self, in_features: int, hidden_size: int = 64, num_layers: int = 1, dropout: float = 0.0
@@ -91,9 +99,9 @@ class _ResidualBlock(nn.Module):
 class CNNEncoder(nn.Module):
     """Dilated residual convolutions; layer i has dilation 2**i.
 
-    The receptive field is about ``(kernel_size - 1) * 2**num_layers * stride`` positions. With
-    ``stride`` > 1 the layers work on every `stride`-th position, at that fraction of the cost, and
-    one more layer brings the result back to every position.
+    The receptive field is ``1 + (kernel_size - 1) * 2**num_layers`` positions, and about `stride`
+    times that with ``stride`` > 1. Then the layers work on every `stride`-th position, at that
+    fraction of the cost, and one more layer brings the result back to every position.
 
     Parameters
     ----------
@@ -129,6 +137,12 @@ class CNNEncoder(nn.Module):
             self.up = nn.ConvTranspose1d(hidden_size, hidden_size, stride, stride)
             self.fine = _ResidualBlock(hidden_size, kernel_size, 1, dropout)
         self.norm = nn.LayerNorm(hidden_size)
+        half = kernel_size // 2
+        reach = half * 2**num_layers  # of the lift and the blocks
+        if stride > 1:
+            coarse = half * (2**num_layers - 1)
+            reach = 2 * half + coarse * stride + stride - 1
+        self.receptive_field = 1 + 2 * reach
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Map (B, T, D) to (B, T, hidden_size); rows after a sequence's end do not matter."""
@@ -224,6 +238,8 @@ class _TakesNoLengths(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
+        self.receptive_field = getattr(module, "receptive_field", None)
+        self.stride = getattr(module, "stride", 1)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         return self.module(x)

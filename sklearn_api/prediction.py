@@ -1,7 +1,7 @@
 """What a fitted segmenter says about new sequences.
 
 Sequences are run in batches of similar length, bounded by their padded number of positions, so that
-memory does not grow with the number of sequences.
+memory does not grow with the number of sequences. Longer sequences are encoded by windows.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from flash_semicrf.segments import Segment, SegmentTable, table_to_labels
 from flash_semicrf.streaming import log_partition, viterbi_table
 from sklearn_api.sequences import Sequences, check_X, check_y
 from sklearn_api.training import pad_values
+from sklearn_api.weights import check_sample_weight
+from sklearn_api.windows import encode_in_windows
 
 __all__ = ["PredictionMixin", "batches_by_positions"]
-
-_POSITIONS_PER_BATCH = 1 << 16
 
 
 def batches_by_positions(lengths: np.ndarray, limit: int) -> Iterator[np.ndarray]:
@@ -152,7 +152,7 @@ class PredictionMixin:
             result[batch] = value.cpu().numpy()
         return float(result[0]) if sequences.layout.kind == "single" else result
 
-    def score(self, X: Any, y: Any, groups: Any = None) -> float:
+    def score(self, X: Any, y: Any, groups: Any = None, sample_weight: Any = None) -> float:
         """Fraction of all positions whose label is predicted right.
 
         Parameters
@@ -160,6 +160,8 @@ class PredictionMixin:
         X, groups
             As for `predict`.
         y : labels or segments, nested as X
+        sample_weight : array-like, optional
+            As for `fit`; weights of positions count one by one.
 
         Returns
         -------
@@ -167,7 +169,10 @@ class PredictionMixin:
         """
         sequences = self._check_input(X, groups)
         gold = check_y(y, sequences.layout).position_labels
-        return accuracy_score(gold, np.concatenate(self._position_labels(sequences)))
+        weights = check_sample_weight(sample_weight, sequences.layout)
+        weights = None if weights is None else np.concatenate(weights)
+        found = np.concatenate(self._position_labels(sequences))
+        return accuracy_score(gold, found, sample_weight=weights)
 
     def _check_input(self, X: Any, groups: Any) -> Sequences:
         check_is_fitted(self, "net_")
@@ -176,11 +181,11 @@ class PredictionMixin:
     def _hidden(self, sequences: Sequences) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
         """Batches of hidden states: indices of the sequences, (B, T, H), lengths (B,)."""
         device = torch.device(self.net_.device)
-        for batch in batches_by_positions(sequences.lengths, _POSITIONS_PER_BATCH):
+        for batch in batches_by_positions(sequences.lengths, self.window_length):
             x, lengths = pad_values([sequences.values[i] for i in batch])
             lengths = lengths.to(device)
             with torch.no_grad():
-                hidden = self.module_(x.to(device), lengths)
+                hidden = encode_in_windows(self.module_, x, lengths, self.window_length)
             yield batch, hidden, lengths
 
     def _decode(self, sequences: Sequences) -> list[list[Segment]]:

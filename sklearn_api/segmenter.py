@@ -20,25 +20,21 @@ from sklearn_api.building import (
     build_net,
     check_allowed,
     resolve_device,
-    split_sequences,
 )
 from sklearn_api.encoders import ENCODERS
+from sklearn_api.persistence import VersionedMixin
 from sklearn_api.prediction import PredictionMixin
+from sklearn_api.routed_params import RoutedParamsMixin
 from sklearn_api.sequences import GoldSegments, LabelCodec, Sequences, check_X, check_y
-from sklearn_api.training import PrivateRNG, SegmentationModule, SequenceDataset
+from sklearn_api.training import PrivateRNG, SegmentationModule
+from sklearn_api.training_data import training_datasets
 
 __all__ = ["SemiCRFSegmenter"]
 
-_SKORCH_PREFIXES = (
-    "module__",
-    "optimizer__",
-    "iterator_train__",
-    "iterator_valid__",
-    "callbacks__",
-)
 
-
-class SemiCRFSegmenter(PredictionMixin, ClassifierMixin, BaseEstimator):
+class SemiCRFSegmenter(
+    PredictionMixin, RoutedParamsMixin, VersionedMixin, ClassifierMixin, BaseEstimator
+):
     """Segment sequences with a semi-Markov CRF on top of a neural or linear encoder.
 
     The model scores whole segments: an encoder scores every label at every position, and the CRF
@@ -92,7 +88,13 @@ class SemiCRFSegmenter(PredictionMixin, ClassifierMixin, BaseEstimator):
     max_epochs : int, default=100
         Most passes over the training sequences.
     batch_size : int, default=16
-        Sequences in a mini-batch.
+        Sequences, or crops of them, in a mini-batch.
+    crop_length : int, default=None
+        Train on random crops of sequences longer than this, cut anew each epoch, with what a crop's
+        ends leave unknown conditioned on. Should be a few times the longest segment.
+    window_length : int, default=65536
+        In prediction, positions that an encoder runs on at once; longer sequences pass it by
+        windows that overlap by its receptive field. The CRF always sees the whole sequence.
     learning_rate : float, default=0.01
         Step size. The loss is per position, so it carries over between lengths.
     early_stopping : bool, default=False
@@ -187,6 +189,8 @@ class SemiCRFSegmenter(PredictionMixin, ClassifierMixin, BaseEstimator):
         "optimizer": [None, callable],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "crop_length": [None, Interval(Integral, 1, None, closed="left")],
+        "window_length": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
@@ -221,6 +225,8 @@ class SemiCRFSegmenter(PredictionMixin, ClassifierMixin, BaseEstimator):
         optimizer=None,
         max_epochs=100,
         batch_size=16,
+        crop_length=None,
+        window_length=65536,
         learning_rate=0.01,
         early_stopping=False,
         validation_fraction=0.1,
@@ -252,6 +258,8 @@ class SemiCRFSegmenter(PredictionMixin, ClassifierMixin, BaseEstimator):
         self.optimizer = optimizer
         self.max_epochs = max_epochs
         self.batch_size = batch_size
+        self.crop_length = crop_length
+        self.window_length = window_length
         self.learning_rate = learning_rate
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
@@ -266,41 +274,12 @@ class SemiCRFSegmenter(PredictionMixin, ClassifierMixin, BaseEstimator):
         for name, value in skorch_params.items():
             setattr(self, name, value)
 
-    # Parameters routed to skorch ------------------------------------------------------------------
-
-    def _extra_params(self) -> dict[str, Any]:
-        """Parameters that the constructor took beyond those it names."""
-        named = self._get_param_names()
-        return {
-            name: value
-            for name, value in vars(self).items()
-            if name not in named and not name.startswith("_") and not name.endswith("_")
-        }
-
-    def _check_extra_params(self) -> None:
-        # Here rather than in the constructor, which by scikit-learn's rules only stores.
-        for name in self._extra_params():
-            if not name.startswith(_SKORCH_PREFIXES):
-                raise TypeError(
-                    f"{type(self).__name__} has no parameter {name!r}; further parameters start "
-                    f"with one of {', '.join(_SKORCH_PREFIXES)}."
-                )
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Parameters of the constructor, with those routed to skorch."""
-        return {**super().get_params(deep=deep), **self._extra_params()}
-
-    def set_params(self, **params: Any) -> SemiCRFSegmenter:
-        """Set parameters of the constructor and those routed to skorch."""
-        routed = [name for name in params if name.startswith(_SKORCH_PREFIXES)]
-        for name in routed:
-            setattr(self, name, params.pop(name))
-        return super().set_params(**params)
-
     # Training -------------------------------------------------------------------------------------
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any, groups: Any = None) -> SemiCRFSegmenter:
+    def fit(
+        self, X: Any, y: Any, groups: Any = None, sample_weight: Any = None
+    ) -> SemiCRFSegmenter:
         """Fit the model.
 
         Parameters
@@ -309,6 +288,9 @@ class SemiCRFSegmenter(PredictionMixin, ClassifierMixin, BaseEstimator):
             See Notes of the class.
         groups : array-like of shape (n_rows,), optional
             For 2-D X: one sequence per id; the rows of an id are contiguous.
+        sample_weight : array-like, optional
+            One weight per sequence, or one array of weights of positions per sequence; for 2-D X
+            one per row. Weights of positions act through their mean over the sequence or crop.
 
         Returns
         -------
@@ -321,22 +303,25 @@ class SemiCRFSegmenter(PredictionMixin, ClassifierMixin, BaseEstimator):
         else:
             self._rebuild_net()
         check_allowed(self.module_, table, self.classes_)
-        dataset, valid = SequenceDataset(sequences.values, table), None
-        if self.early_stopping:
-            kept, held_out = split_sequences(len(dataset), self.validation_fraction, self._seed)
-            dataset, valid = dataset.subset(kept), dataset.subset(held_out)
+        hold_out = self.early_stopping
+        dataset, valid = training_datasets(self, sequences, table, sample_weight, hold_out)
         self.net_.run(dataset, valid, epochs=self.max_epochs, seed=self._seed + self.n_iter_)
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
-        self, X: Any, y: Any, classes: Any = None, groups: Any = None
+        self,
+        X: Any,
+        y: Any,
+        classes: Any = None,
+        groups: Any = None,
+        sample_weight: Any = None,
     ) -> SemiCRFSegmenter:
         """Run one epoch over the given sequences, from the current parameters.
 
         Parameters
         ----------
-        X, y, groups
+        X, y, groups, sample_weight
             As for `fit`. The first call fixes the classes, the values of "auto" and "observed", and
             where the durations start.
         classes : array-like of shape (C,), optional
@@ -351,7 +336,7 @@ class SemiCRFSegmenter(PredictionMixin, ClassifierMixin, BaseEstimator):
         if first:
             self._build(sequences, table)
         check_allowed(self.module_, table, self.classes_)
-        dataset = SequenceDataset(sequences.values, table)
+        dataset, _ = training_datasets(self, sequences, table, sample_weight)
         self.net_.run(dataset, epochs=1, seed=self._seed + self.n_iter_)
         return self
 

@@ -271,7 +271,8 @@ def _host(y: Any) -> Any:
 
 def _is_segments(y: Any) -> bool:
     """Whether y is one sequence's list of segments."""
-    if not isinstance(y, (list, tuple)) or not y:
+    is_object = isinstance(y, np.ndarray) and y.dtype == object
+    if not (isinstance(y, (list, tuple)) or is_object) or len(y) == 0:
         return False
     first = y[0]
     return isinstance(first, Segment) or (

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from flash_semicrf.duration import DurationDistribution
 from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.segments import SegmentTable
+from sklearn_api.crop_likelihood import core_rows, crop_loss
 from sklearn_api.encoders import Standardize
 
 __all__ = [
@@ -71,6 +72,17 @@ class SequenceDataset(Dataset):
         sequence = torch.repeat_interleave(torch.tensor([len(r) for r in rows]))
         table = SegmentTable(sequence, *torch.cat(rows).unbind(1))
         return SequenceDataset([self.values[i] for i in indices], table)
+
+    def sampler(self, batch_size: int, shuffle: bool, seed: int) -> Sampler:
+        """Batches of indices for an epoch."""
+        return LengthBucketSampler(self.lengths, batch_size, shuffle, seed)
+
+    @staticmethod
+    def collate(
+        items: list[tuple[np.ndarray, Tensor]],
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        """One batch; see `collate_sequences`."""
+        return collate_sequences(items)
 
 
 def pad_values(values: list[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -144,10 +156,10 @@ def bucketed_loader(
     dataset: SequenceDataset, batch_size: int, shuffle: bool = False, seed: int = 0, **kwargs: Any
 ) -> DataLoader:
     """Loader of length-bucketed batches; `kwargs` go to `torch.utils.data.DataLoader`."""
-    sampler = LengthBucketSampler(dataset.lengths, batch_size, shuffle, seed)
+    sampler = dataset.sampler(batch_size, shuffle, seed)
     # Without a generator of its own a loader draws from the global one.
     generator = torch.Generator().manual_seed(seed)
-    kwargs = {"collate_fn": collate_sequences, "generator": generator, **kwargs}
+    kwargs = {"collate_fn": dataset.collate, "generator": generator, **kwargs}
     return DataLoader(dataset, batch_sampler=sampler, **kwargs)
 
 
@@ -230,11 +242,18 @@ class SegmentationModule(nn.Module):
                 penalized.append((name, None))
         return penalized
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Hidden states (B, T, H) of features (B, T, D)."""
+    def forward(self, x: Tensor, lengths: Tensor, crop: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, H) of features (B, T, D).
+
+        The first two columns of `crop` count the positions on either side that are context only;
+        `lengths` does not count them and the result does not hold them.
+        """
         if self.standardize is not None:
             x = self.standardize(x)
-        return self.encoder(x, lengths)
+        if crop is None:
+            return self.encoder(x, lengths)
+        hidden = self.encoder(x, lengths + crop[:, 0] + crop[:, 1])
+        return core_rows(hidden, crop[:, 0], lengths)
 
     def penalty(self) -> Tensor:
         """Half the squared distance of the penalised parameters from their prior means."""
@@ -311,13 +330,21 @@ class SegmentationNet(NeuralNet):
         X: dict[str, Tensor] | None = None,
         training: bool = False,
     ) -> Tensor:
-        """Loss of a batch: `y_pred` holds its hidden states, `y_true` its segments."""
+        """Loss of a batch: `y_pred` holds hidden states, `y_true` segments and perhaps weights."""
         lengths = to_tensor(X["lengths"], device=self.device)
-        table = SegmentTable(*to_tensor(tuple(y_true), device=self.device))
+        columns = to_tensor(tuple(y_true), device=self.device)
+        table = SegmentTable(*columns[:4])
         if training:
             padding = torch.arange(y_pred.shape[1], device=y_pred.device) >= lengths[:, None]
             self._check_finite(y_pred.detach().isfinite().all(-1) | padding)
-        nll = self.module_.head.compute_loss(y_pred, lengths, table, reduction="none")
+        head = self.module_.head
+        if "crop" in X:
+            crop = to_tensor(X["crop"], device=self.device)
+            nll = crop_loss(head, y_pred, lengths, table, crop)
+        else:
+            nll = head.compute_loss(y_pred, lengths, table, reduction="none")
+        if len(columns) == 5:
+            nll = nll * columns[4]
         loss = nll.sum() / lengths.sum()
         if training:
             if self.alpha:

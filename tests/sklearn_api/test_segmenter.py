@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 
 import joblib
@@ -17,7 +18,6 @@ from torch import nn
 from flash_semicrf.duration import PoissonDuration
 from flash_semicrf.testing import enumerate_segmentations
 from sklearn_api import SemiCRFSegmenter
-from sklearn_api import prediction as prediction_module
 
 QUICK = {"max_epochs": 3, "random_state": 0}
 
@@ -201,11 +201,11 @@ def test_fit_with_segments_equals_fit_with_labels():
     np.testing.assert_array_equal(a.log_likelihood(X, runs), b.log_likelihood(X, y))
 
 
-def test_prediction_does_not_depend_on_batches(fitted, monkeypatch):
+def test_prediction_does_not_depend_on_batches(fitted):
     X, _ = waves(5, seed=4)
     together = fitted.predict_proba(X)
-    monkeypatch.setattr(prediction_module, "_POSITIONS_PER_BATCH", 1)
-    for a, b in zip(together, fitted.predict_proba(X), strict=True):
+    alone = copy.copy(fitted).set_params(window_length=1).predict_proba(X)
+    for a, b in zip(together, alone, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
@@ -377,15 +377,15 @@ def test_callbacks_and_parameters_reach_skorch():
         iterator_train__drop_last=False,
         **QUICK,
     )
-    copy = clone(segmenter)
-    assert copy.get_params()["optimizer__momentum"] == 0.5
-    copy.fit(X, y)
+    cloned = clone(segmenter)
+    assert cloned.get_params()["optimizer__momentum"] == 0.5
+    cloned.fit(X, y)
     assert count.epochs_ == 0
-    assert dict(copy.net_.callbacks_)["Count"].epochs_ == 3
-    assert copy.net_.optimizer_.defaults["momentum"] == 0.5
-    assert copy.module_.head.hidden_dim == 9
-    copy.set_params(optimizer=torch.optim.RMSprop).fit(X, y)
-    assert isinstance(copy.net_.optimizer_, torch.optim.RMSprop)
+    assert dict(cloned.net_.callbacks_)["Count"].epochs_ == 3
+    assert cloned.net_.optimizer_.defaults["momentum"] == 0.5
+    assert cloned.module_.head.hidden_dim == 9
+    cloned.set_params(optimizer=torch.optim.RMSprop).fit(X, y)
+    assert isinstance(cloned.net_.optimizer_, torch.optim.RMSprop)
 
 
 def test_verbose_prints_a_line_per_epoch(capsys):

@@ -85,13 +85,16 @@ class TritonBackend:
         return None
 
     def values_are_allowed(self, potentials: Potentials) -> bool:
-        """Whether `flash_semicrf.validation` need not look at the values one tensor at a time."""
+        """Whether `flash_semicrf.validation` need not look at the values one tensor at a time.
+
+        Nothing can be waited for while a CUDA graph is captured, so values are not looked at then.
+        """
         from flash_semicrf.streaming.triton.values import values_are_allowed
 
         if potentials.device.type != "cuda" or self.why_not(potentials) is not None:
             return False
         with _on(potentials.device), torch.no_grad():
-            return values_are_allowed(potentials)
+            return torch.cuda.is_current_stream_capturing() or values_are_allowed(potentials)
 
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
@@ -105,6 +108,26 @@ class TritonBackend:
         with _on(potentials.device), torch.no_grad():
             return _algorithm(potentials).gradients(potentials, wanted)
 
+    def messages(self, potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
+        """Forward and backward messages; see `flash_semicrf.streaming.dispatch.Backend`."""
+        if potentials.transition.dim() == 3:
+            from flash_semicrf.streaming.triton.durational import messages
+        else:
+            from flash_semicrf.streaming.triton.log_messages import messages
+        with _on(potentials.device), torch.no_grad():
+            return messages(potentials)
+
+    def tangents(
+        self, potentials: Potentials, direction: Potentials, wanted: set[str]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Derivatives of the gradient; see `flash_semicrf.streaming.dispatch.Backend`."""
+        if potentials.transition.dim() == 3:
+            from flash_semicrf.streaming.triton.durational_tangents import tangents
+        else:
+            from flash_semicrf.streaming.triton.tangents import tangents
+        with _on(potentials.device), torch.no_grad():
+            return tangents(potentials, direction, wanted)
+
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
         with _on(potentials.device), torch.no_grad():
@@ -114,6 +137,13 @@ class TritonBackend:
         """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
         with _on(potentials.device), torch.no_grad():
             return _algorithm(potentials, decoding=True).viterbi(potentials)
+
+    def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
+        """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
+        from flash_semicrf.streaming.triton.sampling import sample
+
+        with _on(potentials.device), torch.no_grad():
+            return sample(potentials, num_samples, seed)
 
 
 DEVICE_CHECKS["cuda"] = TritonBackend().values_are_allowed

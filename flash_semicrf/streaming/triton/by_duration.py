@@ -4,8 +4,8 @@
     beta_s(c')  = LSE_{k, c} [A_k[c', c] + e_{s, k}(c) + u_{s+k}(c)]
     e_{s, k}(c) = D_k(c) + start_s(c) - S_s(c),    u_t(c) = beta_t(c) + S_t(c) + end_{t-1}(c)
 
-over the segments that no forbidden position cuts; alpha_0 = 0, or the initial scores in place of
-the transition term. Messages are float64 logarithms in rows 0..T. Gradients sum
+over the segments that no forbidden position cuts; alpha_0 = 0, or the initial scores (K, C) in
+place of the transition term. Messages are float64 logarithms in rows 0..T. Gradients sum
 
     P([s, s+k) of label c after c')
         = exp(alpha_s(c') + A_k[c', c] + e_{s, k}(c) + u_{s+k}(c) - log Z)
@@ -19,71 +19,22 @@ import triton
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.jit import kernel
-from flash_semicrf.streaming.triton.numerics import (
-    allowed,
-    common_part,
-    exp_wide,
-    is_deep,
-    settled,
-    wide,
-)
+from flash_semicrf.streaming.triton.numerics import exp_wide, wide
 
 __all__ = [
     "deep_content",
     "duration_pass_kernel",
     "duration_start_kernel",
     "duration_terms_kernel",
-    "prefix_kernel",
+    "gamma_row",
+    "load_row",
+    "load_transition",
+    "sum_over",
 ]
 
 
-@kernel
-def prefix_kernel(
-    scores_ptr, start_ptr, end_ptr, lengths_ptr, sink_ptr, source_ptr, deep_ptr, born_ptr,
-    common_ptr, T, C,
-    HAS_BOUNDARY: tl.constexpr, CP: tl.constexpr,
-):  # fmt: skip
-    """Row t of `sink`, `source`, `deep` and `born` (B, T+1, C), and `common` (B,); program (b,).
-
-    `sink` S_t + end_{t-1}, `source` start_t - S_t, `born` the first start that no forbidden
-    position before t cut off. What forbids counts 0 in S. The common parts of the scores are left
-    out, and the deep ones summed apart: a segment without any has a difference of exactly 0.
-    """
-    b = tl.program_id(0).to(tl.int64)
-    label = tl.arange(0, CP)
-    inside = label < C
-    length = tl.load(lengths_ptr + b).to(tl.int32)
-    total = tl.zeros([CP], tl.float64)
-    below = tl.zeros([CP], tl.float64)
-    common = tl.zeros([], tl.float64)
-    born = tl.zeros([CP], tl.int32)
-    for t in range(length + 1):
-        row = (b * (T + 1) + t) * C + label
-        position = (b * T + t) * C + label
-        sink = total
-        source = -total
-        if HAS_BOUNDARY:
-            sink += wide(tl.load(end_ptr + position - C, mask=inside & (t > 0), other=0.0))
-            source += wide(tl.load(start_ptr + position, mask=inside & (t < length), other=0.0))
-        tl.store(sink_ptr + row, sink, mask=inside)
-        tl.store(source_ptr + row, source, mask=inside)
-        tl.store(deep_ptr + row, below, mask=inside)
-        tl.store(born_ptr + row, born, mask=inside)
-        x = tl.load(scores_ptr + position, mask=inside & (t < length), other=float("-inf"))
-        if x.dtype.primitive_bitwidth < 32:
-            x = x.to(tl.float32)
-        top = tl.max(x, 0)
-        deep = is_deep(x, top)
-        x = settled(x, top).to(tl.float64)
-        common += common_part(top).to(tl.float64)
-        total += tl.where(allowed(x) & (deep == 0), x, 0.0)
-        below += tl.where(deep, x, 0.0)
-        born = tl.where(allowed(x), born, t + 1)
-    tl.store(common_ptr + b, common)
-
-
 @triton.jit
-def _load(row_ptr, label, C):
+def load_row(row_ptr, label, C):
     return wide(tl.load(row_ptr + label, mask=label < C, other=float("-inf")))
 
 
@@ -96,7 +47,7 @@ def deep_content(deep_ptr, s, t, label, C):
 
 
 @triton.jit
-def _transition(transition_ptr, k, target, source, C):
+def load_transition(transition_ptr, k, target, source, C):
     """A_k as it broadcasts over `target` and `source` labels; -inf outside."""
     place = ((k - 1) * C + source) * C + target
     return wide(
@@ -105,7 +56,7 @@ def _transition(transition_ptr, k, target, source, C):
 
 
 @triton.jit
-def _sum_over(x, MAX: tl.constexpr):
+def sum_over(x, MAX: tl.constexpr):
     """Log-sum-exp, or maximum, over the second axis."""
     found = tl.max(x, 1)
     if not MAX:
@@ -132,15 +83,15 @@ def gamma_row(
     """Sum over c' of alpha_s(c') + A_k[c', c]: the term of a segment [s, s + k)."""
     if HAS_INITIAL:
         if s == 0:
-            found = _load(initial_ptr, label, C)
+            found = load_row(initial_ptr + (k - 1) * C, label, C)
         else:
-            alpha = _load(alpha_ptr + s * C, label, C)
-            matrix = _transition(transition_ptr, k, label[:, None], label[None, :], C)
-            found = _sum_over(matrix + alpha[None, :], MAX)
+            alpha = load_row(alpha_ptr + s * C, label, C)
+            matrix = load_transition(transition_ptr, k, label[:, None], label[None, :], C)
+            found = sum_over(matrix + alpha[None, :], MAX)
     else:
-        alpha = _load(alpha_ptr + s * C, label, C)
-        matrix = _transition(transition_ptr, k, label[:, None], label[None, :], C)
-        found = _sum_over(matrix + alpha[None, :], MAX)
+        alpha = load_row(alpha_ptr + s * C, label, C)
+        matrix = load_transition(transition_ptr, k, label[:, None], label[None, :], C)
+        found = sum_over(matrix + alpha[None, :], MAX)
     return found
 
 
@@ -164,7 +115,7 @@ def duration_pass_kernel(
     born_ptr += base
     final = tl.where(inside, 0.0, float("-inf")).to(tl.float64)
     if HAS_FINAL:
-        final = _load(final_ptr, label, C)
+        final = load_row(final_ptr, label, C)
     if tl.program_id(1) == 0:
         tl.store(alpha_ptr + label, tl.zeros([CP], tl.float64), mask=inside)
         row = final
@@ -177,38 +128,44 @@ def duration_pass_kernel(
                 x = gamma_row(
                     alpha_ptr, transition_ptr, initial_ptr, s, k, label, C, HAS_INITIAL, MAX
                 )
-                x += _load(source_ptr + s * C, label, C) + _load(bias_ptr + (k - 1) * C, label, C)
+                x += load_row(source_ptr + s * C, label, C) + load_row(
+                    bias_ptr + (k - 1) * C, label, C
+                )
                 x += deep_content(deep_ptr, s, t, label, C)
                 total = _add(total, tl.where(s >= born, x, float("-inf")), MAX)
-            row = total + _load(sink_ptr + t * C, label, C)
+            row = total + load_row(sink_ptr + t * C, label, C)
             tl.store(alpha_ptr + t * C + label, row, mask=inside)
-        tl.store(log_z_ptr + b, tl.max(_sum_over((row + final)[None, :], MAX), 0))
+        tl.store(log_z_ptr + b, tl.max(sum_over((row + final)[None, :], MAX), 0))
     else:
         tl.store(beta_ptr + length * C + label, final, mask=inside)
         for i in range(1, length + 1):
             tl.debug_barrier()
             s = length - i
             total = tl.full([CP], float("-inf"), tl.float64)
-            source = _load(source_ptr + s * C, label, C)
+            source = load_row(source_ptr + s * C, label, C)
             for k in range(1, tl.minimum(K, i) + 1):
                 t = s + k
-                x = source + _load(bias_ptr + (k - 1) * C, label, C)
-                x += _load(beta_ptr + t * C, label, C) + _load(sink_ptr + t * C, label, C)
+                x = source + load_row(bias_ptr + (k - 1) * C, label, C)
+                x += load_row(beta_ptr + t * C, label, C) + load_row(sink_ptr + t * C, label, C)
                 x += deep_content(deep_ptr, s, t, label, C)
                 born = tl.load(born_ptr + t * C + label, mask=inside, other=0)
                 x = tl.where(s >= born, x, float("-inf"))
-                matrix = _transition(transition_ptr, k, label[None, :], label[:, None], C)
-                total = _add(total, _sum_over(matrix + x[None, :], False), False)
+                matrix = load_transition(transition_ptr, k, label[None, :], label[:, None], C)
+                total = _add(total, sum_over(matrix + x[None, :], False), False)
             tl.store(beta_ptr + s * C + label, total, mask=inside)
 
 
 @kernel
 def duration_terms_kernel(
     transition_ptr, bias_ptr, initial_ptr, lengths_ptr, sink_ptr, source_ptr, deep_ptr,
-    born_ptr, alpha_ptr, beta_ptr, log_z_ptr, by_transition_ptr, by_bias_ptr, T, C, K,
+    born_ptr, alpha_ptr, beta_ptr, log_z_ptr, by_transition_ptr, by_bias_ptr, by_initial_ptr,
+    T, C, K,
     HAS_INITIAL: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
-    """Gradients by A_k (B, K, C, C) and D_k (B, K, C); program (k - 1, b)."""
+    """Gradients by A_k (B, K, C, C), D_k and, if HAS_INITIAL, initial scores (B, K, C).
+
+    Program (k - 1, b).
+    """
     k = tl.program_id(0) + 1
     b = tl.program_id(1).to(tl.int64)
     label = tl.arange(0, CP)
@@ -216,25 +173,29 @@ def duration_terms_kernel(
     log_z = tl.load(log_z_ptr + b)
     length = tl.where(log_z > float("-inf"), tl.load(lengths_ptr + b).to(tl.int32), 0)
     base = b * (T + 1) * C
-    matrix = _transition(transition_ptr, k, label[:, None], label[None, :], C)
-    bias = _load(bias_ptr + (k - 1) * C, label, C) - tl.where(length > 0, log_z, 0.0)
+    matrix = load_transition(transition_ptr, k, label[:, None], label[None, :], C)
+    bias = load_row(bias_ptr + (k - 1) * C, label, C) - tl.where(length > 0, log_z, 0.0)
     by_transition = tl.zeros([CP, CP], tl.float64)
-    by_bias = tl.zeros([CP], tl.float64)
+    first = tl.zeros([CP], tl.float64)
+    initial = first
+    if HAS_INITIAL:
+        initial = load_row(initial_ptr + (k - 1) * C, label, C)
     for s in range(length - k + 1):
         row = base + s * C
         to = base + (s + k) * C
-        x = bias + _load(source_ptr + row, label, C) + _load(sink_ptr + to, label, C)
-        x += _load(beta_ptr + to, label, C) + deep_content(deep_ptr + base, s, s + k, label, C)
+        x = bias + load_row(source_ptr + row, label, C) + load_row(sink_ptr + to, label, C)
+        x += load_row(beta_ptr + to, label, C) + deep_content(deep_ptr + base, s, s + k, label, C)
         born = tl.load(born_ptr + to + label, mask=inside, other=0)
         x = tl.where(s >= born, x, float("-inf"))
-        alpha = _load(alpha_ptr + row, label, C)
+        alpha = load_row(alpha_ptr + row, label, C)
         if HAS_INITIAL:
-            first = exp_wide(x + _load(initial_ptr, label, C))
-            by_bias += tl.where(s == 0, first, 0.0)
+            first = tl.where(s == 0, exp_wide(x + initial), first)
             alpha = tl.where(s == 0, float("-inf"), alpha)
         by_transition += exp_wide(matrix + alpha[None, :] + x[:, None])
-    by_bias += tl.sum(by_transition, 1)
-    tl.store(by_bias_ptr + (b * K + k - 1) * C + label, by_bias, mask=inside)
+    row = (b * K + k - 1) * C + label
+    tl.store(by_bias_ptr + row, first + tl.sum(by_transition, 1), mask=inside)
+    if HAS_INITIAL:
+        tl.store(by_initial_ptr + row, first, mask=inside)
     place = ((b * K + k - 1) * C + label[None, :]) * C + label[:, None]
     tl.store(by_transition_ptr + place, by_transition, mask=inside[:, None] & inside[None, :])
 
@@ -258,15 +219,17 @@ def duration_start_kernel(
     end = tl.zeros([CP], tl.float64)
     if s < length:
         row = base + (s + 1) * C
-        end = exp_wide(_load(alpha_ptr + row, label, C) + _load(beta_ptr + row, label, C) - log_z)
-        source = _load(source_ptr + base + s * C, label, C) - log_z
+        end = exp_wide(
+            load_row(alpha_ptr + row, label, C) + load_row(beta_ptr + row, label, C) - log_z
+        )
+        source = load_row(source_ptr + base + s * C, label, C) - log_z
         for k in range(1, tl.minimum(K, length - s) + 1):
             to = base + (s + k) * C
             x = gamma_row(
                 alpha_ptr + base, transition_ptr, initial_ptr, s, k, label, C, HAS_INITIAL, False
             )
-            x += source + _load(bias_ptr + (k - 1) * C, label, C)
-            x += _load(beta_ptr + to, label, C) + _load(sink_ptr + to, label, C)
+            x += source + load_row(bias_ptr + (k - 1) * C, label, C)
+            x += load_row(beta_ptr + to, label, C) + load_row(sink_ptr + to, label, C)
             x += deep_content(deep_ptr + base, s, s + k, label, C)
             born = tl.load(born_ptr + to + label, mask=inside, other=0)
             start += tl.where(s >= born, exp_wide(x), 0.0)

@@ -14,7 +14,6 @@ from flash_semicrf.streaming.triton.by_duration import (
     duration_pass_kernel,
     duration_start_kernel,
     duration_terms_kernel,
-    prefix_kernel,
 )
 from flash_semicrf.streaming.triton.by_duration_decoding import (
     duration_last_segment_kernel,
@@ -23,11 +22,22 @@ from flash_semicrf.streaming.triton.by_duration_decoding import (
 from flash_semicrf.streaming.triton.decoding import collect_table
 from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.launch import power_of_two_above, problem_of
+from flash_semicrf.streaming.triton.log_messages import with_common_parts
+from flash_semicrf.streaming.triton.prefixes import prefixes_of
 
-__all__ = ["gradients", "log_partition", "max_messages", "viterbi"]
+__all__ = [
+    "Inputs",
+    "gradients",
+    "log_partition",
+    "max_messages",
+    "messages",
+    "prepare",
+    "run_passes",
+    "viterbi",
+]
 
 
-class _Inputs(NamedTuple):
+class Inputs(NamedTuple):
     """What the kernels read, and their compile-time choices."""
 
     transition: Tensor
@@ -48,32 +58,23 @@ class _Inputs(NamedTuple):
         return {"CP": self.constants["CP"], "num_warps": 8 if self.constants["CP"] > 32 else 4}
 
 
-def _prepare(p: Potentials) -> _Inputs:
+def prepare(p: Potentials) -> Inputs:
+    """Contiguous tensors, prefixes and constants of a problem."""
     problem = problem_of(p)
-    B, T, C = problem.scores.shape
-    labels = max(4, power_of_two_above(C))
-    sink, source, deep = torch.empty((3, B, T + 1, C), dtype=torch.float64, device=p.device)
-    common = torch.empty(B, dtype=torch.float64, device=p.device)
-    born = torch.empty((B, T + 1, C), dtype=torch.int32, device=p.device)
-    launch(
-        prefix_kernel, (B,),
-        problem.scores, problem.start, problem.end, problem.lengths, sink, source, deep, born,
-        common, T, C,
-        HAS_BOUNDARY=problem.has_boundary, CP=labels, num_warps=1,
-    )  # fmt: skip
+    labels = max(4, power_of_two_above(p.num_labels))
     bias = p.duration_bias.contiguous()
     has_initial, has_final = p.initial_scores is not None, p.final_scores is not None
-    return _Inputs(
+    return Inputs(
         p.transition.contiguous(), bias,
-        p.initial_scores.contiguous() if has_initial else bias,
+        p.initial_scores.expand_as(bias).contiguous() if has_initial else bias,
         p.final_scores.contiguous() if has_final else bias,
-        problem.lengths, sink, source, deep, born, common,
+        problem.lengths, *prefixes_of(problem, labels),
         {"HAS_INITIAL": has_initial, "HAS_FINAL": has_final, "CP": labels},
     )  # fmt: skip
 
 
-def _messages(
-    p: Potentials, inputs: _Inputs, both: bool, maximum: bool
+def run_passes(
+    p: Potentials, inputs: Inputs, both: bool, maximum: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(log Z or best score, alpha, beta), without the common parts; beta is alpha unless `both`."""
     B, T, C = p.scores.shape
@@ -91,8 +92,8 @@ def _messages(
 
 def log_partition(potentials: Potentials) -> Tensor:
     """Log Z (B,) in float64; memory O(TC) per sequence."""
-    inputs = _prepare(potentials)
-    return _messages(potentials, inputs, False, False)[0] + inputs.common
+    inputs = prepare(potentials)
+    return run_passes(potentials, inputs, False, False)[0] + inputs.common
 
 
 def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -100,17 +101,18 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
     p = potentials
     B, T, C = p.scores.shape
     K = p.max_duration
-    inputs = _prepare(p)
-    log_z, alpha, beta = _messages(p, inputs, True, False)
+    inputs = prepare(p)
+    log_z, alpha, beta = run_passes(p, inputs, True, False)
     shared = (*inputs[:3], *inputs[4:9], alpha, beta, log_z)
     has_initial = inputs.constants["HAS_INITIAL"]
     found = {}
-    if wanted & {"transition", "duration_bias"}:
+    initial_by_duration = p.initial_scores is not None and p.initial_scores.dim() == 2
+    if wanted & {"transition", "duration_bias"} or initial_by_duration:
         found["transition"] = log_z.new_empty((B, K, C, C))
-        found["duration_bias"] = log_z.new_empty((B, K, C))
+        found["duration_bias"], initial = log_z.new_empty((2, B, K, C))
         launch(
             duration_terms_kernel, (K, B),
-            *shared, found["transition"], found["duration_bias"], T, C, K,
+            *shared, found["transition"], found["duration_bias"], initial, T, C, K,
             HAS_INITIAL=has_initial, **inputs.launch,
         )  # fmt: skip
     if wanted - found.keys():
@@ -133,14 +135,21 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
         position = torch.where(inside[..., None], position.clamp(0.0, 1.0), 0.0)
         found["scores"] = position.to(p.dtype)
         found["start_scores"], found["end_scores"] = start.to(p.dtype), end.to(p.dtype)
-        found["initial_scores"] = start[:, 0]
+        found["initial_scores"] = initial if initial_by_duration else start[:, 0]
         found["final_scores"] = end[torch.arange(B, device=p.device), p.lengths - 1]
     return log_z + inputs.common, {name: found[name] for name in wanted}
 
 
+def messages(potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
+    """Log Z, alpha, beta; see `flash_semicrf.streaming.dispatch.Backend`."""
+    inputs = prepare(potentials)
+    found = run_passes(potentials, inputs, True, False)
+    return with_common_parts(potentials, *found)
+
+
 def max_messages(potentials: Potentials) -> Tensor:
     """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
-    alpha = _messages(potentials, _prepare(potentials), False, True)[1]
+    alpha = run_passes(potentials, prepare(potentials), False, True)[1]
     left_out = running_total(common_parts(potentials.scores, potentials.lengths))
     return alpha + left_out[..., None]
 
@@ -149,8 +158,8 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
     p = potentials
     B, T, C = p.scores.shape
-    inputs = _prepare(p)
-    best, alpha, _ = _messages(p, inputs, False, True)
+    inputs = prepare(p)
+    best, alpha, _ = run_passes(p, inputs, False, True)
     codes = torch.empty((B, T, C), dtype=torch.int32, device=p.device)
     starts, labels = torch.empty((2, B, T), dtype=torch.int32, device=p.device)
     counts = torch.empty(B, dtype=torch.int32, device=p.device)

@@ -8,6 +8,8 @@ import torch
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming import viterbi_table
 from flash_semicrf.streaming.dispatch import choose
+from flash_semicrf.streaming.expectations import _direction
+from flash_semicrf.streaming.posterior import explicit_start
 from flash_semicrf.streaming.triton.backend import HAS_TRITON
 from flash_semicrf.testing import random_problem
 
@@ -74,8 +76,26 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) 
     )
 
 
+def with_direction(problem: Potentials, seed: int = 2) -> tuple[Potentials, Potentials]:
+    """The problem, and one to differentiate its gradient along, as `tangents` takes them."""
+    p = explicit_start(problem)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {
+        name: torch.randn(value.shape, generator=generator, dtype=torch.float64).to(p.device)
+        for name, value in p.parameters().items()
+    }
+    return p, _direction(p.replace(**drawn))
+
+
 def results_of(problem: Potentials) -> list[torch.Tensor]:
     """Everything that the backend computes, in a fixed order."""
     log_z, found = choose("triton", problem).gradients(problem, EVERYTHING)
     scores, table = viterbi_table(problem, "triton")
-    return [log_z, *(found[name] for name in sorted(found)), scores, *table]
+    results = [log_z, *(found[name] for name in sorted(found)), scores, *table]
+    if problem.dtype == torch.float64:  # what follows has no kernels of its own for float32
+        backend = choose("triton", problem)
+        p, direction = with_direction(problem)
+        log_z, mean, found = backend.tangents(p, direction, set(p.parameters()))
+        results += [log_z, mean, *(found[name] for name in sorted(found))]
+        results += backend.sample(problem, 3, 0)
+    return results

@@ -10,9 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
 
@@ -30,68 +28,25 @@ from flash_semicrf.streaming import (
     viterbi,
     viterbi_table,
 )
-from flash_semicrf.streaming.dispatch import BACKENDS, record_backends
+from flash_semicrf.streaming.dispatch import record_backends
 from flash_semicrf.testing import assert_close, random_problem
 from tests.flash_semicrf.cases import gradients_of, with_gradients
+from tests.flash_semicrf.streaming.triton.interpreter_cases import (
+    BY_POSITION,
+    REFERENCE,
+    TRITON,
+    Case,
+    with_poisoned_padding,
+)
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run by test_interpreter.py, with TRITON_INTERPRET=1", allow_module_level=True)
 
 # The interpreter's maximum skips NaN and warns where there is nothing else: padding, for instance.
-pytestmark = pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")
-
-REFERENCE, TRITON = BACKENDS["reference"], BACKENDS["triton"]
-BY_POSITION = ("scores", "start_scores", "end_scores")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def interpreter():
-    """Repair what the interpreter lacks, and hide what it says of values that are discarded."""
-    from triton.runtime import interpreter
-
-    patch_tensor = interpreter._patch_lang_tensor
-
-    def patch_tensor_and_index(tensor, scope):
-        patch_tensor(tensor, scope)
-        # numpy >= 2.4 turns arrays of no dimensions only into an int; loop bounds have one.
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_tensor_and_index)
-        # Both branches of tl.where are computed: numpy warns of logs of zero and of overflow in
-        # the one that is not taken.
-        with np.errstate(all="ignore"):
-            yield
-
-
-class Case(NamedTuple):
-    """One combination of sizes and options."""
-
-    positions: int
-    durations: int
-    labels: int
-    boundary: bool = False
-    ends: bool = False
-    forbid: float = 0.0
-    scale: float = 1.0
-    batch: int = 1
-    dtype: torch.dtype = torch.float64
-    by_duration: bool = False
-
-    def __str__(self) -> str:
-        options = [name for name in ("boundary", "ends", "by_duration") if getattr(self, name)]
-        numbers = [f"T{self.positions}", f"K{self.durations}", f"C{self.labels}"]
-        options += [f"forbid{self.forbid}", f"scale{self.scale:g}", str(self.dtype)[6:]]
-        return "-".join(numbers + options)
-
-    def problem(self, **options) -> Potentials:
-        """Draw the problem; `options` as for `random_problem`."""
-        arguments = {"scale": self.scale, "seed": 5, **options}
-        return random_problem(
-            self.batch, self.positions, self.durations, self.labels,
-            by_duration=self.by_duration, boundary=self.boundary, ends=self.ends,
-            ragged=self.batch > 1, forbid=self.forbid, dtype=self.dtype, **arguments,
-        )  # fmt: skip
+pytestmark = [
+    pytest.mark.usefixtures("interpreter"),
+    pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning"),
+]
 
 
 CASES = [
@@ -117,15 +72,6 @@ LONG = Case(70, 40, 3, True, True, 0.02)
 
 # Four labels or fewer in groups of warps, and sequences long enough for each group to have a share.
 LAYOUTS = [(4, 2), (4, 4), (8, 2)]
-
-
-def with_poisoned_padding(problem: Potentials) -> Potentials:
-    """The problem with NaN after the end of every sequence."""
-    outside = torch.arange(problem.num_positions) >= problem.lengths[:, None]
-    given = {n: getattr(problem, n) for n in BY_POSITION if getattr(problem, n) is not None}
-    return problem.replace(
-        **{name: value.masked_fill(outside[..., None], math.nan) for name, value in given.items()}
-    )
 
 
 def assert_agrees_with_reference(problem: Potentials, **options) -> None:

@@ -25,6 +25,7 @@ from tests.flash_semicrf.streaming.triton.gpu_cases import (
     draw,
     marked,
     results_of,
+    with_direction,
 )
 
 pytestmark = [pytest.mark.gpu, *CONDITIONS]
@@ -33,6 +34,11 @@ ALL_SETTINGS = marked(*SETTINGS)
 USUAL = pytest.mark.gpu(group="usual")
 MANY_SHORT = pytest.mark.gpu(group="many short, full")
 THREE_LABELS = pytest.mark.gpu(group="three labels, full")
+
+POSTERIOR = marked(
+    "usual, full", "many short, full", "three labels, full", "one label, full",
+    "long segments, full", "usual", "most labels", "by duration", "by duration, full",
+)  # fmt: skip
 
 GROUPS = {
     "one more": "many short, full",
@@ -100,6 +106,40 @@ def test_viterbi_path_has_the_best_score(setting):
     table = type(table)(*(column.cpu() for column in table))
     check_table(table, problem)
     assert_near(score_segments(problem.to(torch.float64), table, "max"), best, 1e-9)
+
+
+@pytest.mark.parametrize("setting", POSTERIOR)
+def test_samples_are_those_of_the_cpu(setting):
+    # The same random numbers: only where rounding decides may a sample be another.
+    problem = draw(setting)
+    expected = BACKENDS["numba"].sample(problem, 20, 5)
+    actual = choose("triton", problem.to("cuda")).sample(problem.to("cuda"), 20, 5)
+    for column, values in zip(actual, expected, strict=True):
+        assert torch.equal(column.cpu(), values)
+
+
+@pytest.mark.parametrize("setting", POSTERIOR)
+def test_messages_are_those_of_the_cpu(setting):
+    problem = draw(setting)
+    expected = BACKENDS["numba"].messages(problem)
+    actual = choose("triton", problem.to("cuda")).messages(problem.to("cuda"))
+    assert_near(actual[0], expected[0], 1e-9)
+    inside = torch.arange(problem.num_positions + 1) <= problem.lengths[:, None]
+    inside[:, 0] = False
+    for messages, values in zip(actual[1:], expected[1:], strict=True):
+        assert_near(messages.cpu()[inside], values[inside], 1e-9)
+
+
+@pytest.mark.parametrize("setting", POSTERIOR)
+def test_tangents_are_those_of_the_cpu(setting):
+    problem, direction = with_direction(draw(setting))
+    wanted = set(problem.parameters())
+    _, expected_mean, expected = BACKENDS["numba"].tangents(problem, direction, wanted)
+    on_gpu = problem.to("cuda")
+    _, mean, found = choose("triton", on_gpu).tangents(on_gpu, direction.to("cuda"), wanted)
+    assert_near(mean, expected_mean, 1e-9)
+    for name, value in found.items():
+        assert_near(value, expected[name], 1e-8)  # sums of hundreds of terms of both signs
 
 
 @pytest.mark.parametrize("setting", ALL_SETTINGS)
@@ -249,17 +289,16 @@ def test_device_that_is_not_the_current_one():
 def test_log_partition_is_captured_in_a_graph(setting):
     first, second = (draw(setting, seed=seed).to("cuda") for seed in (1, 2))
     second = second.replace(lengths=second.lengths.flip(0))
-    backend = choose("triton", first)
-    expected = [backend.log_partition(p) for p in (first, second)]
+    expected = [log_partition(p) for p in (first, second)]
     static = first.replace(scores=first.scores.clone(), lengths=first.lengths.clone())
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # compiled and allocated before the capture
-        backend.log_partition(static)
+        log_partition(static)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        log_z = backend.log_partition(static)
+        log_z = log_partition(static)
     for problem in (first, second, first):
         changed = problem.replace(
             **{n: v for n, v in first.parameters().items() if n != "scores"}
@@ -267,5 +306,5 @@ def test_log_partition_is_captured_in_a_graph(setting):
         static.scores.copy_(changed.scores)
         static.lengths.copy_(changed.lengths)
         graph.replay()
-        assert torch.equal(log_z, backend.log_partition(changed))
+        assert torch.equal(log_z, log_partition(changed))
     assert torch.equal(log_z, expected[0])

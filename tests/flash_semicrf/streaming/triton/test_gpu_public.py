@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from flash_semicrf.information import entropy
 from flash_semicrf.nn import SemiMarkovCRFHead
+from flash_semicrf.sampling import sample_table
 from flash_semicrf.segments import segments_to_table
 from flash_semicrf.streaming import (
     log_partition,
     segment_marginals,
+    segment_probabilities,
     semi_crf_streaming_forward,
     viterbi,
 )
@@ -46,6 +49,26 @@ def test_auto_runs_triton_where_it_can(by_duration):
     assert_near(best.scores, expected.viterbi(on_cpu)[0], 1e-9)
     for actual, marginal in zip(marginals, segment_marginals(on_cpu, "reference"), strict=True):
         assert_near(actual, marginal, 1e-9)
+
+
+@THREE_LABELS
+@pytest.mark.parametrize("by_duration", [False, True])
+def test_posterior_quantities_run_on_triton(by_duration):
+    problem = random_problem(2, 40, 5, 3, by_duration=by_duration, boundary=True, ends=True)
+    found = {}
+    for device in ("cuda", "cpu"):
+        leaves = with_gradients(problem.to(device))
+        with record_backends() as ran:
+            value = entropy(leaves)
+            gradients = gradients_of(value.sum(), leaves)
+            table = sample_table(problem.to(device), 3, 0)
+            one = table._replace(sequence=table.sequence % 2)
+            probabilities = segment_probabilities(problem.to(device), one)
+        assert set(ran) == {"triton" if device == "cuda" else "numba"}
+        found[device] = [value.detach(), *gradients.values(), *table, probabilities]
+    for actual, expected in zip(found["cuda"], found["cpu"], strict=True):
+        assert actual.device.type == "cuda"
+        assert_near(actual, expected, 1e-9)
 
 
 @NARROW

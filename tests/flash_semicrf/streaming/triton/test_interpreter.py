@@ -1,4 +1,4 @@
-"""The kernels without a GPU: `interpreted.py` in a process whose Triton interprets."""
+"""The kernels without a GPU: `interpreted*.py` in processes whose Triton interprets."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ ROOT = Path(__file__).parents[4]
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
-def test_kernels_in_the_interpreter():
-    path = Path(__file__).with_name("interpreted.py").relative_to(ROOT)
+@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_posterior.py"])
+def test_kernels_in_the_interpreter(name):
+    path = Path(__file__).with_name(name).relative_to(ROOT)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(path)]
     # No device: the interpreter would copy every tensor to and from it.
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}

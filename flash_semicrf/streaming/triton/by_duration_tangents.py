@@ -1,0 +1,227 @@
+"""Derivatives of messages and expected counts along a direction, for transitions by duration.
+
+As `tangent_passes` and `tangent_terms`, by the recurrences of `by_duration`: a derivative is the
+posterior mean of the direction's score, over durations and labels at once. Cost T·K·C² in every
+kernel, exponentials of log probabilities; float64. Initial scores are (K, C) and always given.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flash_semicrf.streaming.triton.by_duration import deep_content, load_row, load_transition
+from flash_semicrf.streaming.triton.jit import kernel
+from flash_semicrf.streaming.triton.numerics import exp_wide
+from flash_semicrf.streaming.triton.tangent_passes import finite
+
+__all__ = [
+    "duration_start_tangent_kernel",
+    "duration_tangent_pass_kernel",
+    "duration_tangent_terms_kernel",
+]
+
+
+@triton.jit
+def _load_finite(row_ptr, label, C):
+    return tl.load(row_ptr + label, mask=label < C, other=0.0)
+
+
+@triton.jit
+def _segment(bias_ptr, sink_ptr, source_ptr, deep_ptr, born_ptr, s, k, label, C):
+    """Score of [s, s + k) but for its transition, -inf where a forbidden position cuts it."""
+    to = (s + k) * C
+    x = load_row(source_ptr + s * C, label, C) + load_row(sink_ptr + to, label, C)
+    x += load_row(bias_ptr + (k - 1) * C, label, C)
+    x += deep_content(deep_ptr, s, s + k, label, C)
+    born = tl.load(born_ptr + to + label, mask=label < C, other=0)
+    return tl.where(s >= born, x, float("-inf"))
+
+
+@triton.jit
+def _d_segment(d_bias_ptr, d_sink_ptr, d_source_ptr, d_deep_ptr, s, k, label, C):
+    """Score by the direction of [s, s + k) but for its transition."""
+    d = _load_finite(d_source_ptr + s * C, label, C)
+    d += _load_finite(d_sink_ptr + (s + k) * C, label, C)
+    d += _load_finite(d_bias_ptr + (k - 1) * C, label, C)
+    return d + deep_content(d_deep_ptr, s, s + k, label, C)
+
+
+@triton.jit
+def _load_d_transition(d_transition_ptr, k, target, source, C):
+    place = ((k - 1) * C + source) * C + target
+    return tl.load(d_transition_ptr + place, mask=(source < C) & (target < C), other=0.0)
+
+
+@triton.jit
+def _arrivals(
+    transition_ptr, initial_ptr, alpha_ptr, d_transition_ptr, d_initial_ptr, d_alpha_ptr,
+    x, d, s, k, label, C,
+):  # fmt: skip
+    """Exponentials of x (CP,) plus what arrives, and their products with the derivatives.
+
+    Two of them for the first segment, (CP,), 0 if s > 0; and two for the others, (CP dst, CP src).
+    """
+    inside = (label < C) & (s > 0)
+    alpha = tl.load(alpha_ptr + s * C + label, mask=inside, other=float("-inf"))
+    d_alpha = tl.load(d_alpha_ptr + s * C + label, mask=inside, other=0.0)
+    matrix = load_transition(transition_ptr, k, label[:, None], label[None, :], C)
+    d_matrix = _load_d_transition(d_transition_ptr, k, label[:, None], label[None, :], C)
+    later = exp_wide(matrix + alpha[None, :] + x[:, None])
+    d_later = later * (d_matrix + d_alpha[None, :] + d[:, None])
+    first = exp_wide(x + load_row(initial_ptr + (k - 1) * C, label, C))
+    first = tl.where(s == 0, first, 0.0)
+    d_first = first * (d + _load_finite(d_initial_ptr + (k - 1) * C, label, C))
+    return first, d_first, later, d_later
+
+
+@kernel
+def duration_tangent_pass_kernel(
+    transition_ptr, bias_ptr, initial_ptr, lengths_ptr, log_z_ptr, sink_ptr, source_ptr, deep_ptr,
+    born_ptr, alpha_ptr, beta_ptr,
+    d_transition_ptr, d_bias_ptr, d_initial_ptr, d_final_ptr, d_sink_ptr, d_source_ptr, d_deep_ptr,
+    d_alpha_ptr, d_beta_ptr, T, C, K, CP: tl.constexpr,
+):  # fmt: skip
+    """Rows 1..length of d_alpha by program (b, 0), of d_beta by (b, 1); both (B, T+1, C)."""
+    b = tl.program_id(0).to(tl.int64)
+    label = tl.arange(0, CP)
+    inside = label < C
+    length = tl.load(lengths_ptr + b).to(tl.int32)
+    length = tl.where(tl.load(log_z_ptr + b) > float("-inf"), length, 0)
+    base = b * (T + 1) * C
+    sink_ptr += base
+    source_ptr += base
+    deep_ptr += base
+    born_ptr += base
+    alpha_ptr += base
+    beta_ptr += base
+    d_sink_ptr += base
+    d_source_ptr += base
+    d_deep_ptr += base
+    d_alpha_ptr += base
+    d_beta_ptr += base
+    if tl.program_id(1) == 0:
+        for t in range(1, length + 1):
+            tl.debug_barrier()
+            own = load_row(alpha_ptr + t * C, label, C)
+            total = tl.zeros([CP], tl.float64)
+            mean = tl.zeros([CP], tl.float64)
+            for k in range(1, tl.minimum(K, t) + 1):
+                s = t - k
+                x = _segment(bias_ptr, sink_ptr, source_ptr, deep_ptr, born_ptr, s, k, label, C)
+                d = _d_segment(d_bias_ptr, d_sink_ptr, d_source_ptr, d_deep_ptr, s, k, label, C)
+                first, d_first, later, d_later = _arrivals(
+                    transition_ptr, initial_ptr, alpha_ptr, d_transition_ptr, d_initial_ptr,
+                    d_alpha_ptr, x - finite(own), d, s, k, label, C,
+                )  # fmt: skip
+                total += first + tl.sum(later, 1)
+                mean += d_first + tl.sum(d_later, 1)
+            d = tl.where(total > 0, mean / tl.where(total > 0, total, 1.0), 0.0)
+            tl.store(d_alpha_ptr + t * C + label, d, mask=inside)
+    else:
+        d_final = _load_finite(d_final_ptr, label, C)
+        tl.store(d_beta_ptr + length * C + label, d_final, mask=inside)
+        for i in range(1, length):
+            tl.debug_barrier()
+            s = length - i
+            own = load_row(beta_ptr + s * C, label, C)
+            total = tl.zeros([CP], tl.float64)
+            mean = tl.zeros([CP], tl.float64)
+            for k in range(1, tl.minimum(K, i) + 1):
+                to = (s + k) * C
+                x = _segment(bias_ptr, sink_ptr, source_ptr, deep_ptr, born_ptr, s, k, label, C)
+                x += load_row(beta_ptr + to, label, C)
+                d = _d_segment(d_bias_ptr, d_sink_ptr, d_source_ptr, d_deep_ptr, s, k, label, C)
+                d += _load_finite(d_beta_ptr + to, label, C)
+                matrix = load_transition(transition_ptr, k, label[None, :], label[:, None], C)
+                d_matrix = _load_d_transition(
+                    d_transition_ptr, k, label[None, :], label[:, None], C
+                )
+                weight = exp_wide(matrix + x[None, :] - finite(own)[:, None])
+                total += tl.sum(weight, 1)
+                mean += tl.sum(weight * (d_matrix + d[None, :]), 1)
+            d = tl.where(total > 0, mean / tl.where(total > 0, total, 1.0), 0.0)
+            tl.store(d_beta_ptr + s * C + label, d, mask=inside)
+
+
+@kernel
+def duration_tangent_terms_kernel(
+    transition_ptr, bias_ptr, initial_ptr, lengths_ptr, log_z_ptr, sink_ptr, source_ptr, deep_ptr,
+    born_ptr, alpha_ptr, beta_ptr,
+    d_transition_ptr, d_bias_ptr, d_initial_ptr, mean_ptr, d_sink_ptr, d_source_ptr, d_deep_ptr,
+    d_alpha_ptr, d_beta_ptr, by_transition_ptr, by_bias_ptr, by_initial_ptr, T, C, K,
+    CP: tl.constexpr,
+):  # fmt: skip
+    """Derivatives of the counts of A_k (B, K, C, C), D_k and first segments (B, K, C).
+
+    Program (k - 1, b); `mean` (B,) is d log Z.
+    """
+    k = tl.program_id(0) + 1
+    b = tl.program_id(1).to(tl.int64)
+    label = tl.arange(0, CP)
+    inside = label < C
+    log_z = tl.load(log_z_ptr + b)
+    mean = tl.load(mean_ptr + b)
+    length = tl.where(log_z > float("-inf"), tl.load(lengths_ptr + b).to(tl.int32), 0)
+    log_z = tl.where(length > 0, log_z, 0.0)
+    base = b * (T + 1) * C
+    by_transition = tl.zeros([CP, CP], tl.float64)
+    by_initial = tl.zeros([CP], tl.float64)
+    for s in range(length - k + 1):
+        to = base + (s + k) * C
+        x = _segment(
+            bias_ptr, sink_ptr + base, source_ptr + base, deep_ptr + base, born_ptr + base,
+            s, k, label, C,
+        )  # fmt: skip
+        x += load_row(beta_ptr + to, label, C) - log_z
+        d = _d_segment(
+            d_bias_ptr, d_sink_ptr + base, d_source_ptr + base, d_deep_ptr + base, s, k, label, C
+        )
+        d += _load_finite(d_beta_ptr + to, label, C) - mean
+        _, d_first, _, d_later = _arrivals(
+            transition_ptr, initial_ptr, alpha_ptr + base, d_transition_ptr, d_initial_ptr,
+            d_alpha_ptr + base, x, d, s, k, label, C,
+        )  # fmt: skip
+        by_initial += d_first
+        by_transition += d_later
+    row = (b * K + k - 1) * C + label
+    tl.store(by_initial_ptr + row, by_initial, mask=inside)
+    tl.store(by_bias_ptr + row, by_initial + tl.sum(by_transition, 1), mask=inside)
+    place = ((b * K + k - 1) * C + label[None, :]) * C + label[:, None]
+    tl.store(by_transition_ptr + place, by_transition, mask=inside[:, None] & inside[None, :])
+
+
+@kernel
+def duration_start_tangent_kernel(
+    transition_ptr, bias_ptr, initial_ptr, lengths_ptr, log_z_ptr, sink_ptr, source_ptr, deep_ptr,
+    born_ptr, alpha_ptr, beta_ptr,
+    d_transition_ptr, d_bias_ptr, d_initial_ptr, mean_ptr, d_sink_ptr, d_source_ptr, d_deep_ptr,
+    d_alpha_ptr, d_beta_ptr, found_ptr, T, C, K, CP: tl.constexpr,
+):  # fmt: skip
+    """Derivatives of the start marginals (B, T, C), zero after a sequence's end; program (s, b)."""
+    s = tl.program_id(0)
+    b = tl.program_id(1).to(tl.int64)
+    label = tl.arange(0, CP)
+    log_z = tl.load(log_z_ptr + b)
+    mean = tl.load(mean_ptr + b)
+    length = tl.where(log_z > float("-inf"), tl.load(lengths_ptr + b).to(tl.int32), 0)
+    log_z = tl.where(length > 0, log_z, 0.0)
+    base = b * (T + 1) * C
+    found = tl.zeros([CP], tl.float64)
+    for k in range(1, tl.minimum(K, length - s) + 1):
+        to = base + (s + k) * C
+        x = _segment(
+            bias_ptr, sink_ptr + base, source_ptr + base, deep_ptr + base, born_ptr + base,
+            s, k, label, C,
+        )  # fmt: skip
+        x += load_row(beta_ptr + to, label, C) - log_z
+        d = _d_segment(
+            d_bias_ptr, d_sink_ptr + base, d_source_ptr + base, d_deep_ptr + base, s, k, label, C
+        )
+        d += _load_finite(d_beta_ptr + to, label, C) - mean
+        _, d_first, _, d_later = _arrivals(
+            transition_ptr, initial_ptr, alpha_ptr + base, d_transition_ptr, d_initial_ptr,
+            d_alpha_ptr + base, x, d, s, k, label, C,
+        )  # fmt: skip
+        found += d_first + tl.sum(d_later, 1)
+    tl.store(found_ptr + (b * T + s) * C + label, found, mask=label < C)

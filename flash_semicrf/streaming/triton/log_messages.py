@@ -1,0 +1,131 @@
+"""The messages of both passes as logarithms, for static transitions.
+
+What the passes store is a number and an offset per row; see `numerics`. Here, for all boundaries at
+once, it becomes a logarithm, and the sum over labels across the boundary is taken beside it:
+
+    gamma_t(c) = LSE_{c'} [alpha_t(c') + A[c', c]],    gamma_0 = the initial term
+    beta_t(c') = LSE_c [A[c', c] + eta_t(c)],          beta_T = the final scores
+
+Cost T C², in parallel; float64. Messages leave out the common parts of the scores.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.streaming.masks import common_parts, running_total
+from flash_semicrf.streaming.triton.jit import kernel, launch
+from flash_semicrf.streaming.triton.launch import (
+    Plan,
+    Problem,
+    plan_of,
+    problem_of,
+    run_passes,
+)
+from flash_semicrf.streaming.triton.numerics import decode_log, exp_wide
+
+__all__ = [
+    "LogMessages",
+    "log_messages",
+    "log_messages_kernel",
+    "messages",
+    "with_common_parts",
+]
+
+
+class LogMessages(NamedTuple):
+    """Logarithms of the messages, rows 0..T; those after a sequence's end are arbitrary."""
+
+    log_z: Tensor  # (B,), without the common parts
+    alpha: Tensor  # (B, T + 1, C)
+    gamma: Tensor  # its last row is arbitrary
+    eta: Tensor  # its last row is arbitrary
+    beta: Tensor
+
+
+@kernel
+def log_messages_kernel(
+    lengths_ptr, matrix_ptr, edge_ptr, stored_ptr, offset_ptr, own_ptr, across_ptr, T, C,
+    FORWARD: tl.constexpr, CP: tl.constexpr, TT: tl.constexpr,
+):  # fmt: skip
+    """Rows 0..T of alpha and gamma if FORWARD, else of eta and beta; program (tile of TT rows, b).
+
+    `stored` (B, T, C) and `offset` (B, T) by `pass_kernel`; `matrix` (CP, CP) the log matrix of the
+    pass, `edge` (CP,) gamma_0 or beta_T.
+    """
+    b = tl.program_id(1).to(tl.int64)
+    t = tl.program_id(0) * TT + tl.arange(0, TT)
+    label = tl.arange(0, CP)[None, :]
+    length = tl.load(lengths_ptr + b).to(tl.int32)
+    if FORWARD:
+        row = t - 1
+        edge = t == 0
+    else:
+        row = t
+        edge = t == length
+    known = (row >= 0) & (row < length)
+    offset = tl.load(offset_ptr + b * T + row, mask=known, other=0.0)
+    rows_ptr = stored_ptr + (b * T + row) * C
+    value = tl.load(rows_ptr[:, None] + label, mask=known[:, None] & (label < C), other=0.0)
+    own = decode_log(value) + offset[:, None]
+    if FORWARD:
+        own = tl.where(edge[:, None], 0.0, own)
+    # Twice over the labels, for the largest term and for the sum: a loop keeps the kernel small.
+    top = tl.full([TT, CP], float("-inf"), tl.float64)
+    for source in range(C):
+        message = tl.load(rows_ptr + source, mask=known, other=0.0)
+        x = (decode_log(message) + offset)[:, None] + tl.load(matrix_ptr + source * CP + label)
+        top = tl.maximum(top, x)
+    top = tl.where(top > float("-inf"), top, 0.0)
+    total = tl.zeros([TT, CP], tl.float64)
+    for source in range(C):
+        message = tl.load(rows_ptr + source, mask=known, other=0.0)
+        x = (decode_log(message) + offset)[:, None] + tl.load(matrix_ptr + source * CP + label)
+        total += exp_wide(x - top)
+    across = tl.where(edge[:, None], tl.load(edge_ptr + label), top + tl.log(total))
+    place = (b * (T + 1) + t)[:, None] * C + label
+    listed = (t <= length)[:, None] & (label < C)
+    tl.store(own_ptr + place, own, mask=listed)
+    tl.store(across_ptr + place, across, mask=listed)
+
+
+def log_messages(p: Potentials, problem: Problem, plan: Plan) -> LogMessages:
+    """Run both passes and take the logarithms of their messages."""
+    _, tables, stored = run_passes(p, problem, plan, True)
+    B, T, C = problem.scores.shape
+    alpha, gamma = torch.empty((2, B, T + 1, C), dtype=torch.float64, device=p.device)
+    eta, beta = torch.empty((2, B, T + 1, C), dtype=torch.float64, device=p.device)
+    tile = max(1, 1024 // plan.labels)
+    matrices = tables.log_matrix.view(2, -1)
+    edges = tables.first.view(2, -1)
+    launches = [(0, stored.forward, alpha, gamma), (1, stored.backward, eta, beta)]
+    for direction, rows, own, across in launches:
+        launch(
+            log_messages_kernel, (-(-(T + 1) // tile), B),
+            problem.lengths, matrices[direction], edges[direction], rows, stored.offset[direction],
+            own, across, T, C,
+            FORWARD=direction == 0, CP=plan.labels, TT=tile, num_warps=4,
+        )  # fmt: skip
+    return LogMessages(stored.inner_log_z, alpha, gamma, eta, beta)
+
+
+def messages(potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
+    """Log Z, alpha, beta; see `flash_semicrf.streaming.dispatch.Backend`."""
+    p = potentials
+    found = log_messages(p, problem_of(p), plan_of(p))
+    return with_common_parts(p, found.log_z, found.alpha, found.beta)
+
+
+def with_common_parts(
+    p: Potentials, log_z: Tensor, alpha: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log Z and messages with the common parts of the scores, which the kernels leave out."""
+    left_out = running_total(common_parts(p.scores, p.lengths))
+    total = left_out[:, -1]
+    rest = total[:, None] - left_out
+    return log_z + total, alpha + left_out[..., None], beta + rest[..., None]

@@ -1,0 +1,128 @@
+"""Sample weights of sequences and of their positions.
+
+A weight multiplies a log-likelihood, so a sequence of weight 2 counts as two copies of it. The
+likelihood of a segmentation is not a sum over positions: weights of positions act through their
+mean over the sequence or, with `crop_length`, over each crop.
+"""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.validation import assert_all_finite
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from sklearn_api.crops import CroppedDataset
+from sklearn_api.sequences import Layout
+from sklearn_api.training import SequenceDataset
+
+__all__ = ["WeightedDataset", "check_sample_weight"]
+
+
+def check_sample_weight(sample_weight: Any, layout: Layout) -> list[np.ndarray] | None:
+    """Weights of the positions of each sequence.
+
+    Parameters
+    ----------
+    sample_weight : None, a number, or array-like
+        For 2-D X one weight per row. For many sequences one per sequence, or one array of weights
+        per sequence.
+    layout : Layout
+        Of X.
+
+    Returns
+    -------
+    list of float64 ndarray of shape (T_i,), or None
+        None without weights.
+
+    Raises
+    ------
+    ValueError
+        For a wrong number of weights, or one that is negative or not finite, naming the sequence;
+        or if all are 0.
+    """
+    if sample_weight is None:
+        return None
+    lengths = layout.lengths
+    if isinstance(sample_weight, Real):
+        weights = [np.full(n, sample_weight, dtype=np.float64) for n in lengths]
+    elif layout.kind != "many":
+        rows = _column(sample_weight, "of `X`", int(lengths.sum()), "row")
+        weights = np.split(rows, np.cumsum(lengths)[:-1])
+    elif len(sample_weight) and np.ndim(_first(sample_weight)) == 1:
+        _check_count(len(sample_weight), len(lengths), "of `X`", "sequence")
+        weights = [
+            _column(one, f"of sequence {i}", int(n), "position")
+            for i, (one, n) in enumerate(zip(sample_weight, lengths, strict=True))
+        ]
+    else:
+        each = _column(sample_weight, "of `X`", len(lengths), "sequence")
+        weights = [np.full(n, w) for w, n in zip(each, lengths, strict=True)]
+    for i, one in enumerate(weights):
+        if not (one >= 0).all():
+            raise ValueError(
+                f"`sample_weight` must be >= 0; got {one[~(one >= 0)][0]} in sequence {i}."
+            )
+    if not any(one.any() for one in weights):
+        raise ValueError("`sample_weight` must not be zero everywhere.")
+    return weights
+
+
+def _first(values: Any) -> Any:
+    return values.iloc[0] if hasattr(values, "iloc") else values[0]
+
+
+def _column(values: Any, where: str, count: int, unit: str) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"Sample weights must be 1D array or scalar; got shape {values.shape}.")
+    _check_count(len(values), count, where, unit)
+    assert_all_finite(values, input_name="sample_weight")
+    return values
+
+
+def _check_count(got: int, count: int, where: str, unit: str) -> None:
+    if got != count:
+        raise ValueError(
+            f"`sample_weight` must have one weight per {unit} {where}: {count}; got {got}."
+        )
+
+
+class WeightedDataset(Dataset):
+    """A dataset whose batches end with the weight of each sequence or crop.
+
+    Parameters
+    ----------
+    dataset : SequenceDataset or CroppedDataset
+    weights : list of ndarray of shape (T_i,)
+        Of the positions.
+    """
+
+    def __init__(self, dataset: SequenceDataset, weights: list[np.ndarray]) -> None:
+        self.dataset = dataset
+        self.weights = weights
+        self.lengths = dataset.lengths
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Any) -> tuple[Any, float]:
+        if isinstance(self.dataset, CroppedDataset):
+            weight = self.weights[key.sequence][key.start : key.stop].mean()
+        else:
+            weight = self.weights[key].mean()
+        return self.dataset[key], float(weight)
+
+    def sampler(self, batch_size: int, shuffle: bool, seed: int) -> Sampler:
+        """Batches of keys, as the dataset's own."""
+        return self.dataset.sampler(batch_size, shuffle, seed)
+
+    def collate(self, items: list[Any]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        """One batch, its weights (B,) after the columns of the segments."""
+        inputs, columns = self.dataset.collate([item for item, _ in items])
+        weights = torch.tensor([weight for _, weight in items], dtype=torch.float64)
+        return inputs, (*columns, weights)

@@ -1,0 +1,26 @@
+"""Triton's interpreter, for the tests that run in it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def interpreter():
+    """Repair what the interpreter lacks, and hide what it says of values that are discarded."""
+    from triton.runtime import interpreter
+
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch_tensor_and_index(tensor, scope):
+        patch_tensor(tensor, scope)
+        # numpy >= 2.4 turns arrays of no dimensions only into an int; loop bounds have one.
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_tensor_and_index)
+        # Both branches of tl.where are computed: numpy warns of logs of zero and of overflow in
+        # the one that is not taken.
+        with np.errstate(all="ignore"):
+            yield

@@ -1,0 +1,54 @@
+"""What the tests in Triton's interpreter share: short problems, and what they are compared with."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from flash_semicrf.potentials import Potentials
+from flash_semicrf.streaming.dispatch import BACKENDS
+from flash_semicrf.testing import random_problem
+
+REFERENCE, TRITON = BACKENDS["reference"], BACKENDS["triton"]
+BY_POSITION = ("scores", "start_scores", "end_scores")
+
+
+class Case(NamedTuple):
+    """One combination of sizes and options."""
+
+    positions: int
+    durations: int
+    labels: int
+    boundary: bool = False
+    ends: bool = False
+    forbid: float = 0.0
+    scale: float = 1.0
+    batch: int = 1
+    dtype: torch.dtype = torch.float64
+    by_duration: bool = False
+
+    def __str__(self) -> str:
+        options = [name for name in ("boundary", "ends", "by_duration") if getattr(self, name)]
+        numbers = [f"T{self.positions}", f"K{self.durations}", f"C{self.labels}"]
+        options += [f"forbid{self.forbid}", f"scale{self.scale:g}", str(self.dtype)[6:]]
+        return "-".join(numbers + options)
+
+    def problem(self, **options) -> Potentials:
+        """Draw the problem; `options` as for `random_problem`."""
+        arguments = {"scale": self.scale, "seed": 5, **options}
+        return random_problem(
+            self.batch, self.positions, self.durations, self.labels,
+            by_duration=self.by_duration, boundary=self.boundary, ends=self.ends,
+            ragged=self.batch > 1, forbid=self.forbid, dtype=self.dtype, **arguments,
+        )  # fmt: skip
+
+
+def with_poisoned_padding(problem: Potentials) -> Potentials:
+    """The problem with NaN after the end of every sequence."""
+    outside = torch.arange(problem.num_positions) >= problem.lengths[:, None]
+    given = {n: getattr(problem, n) for n in BY_POSITION if getattr(problem, n) is not None}
+    return problem.replace(
+        **{name: value.masked_fill(outside[..., None], math.nan) for name, value in given.items()}
+    )
