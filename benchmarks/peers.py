@@ -20,6 +20,7 @@ REQUIREMENTS = {
     "flash-semicrf": "flash-semicrf==0.2.0",
     "torch-struct": "torch-struct==0.5",
     "pytorch-crf": "pytorch-crf==0.7.2",
+    "python-crfsuite": "python-crfsuite==0.9.12",
 }
 
 CHILDREN = Path(__file__).parent / "children"

@@ -239,7 +239,9 @@ class SemiMarkovCRFHead(nn.Module):
 
     # From hidden states to a problem
 
-    def potentials(self, hidden_states: Tensor, lengths: Tensor) -> tuple[Potentials, Tensor]:
+    def potentials(
+        self, hidden_states: Tensor, lengths: Tensor, *, centered: bool = True
+    ) -> tuple[Potentials, Tensor]:
         """Return the problem that inference runs on, and what centring took out of its scores.
 
         Parameters
@@ -248,6 +250,8 @@ class SemiMarkovCRFHead(nn.Module):
             Entries at and after ``lengths`` are ignored.
         lengths : integer Tensor of shape (B,)
             In 1..T.
+        centered : bool, default=True
+            False leaves out the centring by position, and returns offsets of 0.
 
         Returns
         -------
@@ -257,7 +261,11 @@ class SemiMarkovCRFHead(nn.Module):
             Add it to log Z, and to any score, of ``potentials``.
         """
         with _full_precision(hidden_states):
-            return self._centered(self._problem(hidden_states, lengths))
+            problem = self._problem(hidden_states, lengths)
+            if centered:
+                return self._centered(problem)
+            wide = accumulator_dtype(problem.device)
+            return problem, torch.zeros(problem.batch_size, dtype=wide, device=problem.device)
 
     def _prepare(
         self, hidden_states: Tensor, lengths: Tensor, use_triton: bool, backend: str
@@ -276,6 +284,29 @@ class SemiMarkovCRFHead(nn.Module):
             scores = _linear(self.projection, hidden)
         if self.boundary_projection is not None:
             start, end = _linear(self.boundary_projection, hidden).chunk(2, dim=-1)
+        return self.potentials_of_scores(scores, lengths, start, end)
+
+    def potentials_of_scores(
+        self,
+        scores: Tensor,
+        lengths: Tensor,
+        start_scores: Tensor | None = None,
+        end_scores: Tensor | None = None,
+    ) -> Potentials:
+        """Return the problem of scores that were projected elsewhere, not centred by position.
+
+        Parameters
+        ----------
+        scores : floating Tensor of shape (B, T, C)
+        lengths : int64 Tensor of shape (B,)
+        start_scores, end_scores : Tensor of shape (B, T, C), optional
+            Scores of starting and of ending a segment of each label at each position.
+
+        Returns
+        -------
+        Potentials
+            With the head's transitions, durations, and scores of the first and last label.
+        """
         if self.centering == "sequence":
             scores, _ = center_scores(scores, lengths, "sequence")
         return Potentials(
@@ -283,8 +314,8 @@ class SemiMarkovCRFHead(nn.Module):
             transition=self.constrained_transition.to(scores.dtype),
             duration_bias=self.duration_bias.to(scores.dtype),
             lengths=lengths,
-            start_scores=start,
-            end_scores=end,
+            start_scores=start_scores,
+            end_scores=end_scores,
             initial_scores=_cast(self.initial_scores, scores.dtype),
             final_scores=_cast(self.final_scores, scores.dtype),
             duration_tail=_cast(self.duration_tail, scores.dtype),

@@ -22,6 +22,7 @@ from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.segments import SegmentTable
 from sklearn_api.encoders import Standardize, make_encoder
 from sklearn_api.sequences import Sequences
+from sklearn_api.single_positions import forbid_longer
 from sklearn_api.training import (
     LossRecorder,
     PlateauStopping,
@@ -105,6 +106,7 @@ def build_module(
             boundary_scores=estimator.boundary_scores,
             duration_tail=_tail(estimator, table, max_duration),
         )
+    forbid_longer(head, estimator._single_classes)
     return SegmentationModule(module, head, standardize).to(getattr(torch, estimator.dtype))
 
 
@@ -232,7 +234,7 @@ def build_net(estimator: Any, module: SegmentationModule, rng: PrivateRNG) -> Se
     net = SegmentationNet(
         module,
         criterion=torch.nn.Identity,
-        optimizer=e.optimizer or _OPTIMIZERS[e.solver],
+        optimizer=e.optimizer or _OPTIMIZERS.get(e.solver, torch.optim.SGD),
         lr=e.learning_rate,
         batch_size=e.batch_size,
         iterator_train=bucketed_loader,

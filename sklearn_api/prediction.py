@@ -19,10 +19,23 @@ from torch import Tensor
 from flash_semicrf.constraints import forbid
 from flash_semicrf.marginals import SegmentMarginals
 from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.potentials import NEG_INF, Potentials, score_segments
-from flash_semicrf.segments import Segment, SegmentTable, table_to_labels
-from flash_semicrf.streaming import log_partition, viterbi_table
+from flash_semicrf.potentials import (
+    NEG_INF,
+    Potentials,
+    center_scores,
+    score_rows,
+    score_segments,
+)
+from flash_semicrf.segments import (
+    Segment,
+    SegmentTable,
+    segments_to_bio,
+    table_to_labels,
+    table_to_segments,
+)
+from flash_semicrf.streaming import log_partition, segment_marginals, viterbi_table
 from sklearn_api.sequences import Sequences, check_X, check_y
+from sklearn_api.solvers.scores import sparse_scores
 from sklearn_api.training import pad_values
 from sklearn_api.weights import check_sample_weight
 from sklearn_api.windows import encode_in_windows
@@ -52,7 +65,8 @@ class PredictionMixin:
         These are the labels of largest `predict_proba`; where minimum durations or transition
         constraints are set, those of the largest sum among the labellings that obey them. They can
         differ from the most probable segmentation, `predict_segments`, in positions that are
-        uncertain.
+        uncertain. With ``tagging="bio"`` the tags are those of `predict_segments`, as labels chosen
+        one by one need not be the tags of any segmentation.
 
         Parameters
         ----------
@@ -136,24 +150,24 @@ class PredictionMixin:
         float for one sequence, ndarray of shape (n_sequences,) otherwise
         """
         sequences = self._check_input(X, groups)
-        table = self._encode(check_y(y, sequences.layout))
+        table = self._encode(check_y(y, sequences.layout, self.tagging))
         counts = torch.bincount(table.sequence, minlength=len(sequences.values))
         rows = torch.split(torch.stack(table[1:], 1), counts.tolist())
         result = np.empty(len(sequences.values))
-        for batch, hidden, lengths in self._hidden(sequences):
+        for batch, problem in self._problems(sequences):
             part = [rows[i] for i in batch]
             owner = torch.repeat_interleave(torch.tensor([len(r) for r in part]))
             columns = (owner, *torch.cat(part).unbind(1))
-            gold = SegmentTable(*(column.to(hidden.device) for column in columns))
+            gold = SegmentTable(*(column.to(problem.device) for column in columns))
             with torch.no_grad():
+                problem = _centered(problem)
                 # Forbidden segmentations have the value -inf here; a training loss refuses them.
-                problem, _ = self.module_.head.potentials(hidden, lengths)
                 value = score_segments(problem, gold) - log_partition(problem)
             result[batch] = value.cpu().numpy()
         return float(result[0]) if sequences.layout.kind == "single" else result
 
     def score(self, X: Any, y: Any, groups: Any = None, sample_weight: Any = None) -> float:
-        """Fraction of all positions whose label is predicted right.
+        """Fraction of all positions whose label, or BIO tag, is predicted right.
 
         Parameters
         ----------
@@ -168,39 +182,56 @@ class PredictionMixin:
         float
         """
         sequences = self._check_input(X, groups)
-        gold = check_y(y, sequences.layout).position_labels
+        gold = check_y(y, sequences.layout, self.tagging)
+        labels = gold.position_labels if self.tagging is None else gold.bio_tags
         weights = check_sample_weight(sample_weight, sequences.layout)
         weights = None if weights is None else np.concatenate(weights)
         found = np.concatenate(self._position_labels(sequences))
-        return accuracy_score(gold, found, sample_weight=weights)
+        return accuracy_score(labels, found, sample_weight=weights)
 
     def _check_input(self, X: Any, groups: Any) -> Sequences:
         check_is_fitted(self, "net_")
-        return check_X(self, X, groups, dtype=np.dtype(self.dtype))
+        accept_sparse = self.encoder == "linear"
+        return check_X(self, X, groups, dtype=np.dtype(self.dtype), accept_sparse=accept_sparse)
 
-    def _hidden(self, sequences: Sequences) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-        """Batches of hidden states: indices of the sequences, (B, T, H), lengths (B,)."""
+    def _problems(self, sequences: Sequences) -> Iterator[tuple[np.ndarray, Potentials]]:
+        """Batches: indices of the sequences, and their problem, not centred."""
         device = torch.device(self.net_.device)
+        head = self.module_.head
         for batch in batches_by_positions(sequences.lengths, self.window_length):
-            x, lengths = pad_values([sequences.values[i] for i in batch])
-            lengths = lengths.to(device)
+            values = [sequences.values[i] for i in batch]
             with torch.no_grad():
-                hidden = encode_in_windows(self.module_, x, lengths, self.window_length)
-            yield batch, hidden, lengths
+                if sequences.sparse:
+                    scores, lengths = sparse_scores(head, values)
+                    problem = head.potentials_of_scores(scores[0], lengths.to(device), *scores[1:])
+                else:
+                    x, lengths = pad_values(values)
+                    lengths = lengths.to(device)
+                    hidden = encode_in_windows(self.module_, x, lengths, self.window_length)
+                    problem, _ = head.potentials(hidden, lengths, centered=False)
+            yield batch, problem
 
     def _decode(self, sequences: Sequences) -> list[list[Segment]]:
         """Most probable segments of each sequence, with class indices."""
         result: list[list[Segment]] = [[] for _ in sequences.values]
-        for batch, hidden, lengths in self._hidden(sequences):
+        for batch, problem in self._problems(sequences):
             with torch.no_grad():
-                decoded = self.module_.head.decode_with_traceback(hidden, lengths)
-            for i, segments in zip(batch, decoded.segments, strict=True):
+                _, table = viterbi_table(_centered(problem))
+                # Scores of segments are those of the model, not of the centred problem.
+                rows = score_rows(problem, table, "max")
+            decoded = table_to_segments(table, problem.batch_size, rows)
+            for i, segments in zip(batch, decoded, strict=True):
                 result[i] = segments
         return result
 
     def _position_labels(self, sequences: Sequences) -> list[np.ndarray]:
         """Labels of largest expected accuracy of each sequence, among those that are allowed."""
         head = self.module_.head
+        if self.tagging == "bio":
+            return [
+                np.array(segments_to_bio(self._named(segments), int(length)), dtype=object)
+                for segments, length in zip(self._decode(sequences), sequences.lengths, strict=True)
+            ]
 
         def choose(marginals: SegmentMarginals, lengths: Tensor) -> Tensor:
             if head.allowed_durations is None and head.allowed_transitions is None:
@@ -211,18 +242,27 @@ class PredictionMixin:
 
         return [self.classes_[index] for index in self._marginals(sequences, choose)]
 
+    def _named(self, segments: list[Segment]) -> list[tuple[int, int, Any]]:
+        """Half-open ``(start, stop, label)`` of segments with class indices."""
+        return [(s.start, s.end + 1, self.classes_[s.label]) for s in segments]
+
     def _marginals(
         self, sequences: Sequences, select: Callable[[SegmentMarginals, Tensor], Tensor]
     ) -> list[np.ndarray]:
         """What `select` makes of marginals and lengths, for each sequence, cut to its length."""
         result: list[Any] = [None] * len(sequences.values)
-        for batch, hidden, lengths in self._hidden(sequences):
+        for batch, problem in self._problems(sequences):
             with torch.no_grad():
-                marginals = self.module_.head.marginals(hidden, lengths)
-                selected = select(marginals, lengths).cpu().numpy()
-            for i, row, length in zip(batch, selected, lengths.tolist(), strict=True):
+                marginals = segment_marginals(_centered(problem))
+                selected = select(marginals, problem.lengths).cpu().numpy()
+            for i, row, length in zip(batch, selected, problem.lengths.tolist(), strict=True):
                 result[i] = row[:length].copy()
         return result
+
+
+def _centered(problem: Potentials) -> Potentials:
+    """The same problem with the largest score of each position at 0."""
+    return problem.replace(scores=center_scores(problem.scores, problem.lengths)[0])
 
 
 def _expected_accuracy(position: Tensor, lengths: Tensor, head: SemiMarkovCRFHead) -> Potentials:

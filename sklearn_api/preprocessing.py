@@ -1,17 +1,22 @@
-"""Preprocessing of ragged sequences with scikit-learn's transformers."""
+"""Preprocessing of ragged sequences with scikit-learn's transformers, and features of tokens."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 from sklearn.base import BaseEstimator, TransformerMixin, clone
+<<<<<<< HEAD
 from sklearn.utils import _safe_indexing
+=======
+from sklearn.feature_extraction import DictVectorizer, FeatureHasher
+>>>>>>> wip-lbfgs
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_api.sequences import Sequences, check_X
+from sklearn_api.sequences import Sequences, check_X, object_array
 
-__all__ = ["PerPosition"]
+__all__ = ["PerPosition", "TokenFeatures"]
 
 
 class PerPosition(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
@@ -113,3 +118,98 @@ class PerPosition(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
 
     def _check(self, X: Any, reset: bool) -> Sequences:
         return check_X(self, X, dtype=[np.float64, np.float32], reset=reset)
+
+
+class TokenFeatures(TransformerMixin, BaseEstimator):
+    """Turn the named features of tokens into sparse rows.
+
+    A sequence is a list with one entry per token: a dict of name to value, as sklearn-crfsuite
+    takes it (a string value v of the name n is the feature "n=v" of value 1; a bool or number is
+    its own value), or an iterable of strings, each a feature of value 1.
+
+    Parameters
+    ----------
+    n_features : int, default=None
+        Hash the names into so many columns, with nothing to fit or store. By default the names
+        seen in `fit` are the columns, and others are left out.
+    dtype : numpy dtype, default=numpy.float32
+
+    Attributes
+    ----------
+    vectorizer_ : DictVectorizer or FeatureHasher
+
+    Examples
+    --------
+    >>> from sklearn_api.preprocessing import TokenFeatures
+    >>> tokens = [[{"word": "the"}, {"word": "cat", "is_noun": True}], [["word=the", "bias"]]]
+    >>> features = TokenFeatures().fit(tokens)
+    >>> features.get_feature_names_out().tolist()
+    ['bias', 'is_noun', 'word=cat', 'word=the']
+    >>> features.transform(tokens)[0].toarray()
+    array([[0., 0., 0., 1.],
+           [0., 1., 1., 0.]], dtype=float32)
+    """
+
+    def __init__(self, n_features: int | None = None, dtype: Any = np.float32) -> None:
+        self.n_features = n_features
+        self.dtype = dtype
+
+    def fit(self, X: Any, y: Any = None) -> TokenFeatures:
+        """Collect the names of the features.
+
+        Parameters
+        ----------
+        X : list of sequences, each a list of the features of its tokens
+        y : ignored
+
+        Returns
+        -------
+        self
+        """
+        if self.n_features is None:
+            self.vectorizer_ = DictVectorizer(dtype=self.dtype).fit(_tokens(X))
+        else:
+            self.vectorizer_ = FeatureHasher(self.n_features, dtype=self.dtype)
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Turn each sequence into a sparse matrix.
+
+        Parameters
+        ----------
+        X : as for `fit`
+
+        Returns
+        -------
+        object array of CSR matrices of shape (T_i, n_features)
+        """
+        check_is_fitted(self)
+        rows = sp.csr_array(self.vectorizer_.transform(_tokens(X)))
+        stops = np.cumsum([len(sequence) for sequence in X])
+        starts = np.r_[0, stops[:-1]]
+        return object_array(rows[a:b] for a, b in zip(starts, stops, strict=True))
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of the columns; hashed ones have none."""
+        check_is_fitted(self)
+        if self.n_features is None:
+            return self.vectorizer_.get_feature_names_out()
+        return np.array([f"hash{i}" for i in range(self.n_features)], dtype=object)
+
+
+def _tokens(X: Any) -> list[dict[str, Any]]:
+    """Dicts of the features of all tokens, those of strings with the value 1."""
+    tokens = []
+    for i, sequence in enumerate(X):
+        if len(sequence) == 0:
+            raise ValueError(f"Every sequence of `X` must have a token; sequence {i} has none.")
+        for t, token in enumerate(sequence):
+            if isinstance(token, str):
+                raise TypeError(
+                    "A token must be a dict or an iterable of feature names; got the string "
+                    f"{token!r} at position {t} of sequence {i}."
+                )
+            tokens.append(token if isinstance(token, dict) else dict.fromkeys(token, 1.0))
+    if not tokens:
+        raise ValueError("`X` must hold at least 1 sequence; got 0 sequences.")
+    return tokens

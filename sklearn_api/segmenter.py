@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 from skorch.history import History
 from torch import nn
@@ -26,6 +27,8 @@ from sklearn_api.persistence import VersionedMixin
 from sklearn_api.prediction import PredictionMixin
 from sklearn_api.routed_params import RoutedParamsMixin
 from sklearn_api.sequences import GoldSegments, LabelCodec, Sequences, check_X, check_y
+from sklearn_api.single_positions import single_labels, split_singles
+from sklearn_api.solvers.fitting import check_solver, fit_lbfgs
 from sklearn_api.training import PrivateRNG, SegmentationModule
 from sklearn_api.training_data import training_datasets
 
@@ -75,14 +78,27 @@ class SemiCRFSegmenter(
     transition_constraints : None, "observed" or boolean array of shape (C, C), default=None
         Which labels may follow which: all, those that do in training, or where
         ``[source, destination]`` is True, in the order of ``classes_``.
+    single_position_labels : None, label or list of labels, default=None
+        Labels whose segments all have duration 1, such as "O" of words outside every chunk: their
+        runs are read, and predicted, as one segment per position.
+    tagging : None or "bio", default=None
+        "bio": `y` holds BIO tags ("B-x", "I-x", "O"), and so does what `predict` returns. The
+        classes are "O" and the x.
     boundary_scores : bool, default=False
         Also score, from the hidden states, where segments of each label start and end.
     alpha : float, default=1.0
-        Strength of the L2 penalty: ``alpha / 2 * ||w||**2`` is added to the summed negative
+        Strength of the penalty: ``alpha / 2 * ||w||**2`` is added to the summed negative
         log-likelihood. Weights and transitions are drawn towards 0, durations towards
         their initial values.
-    solver : {"adam", "adamw", "sgd"}, default="adam"
-        Optimiser of the mini-batches.
+    l1_ratio : float, default=0.0
+        Part of the penalty that is L1: ``alpha * ((1 - l1_ratio) / 2 * ||w||**2 + l1_ratio *
+        ||w||_1)``. Above 0 it needs ``solver="lbfgs"``.
+    solver : {"adam", "adamw", "sgd", "lbfgs"}, default="adam"
+        Optimiser of the mini-batches; or L-BFGS on all sequences at once, for
+        ``encoder="linear"``: deterministic, without a learning rate, to the minimum of what, with
+        "learned" durations, is a convex loss. Sparse X needs it. It runs on the CPU.
+    max_iter : int, default=500
+        Most iterations of ``solver="lbfgs"``.
     optimizer : torch.optim.Optimizer class, default=None
         Used in place of the optimiser that `solver` names.
     max_epochs : int, default=100
@@ -103,7 +119,8 @@ class SemiCRFSegmenter(
     validation_fraction : float, default=0.1
         Fraction of the sequences held out with ``early_stopping=True``.
     n_iter_no_change : int, default=10
-        Epochs without improvement before training stops.
+        Epochs without improvement before training stops. L-BFGS stops when the loss has decreased
+        by no more than `tol` over as many iterations.
     tol : float, default=1e-4
         Least decrease of the loss, in nats per position, that counts as an improvement.
     device : str, default="auto"
@@ -116,7 +133,7 @@ class SemiCRFSegmenter(
     warm_start : bool, default=False
         Continue from the current parameters when `fit` is called again.
     verbose : int, default=0
-        1 prints a line per epoch.
+        1 prints a line per epoch or iteration.
     callbacks : list of skorch callbacks, default=None
         Copied, then added to the net.
     **skorch_params
@@ -134,9 +151,10 @@ class SemiCRFSegmenter(
     module_ : nn.Module
         ``encoder`` and CRF ``head``.
     history_ : skorch.history.History
-        ``train_loss`` and ``valid_loss`` per epoch, in nats per position.
+        ``train_loss`` and ``valid_loss`` per epoch or iteration, in nats per position, with the
+        penalty.
     n_iter_ : int
-        Epochs run.
+        Epochs or iterations run.
 
     Notes
     -----
@@ -144,7 +162,8 @@ class SemiCRFSegmenter(
     **one** sequence, or with `groups` one sequence per id. y is nested in the same way: labels per
     position, or a list of segments, which can also show two adjacent ones of one label: half-open
     ``(start, stop, label)`` tuples, or `Segment` objects as `predict_segments` returns them, with
-    inclusive ends. Outputs mirror X: rows for 2-D X, a 1-D object array otherwise.
+    inclusive ends. X of scipy's sparse formats is taken by ``encoder="linear", solver="lbfgs"`` and
+    never made dense. Outputs mirror X: rows for 2-D X, a 1-D object array otherwise.
 
     Cross-validation that splits the rows of a 2-D X glues pieces of one sequence together and so
     changes the durations; pass a list of sequences to split by sequence.
@@ -184,8 +203,12 @@ class SemiCRFSegmenter(
         "min_duration": [Interval(Integral, 1, None, closed="left"), dict],
         "transition_constraints": [None, StrOptions({"observed"}), "array-like"],
         "boundary_scores": ["boolean"],
+        "single_position_labels": "no_validation",
+        "tagging": [None, StrOptions({"bio"})],
         "alpha": [Interval(Real, 0, None, closed="left")],
-        "solver": [StrOptions({"adam", "adamw", "sgd"})],
+        "l1_ratio": [Interval(Real, 0, 1, closed="both")],
+        "solver": [StrOptions({"adam", "adamw", "sgd", "lbfgs"})],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
         "optimizer": [None, callable],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -220,8 +243,12 @@ class SemiCRFSegmenter(
         min_duration=1,
         transition_constraints=None,
         boundary_scores=False,
+        single_position_labels=None,
+        tagging=None,
         alpha=1.0,
+        l1_ratio=0.0,
         solver="adam",
+        max_iter=500,
         optimizer=None,
         max_epochs=100,
         batch_size=16,
@@ -253,8 +280,12 @@ class SemiCRFSegmenter(
         self.min_duration = min_duration
         self.transition_constraints = transition_constraints
         self.boundary_scores = boundary_scores
+        self.single_position_labels = single_position_labels
+        self.tagging = tagging
         self.alpha = alpha
+        self.l1_ratio = l1_ratio
         self.solver = solver
+        self.max_iter = max_iter
         self.optimizer = optimizer
         self.max_epochs = max_epochs
         self.batch_size = batch_size
@@ -303,11 +334,15 @@ class SemiCRFSegmenter(
         else:
             self._rebuild_net()
         check_allowed(self.module_, table, self.classes_)
+        if self.solver == "lbfgs":
+            fit_lbfgs(self, sequences, table, start_anew, sample_weight)
+            return self
         hold_out = self.early_stopping
         dataset, valid = training_datasets(self, sequences, table, sample_weight, hold_out)
         self.net_.run(dataset, valid, epochs=self.max_epochs, seed=self._seed + self.n_iter_)
         return self
 
+    @available_if(lambda self: self.solver != "lbfgs")
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
         self,
@@ -345,18 +380,30 @@ class SemiCRFSegmenter(
     ) -> tuple[Sequences, SegmentTable]:
         """Checked training data; sets what is learnt from the data alone when starting anew."""
         self._check_extra_params()
-        sequences = check_X(self, X, groups, dtype=np.dtype(self.dtype), reset=start_anew)
-        gold = check_y(y, sequences.layout)
+        check_solver(self)
+        sequences = check_X(
+            self,
+            X,
+            groups,
+            dtype=np.dtype(self.dtype),
+            reset=start_anew,
+            accept_sparse=self.solver == "lbfgs",
+        )
+        gold = check_y(y, sequences.layout, self.tagging)
         if start_anew:
             self.classes_ = np.unique(gold.labels if classes is None else classes)
-            longest = int((gold.stop - gold.start).max())
+            singles = np.isin(self.classes_, single_labels(self))
+            self._single_classes = np.flatnonzero(singles)
+            single = np.isin(gold.labels, self.classes_[singles])
+            duration = np.where(single, 1, gold.stop - gold.start)
+            longest = int(duration.max())
             self.max_duration_ = longest if self.max_duration == "auto" else int(self.max_duration)
             self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         return sequences, self._encode(gold)
 
     def _encode(self, gold: GoldSegments) -> SegmentTable:
         """Gold segments with class indices; without a tail, of at most ``max_duration_``."""
-        table = LabelCodec(self.classes_).encode(gold)
+        table = split_singles(LabelCodec(self.classes_).encode(gold), self._single_classes)
         if self.duration_tail is not None:
             return table
         return limit_durations(table, self.max_duration_, self.long_segments)
@@ -372,6 +419,11 @@ class SemiCRFSegmenter(
         rng = PrivateRNG(self._seed + len(history), resolve_device(self.device))
         self.net_ = build_net(self, self.module_, rng)
         self.net_.history = history
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = self.solver == "lbfgs" and self.encoder == "linear"
+        return tags
 
     @property
     def module_(self) -> SegmentationModule:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
@@ -23,7 +24,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from flash_semicrf.segments import Segment, SegmentTable
+from flash_semicrf.segments import Segment, SegmentTable, bio_to_segments, segments_to_bio
 
 __all__ = [
     "GoldSegments",
@@ -78,10 +79,18 @@ class Layout:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Checked input: `values`, a list of (T_i, D) float arrays, and the `layout` it came in."""
+    """Checked input: `values`, a list of (T_i, D) float arrays, and the `layout` it came in.
 
-    values: list[np.ndarray]
+    Of sparse input the values are CSR matrices.
+    """
+
+    values: list[Any]
     layout: Layout
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the values are sparse."""
+        return sp.issparse(self.values[0])
 
     @property
     def lengths(self) -> np.ndarray:
@@ -90,7 +99,13 @@ class Sequences:
 
 
 def check_X(
-    estimator: Any, X: Any, groups: Any = None, *, dtype: Any = np.float32, reset: bool = False
+    estimator: Any,
+    X: Any,
+    groups: Any = None,
+    *,
+    dtype: Any = np.float32,
+    reset: bool = False,
+    accept_sparse: bool = False,
 ) -> Sequences:
     """Validate X and split it into sequences.
 
@@ -105,6 +120,8 @@ def check_X(
         What the values are converted to.
     reset : bool
         True in `fit`.
+    accept_sparse : bool
+        Take sparse X, as CSR.
 
     Returns
     -------
@@ -116,15 +133,17 @@ def check_X(
         For NaN or infinity, an empty sequence, a wrong number of features or dimensions, naming the
         sequence.
     TypeError
-        For sparse X.
+        For sparse X that is not accepted.
     """
+    sparse_format = "csr" if accept_sparse else False
     if not _holds_sequences(X):
         X = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else X
-        X = validate_data(estimator, X, reset=reset, dtype=dtype)
+        X = validate_data(estimator, X, reset=reset, dtype=dtype, accept_sparse=sparse_format)
         if groups is None:
-            return Sequences([X], Layout("single", np.array([len(X)])))
-        stops = np.append(_group_starts(groups, len(X))[1:], len(X))
-        values = np.split(X, stops[:-1])
+            return Sequences([X], Layout("single", np.array([X.shape[0]])))
+        starts = _group_starts(groups, X.shape[0])
+        stops = np.append(starts[1:], X.shape[0])
+        values = [X[start:stop] for start, stop in zip(starts, stops, strict=True)]
         return Sequences(values, Layout("groups", np.diff(stops, prepend=0)))
     if groups is not None:
         raise ValueError(
@@ -133,9 +152,11 @@ def check_X(
         )
     if len(X) == 0:
         raise ValueError("`X` must hold at least 1 sequence; got 0 sequences.")
-    values = [_check_sequence(x, i, dtype) for i, x in enumerate(X)]
+    values = [_check_sequence(x, i, dtype, sparse_format) for i, x in enumerate(X)]
     _check_num_features(estimator, X, values, reset)
-    lengths = np.array([len(x) for x in values], dtype=np.int64)
+    if accept_sparse:
+        values = _all_sparse_or_none(values)
+    lengths = np.array([x.shape[0] for x in values], dtype=np.int64)
     return Sequences(values, Layout("many", lengths))
 
 
@@ -161,11 +182,18 @@ def _ndim(x: Any) -> int:
     return depth
 
 
-def _check_sequence(x: Any, index: int, dtype: Any) -> np.ndarray:
+def _all_sparse_or_none(values: list[Any]) -> list[Any]:
+    """Dense sequences among sparse ones as CSR, too."""
+    if not any(map(sp.issparse, values)):
+        return values
+    return [x if sp.issparse(x) else sp.csr_array(x) for x in values]
+
+
+def _check_sequence(x: Any, index: int, dtype: Any, sparse_format: str | bool) -> Any:
     if isinstance(x, torch.Tensor):
         x = x.detach().cpu().numpy()
     try:
-        return check_array(x, dtype=dtype, input_name="X")
+        return check_array(x, dtype=dtype, input_name="X", accept_sparse=sparse_format)
     except (TypeError, ValueError) as error:
         raise type(error)(f"Sequence {index} of `X`: {error}") from error
 
@@ -225,8 +253,16 @@ class GoldSegments:
         """Labels of all positions of all sequences, one after the other."""
         return np.repeat(self.labels, self.stop - self.start)
 
+    @property
+    def bio_tags(self) -> np.ndarray:
+        """BIO tags of all positions of all sequences, one after the other."""
+        sizes = (self.stop - self.start).tolist()
+        rows = zip(sizes, self.labels, strict=True)
+        tags = [segments_to_bio([(0, size, label)], size) for size, label in rows]
+        return np.array([tag for part in tags for tag in part], dtype=object)
 
-def check_y(y: Any, layout: Layout) -> GoldSegments:
+
+def check_y(y: Any, layout: Layout, tagging: str | None = None) -> GoldSegments:
     """Validate y against the layout of X and turn it into segments.
 
     Parameters
@@ -235,6 +271,8 @@ def check_y(y: Any, layout: Layout) -> GoldSegments:
         Labels per position, whose maximal runs are the segments; or the segments themselves, as
         half-open ``(start, stop, label)`` tuples or as `Segment` objects, whose end is inclusive.
     layout : Layout
+    tagging : {None, "bio"}
+        "bio": labels per position are BIO tags, read by `flash_semicrf.segments.bio_to_segments`.
 
     Returns
     -------
@@ -253,7 +291,7 @@ def check_y(y: Any, layout: Layout) -> GoldSegments:
     if layout.kind != "many" and not in_segments:
         y = column_or_1d(_host(y), warn=True)
         check_consistent_length(np.empty(int(layout.lengths.sum())), y)
-        return _runs(y, layout.lengths)
+        return _read_labels(y, layout.lengths, tagging)
     parts = [y] if layout.kind == "single" else list(y)
     if len(parts) != len(layout.lengths):
         raise ValueError(
@@ -262,7 +300,7 @@ def check_y(y: Any, layout: Layout) -> GoldSegments:
     if _is_segments(parts[0]):
         return _tiles(parts, layout.lengths)
     parts = [_check_labels(part, i, layout.lengths[i]) for i, part in enumerate(parts)]
-    return _runs(np.concatenate(parts), layout.lengths)
+    return _read_labels(np.concatenate(parts), layout.lengths, tagging)
 
 
 def _host(y: Any) -> Any:
@@ -291,6 +329,19 @@ def _check_labels(labels: Any, index: int, length: int) -> np.ndarray:
             "they must be equal."
         )
     return labels
+
+
+def _read_labels(labels: np.ndarray, lengths: np.ndarray, tagging: str | None) -> GoldSegments:
+    """Segments of labels per position, or of BIO tags."""
+    if tagging is None:
+        return _runs(labels, lengths)
+    if labels.dtype.kind not in "OSU":
+        raise ValueError(f'`y` must hold BIO tags with tagging="bio"; got dtype {labels.dtype}.')
+    parts = np.split(labels, np.cumsum(lengths)[:-1])
+    try:
+        return _tiles([bio_to_segments(part.tolist()) for part in parts], lengths)
+    except ValueError as error:
+        raise ValueError(f'With tagging="bio": {error}') from error
 
 
 def _runs(labels: np.ndarray, lengths: np.ndarray) -> GoldSegments:

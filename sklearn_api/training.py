@@ -242,6 +242,10 @@ class SegmentationModule(nn.Module):
                 penalized.append((name, None))
         return penalized
 
+    def duration_anchors(self) -> list[Tensor]:
+        """Prior means of the durations' parameters, in the order of the distribution's."""
+        return [getattr(self, anchor) for _, anchor in self._penalized if anchor is not None]
+
     def forward(self, x: Tensor, lengths: Tensor, crop: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, H) of features (B, T, D).
 

@@ -1,0 +1,50 @@
+"""F1 of chunks written as BIO tags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from flash_semicrf.segments import bio_to_segments
+from sklearn_api.metrics._segments import PrecisionRecallF1, segment_precision_recall_f1
+
+
+def chunk_precision_recall_f1(
+    y_true: Sequence[Sequence[str]], y_pred: Sequence[Sequence[str]], **kwargs: Any
+) -> PrecisionRecallF1:
+    """Score BIO-tagged chunks: right if type, first and last position are.
+
+    An "I-x" that continues no x opens a chunk, as the CoNLL scorer reads it.
+
+    Parameters
+    ----------
+    y_true, y_pred : sequences of BIO tags
+        One sequence of tags per sentence.
+    **kwargs
+        Options of `segment_precision_recall_f1`, such as ``average=None`` for a score per type.
+
+    Returns
+    -------
+    PrecisionRecallF1
+
+    Raises
+    ------
+    ValueError
+        For a tag that is neither "O" nor "B-..." nor "I-...", or sentences that do not match.
+
+    Examples
+    --------
+    >>> from sklearn_api.metrics import chunk_precision_recall_f1
+    >>> y_true = [["B-NP", "I-NP", "B-VP", "O"]]
+    >>> y_pred = [["B-NP", "B-NP", "B-VP", "O"]]
+    >>> chunk_precision_recall_f1(y_true, y_pred).recall
+    0.5
+    """
+    for i, (true, pred) in enumerate(zip(y_true, y_pred, strict=False)):
+        if len(true) != len(pred):
+            raise ValueError(
+                f"`y_true` and `y_pred` must have the same length; got {len(true)} and {len(pred)} "
+                f"tags in sequence {i}."
+            )
+    true, pred = ([bio_to_segments(tags) for tags in y] for y in (y_true, y_pred))
+    return segment_precision_recall_f1(true, pred, ignore_label="O", **kwargs)

@@ -1,0 +1,1 @@
+"""Full-batch training of the linear model: a convex objective and its minimiser."""

@@ -1,0 +1,151 @@
+"""The features of all positions as one matrix, dense or CSR, and its products on all threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from flash_semicrf.streaming.cpu import pool
+
+__all__ = ["FeatureMatrix", "identical_columns", "stack_rows"]
+
+
+def stack_rows(values: list[Any]) -> Any:
+    """Stack the (T_i, D) matrices of sequences: an ndarray, or a CSR matrix of sparse ones."""
+    if sp.issparse(values[0]):
+        return values[0].tocsr() if len(values) == 1 else sp.vstack(values, format="csr")
+    return np.concatenate(values)
+
+
+def identical_columns(columns: sp.csc_matrix, seed: int = 0) -> np.ndarray:
+    """Number the distinct columns of a sparse matrix.
+
+    Columns are told apart by two sums of random 64-bit numbers, one for each of their entries: two
+    different columns are taken for one with a probability of 2^-128.
+
+    Parameters
+    ----------
+    columns : CSC matrix of shape (N, D)
+        Without explicit zeros; its indices are sorted.
+
+    Returns
+    -------
+    int64 ndarray of shape (D,)
+        Equal for columns that are equal.
+    """
+    rng = np.random.default_rng(seed)
+    bits = _mixed(columns.data.astype(np.float64).view(np.uint64))
+    ends = np.zeros((len(columns.data) + 1, 2), dtype=np.uint64)
+    for i in range(2):
+        row = rng.integers(2**64, size=columns.shape[0], dtype=np.uint64)
+        ends[1:, i] = np.cumsum(_mixed(row[columns.indices] + bits), dtype=np.uint64)
+    sums = ends[columns.indptr[1:]] - ends[columns.indptr[:-1]]
+    keys = np.ascontiguousarray(sums).view([("a", np.uint64), ("b", np.uint64)]).ravel()
+    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """Spread the bits of 64-bit numbers, so that sums of them tell their terms apart."""
+    x = (x ^ (x >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
+    return x ^ (x >> np.uint64(29))
+
+
+class FeatureMatrix:
+    """Features of all training positions, with products for a linear model and its gradient.
+
+    Columns of a sparse matrix that are equal in training, as those of words seen once are, get
+    equal weights from an L2 penalty. They are merged: g columns x of weight w each, with penalty
+    g w^2, are one column sqrt(g) x of weight v = sqrt(g) w, with penalty v^2. The optimum is the
+    same, with fewer variables.
+
+    Parameters
+    ----------
+    rows : ndarray or CSR matrix of shape (N, D)
+
+    Attributes
+    ----------
+    num_columns : int
+        Columns D' after merging.
+    multiplicity : ndarray of shape (D',)
+        Columns merged into each.
+    squares : float64 ndarray of shape (D',)
+        Sum of the squares of each column.
+    """
+
+    def __init__(self, rows: Any) -> None:
+        self.sparse = sp.issparse(rows)
+        self.shape = rows.shape
+        if not self.sparse:
+            self.rows, self.num_columns = rows, rows.shape[1]
+            self.column = np.arange(self.num_columns)
+            self.multiplicity = np.ones(self.num_columns)
+            self.squares = np.square(rows, dtype=np.float64).sum(0)
+            return
+        columns = rows.tocsc(copy=True)
+        columns.sum_duplicates()
+        columns.eliminate_zeros()
+        self.column = identical_columns(columns)
+        self.multiplicity = np.bincount(self.column).astype(float)
+        self.num_columns = len(self.multiplicity)
+        first = np.zeros(self.num_columns, dtype=np.int64)
+        first[self.column[::-1]] = np.arange(len(self.column))[::-1]
+        scale = np.sqrt(self.multiplicity).astype(rows.dtype)
+        merged = columns[:, first] @ sp.diags_array(scale).tocsc()
+        merged = sp.csc_matrix(merged, dtype=rows.dtype)
+        squared = merged.copy()
+        squared.data = np.square(squared.data, dtype=np.float64)
+        self.squares = np.asarray(squared.sum(0)).ravel()
+        self._parts = _split_rows(merged.tocsr())
+        self._transposed = _split_rows(merged.T.tocsr())
+
+    def product(self, weights: np.ndarray) -> np.ndarray:
+        """X @ W: (D', P) to (N, P)."""
+        if not self.sparse:
+            return self.rows @ weights
+        return _products(self._parts, weights)
+
+    def transposed_product(self, values: np.ndarray) -> np.ndarray:
+        """X.T @ G: (N, P) to (D', P)."""
+        if not self.sparse:
+            return self.rows.T @ values
+        return _products(self._transposed, values)
+
+    def merge(self, weights: np.ndarray) -> np.ndarray:
+        """Weights (D', P) of the merged columns that stand for those (D, P) of all columns."""
+        if not self.sparse:
+            return weights
+        merged = np.zeros((self.num_columns, weights.shape[1]), weights.dtype)
+        np.add.at(merged, self.column, weights)
+        return merged / np.sqrt(self.multiplicity)[:, None].astype(weights.dtype)
+
+    def expand(self, weights: np.ndarray) -> np.ndarray:
+        """Weights (D, P) of all columns, from those (D', P) of the merged ones."""
+        if not self.sparse:
+            return weights
+        shared = weights / np.sqrt(self.multiplicity)[:, None].astype(weights.dtype)
+        return shared[self.column]
+
+
+def _split_rows(matrix: sp.csr_matrix) -> list[tuple[int, int, sp.csr_matrix]]:
+    """Blocks of rows with about equally many entries, one per thread."""
+    count = min(torch.get_num_threads(), matrix.shape[0])
+    targets = np.linspace(0, matrix.nnz, count + 1)[1:-1]
+    cuts = [0, *np.searchsorted(matrix.indptr, targets).tolist(), matrix.shape[0]]
+    pairs = [(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if a < b]
+    return [(a, b, matrix[a:b]) for a, b in pairs]
+
+
+def _products(parts: list[tuple[int, int, sp.csr_matrix]], dense: np.ndarray) -> np.ndarray:
+    """Product of a matrix, in blocks of rows, with a dense one; no element depends on the split."""
+    result = np.empty((parts[-1][1], dense.shape[1]), dense.dtype)
+
+    def work(tasks: np.ndarray) -> None:
+        for task in tasks:
+            begin, stop, block = parts[task]
+            result[begin:stop] = block @ dense
+
+    pool.run(work, [np.array([i]) for i in range(len(parts))])
+    return result
