@@ -7,11 +7,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from sklearn.base import BaseEstimator, TransformerMixin, clone
-<<<<<<< HEAD
-from sklearn.utils import _safe_indexing
-=======
 from sklearn.feature_extraction import DictVectorizer, FeatureHasher
->>>>>>> wip-lbfgs
+from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_api.sequences import Sequences, check_X, object_array
