@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.feature_extraction import DictVectorizer, FeatureHasher
+from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_api.sequences import Sequences, check_X, object_array
@@ -15,7 +16,7 @@ from sklearn_api.sequences import Sequences, check_X, object_array
 __all__ = ["PerPosition", "TokenFeatures"]
 
 
-class PerPosition(TransformerMixin, BaseEstimator):
+class PerPosition(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
     """Fit a transformer on the positions of all sequences and apply it to each sequence.
 
     Parameters
@@ -72,16 +73,38 @@ class PerPosition(TransformerMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (T, D'), or object array of such for many sequences
+            DataFrames in place of arrays where `set_output` asks for them.
         """
         check_is_fitted(self)
         sequences = self._check(X, reset=False)
         stops = np.cumsum(sequences.lengths)
-        rows = np.asarray(self.transformer_.transform(np.concatenate(sequences.values)))
+        rows = self.transformer_.transform(np.concatenate(sequences.values))
+        if not hasattr(rows, "columns"):  # a DataFrame is kept
+            rows = np.asarray(rows)
         if len(rows) != stops[-1]:
             raise ValueError(
                 f"`transformer` must keep the {stops[-1]} positions; it returned {len(rows)} rows."
             )
-        return sequences.layout.restore(np.split(rows, stops[:-1]))
+        starts = stops - sequences.lengths
+        parts = [_safe_indexing(rows, slice(a, b)) for a, b in zip(starts, stops, strict=True)]
+        return sequences.layout.restore(parts)
+
+    def set_output(self, *, transform: str | None = None) -> PerPosition:
+        """Set the container of each transformed sequence.
+
+        Parameters
+        ----------
+        transform : {"default", "pandas", "polars"} or None, default=None
+            Handed to `transformer`; None changes nothing.
+
+        Returns
+        -------
+        self
+        """
+        for transformer in (self.transformer, getattr(self, "transformer_", None)):
+            if transformer is not None:
+                transformer.set_output(transform=transform)
+        return self
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the transformed features, as the transformer gives them."""

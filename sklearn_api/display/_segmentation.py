@@ -23,6 +23,7 @@ from sklearn_api.display._drawing import (
     shade,
 )
 from sklearn_api.metrics._inputs import Segmentation, read_labels, read_one, read_pairs
+from sklearn_api.responses import find_response
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,8 +156,8 @@ class SegmentationDisplay:
         shape = _shape(X)
         if len(shape) != 2:
             raise ValueError(f"`X` must be one sequence of shape (T, D); got shape {shape}.")
-        segment = getattr(estimator, "predict_segments", None) or estimator.predict
-        boundary = getattr(estimator, "predict_boundary_proba", None)
+        segment = find_response(estimator, "predict_segments") or estimator.predict
+        boundary = find_response(estimator, "predict_boundary_proba")
         if signal is None and not sparse.issparse(X):
             signal = X
         if labels is None and hasattr(estimator, "classes_"):

@@ -16,6 +16,7 @@ Unless its docstring says otherwise, a metric pools all sequences and then divid
 from sklearn_api.metrics._boundaries import boundary_errors, boundary_precision_recall_f1
 from sklearn_api.metrics._chunks import chunk_precision_recall_f1
 from sklearn_api.metrics._errors import covering, frame_error_rate, segment_error_rate
+from sklearn_api.metrics._position_scorers import log_likelihood_scorer, make_position_scorer
 from sklearn_api.metrics._scorers import make_segment_scorer
 from sklearn_api.metrics._segments import PrecisionRecallF1, segment_precision_recall_f1
 
@@ -26,6 +27,8 @@ __all__ = [
     "chunk_precision_recall_f1",
     "covering",
     "frame_error_rate",
+    "log_likelihood_scorer",
+    "make_position_scorer",
     "make_segment_scorer",
     "segment_error_rate",
     "segment_precision_recall_f1",

@@ -8,6 +8,7 @@ from typing import Any
 
 from sklearn_api.metrics._errors import frame_error_rate, segment_error_rate
 from sklearn_api.metrics._segments import PrecisionRecallF1
+from sklearn_api.responses import get_response
 
 _ERRORS = (frame_error_rate, segment_error_rate)
 
@@ -24,7 +25,7 @@ class _SegmentScorer:
         self._kwargs = kwargs
 
     def __call__(self, estimator: Any, X: Any, y: Any) -> float:
-        score = self._metric(y, getattr(estimator, self._response_method)(X), **self._kwargs)
+        score = self._metric(y, get_response(estimator, self._response_method)(X), **self._kwargs)
         if isinstance(score, PrecisionRecallF1):
             score = score.f1
         if not isinstance(score, Real):

@@ -73,7 +73,11 @@ def legend_texts(display):
 
 
 def test_all_is_pinned():
-    assert sklearn_api.display.__all__ == ["SegmentationDisplay"]
+    assert sklearn_api.display.__all__ == [
+        "BoundaryDisplay",
+        "DurationDisplay",
+        "SegmentationDisplay",
+    ]
 
 
 def test_docstring_example_runs():
@@ -324,7 +328,7 @@ def test_missing_matplotlib_is_named(monkeypatch):
         SegmentationDisplay.from_estimator(Fitted().fit(None, None), np.ones((2, 1)))
 
 
-@pytest.mark.parametrize("name", ["_drawing", "_segmentation"])
+@pytest.mark.parametrize("name", ["_boundaries", "_drawing", "_durations", "_segmentation"])
 def test_import_does_not_need_matplotlib(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     spec = importlib.util.find_spec(f"sklearn_api.display.{name}")

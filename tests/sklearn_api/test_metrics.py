@@ -73,6 +73,8 @@ def test_all_is_pinned():
         "boundary_precision_recall_f1",
         "covering",
         "frame_error_rate",
+        "log_likelihood_scorer",
+        "make_position_scorer",
         "make_segment_scorer",
         "segment_error_rate",
         "segment_precision_recall_f1",

@@ -29,7 +29,8 @@ def sequences():
 )
 def test_segments_longer_than_max_duration_round_trip(options):
     X, y = sequences()
-    model = SemiCRFSegmenter(max_duration=5, max_epochs=60, random_state=0, **options)
+    settings = {"max_duration": 5, "max_epochs": 80, "learning_rate": 0.1, "alpha": 0.01}
+    model = SemiCRFSegmenter(random_state=0, **settings, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.fit(X, y)

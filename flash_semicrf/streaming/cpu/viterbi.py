@@ -219,7 +219,7 @@ def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
     alpha, sources = np.zeros(scores.shape), np.empty(scores.shape)
     tail = tail_term(p)
     shape = (*scores.shape[:2], p.num_labels if tail is not None else 0)
-    longer, went_on = np.empty(shape), np.empty(shape, np.bool_)
+    longer, went_on = np.empty(shape), np.zeros(shape, np.bool_)
     offset = np.zeros((p.batch_size, p.num_positions + 1))
     best = np.empty(p.batch_size)
     starts, labels = np.empty((2, p.batch_size, p.num_positions if decode else 1), dtype=np.int64)

@@ -359,7 +359,7 @@ def test_marginals_boundary_is_the_chance_of_a_start():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_marginals_of_an_infeasible_sequence_are_zero(backend):
-    problem = random_problem(2, 4, 2, 2, ragged=False)
+    problem = random_problem(2, 4, 2, 2, tail=True, ragged=False)
     scores = problem.scores.clone()
     scores[0, 1] = -math.inf
     found = segment_marginals(problem.replace(scores=scores), backend)

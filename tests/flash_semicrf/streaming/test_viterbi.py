@@ -238,8 +238,9 @@ def test_long_sequence_is_decoded_whole():
     assert abs(float(score_segments(problem, table, "max") / scores) - 1.0) <= 1e-12
 
 
-def test_unwritten_memory_is_not_read(monkeypatch):
-    problem = random_problem(4, 60, 9, 3, boundary=True, seed=13)
+@pytest.mark.parametrize("tail", [False, True])
+def test_unwritten_memory_is_not_read(tail, monkeypatch):
+    problem = random_problem(4, 60, 9, 3, boundary=True, tail=tail, seed=13)
     expected = viterbi(problem, "numba")
 
     def poisoned(shape, dtype=np.float64, **options):

@@ -1,0 +1,133 @@
+"""Scorers from metrics of positions and from the model's own likelihood."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sklearn_api.layouts import read_layout
+from sklearn_api.responses import final_estimator, get_response
+from sklearn_api.sequences import check_y
+
+_RESPONSES = ("predict", "predict_proba")
+
+
+class _PositionScorer:
+    """Callable ``(estimator, X, y)``; a class, not a closure, so that it can be pickled."""
+
+    def __init__(
+        self, metric: Callable, sign: int, response_method: str, kwargs: dict[str, Any]
+    ) -> None:
+        self._metric = metric
+        self._sign = sign
+        self._response_method = response_method
+        self._kwargs = kwargs
+
+    def __call__(self, estimator: Any, X: Any, y: Any) -> float:
+        layout = read_layout(X)
+        gold = check_y(y, layout).position_labels
+        output = get_response(estimator, self._response_method)(X)
+        flat = output if layout.kind == "single" else np.concatenate(list(output))
+        kwargs = dict(self._kwargs)
+        if self._response_method == "predict_proba":
+            classes = final_estimator(estimator).classes_
+            if "labels" in inspect.signature(self._metric).parameters:
+                # A label of the model that no sequence of a fold holds has its column all the same.
+                kwargs.setdefault("labels", classes)
+            if len(classes) == 2:
+                flat = flat[:, 1]
+        return self._sign * float(self._metric(gold, flat, **kwargs))
+
+    def __repr__(self) -> str:
+        options = "".join(f", {name}={value!r}" for name, value in self._kwargs.items())
+        sign = "" if self._sign > 0 else ", greater_is_better=False"
+        response = "" if self._response_method == "predict" else ", response_method='predict_proba'"
+        name = getattr(self._metric, "__name__", repr(self._metric))
+        return f"make_position_scorer({name}{sign}{response}{options})"
+
+
+def make_position_scorer(
+    metric: Callable,
+    *,
+    greater_is_better: bool = True,
+    response_method: str = "predict",
+    **kwargs: Any,
+) -> Callable[[Any, Any, Any], float]:
+    """Make a scorer of ragged sequences from a metric of scikit-learn.
+
+    The metric sees the positions of all sequences in one row, each weighing the same.
+
+    Parameters
+    ----------
+    metric : callable
+        Function of ``(y_true, y_pred, **kwargs)`` that returns a number, such as
+        `sklearn.metrics.balanced_accuracy_score` or `sklearn.metrics.log_loss`.
+    greater_is_better : bool, default=True
+        False: the scorer returns the metric with its sign changed.
+    response_method : {"predict", "predict_proba"}, default="predict"
+        Method of the estimator. Of the probabilities of two labels, the metric sees those of the
+        second, as with `sklearn.metrics.make_scorer`; ``labels``, where it takes them, are all of
+        the model unless given.
+    **kwargs
+        Options of `metric`.
+
+    Returns
+    -------
+    scorer : callable
+        Function of ``(estimator, X, y)``; the larger, the better. It can be pickled if `metric`
+        can.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `metric` cannot be called or `response_method` is not one of the above.
+
+    Examples
+    --------
+    >>> from sklearn.metrics import f1_score
+    >>> from sklearn_api.metrics import make_position_scorer
+    >>> make_position_scorer(f1_score, average="macro")
+    make_position_scorer(f1_score, average='macro')
+    """
+    if not callable(metric):
+        raise TypeError(f"`metric` must be a function of (y_true, y_pred); got {metric!r}.")
+    if response_method not in _RESPONSES:
+        raise ValueError(
+            f"`response_method` must be 'predict' or 'predict_proba'; got {response_method!r}."
+        )
+    return _PositionScorer(metric, 1 if greater_is_better else -1, response_method, kwargs)
+
+
+def log_likelihood_scorer(estimator: Any, X: Any, y: Any) -> float:
+    """Log-probability that a model gives the true segmentations, in nats per position.
+
+    A proper score of the whole distribution over segmentations, boundaries and durations included:
+    it tells models apart that predict the same labels. It is -inf where the model forbids a true
+    segment or transition (`min_duration`, `transition_constraints`). True segments longer than the
+    model's `max_duration` are cut first, as in training, which is to the advantage of a small K: to
+    choose K, compare it with a score of segments.
+
+    Parameters
+    ----------
+    estimator : fitted `SemiCRFSegmenter`, or pipeline or search around it
+    X, y : sequences and their labels or segments
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_api import SemiCRFSegmenter
+    >>> from sklearn_api.metrics import log_likelihood_scorer
+    >>> y = [np.repeat([0, 1, 0], n) for n in ([3, 2, 4], [4, 3, 3])]
+    >>> X = [labels[:, None] * 2.0 for labels in y]
+    >>> -0.5 < log_likelihood_scorer(SemiCRFSegmenter(alpha=0.1).fit(X, y), X, y) < 0
+    True
+    """
+    value = get_response(estimator, "log_likelihood")(X, y)
+    return float(np.sum(value) / read_layout(X).lengths.sum())

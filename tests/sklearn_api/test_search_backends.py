@@ -1,0 +1,113 @@
+"""Searches give the same numbers in this process, in threads and in other processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sklearn_api import SemiCRFSegmenter
+from sklearn_api.metrics import log_likelihood_scorer, make_segment_scorer, segment_error_rate
+from sklearn_api.model_selection import SequenceKFold
+from sklearn_api.preprocessing import PerPosition
+
+ROOT = Path(__file__).parents[2]
+
+GRID = {
+    "semicrfsegmenter__max_duration": [9, 14],
+    "semicrfsegmenter__duration_distribution": ["learned", "geometric", "negative_binomial"],
+}
+SCORING = {
+    "ser": make_segment_scorer(segment_error_rate),
+    "log_likelihood": log_likelihood_scorer,
+}
+
+
+def results(search, backend=None):
+    """All test scores of all candidates and folds, and the parameters of the candidates."""
+    rng = np.random.default_rng(0)
+    y = [np.repeat(["rest", "wave", "rest"], rng.integers(4, 9, 3)) for _ in range(4)]
+    X = [(labels == "wave")[:, None] + 0.5 * rng.normal(size=(len(labels), 2)) for labels in y]
+    if backend is None:
+        search.fit(X, y)
+    else:
+        search.set_params(n_jobs=2)
+        with joblib.parallel_config(backend=backend):
+            search.fit(X, y)
+    found = search.cv_results_
+    scores = [found[f"split{i}_test_{name}"] for i in range(2) for name in SCORING]
+    return np.array(scores), found["params"], search.best_params_
+
+
+def make_search(kind):
+    pipeline = make_pipeline(
+        PerPosition(StandardScaler()),
+        SemiCRFSegmenter(max_epochs=2, learning_rate=0.1, random_state=0),
+    )
+    options = {
+        "cv": SequenceKFold(2),
+        "scoring": SCORING,
+        "refit": "log_likelihood",
+        "error_score": "raise",
+    }
+    if kind == "grid":
+        return GridSearchCV(pipeline, GRID, **options)
+    return RandomizedSearchCV(pipeline, GRID, n_iter=3, random_state=0, **options)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {kind: results(make_search(kind)) for kind in ("grid", "random")}
+
+
+def assert_search_is_the_same(kind, backend, expected):
+    scores, params, best = results(make_search(kind), backend)
+    np.testing.assert_array_equal(scores, expected[0])
+    assert params == expected[1]
+    assert best == expected[2]
+
+
+@pytest.mark.parametrize("kind", ["grid", "random"])
+@pytest.mark.parametrize("backend", ["threading", "loky"])
+def test_search_is_the_same_in_parallel(kind, backend, alone):
+    assert_search_is_the_same(kind, backend, alone[kind])
+
+
+def compare_forked(kind):
+    assert_search_is_the_same(kind, "multiprocessing", results(make_search(kind)))
+
+
+# In a process of its own: idle workers of loky leave threads in this one, and a fork beside threads
+# may inherit a lock that nobody releases.
+@pytest.mark.parametrize("kind", ["grid", "random"])
+def test_search_is_the_same_in_forked_processes(kind):
+    module = "tests.sklearn_api.test_search_backends"
+    program = f"from {module} import compare_forked; compare_forked({kind!r})"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300, cwd=ROOT)
+
+
+def test_search_tells_the_candidates_apart(alone):
+    scores, params, _ = alone["grid"]
+    # Rows of the log-likelihood: no two candidates score the same on both folds.
+    assert len(params) == 6
+    assert len(np.unique(scores[1::2], axis=1).T) == 6
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("distributed") is None,
+    reason="joblib's dask backend needs dask.distributed, which is not a dependency",
+)
+def test_search_is_the_same_on_a_dask_cluster(alone):
+    from distributed import Client
+
+    with Client(n_workers=2, threads_per_worker=1, dashboard_address=None):
+        scores, _, _ = results(make_search("grid"), "dask")
+    np.testing.assert_array_equal(scores, alone["grid"][0])
