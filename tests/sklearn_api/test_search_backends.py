@@ -86,7 +86,8 @@ def compare_forked(kind):
 
 
 # In a process of its own: idle workers of loky leave threads in this one, and a fork beside threads
-# may inherit a lock that nobody releases.
+# may inherit a lock that nobody releases. That process has used torch's threads before it forks,
+# which its children must not wait for.
 @pytest.mark.parametrize("kind", ["grid", "random"])
 def test_search_is_the_same_in_forked_processes(kind):
     module = "tests.sklearn_api.test_search_backends"
