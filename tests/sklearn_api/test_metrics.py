@@ -71,6 +71,7 @@ def test_all_is_pinned():
         "PrecisionRecallF1",
         "boundary_errors",
         "boundary_precision_recall_f1",
+        "chunk_precision_recall_f1",
         "covering",
         "frame_error_rate",
         "log_likelihood_scorer",
