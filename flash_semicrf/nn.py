@@ -34,6 +34,14 @@ from flash_semicrf.duration import (
 )
 from flash_semicrf.exact import inference as edge_inference
 from flash_semicrf.exact.inference import EDGE_BACKENDS
+from flash_semicrf.head_inputs import (
+    backend_name,
+    cast,
+    check_numbers,
+    check_traceback_length,
+    full_precision,
+    linear,
+)
 from flash_semicrf.marginals import SegmentMarginals
 from flash_semicrf.observations import Constraints
 from flash_semicrf.partial import partial_score
@@ -52,7 +60,6 @@ from flash_semicrf.segments import (
     table_to_segments,
 )
 from flash_semicrf.streaming import log_partition, segment_marginals, viterbi_table
-from flash_semicrf.streaming.dispatch import BACKENDS
 from flash_semicrf.streaming.interface import resolve_use_triton
 from flash_semicrf.validation import (
     check_choice,
@@ -166,7 +173,7 @@ class SemiMarkovCRFHead(nn.Module):
         self.hidden_dim = hidden_dim
         check_choice("centering", centering, ("position", "sequence", "none"))
         check_choice("long_segments", long_segments, ("split", "error"))
-        _check_numbers(init_scale, edge_memory_threshold, num_warps)
+        check_numbers(init_scale, edge_memory_threshold, num_warps)
         if boundary_scores and hidden_dim is None:
             raise ValueError("`boundary_scores`=True needs `hidden_dim`; got hidden_dim=None.")
         self.init_scale = init_scale
@@ -260,7 +267,7 @@ class SemiMarkovCRFHead(nn.Module):
         offset : Tensor of shape (B,)
             Add it to log Z, and to any score, of ``potentials``.
         """
-        with _full_precision(hidden_states):
+        with full_precision(hidden_states):
             problem = self._problem(hidden_states, lengths)
             if centered:
                 return self._centered(problem)
@@ -271,7 +278,7 @@ class SemiMarkovCRFHead(nn.Module):
         self, hidden_states: Tensor, lengths: Tensor, use_triton: bool, backend: str
     ) -> tuple[Potentials, Potentials, Tensor, str]:
         """Return the problem, the problem centred, its offset, and the backend to run it on."""
-        backend = _backend_name(backend, use_triton)
+        backend = backend_name(backend, use_triton)
         problem = self._problem(hidden_states, lengths)
         centered, offset = self._centered(problem)
         return problem, centered, offset, resolve_use_triton(backend, use_triton, centered)
@@ -281,9 +288,9 @@ class SemiMarkovCRFHead(nn.Module):
         hidden, lengths = self._checked(hidden_states, lengths)
         scores, start, end = hidden, None, None
         if self.projection is not None:
-            scores = _linear(self.projection, hidden)
+            scores = linear(self.projection, hidden)
         if self.boundary_projection is not None:
-            start, end = _linear(self.boundary_projection, hidden).chunk(2, dim=-1)
+            start, end = linear(self.boundary_projection, hidden).chunk(2, dim=-1)
         return self.potentials_of_scores(scores, lengths, start, end)
 
     def potentials_of_scores(
@@ -316,9 +323,9 @@ class SemiMarkovCRFHead(nn.Module):
             lengths=lengths,
             start_scores=start_scores,
             end_scores=end_scores,
-            initial_scores=_cast(self.initial_scores, scores.dtype),
-            final_scores=_cast(self.final_scores, scores.dtype),
-            duration_tail=_cast(self.duration_tail, scores.dtype),
+            initial_scores=cast(self.initial_scores, scores.dtype),
+            final_scores=cast(self.final_scores, scores.dtype),
+            duration_tail=cast(self.duration_tail, scores.dtype),
         )
 
     def _centered(self, problem: Potentials) -> tuple[Potentials, Tensor]:
@@ -397,7 +404,7 @@ class SemiMarkovCRFHead(nn.Module):
             partition in `flash_semicrf.streaming.semi_crf_streaming_forward`. A score of -inf has
             no difference there.
         """
-        with _full_precision(hidden_states):
+        with full_precision(hidden_states):
             prepared = self._prepare(hidden_states, lengths, use_triton, backend)
             problem, centered, offset, backend = prepared
             partition = self._run(log_partition, centered, backend) + offset
@@ -444,7 +451,7 @@ class SemiMarkovCRFHead(nn.Module):
             forbidden by the model.
         """
         check_choice("reduction", reduction, ("mean", "sum", "none"))
-        with _full_precision(hidden_states):
+        with full_precision(hidden_states):
             _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
             is_tensor = isinstance(labels, Tensor)
             if isinstance(labels, Constraints) or (is_tensor and ignore_index is not None):
@@ -505,7 +512,7 @@ class SemiMarkovCRFHead(nn.Module):
         ValueError
             If a sequence has no feasible segmentation.
         """
-        with _full_precision(hidden_states):
+        with full_precision(hidden_states):
             problem, centered, _, backend = self._prepare(
                 hidden_states, lengths, use_triton, backend
             )
@@ -539,10 +546,10 @@ class SemiMarkovCRFHead(nn.Module):
         ValueError
             If a sequence has no feasible segmentation, or is longer than the limit.
         """
-        with torch.no_grad(), _full_precision(hidden_states):
+        with torch.no_grad(), full_precision(hidden_states):
             prepared = self._prepare(hidden_states, lengths, use_triton, backend)
             problem, centered, offset, backend = prepared
-            _check_traceback_length(max_traceback_length, problem.lengths)
+            check_traceback_length(max_traceback_length, problem.lengths)
             scores, table = self._run(viterbi_table, centered, backend)
             # Segment scores are those of the model, not of the centred problem.
             rows = score_rows(problem, table, "max")
@@ -569,7 +576,7 @@ class SemiMarkovCRFHead(nn.Module):
             The probabilities that a position lies in a segment of label c, starts one, ends one,
             each of shape (B, T, C); expected counts of transitions and durations.
         """
-        with torch.no_grad(), _full_precision(hidden_states):
+        with torch.no_grad(), full_precision(hidden_states):
             _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
             return self._run(segment_marginals, problem, backend)
 
@@ -581,46 +588,3 @@ class SemiMarkovCRFHead(nn.Module):
             f"final_scores={self.final_scores is not None}, "
             f"duration_tail={self.duration_tail is not None}"
         )
-
-
-def _backend_name(backend: str, use_triton: bool) -> str:
-    """Return the name that `flash_semicrf.streaming` knows a choice by, or say what is absent."""
-    check_choice("backend", backend, ("auto", "streaming", *BACKENDS, *EDGE_BACKENDS))
-    if backend == "triton" and not use_triton:
-        raise ValueError("`backend`='triton' contradicts `use_triton`=False.")
-    return "auto" if backend == "streaming" else backend
-
-
-def _full_precision(hidden_states: Tensor) -> torch.autocast:
-    """Switch autocast off, and refuse what is not a tensor before anything asks its device."""
-    if not isinstance(hidden_states, Tensor):
-        raise TypeError(f"`hidden_states` must be a Tensor; got {type(hidden_states).__name__}.")
-    return torch.autocast(hidden_states.device.type, enabled=False)
-
-
-def _linear(projection: nn.Linear, hidden: Tensor) -> Tensor:
-    dtype = hidden.dtype
-    return F.linear(hidden, projection.weight.to(dtype), projection.bias.to(dtype))
-
-
-def _cast(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if values is None else values.to(dtype)
-
-
-def _check_numbers(init_scale: float, edge_memory_threshold: float, num_warps: int) -> None:
-    if not 0 <= init_scale < float("inf"):
-        raise ValueError(f"`init_scale` must be finite and >= 0; got {init_scale}.")
-    if not edge_memory_threshold > 0:
-        raise ValueError(f"`edge_memory_threshold` must be > 0; got {edge_memory_threshold}.")
-    if num_warps not in (1, 2, 4, 8, 16, 32):
-        raise ValueError(f"`num_warps` must be 1, 2, 4, 8, 16 or 32; got {num_warps}.")
-
-
-def _check_traceback_length(limit: int | None, lengths: Tensor) -> None:
-    if limit is None or int(lengths.max()) <= limit:
-        return
-    index = int(lengths.argmax())
-    raise ValueError(
-        f"`lengths` must be <= max_traceback_length={limit}; got {int(lengths[index])} at index "
-        f"{index}."
-    )
