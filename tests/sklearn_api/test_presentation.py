@@ -68,7 +68,7 @@ def test_default_output_is_kept_for_many_sequences():
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("pandas") is None, reason="DataFrames need pandas, an extra"
+    importlib.util.find_spec("pandas") is None, reason="pandas is optional (in the test extra)"
 )
 @pytest.mark.parametrize("globally", [False, True])
 def test_every_sequence_becomes_a_frame(globally):

@@ -72,7 +72,7 @@ def test_check_X_groups_split_rows():
 
 @pytest.mark.parametrize("nest", [lambda frame: frame, lambda frame: [frame]])
 def test_check_X_remembers_feature_names(nest):
-    pd = pytest.importorskip("pandas")
+    pd = pytest.importorskip("pandas", reason="pandas is optional (in the test extra)")
     holder = Holder()
     check_X(holder, nest(pd.DataFrame({"a": [1.0], "b": [2.0]})), reset=True)
     assert holder.feature_names_in_.tolist() == ["a", "b"]
