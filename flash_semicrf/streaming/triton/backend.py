@@ -33,7 +33,7 @@ _OPERATIONS = (
     "log_partition", "gradients", "messages", "tangents", "max_messages", "viterbi", "sample"
 )  # fmt: skip
 
-_TAKES_TAIL: frozenset[tuple[str, int]] = frozenset()
+_TAKES_TAIL = frozenset({("log_partition", 2), ("gradients", 2)})
 """Operations that take a `duration_tail` as it is, with the dimensions of the transitions."""
 
 
