@@ -29,6 +29,13 @@ MAX_LABELS = 128
 
 _CAPABILITY = (8, 0)
 
+_OPERATIONS = (
+    "log_partition", "gradients", "messages", "tangents", "max_messages", "viterbi", "sample"
+)  # fmt: skip
+
+_TAKES_TAIL = frozenset({("log_partition", 2), ("gradients", 2)})
+"""Operations that take a `duration_tail` as it is, with the dimensions of the transitions."""
+
 
 @functools.lru_cache
 def _capability(index: int) -> tuple[int, int]:
@@ -74,7 +81,8 @@ class TritonBackend:
             return "its kernels are written and tested for CUDA devices only"
         if device.type == "cuda" and _capability(device.index) < _CAPABILITY:
             return "it needs a device of compute capability 8.0 or newer"
-        if potentials.duration_tail is not None and NUM_COPIES * potentials.num_labels > MAX_LABELS:
+        expands = not all(self.takes_tail(operation, potentials) for operation in _OPERATIONS)
+        if expands and NUM_COPIES * potentials.num_labels > MAX_LABELS:
             limit = MAX_LABELS // NUM_COPIES
             return (
                 f"with a duration tail it takes at most {limit} labels and these are "
@@ -83,6 +91,12 @@ class TritonBackend:
         if potentials.num_labels > MAX_LABELS:
             return f"it takes at most {MAX_LABELS} labels and these are {potentials.num_labels}"
         return None
+
+    def takes_tail(self, operation: str, potentials: Potentials) -> bool:
+        """Whether an operation needs no expansion of the problem; see `flash_semicrf.tail`."""
+        if potentials.duration_tail is None:
+            return True
+        return (operation, potentials.transition.dim()) in _TAKES_TAIL
 
     def values_are_allowed(self, potentials: Potentials) -> bool:
         """Whether `flash_semicrf.validation` need not look at the values one tensor at a time.

@@ -4,6 +4,14 @@
 
 over the segments that no forbidden position cuts. One exponential per term, each a probability;
 no atomics. Cost T K C.
+
+Segments longer than K count as K. Their number and that of their positions beyond the K-th come
+from a scan over their ends t, in the same terms:
+
+    R_t(c) = sum_s exp(h_s(c) + (t-s-K) * tail(c)),    M_t(c) = sum_s (t-s-K) exp(the same)
+    R_t    = exp(tail) * (R_{t-1} + exp(h_{t-1-K})),   M_t    = exp(tail) * M_{t-1} + R_t
+
+Cost T C.
 """
 
 from __future__ import annotations
@@ -14,7 +22,7 @@ import triton.language as tl
 from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import allowed, exp_wide, is_deep, settled
 
-__all__ = ["duration_gradient_kernel"]
+__all__ = ["duration_gradient_kernel", "longer_gradient_kernel"]
 
 _UNROLL = tl.constexpr(4)
 
@@ -87,3 +95,78 @@ def duration_gradient_kernel(
             total += part.to(tl.float64)
     place = gradient_ptr + ((b * tl.num_programs(1) + chunk) * K + k - 1) * C + label[None, :]
     tl.store(place, total, mask=within)
+
+
+@triton.jit
+def _deep_window(scores_ptr, p, K, label, C, CP: tl.constexpr):
+    """Sum of the deep scores among the K positions before p; those before the first count none."""
+    total = tl.zeros([CP], tl.float64)
+    for back in range(1, tl.minimum(K, p) + 1):
+        x = tl.load(scores_ptr + (p - back) * C + label, mask=label < C, other=float("-inf"))
+        top = tl.max(x, 0)
+        total += tl.where(is_deep(x, top), settled(x, top).to(tl.float64), 0.0)
+    return total
+
+
+@kernel
+def longer_gradient_kernel(
+    scores_ptr, lengths_ptr, log_window_ptr, tail_ptr, log_z_ptr, has_deep_ptr, sources_ptr,
+    outputs_ptr, segments_ptr, beyond_ptr, T, C, K, CP: tl.constexpr,
+):  # fmt: skip
+    """Expected numbers of segments longer than K and of their positions beyond the K-th, (B, C).
+
+    Program (b,); `sources` and `outputs` as for `duration_gradient_kernel`. R and M are kept in
+    float64, relative to the largest term that they hold.
+    """
+    b = tl.program_id(0).to(tl.int64)
+    label = tl.arange(0, CP)
+    inside = label < C
+    length = tl.load(lengths_ptr + b).to(tl.int32)
+    has_deep = tl.load(has_deep_ptr + b)
+    log_z = tl.load(log_z_ptr + b)
+    length = tl.where(log_z > float("-inf"), length, 0)
+    tail = tl.load(tail_ptr + label)
+    level = tl.load(log_window_ptr + K * CP + label)
+    level = tl.where(tail > float("-inf"), level - log_z, float("-inf"))
+    rate = tl.where(tail > float("-inf"), tail, 0.0)
+    row = b * T * C
+    born = tl.zeros([CP], tl.int32)
+    peak = tl.full([CP], float("-inf"), tl.float64)
+    number = tl.zeros([CP], tl.float64)
+    moment = tl.zeros([CP], tl.float64)
+    segments = tl.zeros([CP], tl.float64)
+    beyond = tl.zeros([CP], tl.float64)
+    for first in range(K, length, _UNROLL):
+        scores = ()
+        sources = ()
+        outputs = ()
+        for i in tl.static_range(_UNROLL):
+            p = first + i
+            here = inside & (p < length)
+            place = row + p * C + label
+            scores = scores + (tl.load(scores_ptr + place, mask=here, other=float("-inf")),)
+            outputs = outputs + (tl.load(outputs_ptr + place, mask=here, other=float("-inf")),)
+            sources = sources + (tl.load(sources_ptr + place - K * C, mask=here, other=0.0),)
+        for i in tl.static_range(_UNROLL):
+            p = first + i
+            x = scores[i]
+            born = tl.where(allowed(x), born, p + 1)
+            h = sources[i]
+            deep = tl.zeros([CP], tl.float64)
+            if has_deep != 0:
+                h += _deep_window(scores_ptr + row, p, K, label, C, CP)
+                top = tl.max(x, 0)
+                deep = tl.where(is_deep(x, top), settled(x, top).to(tl.float64), 0.0)
+            h = tl.where(p - K >= born, h, float("-inf"))
+            peak = tl.where(born <= p, peak, float("-inf"))
+            high = tl.maximum(peak, h)
+            safe = tl.where(high > float("-inf"), high, 0.0)
+            scale = exp_wide(peak - safe)
+            number = number * scale + exp_wide(h - safe)
+            moment = moment * scale + number
+            peak = high + rate + deep
+            weight = exp_wide(tl.minimum(peak + level + outputs[i], 700.0))
+            segments += number * weight
+            beyond += moment * weight
+    tl.store(segments_ptr + b * C + label, segments, mask=inside)
+    tl.store(beyond_ptr + b * C + label, beyond, mask=inside)

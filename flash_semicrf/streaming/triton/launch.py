@@ -56,6 +56,8 @@ class Plan(NamedTuple):
         the max pass gains by it, the others do not.
     in_parts : bool
         The pass comes in several launches, each after one for its far window.
+    has_tail : bool
+        There are durations above K.
     """
 
     labels: int
@@ -64,6 +66,7 @@ class Plan(NamedTuple):
     warps: int
     groups: int
     in_parts: bool
+    has_tail: bool
 
     @property
     def ring(self) -> int:
@@ -75,7 +78,8 @@ class Plan(NamedTuple):
         """float64 elements that one program needs."""
         ring_rows = self.ring * self.rows
         older = self.blocks_of_part * (self.rows + 1) if self.in_parts else 0
-        return (2 * ring_rows + 2 * self.ring + 8 + older) * self.labels + ring_rows
+        longer = 2 if self.has_tail else 0
+        return (2 * ring_rows + 2 * self.ring + 8 + longer + older) * self.labels + ring_rows
 
     @property
     def max_workspace(self) -> int:
@@ -109,6 +113,7 @@ class Tables(NamedTuple):
     matrix: Tensor
     log_matrix: Tensor
     first: Tensor
+    tail: Tensor  # empty where there is none
 
 
 class Problem(NamedTuple):
@@ -156,7 +161,8 @@ def plan_of(
     in_parts = groups is None and blocks_back >= _LONG_WINDOW
     if groups is None:
         groups = 2 if decode and 6 <= blocks_back < _LONG_WINDOW and warps == 1 else 1
-    return Plan(labels, rows, blocks_back, warps, groups, in_parts)
+    has_tail = potentials.duration_tail is not None
+    return Plan(labels, rows, blocks_back, warps, groups, in_parts, has_tail)
 
 
 def tables_of(potentials: Potentials, plan: Plan, semiring: str = "log") -> Tables:
@@ -164,9 +170,9 @@ def tables_of(potentials: Potentials, plan: Plan, semiring: str = "log") -> Tabl
     p = potentials
     rows = plan.rows * (plan.blocks_back + 1) + 1
     CP = plan.labels
-    count = 2 * rows * CP + 4 * CP * CP + 2 * CP
-    buffer = torch.empty(count, dtype=torch.float64, device=p.device)
-    sizes = [rows * CP, rows * CP, 2 * CP * CP, 2 * CP * CP, 2 * CP]
+    tail_rows = 2 + plan.rows if plan.has_tail else 0
+    sizes = [rows * CP, rows * CP, 2 * CP * CP, 2 * CP * CP, 2 * CP, tail_rows * CP]
+    buffer = torch.empty(sum(sizes), dtype=torch.float64, device=p.device)
     tables = Tables(*buffer.split(sizes))
     block = 32
     has_initial, has_final = p.initial_scores is not None, p.final_scores is not None
@@ -175,9 +181,10 @@ def tables_of(potentials: Potentials, plan: Plan, semiring: str = "log") -> Tabl
         p.transition.contiguous(), p.duration_bias.contiguous(),
         p.initial_scores if has_initial else p.transition,
         p.final_scores if has_final else p.transition,
-        *tables, p.num_labels, p.max_duration, rows,
-        HAS_INITIAL=has_initial, HAS_FINAL=has_final, MAX=semiring == "max", CP=CP, ROWS=block,
-        num_warps=4,
+        p.duration_tail if plan.has_tail else p.transition,
+        *tables, p.num_labels, p.max_duration, rows, plan.rows,
+        HAS_INITIAL=has_initial, HAS_FINAL=has_final, HAS_TAIL=plan.has_tail, MAX=semiring == "max",
+        CP=CP, ROWS=block, num_warps=4,
     )  # fmt: skip
     return tables
 
@@ -236,7 +243,7 @@ def run_passes(
             problem.scores, problem.start, problem.end, problem.lengths, *tables, workspace, log_z,
             has_deep, *outputs, T, C, p.max_duration, begin, end, plan.blocks_back, plan.ring,
             plan.workspace, 1, int(always_log), HAS_BOUNDARY=problem.has_boundary, BACKWARD=keep,
-            KEEP=keep, PARTS=plan.in_parts, CP=plan.labels, R=plan.rows, G=plan.groups,
-            CHAINS=CHAINS, SPAN=SPAN, num_warps=plan.warps * plan.groups,
+            KEEP=keep, PARTS=plan.in_parts, HAS_TAIL=plan.has_tail, CP=plan.labels, R=plan.rows,
+            G=plan.groups, CHAINS=CHAINS, SPAN=SPAN, num_warps=plan.warps * plan.groups,
         )  # fmt: skip
     return log_z[1], tables, messages

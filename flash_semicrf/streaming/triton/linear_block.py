@@ -240,7 +240,7 @@ def in_range(word, exempt):
 @triton.jit
 def linear_steps(
     g, sums, near, factors, shifts, matrix, opening, closing, x,
-    step, length, K, newest, born, final_ptr, offset, message_row, offset_row, source_row,
+    step, length, reach, newest, born, final_ptr, offset, message_row, offset_row, source_row,
     direction, stride, C, label,
     HAS_BOUNDARY: tl.constexpr, KEEP: tl.constexpr,
     CP: tl.constexpr, R: tl.constexpr, CHAINS: tl.constexpr,
@@ -254,6 +254,8 @@ def linear_steps(
     sums, near, factors, shifts, opening, closing, x : tuples of R
     matrix : Tensor
         exp(A), by `load_matrix`.
+    reach : int or int32 Tensor of shape (CP,)
+        Longest duration.
     newest, born : int32 Tensors of shape (CP,)
         Step of the newest live source; first step whose source no forbidden position cut off.
     final_ptr
@@ -283,7 +285,7 @@ def linear_steps(
         sums = pushed
         born = tl.where(allowed(x[i]), born, here + 1)
         alpha = sums[i]
-        dead = (newest < born) | (newest <= here - K)
+        dead = (newest < born) | (newest <= here - reach)
         ok = ok & in_range(high_word(alpha), dead)
         if HAS_BOUNDARY:
             alpha = alpha * closing[i]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flash_semicrf.streaming.triton.longer import add_longer
 from flash_semicrf.streaming.triton.numerics import (
     allowed,
     decode_log,
@@ -149,8 +150,8 @@ def log_steps(
     state_ptr, final_ptr,
     score_ptr, opening_ptr, closing_ptr, message_ptr, offset_ptr, sources_ptr,
     rates_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, scratch_ptr, log_window_ptr,
-    log_matrix_ptr, step, length, K, ring, direction, stride, C,
-    HAS_BOUNDARY: tl.constexpr, KEEP: tl.constexpr,
+    log_matrix_ptr, longer_ptr, tail_ptr, step, length, K, ring, direction, stride, C,
+    HAS_BOUNDARY: tl.constexpr, KEEP: tl.constexpr, HAS_TAIL: tl.constexpr,
     CP: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
     """Run the R steps after `step` (a multiple of R) that are within `length`.
@@ -164,13 +165,20 @@ def log_steps(
         By `save_state`. g: source of `step`, without its opening score, as stored messages are,
         relative to the offset. prefix: sum of the scores before `step`, settled, without those that
         forbid and deep ones. has_deep: whether there were any.
+    longer_ptr, tail_ptr
+        By `flash_semicrf.streaming.triton.longer.add_block`; the table of the tail.
     score_ptr, opening_ptr, closing_ptr, message_ptr, offset_ptr
         Rows of the pass's first position; the others follow in `direction`.
     """
     label = tl.arange(0, CP)
     g, prefix, newest, born, offset, common, has_deep = load_state(state_ptr, CP)
+    reach = K
+    longer = prefix
+    if HAS_TAIL:
+        reach = (ring - 1) * R + 1  # all sources that are kept; `longer` has those before them
+        longer = tl.load(longer_ptr + label)
     _window_logs(
-        raw_ptr, raw_offset_ptr, prefix_ptr, score_ptr, step, K, ring, label, C, stride,
+        raw_ptr, raw_offset_ptr, prefix_ptr, score_ptr, step, reach, ring, label, C, stride,
         direction, CP, R,
     )  # fmt: skip
     block = step // R
@@ -200,12 +208,16 @@ def log_steps(
         # Deep scores go to the sources one by one: a running sum would keep nothing beside them.
         deep = tl.where(is_mask, x.to(tl.float64), 0.0)
         if tl.max(is_mask.to(tl.int32), 0) == 1:
-            _lower_window(raw_ptr, deep, here, K, ring, label, CP, R)
+            _lower_window(raw_ptr, deep, here, reach, ring, label, CP, R)
             lowered += deep
             has_deep = has_deep | 1
         prefix += tl.where(allowed(x), x.to(tl.float64) - deep, 0.0)
         born = tl.where(allowed(x), born, here + 1)
-        alpha = _window_sum(raw_ptr, log_window_ptr, here, K, ring, born, label, CP, R)
+        alpha = _window_sum(raw_ptr, log_window_ptr, here, reach, ring, born, label, CP, R)
+        if HAS_TAIL:
+            longer = tl.where(allowed(x), longer + deep, float("-inf"))
+            alpha = add_longer(alpha, longer, tail_ptr, i, label, CP)
+            reach += 1
         alpha += prefix
         if HAS_BOUNDARY:
             alpha += wide(tl.load(closing_ptr + place + label, mask=inside, other=0.0))
@@ -232,4 +244,6 @@ def log_steps(
     tl.store(rates_ptr + slot * CP + label, tl.where(born <= step, rate, 0.0))
     g = encode_log(source_log - offset)
     tl.debug_barrier()
+    if HAS_TAIL:
+        tl.store(longer_ptr + label, longer)
     save_state(state_ptr, g, prefix, newest, born, offset, common, has_deep, CP)

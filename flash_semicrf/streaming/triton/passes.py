@@ -24,12 +24,14 @@ from flash_semicrf.streaming.triton.linear_block import (
     score_factors,
 )
 from flash_semicrf.streaming.triton.log_block import load_state, log_steps, save_state
+from flash_semicrf.streaming.triton.longer import add_block
 from flash_semicrf.streaming.triton.numerics import (
     allowed,
     decode_linear,
     decode_log,
     encode_log,
     exp_rows,
+    exp_wide,
     high_word,
 )
 
@@ -66,12 +68,13 @@ def _exponentials(rows, R: tl.constexpr):
 @kernel
 def pass_kernel(
     scores_ptr, start_ptr, end_ptr, lengths_ptr,
-    window_ptr, log_window_ptr, matrix_ptr, log_matrix_ptr, first_ptr,
+    window_ptr, log_window_ptr, matrix_ptr, log_matrix_ptr, first_ptr, tail_ptr,
     workspace_ptr, log_z_ptr, has_deep_ptr, forward_ptr, backward_ptr, offset_ptr,
     prefix_out_ptr, born_out_ptr, T, C, K, begin, end, blocks_back, ring, workspace_stride, unit,
     always_log,
     HAS_BOUNDARY: tl.constexpr, BACKWARD: tl.constexpr, KEEP: tl.constexpr, PARTS: tl.constexpr,
-    CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr, CHAINS: tl.constexpr, SPAN: tl.constexpr,
+    HAS_TAIL: tl.constexpr, CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
+    CHAINS: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """Run the steps after `begin` up to `end` of one pass; program (b, direction).
 
@@ -83,7 +86,8 @@ def pass_kernel(
     `prefix` and `born` (B, blocks, C): running score and first source that no forbidden position
     cut off, at every multiple of SPAN positions. float64 inside. `always_log` is for tests. With
     PARTS the pass comes in several launches: each but the first goes on from the state that the one
-    before left in the workspace, and reads there what `far_kernel` summed.
+    before left in the workspace, and reads there what `far_kernel` summed. With a tail, `longer`
+    holds what came before the window; see `add_block`.
     """
     b = tl.program_id(0).to(tl.int64)
     label = tl.arange(0, CP)
@@ -123,7 +127,12 @@ def pass_kernel(
     final_ptr = scratch_ptr + CP
     state_ptr = final_ptr + 2 * CP
     raw_offset_ptr = state_ptr + 5 * CP
-    older_ptr = raw_offset_ptr + ring * R
+    longer_ptr = raw_offset_ptr + ring * R
+    older_ptr = longer_ptr
+    reach = K  # how long a source counts
+    if HAS_TAIL:
+        older_ptr += 2 * CP
+        reach = tl.where(tl.load(tail_ptr + label) > float("-inf"), 1 << 30, K)
 
     matrix = load_matrix(matrix_ptr, unit, CP)
     near = ()
@@ -142,12 +151,25 @@ def pass_kernel(
     if PARTS:
         if begin > 0:
             g, prefix, newest, born, offset, common, has_deep = load_state(state_ptr, CP)
+    if HAS_TAIL:
+        if begin == 0:
+            tl.store(longer_ptr + label, tl.full([CP], float("-inf"), tl.float64))
 
     # Rows are loaded one block ahead: nothing waits for memory between the blocks.
     ahead = load_rows(score_ptr, begin, length, direction, stride, label, C, R)
     for step in range(begin, tl.minimum(end, length), R):
         block = step // R
         slot = block % ring
+        if HAS_TAIL:
+            tl.store(longer_ptr + CP + label, born.to(tl.float64))
+            tl.debug_barrier()
+            if block >= ring:
+                add_block(
+                    longer_ptr, tail_ptr, raw_ptr + slot * R * CP, raw_offset_ptr + slot * R,
+                    prefix_ptr + slot * CP, score_ptr, (block - ring) * R, direction, stride, C,
+                    CP, R,
+                )  # fmt: skip
+                tl.debug_barrier()
         tl.store(prefix_ptr + slot * CP + label, prefix)
         if KEEP:
             if (direction > 0) & (step % SPAN == 0):
@@ -172,10 +194,17 @@ def pass_kernel(
             window_ptr, sources_ptr, rates_ptr, block, tl.minimum(blocks_back, known), ring,
             older_ptr + known * (R + 1) * CP, PARTS, CP, R, G,
         )  # fmt: skip
+        if HAS_TAIL:
+            level = tl.load(longer_ptr + label) + tl.load(tail_ptr + CP + label)
+            level = exp_wide(tl.minimum(level + (prefix - offset), 700.0))
+            raised = ()
+            for j in tl.static_range(R):
+                raised = raised + (sums[j] + level * tl.load(tail_ptr + (2 + j) * CP + label),)
+            sums = raised
         linear = decode_linear(g)
         new_g, sources, new_newest, new_born, new_offset, exponent, rate, fine = linear_steps(
             linear, sums, near, factors, shifts, matrix, opening, closing, x,
-            step, length, K, newest, born, final_ptr, offset,
+            step, length, reach, newest, born, final_ptr, offset,
             message_ptr + step * direction * stride, row_offset_ptr + step * direction,
             sources_ptr + slot * R * CP, direction, stride, C, label,
             HAS_BOUNDARY, KEEP, CP, R, CHAINS,
@@ -203,8 +232,9 @@ def pass_kernel(
                 state_ptr, final_ptr,
                 score_ptr, opening_ptr, closing_ptr, message_ptr, row_offset_ptr,
                 sources_ptr, rates_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, scratch_ptr,
-                log_window_ptr, log_matrix_ptr, step, length, K, ring, direction, stride, C,
-                HAS_BOUNDARY, KEEP, CP, R,
+                log_window_ptr, log_matrix_ptr, longer_ptr, tail_ptr,
+                step, length, K, ring, direction, stride, C,
+                HAS_BOUNDARY, KEEP, HAS_TAIL, CP, R,
             )  # fmt: skip
             tl.debug_barrier()
             g, prefix, newest, born, offset, common, has_deep = load_state(state_ptr, CP)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.jit import kernel
-from flash_semicrf.streaming.triton.numerics import wide
+from flash_semicrf.streaming.triton.numerics import exp_wide, wide
 
 __all__ = ["prepare_kernel"]
 
@@ -32,20 +32,41 @@ def _first_term(a_src_dst, initial_ptr, label, C, HAS_INITIAL: tl.constexpr, MAX
     return first
 
 
+@triton.jit
+def _prepare_tail(tail_ptr, bias_ptr, to_ptr, label, C, K, rows, block, CP: tl.constexpr):
+    """Fill the table of the tail; `block` is the number of steps of a block."""
+    inside = label < C
+    tail = wide(tl.load(tail_ptr + label, mask=inside, other=float("-inf")))
+    last = wide(tl.load(bias_ptr + (K - 1) * C + label, mask=inside, other=float("-inf")))
+    tail = tl.where(last > float("-inf"), tail, float("-inf"))
+    lives = tail > float("-inf")
+    tl.store(to_ptr + label, tail)
+    rate = tl.where(lives, tail, 0.0)
+    first = tl.where(lives, last + rate * (rows - block - K), float("-inf"))
+    tl.store(to_ptr + CP + label, first)
+    for j in range(block):
+        power = tl.where(rate * j > _LARGE, float("nan"), exp_wide(rate * j))
+        tl.store(to_ptr + (2 + j) * CP + label, power)
+
+
 @kernel
 def prepare_kernel(
-    transition_ptr, bias_ptr, initial_ptr, final_ptr,
-    window_ptr, log_window_ptr, matrix_ptr, log_matrix_ptr, first_ptr,
-    C, K, rows,
-    HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr, MAX: tl.constexpr,
+    transition_ptr, bias_ptr, initial_ptr, final_ptr, tail_scores_ptr,
+    window_ptr, log_window_ptr, matrix_ptr, log_matrix_ptr, first_ptr, tail_ptr,
+    C, K, rows, block,
+    HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr, HAS_TAIL: tl.constexpr, MAX: tl.constexpr,
     CP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Fill the tables, all float64 and padded to CP labels.
 
     Program 0 writes the matrices and the end terms, the others ROWS rows of the windows each.
-    `window`, `log_window` (rows, CP): exp(D_k) and D_k at row k; zeros, -inf outside 1..K.
+    `window`, `log_window` (rows, CP): exp(D_k) and D_k at row k; zeros, -inf outside 1..K, but with
+    a tail the rows after K continue.
     `matrix`, `log_matrix` (2, CP src, CP dst): A forwards; transposed, for the backward pass.
     `first` (2, CP): the term of source 0 of each direction.
+    `tail` (2 + block, CP): the tail, -inf where no segment is longer than K; the score of the
+    shortest duration that a source before the window of a block has at the block's first output,
+    the source being at the end of its own block; exp(j * tail).
     """
     program = tl.program_id(0)
     label = tl.arange(0, CP)
@@ -68,11 +89,18 @@ def prepare_kernel(
         if HAS_FINAL:
             last = wide(tl.load(final_ptr + label, mask=label < C, other=float("-inf")))
         tl.store(first_ptr + CP + label, last)
+        if HAS_TAIL:
+            _prepare_tail(tail_scores_ptr, bias_ptr, tail_ptr, label, C, K, rows, block, CP)
     else:
         row = (program - 1) * ROWS + tl.arange(0, ROWS)[:, None]
         listed = (row >= 1) & (row <= K) & (label[None, :] < C)
         bias = tl.load(bias_ptr + (row - 1) * C + label[None, :], mask=listed, other=float("-inf"))
         bias = wide(bias)
+        if HAS_TAIL:
+            beyond = (row > K) & (label[None, :] < C)
+            last = tl.load(bias_ptr + (K - 1) * C + label[None, :], mask=beyond, other=0.0)
+            tail = tl.load(tail_scores_ptr + label[None, :], mask=beyond, other=float("-inf"))
+            bias = tl.where(beyond, wide(last) + (row - K) * wide(tail), bias)
         cells = row * CP + label[None, :]
         tl.store(log_window_ptr + cells, bias, mask=row < rows)
         if not MAX:

@@ -7,7 +7,10 @@ from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming.triton.boundary import boundary_kernel, carry_kernel, position_kernel
-from flash_semicrf.streaming.triton.duration_gradient import duration_gradient_kernel
+from flash_semicrf.streaming.triton.duration_gradient import (
+    duration_gradient_kernel,
+    longer_gradient_kernel,
+)
 from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.launch import (
     SPAN,
@@ -56,6 +59,12 @@ def gradients(
     found = _boundary_gradients(potentials, problem, plan, tables, messages, wanted)
     if "duration_bias" in wanted:
         found["duration_bias"] = _duration_gradient(potentials, problem, plan, tables, messages)
+    if plan.has_tail and wanted & {"duration_bias", "duration_tail"}:
+        segments, found["duration_tail"] = _longer_gradient(
+            potentials, problem, plan, tables, messages
+        )
+        if "duration_bias" in wanted:
+            found["duration_bias"][:, -1] += segments
     return log_z, {name: found[name] for name in wanted}
 
 
@@ -100,8 +109,8 @@ def _boundary_gradients(
         T, C, messages.prefix.shape[1], tiles,
         HAS_BOUNDARY=problem.has_boundary, HAS_INITIAL=p.initial_scores is not None,
         WANT_ENDS=want_ends, WANT_TRANSITION=want_transition,
-        WANT_DURATION="duration_bias" in wanted, DOT=dot, CP=plan.labels, TT=SPAN,
-        num_warps=4 if plan.labels <= 16 else 8,
+        WANT_DURATION=bool(wanted & {"duration_bias", "duration_tail"}), DOT=dot,
+        CP=plan.labels, TT=SPAN, num_warps=4 if plan.labels <= 16 else 8,
     )  # fmt: skip
     if chunks > 1:
         launch(carry_kernel, (B,), carry, chunks, C, CP=plan.labels, ROWS=64, num_warps=4)
@@ -134,3 +143,18 @@ def _duration_gradient(
         NARROW=problem.scores.dtype == torch.float32, SPAN=SPAN, num_warps=4,
     )  # fmt: skip
     return gradient[:, 0] if chunks == 1 else gradient.sum(1)
+
+
+def _longer_gradient(
+    p: Potentials, problem: Problem, plan: Plan, tables: Tables, messages: Messages
+) -> Tensor:
+    """Expected numbers of segments longer than K and of their positions beyond it, (2, B, C)."""
+    B, T, C = problem.scores.shape
+    found = torch.empty((2, B, C), dtype=torch.float64, device=p.device)
+    launch(
+        longer_gradient_kernel, (B,),
+        problem.scores, problem.lengths, tables.log_window, tables.tail,
+        messages.inner_log_z, messages.has_deep, messages.backward, messages.forward, *found,
+        T, C, p.max_duration, CP=plan.labels, num_warps=max(1, plan.labels // 32),
+    )  # fmt: skip
+    return found

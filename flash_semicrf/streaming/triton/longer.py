@@ -1,0 +1,79 @@
+"""Durations beyond K in the passes for static transitions, at O(C) a position.
+
+With a duration tail the windows of the passes reach back to the start of the oldest block of
+sources that they keep: the durations above K up to there are written out like the others. What all
+older sources give is one number for each label, in logarithms and less the running score S,
+
+    longer(c) = LSE_s [h_s(c) + (e - s) * tail(c)]
+
+over the sources s before step e, the first that is kept: j steps later they add longer(c) + D_K(c)
+and one tail for each position beyond the K-th. It changes once in a block, when the oldest block of
+sources gives way to a new one. Logarithms have no range to leave, and a running score subtracts
+what is common to all of a label's sources: whatever a long segment covers costs no digits.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flash_semicrf.streaming.triton.numerics import allowed, decode_log, exp_wide, settled
+
+__all__ = ["add_block", "add_longer"]
+
+
+@triton.jit(noinline=True)
+def add_block(
+    longer_ptr, tail_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, score_ptr, first, direction,
+    stride, C, CP: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """Add the R sources from step `first` on, which the window is about to lose, to `longer`.
+
+    Parameters
+    ----------
+    longer_ptr
+        `longer` (CP,), and after it the first step whose source no forbidden position cut off.
+    tail_ptr
+        Table of the tail, by `prepare_kernel`.
+    raw_ptr, raw_offset_ptr
+        The R sources as `pass_kernel` keeps them: relative to an offset, or, where that is NaN, in
+        logarithms less the running score.
+    prefix_ptr
+        Running score at `first`.
+    score_ptr
+        Row of the pass's first position; the others follow in `direction`.
+    """
+    label = tl.arange(0, CP)
+    row = tl.arange(0, R)[:, None]
+    place = (first + row) * direction * stride + label[None, :]
+    x = tl.load(score_ptr + place, mask=label[None, :] < C, other=float("-inf"))
+    x = settled(x, tl.max(x, 1)[:, None])
+    x = tl.where(allowed(x), x.to(tl.float64), 0.0)
+    before = tl.load(prefix_ptr + label)[None, :] + (tl.cumsum(x, 0) - x)
+    offset = tl.load(raw_offset_ptr + row)
+    source = tl.load(raw_ptr + row * CP + label[None, :])
+    h = tl.where(offset == offset, decode_log(source) + (offset - before), source)
+    born = tl.load(longer_ptr + CP + label).to(tl.int32)
+    tail = tl.load(tail_ptr + label)
+    h = tl.where(first + row >= born[None, :], h + (R - row) * tail[None, :], float("-inf"))
+    longer = tl.load(longer_ptr + label) + R * tail
+    longer = tl.where(born < first, longer, float("-inf"))
+    top = tl.maximum(tl.max(h, 0), longer)
+    top = tl.where(top > float("-inf"), top, 0.0)
+    total = exp_wide(longer - top) + tl.sum(exp_wide(h - top[None, :]), 0)
+    tl.debug_barrier()
+    tl.store(longer_ptr + label, top + tl.log(total))
+
+
+@triton.jit
+def add_longer(alpha, longer, tail_ptr, i, label, CP: tl.constexpr):
+    """LSE of the outputs of the window, less the running score, and what is older than it.
+
+    `i` counts the steps of the block.
+    """
+    term = longer + tl.load(tail_ptr + CP + label) + i * tl.load(tail_ptr + label)
+    term = tl.where(longer > float("-inf"), term, float("-inf"))
+    high = tl.maximum(alpha, term)
+    low = tl.minimum(alpha, term)
+    gap = tl.where(high > float("-inf"), low - high, 0.0)
+    return high + tl.log(1.0 + exp_wide(gap))
