@@ -98,9 +98,9 @@ def prepare_kernel(
         bias = wide(bias)
         if HAS_TAIL:
             beyond = (row > K) & (label[None, :] < C)
-            last = tl.load(bias_ptr + (K - 1) * C + label[None, :], mask=beyond, other=0.0)
+            longest = tl.load(bias_ptr + (K - 1) * C + label[None, :], mask=beyond, other=0.0)
             tail = tl.load(tail_scores_ptr + label[None, :], mask=beyond, other=float("-inf"))
-            bias = tl.where(beyond, wide(last) + (row - K) * wide(tail), bias)
+            bias = tl.where(beyond, wide(longest) + (row - K) * wide(tail), bias)
         cells = row * CP + label[None, :]
         tl.store(log_window_ptr + cells, bias, mask=row < rows)
         if not MAX:
