@@ -27,8 +27,10 @@ class NumbaBackend:
         return None
 
     def takes_tail(self, operation: str, potentials: Potentials) -> bool:
-        """The passes and the walk for static transitions do."""
-        return potentials.transition.dim() == 2 and operation not in ("sample", "tangents")
+        """All but samples and tangents do, and what decodes with transitions by duration."""
+        if potentials.transition.dim() == 3:
+            return operation in ("log_partition", "gradients", "messages")
+        return operation not in ("sample", "tangents")
 
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
