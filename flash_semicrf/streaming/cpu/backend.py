@@ -27,9 +27,9 @@ class NumbaBackend:
         return None
 
     def takes_tail(self, operation: str, potentials: Potentials) -> bool:
-        """All but samples and tangents do, and what decodes with transitions by duration."""
+        """All but tangents do, and samples with static transitions."""
         if potentials.transition.dim() == 3:
-            return operation in ("log_partition", "gradients", "messages")
+            return operation != "tangents"
         return operation not in ("sample", "tangents")
 
     def log_partition(self, potentials: Potentials) -> Tensor:

@@ -24,6 +24,7 @@ import functools
 import math
 from collections.abc import Callable
 
+import numpy as np
 from numba import types
 from numba.extending import overload
 
@@ -33,10 +34,15 @@ from flash_semicrf.streaming.cpu.jit import OPTIONS
 
 __all__ = [
     "add_further",
+    "best_longer",
+    "extend_best",
     "extend_ends",
     "extend_outputs",
     "keep_ends",
+    "make_origins",
+    "note_beaten",
     "nothing",
+    "reach",
     "resume_ends",
     "with_tail",
 ]
@@ -151,3 +157,75 @@ def resume_ends(tail, window, column, scores, stop, messages, offset, further):
 def add_further(tail, beyond, label, probability, further, row):
     """Add the positions beyond the K-th of a class of this probability, from a row of further."""
     beyond[label] += probability * further[row * tail.shape[0] + label]
+
+
+def _no_origins(tail, window):
+    return np.empty(0, np.int64)
+
+
+@with_tail(_no_origins)
+def make_origins(tail, window):
+    """For each value of a window of the max pass: where its segment starts, if that is beyond K.
+
+    -1 where one of at most K positions is as good.
+    """
+    return np.full(window.values.shape[0], -1)
+
+
+@with_tail(nothing)
+def note_beaten(tail, origins, values, first, source, at, shift, longest):
+    """Note the longer segments that K sources at `at` are to replace in values from `first` on."""
+    for k in range(longest):
+        if source[at + k] + shift >= values[first + k]:
+            origins[first + k] = -1
+
+
+@with_tail(nothing)
+def extend_best(tail, window, origins, column, position, origin_rows):
+    """`extend_outputs` of the max pass, which also writes the origins of the output in `column`.
+
+    Parameters
+    ----------
+    tail : float64 array of shape (C,) or None
+    window : Window
+    origins : int64 array
+        Of `make_origins`.
+    column, position : int
+        Of the last source, and output.
+    origin_rows : int32 array of shape (T, C)
+    """
+    values, longest, capacity = window.values, window.max_duration, window.capacity
+    for c in range(tail.shape[0]):
+        first = c * capacity
+        origin_rows[position, c] = origins[first + column]
+        i = first + column + longest
+        values[i] = max(values[i - 1] + tail[c], FLOOR)
+        origins[i] = origins[i - 1] if origins[i - 1] >= 0 else position
+        if column + 1 == window.block:
+            for j in range(first, first + longest):
+                origins[j] = origins[j + window.block]
+            for j in range(first + longest, first + capacity):
+                origins[j] = -1
+
+
+def _none_longer(tail, origin_rows, stop, label):
+    return 0
+
+
+@with_tail(_none_longer)
+def best_longer(tail, origin_rows, stop, label):
+    """Duration of the best segment of `label` that ends before `stop`, if above K, else 0."""
+    origin = origin_rows[stop - 1, label]
+    return stop - origin if origin >= 0 else 0
+
+
+def _reach_without(tail, label, longest, stop):
+    return min(longest, stop), 0.0
+
+
+@with_tail(_reach_without)
+def reach(tail, label, longest, stop):
+    """Longest duration of a segment of `label` before `stop`; what a position beyond K adds."""
+    if tail[label] > NEG_INF:
+        return stop, tail[label]
+    return min(longest, stop), 0.0

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from flash_semicrf.potentials import Potentials
+from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming import log_partition
 from flash_semicrf.streaming.dispatch import BACKENDS
 from flash_semicrf.streaming.posterior import explicit_start
@@ -49,6 +50,11 @@ def problems(case: Case, **options) -> list[Potentials]:
     p = case.problem(SHAPES, **options)
     slow = torch.tensor([0.5, -0.1, -math.inf, 0.0], dtype=torch.float64)
     return [p, p.replace(duration_tail=slow.repeat(3)[: p.num_labels])]
+
+
+def assert_tables_equal(table: SegmentTable, expected: SegmentTable) -> None:
+    for column, other in zip(table, expected, strict=True):
+        assert column.tolist() == other.tolist()
 
 
 def assert_gradients_match(p: Potentials) -> None:
@@ -129,6 +135,40 @@ def test_masks_inside_long_segments_forbid(large: float) -> None:
     for name, value in expected.items():
         assert_close(found[name], value)
     assert_gradients_are_those_unrolled(forbidden)
+    assert_close(NUMBA.viterbi(masked)[0], NUMBA.viterbi(forbidden)[0])
+    assert_tables_equal(NUMBA.viterbi(masked)[1], NUMBA.viterbi(unrolled(forbidden))[1])
+    assert_tables_equal(NUMBA.sample(masked, 4, 0), NUMBA.sample(unrolled(forbidden), 4, 0))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_viterbi_breaks_ties_as_without_a_tail(case: Case) -> None:
+    drawn = case.problem(SHAPES, integers=True, scale=0.7)
+    tail = torch.tensor([0.0, 1.0, -1.0, -math.inf], dtype=torch.float64)
+    for tails in (tail, tail.flip(0), drawn.duration_tail.repeat(3)):
+        p = drawn.replace(duration_tail=tails.repeat(3)[: drawn.num_labels])
+        scores, table = NUMBA.viterbi(p)
+        expected_scores, expected = NUMBA.viterbi(unrolled(p))
+        assert_close(scores, expected_scores)
+        assert_tables_equal(table, expected)
+        if p.num_positions < 100:
+            assert_tables_equal(table, REFERENCE.viterbi(p)[1])
+
+
+@pytest.mark.parametrize("case", CASES[::2], ids=str)
+def test_max_messages_are_those_of_the_unrolled_problem(case: Case) -> None:
+    for p in problems(case):
+        found, expected = NUMBA.max_messages(p), NUMBA.max_messages(unrolled(p))
+        for b, length in enumerate(p.lengths.tolist()):
+            assert_close(found[b, : length + 1], expected[b, : length + 1])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_samples_are_those_of_the_unrolled_problem(case: Case) -> None:
+    for p in problems(case):
+        assert_tables_equal(NUMBA.sample(p, 5, 3), NUMBA.sample(unrolled(p), 5, 3))
+        initial = torch.randn(p.max_duration, p.num_labels, dtype=torch.float64)
+        p = p.replace(initial_scores=initial)
+        assert_tables_equal(NUMBA.sample(p, 3, 0), NUMBA.sample(unrolled(p), 3, 0))
 
 
 def test_one_segment_of_thousands_of_positions() -> None:
@@ -138,6 +178,9 @@ def test_one_segment_of_thousands_of_positions() -> None:
     # Nothing but the two segmentations into one segment counts.
     first = torch.logsumexp(p.transition[-1], 0) + p.duration_bias[-1] + p.scores[0].sum(0)
     assert_close(log_z, torch.logsumexp(first, 0, keepdim=True))
+    best = NUMBA.viterbi(p)[1]
+    assert (best.start.tolist(), best.stop.tolist()) == ([0], [3000])
+    assert NUMBA.sample(p, 3, 0).stop.tolist() == [3000] * 3
     share = torch.softmax(first, 0)
     torch.testing.assert_close(found["duration_tail"][0], 2995 * share, rtol=1e-10, atol=0)
     torch.testing.assert_close(found["duration_bias"][0, -1], share, rtol=1e-10, atol=0)
