@@ -14,8 +14,9 @@ from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming import log_partition
 from flash_semicrf.streaming.dispatch import BACKENDS
+from flash_semicrf.streaming.expectations import _direction
 from flash_semicrf.streaming.posterior import explicit_start
-from flash_semicrf.tail import unrolled
+from flash_semicrf.tail import fold_durations, unrolled
 from flash_semicrf.testing import assert_close, random_problem
 from tests.flash_semicrf.cases import Case, gradients_of, with_gradients
 
@@ -160,6 +161,54 @@ def test_max_messages_are_those_of_the_unrolled_problem(case: Case) -> None:
         found, expected = NUMBA.max_messages(p), NUMBA.max_messages(unrolled(p))
         for b, length in enumerate(p.lengths.tolist()):
             assert_close(found[b, : length + 1], expected[b, : length + 1])
+
+
+def direction_like(case: Case, problem: Potentials) -> Potentials:
+    """Another problem of the same kind: what to differentiate along."""
+    drawn = explicit_start(case._replace(forbid=0.0).problem(SHAPES, seed=99))
+    return _direction(drawn.replace(lengths=problem.lengths))
+
+
+@pytest.mark.parametrize("case", CASES[1::2], ids=str)
+def test_tangents_match_reference(case: Case) -> None:
+    scale = max(1.0, SHAPES[case.shape]["num_positions"] / 16)
+    for problem in map(explicit_start, problems(case)):
+        direction, wanted = direction_like(case, problem), set(problem.parameters())
+        log_z, mean, found = NUMBA.tangents(problem, direction, wanted)
+        expected_log_z, expected_mean, expected = REFERENCE.tangents(problem, direction, wanted)
+        assert_close(log_z, expected_log_z)
+        assert_close(mean / scale, expected_mean / scale)
+        for name, value in found.items():
+            assert value.shape == expected[name].shape
+            assert_close(value / scale, expected[name] / scale)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_tangents_are_those_of_the_unrolled_problem(case: Case) -> None:
+    scale = max(1.0, SHAPES[case.shape]["num_positions"] / 16)
+    for problem in map(explicit_start, problems(case)):
+        direction, longest = direction_like(case, problem), problem.max_duration
+        wanted = {"scores", "start_scores", "end_scores", "transition", "duration_bias"}
+        _, mean, found = NUMBA.tangents(problem, direction, wanted | {"duration_tail"})
+        _, wanted_mean, expected = NUMBA.tangents(unrolled(problem), unrolled(direction), wanted)
+        assert_close(mean / scale, wanted_mean / scale)
+        bias = fold_durations(expected["duration_bias"], longest)
+        expected["duration_tail"], expected["duration_bias"] = bias
+        _, expected["transition"] = fold_durations(expected["transition"], longest)
+        for name, value in found.items():
+            assert_close(value / scale, expected[name] / scale)
+
+
+def test_tangents_of_extreme_scores_match_reference() -> None:
+    for forbid, seed in ((0.0, 1), (0.05, 2)):
+        options = {"by_duration": True, "tail": True, "boundary": True, "ends": True}
+        p = random_problem(2, 60, 5, 4, scale=100.0, forbid=forbid, seed=seed, **options)
+        direction = _direction(random_problem(2, 60, 5, 4, **options).replace(lengths=p.lengths))
+        wanted = set(p.parameters())
+        expected = REFERENCE.tangents(p, direction, wanted)[2]
+        for name, value in NUMBA.tangents(p, direction, wanted)[2].items():
+            # The reference sums scores of 1e4: its probabilities are good to 1e-12 of that.
+            assert_close(value / 1e3, expected[name] / 1e3)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
