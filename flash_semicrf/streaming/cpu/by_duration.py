@@ -71,6 +71,8 @@ class _Rows(NamedTuple):
     beta: np.ndarray
     forward: np.ndarray  # (B, T + 1)
     backward: np.ndarray
+    rest: np.ndarray  # (B, T * C), or (B, 1) without a tail
+    further: np.ndarray
     total: np.ndarray  # (B, 2): log Z = total.sum(1)
 
 
@@ -88,7 +90,9 @@ def _batch_of(p: Potentials) -> _Batch:
 def _empty_rows(p: Potentials, keep: bool) -> _Rows:
     shape = (p.batch_size, p.num_positions, p.num_labels) if keep else (p.batch_size, 1, 1)
     offsets = np.empty((2, p.batch_size, p.num_positions + 1 if keep else 1))
-    return _Rows(np.empty(shape), np.empty(shape), *offsets, np.empty((p.batch_size, 2)))
+    size = p.num_positions * p.num_labels if keep and p.duration_tail is not None else 1
+    tails = np.empty((2, p.batch_size, size))
+    return _Rows(np.empty(shape), np.empty(shape), *offsets, *tails, np.empty((p.batch_size, 2)))
 
 
 @kernel
@@ -109,7 +113,7 @@ def _run_backward(tasks, batch, rows):
         backward_pass(
             batch.scores[b], batch.start_scores[b], batch.end_scores[b], batch.has_boundary,
             batch.lengths[b], batch.last, batch.arrivals, batch.weights,
-            rows.beta[b], rows.backward[b],
+            rows.beta[b], rows.backward[b], rows.rest[b], rows.further[b],
         )  # fmt: skip
 
 
@@ -120,15 +124,17 @@ def _run_passes(tasks: np.ndarray, batch: _Batch, rows: _Rows) -> None:
 
 
 @kernel
-def _run_gradients(tasks, chunks, batch, rows, want_transition, start, end, duration, transition):
+def _run_gradients(
+    tasks, chunks, batch, rows, want_transition, start, end, duration, transition, beyond
+):
     """Task i is the chunk (sequence, begin, stop) in row i of `chunks`."""
     for task in tasks:
         b, begin, stop = chunks[task]
         messages = Messages(
-            rows.alpha[b], rows.beta[b], rows.forward[b], rows.backward[b], batch.lengths[b],
-            rows.total[b, 0], rows.total[b, 1],
+            rows.alpha[b], rows.beta[b], rows.forward[b], rows.backward[b], rows.rest[b],
+            rows.further[b], batch.lengths[b], rows.total[b, 0], rows.total[b, 1],
         )  # fmt: skip
-        sums = Sums(start[b], duration[task], transition[task], want_transition)
+        sums = Sums(start[b], duration[task], transition[task], beyond[task], want_transition)
         segment_gradient(
             messages, begin, stop, batch.scores[b], batch.start_scores[b], batch.end_scores[b],
             batch.has_boundary, batch.free_start, batch.arrivals, batch.weights, sums,
@@ -199,21 +205,31 @@ def gradients_of_rows(
     row_size = len(batch.arrivals.bias)
     duration = np.zeros((len(chunks), row_size))
     transition = np.zeros((len(chunks), row_size * p.num_labels if want_transition else 1))
+    beyond = np.zeros((len(chunks), p.num_labels))
     if len(chunks):
         pool.run(
             lambda tasks: _run_gradients(
-                tasks, chunks, batch, rows, want_transition, start, end, duration, transition
+                tasks,
+                chunks,
+                batch,
+                rows,
+                want_transition,
+                start,
+                end,
+                duration,
+                transition,
+                beyond,
             ),
             pool.balance(chunks[:, 2] - chunks[:, 1]),
         )
-    found = _collect(p, wanted, chunks, start, end, duration, transition)
+    found = _collect(p, wanted, chunks, start, end, duration, transition, beyond)
     if "initial_scores" in wanted and p.initial_scores is not None and p.initial_scores.dim() == 2:
         found["initial_scores"] = torch.from_numpy(first_segments(batch, rows, p.max_duration))
     return torch.from_numpy(rows.total.sum(1)), found
 
 
 def first_segments(batch: _Batch, rows: _Rows, max_duration: int) -> np.ndarray:
-    """P(the first segment has duration k and label c), (B, K, C)."""
+    """P(the first segment has duration k and label c), (B, K, C); row K with the longer ones."""
     batch_size, _, num_labels = batch.scores.shape
     found = np.zeros((batch_size, max_duration, num_labels))
     scores = labels_and_durations(batch.arrivals.first, max_duration, num_labels)
@@ -224,7 +240,13 @@ def first_segments(batch: _Batch, rows: _Rows, max_duration: int) -> np.ndarray:
         if batch.has_boundary:
             x = x + forbid(batch.start_scores[b, :1]) + forbid(batch.end_scores[b, :n])
         offsets = rows.backward[b, length - np.arange(1, n + 1)] - rows.total[b, 0]
-        found[b, :n] = np.exp(x + offsets[:, None] - rows.total[b, 1])
+        x += offsets[:, None]
+        if batch.arrivals.tail is not None and n == max_duration:
+            x[-1] = scores[-1] + rows.rest[b, :num_labels]
+            if batch.has_boundary:
+                x[-1] += forbid(batch.start_scores[b, 0])
+            x[-1] += rows.backward[b, length - 1] - rows.total[b, 0]
+        found[b, :n] = np.exp(x - rows.total[b, 1])
     return found
 
 
@@ -247,6 +269,7 @@ def _collect(
     end: np.ndarray,
     duration: np.ndarray,
     transition: np.ndarray,
+    beyond: np.ndarray,
 ) -> dict[str, Tensor]:
     """Gradients of the wanted parameters from the marginals and the sums of each chunk."""
     lengths = array_of(p.lengths)
@@ -265,6 +288,8 @@ def _collect(
     sizes = (p.max_duration, p.num_labels)
     if "duration_bias" in wanted:
         found["duration_bias"] = labels_and_durations(_by_sequence(p, chunks, duration), *sizes)
+    if "duration_tail" in wanted:
+        found["duration_tail"] = _by_sequence(p, chunks, beyond)
     if "transition" in wanted:
         rows = _by_sequence(p, chunks, transition).reshape(p.batch_size, p.num_labels, -1)
         found["transition"] = labels_and_durations(rows, *sizes).swapaxes(1, 2)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flash_semicrf.streaming.cpu.by_duration_tail import add_further, extend_ends, resume_ends
 from flash_semicrf.streaming.cpu.by_duration_window import (
     copy_row,
     highest,
@@ -44,6 +45,8 @@ class Messages(NamedTuple):
         Row p: alpha_{p+1} and beta_{p+1}, less their offsets.
     forward, backward : float64 arrays of shape (T + 1,)
         Whole-number offsets of the two passes, by their steps.
+    rest, further : float64 arrays of shape (T * C,)
+        See `backward_pass`; read only with a tail.
     length : int
     offset, value : float
         log Z = offset + value.
@@ -53,6 +56,8 @@ class Messages(NamedTuple):
     beta: np.ndarray
     forward: np.ndarray
     backward: np.ndarray
+    rest: np.ndarray
+    further: np.ndarray
     length: int
     offset: float
     value: float
@@ -65,6 +70,7 @@ class _Tile(NamedTuple):
     sources: np.ndarray  # (TILE * padded C,) exp(alpha - its maximum)
     sinks: np.ndarray  # (TILE * R,) exp(eta + that maximum + the transitions' peak - log Z)
     products: np.ndarray  # (TILE * R,) sources @ exp(A - peak)
+    further: np.ndarray  # (TILE * C,) positions expected beyond the K-th
 
 
 class Sums(NamedTuple):
@@ -77,17 +83,20 @@ class Sums(NamedTuple):
     duration : float64 array of shape (R,)
     transition : float64 array of shape (C * R,)
         Left alone unless `want_transition`.
+    beyond : float64 array of shape (C,)
+        Positions beyond the K-th; left alone without a tail.
     want_transition : bool
     """
 
     start: np.ndarray
     duration: np.ndarray
     transition: np.ndarray
+    beyond: np.ndarray
     want_transition: bool
 
 
 @helper
-def _add_first(eta, level, arrivals, num_labels, sums):
+def _add_first(eta, level, arrivals, num_labels, further, row, sums):
     """Add the first segments of a problem with initial scores: they have no source label."""
     longest = arrivals.max_duration
     for c in range(num_labels):
@@ -96,10 +105,12 @@ def _add_first(eta, level, arrivals, num_labels, sums):
             if x > _NEGLIGIBLE:
                 sums.start[0, c] += math.exp(x)
                 sums.duration[j] += math.exp(x)
+                if j == (c + 1) * longest - 1:
+                    add_further(arrivals.tail, sums.beyond, c, math.exp(x), further, row)
 
 
 @helper
-def _add_term_by_term(source, sink, position, arrivals, weights, sums):
+def _add_term_by_term(source, sink, position, arrivals, weights, further, row, sums):
     """Add, and take out of `sink`, the elements whose exponential is out of range."""
     longest = arrivals.max_duration
     num_labels = sums.start.shape[1]
@@ -115,12 +126,16 @@ def _add_term_by_term(source, sink, position, arrivals, weights, sums):
                 sums.duration[j] += term
                 if sums.want_transition:
                     sums.transition[c * size + j] += term
+                if (j + 1) % longest == 0:
+                    add_further(arrivals.tail, sums.beyond, j // longest, term, further, row)
         sink[j] = -math.inf
 
 
 @helper
-def _fill_row(messages, position, reference, free_start, arrivals, weights, source, sink, sums):
-    """Turn eta in `sink`, less `reference`, into the factors of one position."""
+def _fill_row(
+    messages, position, reference, free_start, arrivals, weights, source, sink, further, row, sums
+):
+    """Turn eta in `sink`, less `reference`, into the factors of one position, a row of the tile."""
     num_labels = messages.alpha.shape[1]
     level = messages.forward[position] + reference - messages.offset - messages.value
     source[:] = -math.inf
@@ -129,7 +144,7 @@ def _fill_row(messages, position, reference, free_start, arrivals, weights, sour
     elif free_start:
         source[:num_labels] = 0.0
     else:
-        _add_first(sink, level, arrivals, num_labels, sums)
+        _add_first(sink, level, arrivals, num_labels, further, row, sums)
     top = highest(source)
     if top == -math.inf:
         sink[:] = -math.inf
@@ -141,7 +156,7 @@ def _fill_row(messages, position, reference, free_start, arrivals, weights, sour
         sink[j] += weights.peak[j] + (level + top)
         beyond += sink[j] > _HIGH
     if beyond > 0:
-        _add_term_by_term(source, sink, position, arrivals, weights, sums)
+        _add_term_by_term(source, sink, position, arrivals, weights, further, row, sums)
 
 
 @helper
@@ -179,6 +194,7 @@ def _add_tile(tile, count, arrivals, weights, sums, total):
             for k in range(longest):
                 started += products[k]
             sums.start[tile.position[i], c] += started
+            add_further(arrivals.tail, sums.beyond, c, products[longest - 1], tile.further, i)
 
 
 @helper
@@ -220,7 +236,9 @@ def segment_gradient(
         np.full(TILE * padded, -math.inf),
         np.full(TILE * size, -math.inf),
         np.zeros(TILE * size),
+        np.zeros(TILE * num_labels),
     )
+    further = np.zeros(num_labels)
     total = np.zeros(num_labels * size if sums.want_transition else 1)
     last = min(messages.length, stop - 1 + arrivals.max_duration)
     reference = messages.backward[messages.length - last]
@@ -240,13 +258,19 @@ def segment_gradient(
             take_end(window, column, scores, end, has_boundary, position, beta, offset)
             if position >= stop:
                 continue
+            if position == stop - 1 and stop < messages.length:
+                resume_ends(
+                    arrivals.tail, window, column, scores, stop, messages, reference, further
+                )
+            extend_ends(arrivals.tail, window, column, further, tile.further, count)
             source = tile.sources[count * padded : (count + 1) * padded]
             sink = tile.sinks[count * size : (count + 1) * size]
             start_segments(window, column, arrivals.bias, start, has_boundary, position, sink)
             sink[num_labels * arrivals.max_duration :] = -math.inf
             _fill_row(
-                messages, position, reference, free_start, arrivals, weights, source, sink, sums
-            )
+                messages, position, reference, free_start, arrivals, weights, source, sink,
+                tile.further, count, sums,
+            )  # fmt: skip
             tile.position[count] = position
             count += 1
         _add_tile(tile, count, arrivals, weights, sums, total)

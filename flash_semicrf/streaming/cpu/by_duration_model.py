@@ -11,7 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.potentials import Potentials
-from flash_semicrf.streaming.cpu.model import array_of, forbid, padded_labels, start_term
+from flash_semicrf.streaming.cpu.model import (
+    array_of,
+    forbid,
+    padded_labels,
+    start_term,
+    tail_term,
+)
 from flash_semicrf.streaming.cpu.simd import TILE
 
 __all__ = ["Arrivals", "Weights", "arrivals_of", "labels_and_durations", "rows_of", "weights_of"]
@@ -29,12 +35,15 @@ class Arrivals(NamedTuple):
         A_k[c', c], a row for each c'.
     first : float64 array of shape (R,)
         D_k(c) and what the first segment gets in place of a transition.
+    tail : float64 array of shape (C,) or None
+        Log-rate of the durations beyond K.
     """
 
     max_duration: int
     bias: np.ndarray
     scores: np.ndarray
     first: np.ndarray
+    tail: np.ndarray | None
 
 
 class Weights(NamedTuple):
@@ -82,7 +91,7 @@ def arrivals_of(potentials: Potentials, semiring: str) -> Arrivals:
     transition = forbid(array_of(p.transition)).swapaxes(0, 1)
     bias = rows_of(forbid(array_of(p.duration_bias)))
     first = rows_of(start_term(p, semiring)) + bias
-    return Arrivals(p.max_duration, bias, rows_of(transition).ravel(), first)
+    return Arrivals(p.max_duration, bias, rows_of(transition).ravel(), first, tail_term(p))
 
 
 def weights_of(arrivals: Arrivals) -> Weights:

@@ -12,6 +12,7 @@ as running pairs (maximum, sum of exponentials below it); the backward pass read
     eta_s(k, c)   = D_k(c) + start_s(c) + S_{s+k}(c) - S_s(c) + end_{s+k-1}(c) + beta_{s+k}(c)
     beta_s(c')    = LSE_{k,c} [A_k[c', c] + eta_s(k, c)].
 
+Durations beyond K count as K: see `flash_semicrf.streaming.cpu.by_duration_tail`.
 Both sums over labels are products with exp(A), which cost T·K·C² multiply-adds; a product below
 `CERTAIN` may have lost terms and is redone as a log-sum-exp. Everything is float64; workspace
 O(KC). The messages are shifted by a whole number at the end of each block, kept apart.
@@ -24,6 +25,7 @@ import math
 import numpy as np
 
 from flash_semicrf.potentials import NEG_INF
+from flash_semicrf.streaming.cpu.by_duration_tail import extend_ends, extend_outputs, keep_ends
 from flash_semicrf.streaming.cpu.by_duration_window import (
     FLOOR,
     absorb,
@@ -210,6 +212,7 @@ def forward_pass(
             _arrive(alpha, arrivals, weights, small, row, values)
         _push(window, sums, column, start, has_boundary, position, values, row)
         _emit(window, sums, column, scores, end, has_boundary, position, small, alpha)
+        extend_outputs(arrivals.tail, window, sums, column)
         if column == BLOCK - 1 or position == length - 1:
             shift += _shift(alpha, window.frame)
             slide_left(window)
@@ -282,8 +285,9 @@ def _depart(eta, arrivals, weights, row, small, sums, beta):
 
 @helper
 def backward_pass(
-    scores, start, end, has_boundary, length, last, arrivals, weights, beta_rows, offsets
-):
+    scores, start, end, has_boundary, length, last, arrivals, weights, beta_rows, offsets,
+    rest_rows, further_rows,
+):  # fmt: skip
     """Run the backward pass and keep its messages.
 
     Parameters
@@ -294,13 +298,16 @@ def backward_pass(
         Row p: beta_{p+1} less its offset.
     offsets : float64 array of shape (T + 1,)
         Whole numbers to add to beta_length..beta_1, by the steps taken from the end.
+    rest_rows, further_rows : float64 arrays of shape (T * C,)
+        Left alone without a tail. Row p: Q_{p+K} + S_{p+K} - S_p, less the offset of beta_{p+1},
+        and the positions beyond the K-th that are expected of a segment of the class from p.
     """
     num_labels = last.shape[0]
     size = arrivals.bias.shape[0]
     window = make_window(num_labels, arrivals.max_duration, BLOCK)
     eta, row = np.full(size, -math.inf), np.zeros(size)
     small, sums = np.zeros((2, -(-num_labels // LANES) * LANES))
-    beta = last.copy()
+    beta, further = last.copy(), np.zeros(num_labels)
     shift = 0.0
     for step in range(length):
         position = length - 1 - step
@@ -308,6 +315,8 @@ def backward_pass(
         copy_row(beta, beta_rows[position])
         offsets[step] = shift
         take_end(window, column, scores, end, has_boundary, position, beta, 0.0)
+        extend_ends(arrivals.tail, window, column, further, further_rows, position)
+        keep_ends(arrivals.tail, window, column, rest_rows, position)
         if position == 0:
             break
         start_segments(window, column, arrivals.bias, start, has_boundary, position, eta)

@@ -4,7 +4,8 @@ As in `flash_semicrf.streaming.cpu.sampling`, but what arrives at a segment depe
 
     gamma_s(k, c) = LSE_{c'} [alpha_s(c') + A_k[c', c]]
 
-and is summed up anew for every duration that a walk looks at: cost about k·C per segment.
+and is summed up anew for every duration that a walk looks at: cost about k·C per segment. With a
+duration tail durations go on beyond K, with the transitions of K.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.cpu.by_duration import forward_messages
 from flash_semicrf.streaming.cpu.by_duration_passes import exact_arrival
+from flash_semicrf.streaming.cpu.by_duration_tail import reach
 from flash_semicrf.streaming.cpu.jit import helper, kernel
 from flash_semicrf.streaming.cpu.walks import NEGLIGIBLE, draw, sample_walks
 
@@ -50,12 +52,15 @@ def _duration(scores, start, end, has_boundary, alpha, offsets, arrivals, stop, 
     acc = 0.0
     duration = 0
     arriving = -math.inf
-    for k in range(1, min(longest, stop) + 1):
+    last, rate = reach(arrivals.tail, label, longest, stop)
+    for k in range(1, last + 1):
         s = stop - k
         content += scores[s, label]
+        if k > longest:
+            content += rate
         if not content > NEG_INF:
             break
-        j = label * longest + k - 1
+        j = label * longest + min(k, longest) - 1
         gamma = 0.0
         x = arrivals.first[j]
         if s > 0:
@@ -101,7 +106,8 @@ def _run(
                 labels[b, sample, capacity - count] = label
                 if stop > 0:
                     u = draw(state, increment, np.uint64(2 * count))
-                    j = label * arrivals.max_duration + duration - 1
+                    longest = arrivals.max_duration
+                    j = label * longest + min(duration, longest) - 1
                     label = _label(alpha[b, stop - 1], arrivals.scores, size, j, gamma, u)
             counts[b, sample] = count
 

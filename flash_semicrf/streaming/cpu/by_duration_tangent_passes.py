@@ -14,7 +14,8 @@ and then forwards, with P(s, k, c) the probability of a segment,
 
 each count's derivative being the sum over s of P (d gamma + d eta - d log Z). All sums over labels
 are matrix products; their exponents as in `flash_semicrf.streaming.cpu.by_duration_gradient`. Cost
-7 T·K·C², in float64.
+7 T·K·C², in float64. Durations beyond K are in
+`flash_semicrf.streaming.cpu.by_duration_tail_tangents`.
 """
 
 from __future__ import annotations
@@ -25,101 +26,26 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.potentials import NEG_INF
+from flash_semicrf.streaming.cpu.by_duration_tail_tangents import (
+    fill_class,
+    new_class,
+    pass_on,
+    take_class,
+)
 from flash_semicrf.streaming.cpu.by_duration_window import copy_row, highest
 from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.passes import CERTAIN
 from flash_semicrf.streaming.cpu.simd import LANES, TILE, exp_row, fill, multiply_tile
 from flash_semicrf.streaming.cpu.tangent_passes import add_product
 
-__all__ = ["Sequence", "Slopes", "Totals", "backward_tangents", "forward_tangents"]
+__all__ = ["backward_tangents", "forward_tangents"]
 
 _HIGH = 300.0  # exponents of a transition's second factor stay below it
 _NOTHING = -700.0  # log of a probability that counts as 0
 
 
-class Sequence(NamedTuple):
-    """One sequence, its messages and the direction.
-
-    Attributes
-    ----------
-    scores, start, end : arrays of shape (T, C)
-        The latter two read only if `has_boundary`.
-    has_boundary : bool
-    d_scores, d_start, d_end : arrays of shape (T, C)
-    has_d_boundary : bool
-    alpha, beta : arrays of shape (T, C)
-        Row p: alpha_{p+1} and beta_{p+1}, less their offsets.
-    d_alpha, d_beta : arrays of shape (T, C)
-        Get their derivatives; the last row of the latter holds that of the final scores.
-    forward, backward : arrays of shape (T + 1,)
-    length : int
-    offset, value : float
-        log Z = offset + value.
-    """
-
-    scores: np.ndarray
-    start: np.ndarray
-    end: np.ndarray
-    has_boundary: bool
-    d_scores: np.ndarray
-    d_start: np.ndarray
-    d_end: np.ndarray
-    has_d_boundary: bool
-    alpha: np.ndarray
-    beta: np.ndarray
-    d_alpha: np.ndarray
-    d_beta: np.ndarray
-    forward: np.ndarray
-    backward: np.ndarray
-    length: int
-    offset: float
-    value: float
-
-
-class Slopes(NamedTuple):
-    """The direction's shared parameters.
-
-    Attributes
-    ----------
-    bias, first : arrays of shape (R,)
-        Derivatives of D and of the first segment's term.
-    scores : array of shape (C * R,)
-        Derivatives of A, a row for each c'.
-    forward, backward : arrays
-        Times ``Weights.forward`` and ``Weights.backward``.
-    """
-
-    bias: np.ndarray
-    first: np.ndarray
-    scores: np.ndarray
-    forward: np.ndarray
-    backward: np.ndarray
-
-
-class Totals(NamedTuple):
-    """Derivatives of the counts.
-
-    Attributes
-    ----------
-    start : array of shape (T, C)
-    duration, first : arrays of shape (R,)
-        Of all segments, and of first segments.
-    transition, direct : arrays of shape (C * R,)
-        Their sum is that of transitions, less dA times the count; the former still lacks the
-        factor ``Weights.forward``.
-    want_transition : bool
-    """
-
-    start: np.ndarray
-    duration: np.ndarray
-    first: np.ndarray
-    transition: np.ndarray
-    direct: np.ndarray
-    want_transition: bool
-
-
 @helper
-def _fill_ends(q, arrivals, slopes, s, eta, d_eta):
+def _fill_ends(q, arrivals, slopes, s, eta, d_eta, longer):
     """Write eta_s less log Z and its derivative for every segment that starts at s."""
     num_labels, longest = q.scores.shape[1], arrivals.max_duration
     fill(eta, 0, eta.shape[0], -math.inf)
@@ -145,6 +71,7 @@ def _fill_ends(q, arrivals, slopes, s, eta, d_eta):
                 closing += q.d_end[p, c]
             eta[j] = content + x + arrivals.bias[j]
             d_eta[j] = closing + slopes.bias[j]
+    fill_class(arrivals.tail, q, arrivals, slopes, s, eta, d_eta, longer)
 
 
 @helper
@@ -179,9 +106,10 @@ def backward_tangents(q, arrivals, weights, slopes):
     num_labels, size = q.scores.shape[1], arrivals.bias.shape[0]
     padded = -(-num_labels // LANES) * LANES
     eta, d_eta, sink = np.empty(size), np.empty(size), np.empty(size)
+    longer = new_class(arrivals.tail)
     sums = np.zeros(2 * padded)
     for s in range(q.length - 1, 0, -1):
-        _fill_ends(q, arrivals, slopes, s, eta, d_eta)
+        _fill_ends(q, arrivals, slopes, s, eta, d_eta, longer)
         top = highest(eta)
         if top == -math.inf:
             fill(q.d_beta[s - 1], 0, num_labels, 0.0)
@@ -304,13 +232,14 @@ def forward_tangents(q, arrivals, weights, slopes, totals):
     eta, d_eta, sums = np.empty(size), np.empty(size), np.zeros(2 * size)
     source, factors = np.full(padded, -math.inf), np.zeros(2 * padded)
     probability = np.zeros((q.length, num_labels))
+    longer = new_class(arrivals.tail)
     tile = _Tile(np.zeros(2 * TILE * padded), np.zeros(2 * TILE * size))
     used = 0
     mean = 0.0
     for p in range(q.length):
         fill(q.d_alpha[p], 0, num_labels, 0.0)
     for s in range(q.length):
-        _fill_ends(q, arrivals, slopes, s, eta, d_eta)
+        _fill_ends(q, arrivals, slopes, s, eta, d_eta, longer)
         level = q.forward[s]
         if s == 0:
             mean = _mean_at_start(eta, d_eta, level, arrivals, slopes)
@@ -324,6 +253,7 @@ def forward_tangents(q, arrivals, weights, slopes, totals):
             copy_row(q.alpha[s - 1], source)
             top = highest(source)
             if top == -math.inf:
+                pass_on(arrivals.tail, q, slopes, s, longest, mean, longer, probability, totals)
                 continue
             for c in range(padded):
                 factors[c] = source[c] - top
@@ -370,11 +300,15 @@ def forward_tangents(q, arrivals, weights, slopes, totals):
             totals.duration[j] += total
             if s == 0:
                 totals.first[j] += total
+            is_last = j == (c + 1) * longest - 1
+            if take_class(arrivals.tail, longer, c, is_last, weight, d):
+                continue
             before = d + d_eta[j] - q.d_beta[end, c]
             if q.has_d_boundary:
                 before -= q.d_end[end, c]
             q.d_alpha[end, c] += weight * before
             probability[end, c] += weight
+        pass_on(arrivals.tail, q, slopes, s, longest, mean, longer, probability, totals)
     last = q.length - 1
     for c in range(num_labels):
         if probability[last, c] > 0.0:

@@ -16,10 +16,8 @@ from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming.cpu import pool
 from flash_semicrf.streaming.cpu.by_duration import gradients_of_rows, message_rows
 from flash_semicrf.streaming.cpu.by_duration_model import labels_and_durations, rows_of
+from flash_semicrf.streaming.cpu.by_duration_tangent_model import Sequence, Slopes, Totals
 from flash_semicrf.streaming.cpu.by_duration_tangent_passes import (
-    Sequence,
-    Slopes,
-    Totals,
     backward_tangents,
     forward_tangents,
 )
@@ -44,11 +42,13 @@ class _Found(NamedTuple):
 
     alpha: np.ndarray  # (B, T, C) derivatives of the messages
     beta: np.ndarray
+    rest: np.ndarray  # (B, T * C), or (B, 1) without a tail
     start: np.ndarray  # (B, T, C) of the starts
     duration: np.ndarray  # (B, R)
     first: np.ndarray
     transition: np.ndarray  # (B, C * R), or (B, 1)
     direct: np.ndarray
+    beyond: np.ndarray  # (B, C)
 
 
 def _direction_of(direction: Potentials, batch: NamedTuple) -> _Direction:
@@ -60,9 +60,11 @@ def _direction_of(direction: Potentials, batch: NamedTuple) -> _Direction:
     columns[:, : len(arriving)] = arriving.T
     bias = array_of(direction.duration_bias)
     first = np.broadcast_to(array_of(direction.initial_scores), bias.shape)
+    tail = direction.duration_tail
     slopes = Slopes(
         rows_of(bias, 0.0), rows_of(first, 0.0), arriving.ravel(),
         arriving.ravel() * batch.weights.forward, columns.ravel() * batch.weights.backward,
+        np.zeros(len(arriving)) if tail is None else array_of(tail),
     )  # fmt: skip
     return _Direction(scores, start, end, has_boundary, slopes)
 
@@ -74,12 +76,12 @@ def _run(tasks, batch, rows, direction, mean, found, want_transition):
             batch.scores[b], batch.start_scores[b], batch.end_scores[b], batch.has_boundary,
             direction.scores[b], direction.start_scores[b], direction.end_scores[b],
             direction.has_boundary, rows.alpha[b], rows.beta[b], found.alpha[b], found.beta[b],
-            rows.forward[b], rows.backward[b], batch.lengths[b], rows.total[b, 0],
-            rows.total[b, 1],
+            rows.rest[b], rows.further[b], found.rest[b], rows.forward[b], rows.backward[b],
+            batch.lengths[b], rows.total[b, 0], rows.total[b, 1],
         )  # fmt: skip
         totals = Totals(
             found.start[b], found.duration[b], found.first[b], found.transition[b],
-            found.direct[b], want_transition,
+            found.direct[b], found.beyond[b], want_transition,
         )  # fmt: skip
         backward_tangents(sequence, batch.arrivals, batch.weights, direction.slopes)
         mean[b] = forward_tangents(
@@ -102,9 +104,12 @@ def tangents(
     size, want_transition = len(batch.arrivals.bias), "transition" in wanted
     flat = p.num_labels * size if want_transition else 1
     found = _Found(
-        *np.zeros((3, *batch.scores.shape)),
+        *np.zeros((2, *batch.scores.shape)),
+        np.zeros(rows.rest.shape),
+        np.zeros(batch.scores.shape),
         *np.zeros((2, p.batch_size, size)),
         *np.zeros((2, p.batch_size, flat)),
+        np.zeros((p.batch_size, p.num_labels)),
     )
     last = (np.arange(p.batch_size), array_of(p.lengths) - 1)
     if direction.final_scores is not None:
@@ -121,6 +126,7 @@ def tangents(
     products = boundary_products(found.start, end, array_of(p.lengths), wanted)
     sizes = (p.max_duration, p.num_labels)
     products["duration_bias"] = labels_and_durations(found.duration, *sizes)
+    products["duration_tail"] = found.beyond
     by_label = p.initial_scores.dim() == 1
     first = labels_and_durations(found.first, *sizes)
     products["initial_scores"] = first.sum(1) if by_label else first

@@ -2,7 +2,7 @@
 
 The pass is that of `flash_semicrf.streaming.cpu.by_duration_passes` with maxima for sums, and keeps
 alpha. The walk recovers the label and the duration of each segment as an argmax: K·C work per
-segment and label that ties.
+segment and label that ties. Where a segment is longer than K, the pass has written down its start.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.cpu import pool
 from flash_semicrf.streaming.cpu.by_duration_model import arrivals_of
+from flash_semicrf.streaming.cpu.by_duration_tail import (
+    best_longer,
+    extend_best,
+    make_origins,
+    note_beaten,
+)
 from flash_semicrf.streaming.cpu.by_duration_window import (
     absorb,
     copy_row,
@@ -36,7 +42,7 @@ _BLOCK = 64  # positions between two slides of the window
 
 
 @helper
-def _push(window, column, start, has_boundary, position, values):
+def _push(tail, window, origins, column, start, has_boundary, position, values):
     """Add the source at `position` to the K outputs from `column` on."""
     longest = window.max_duration
     for c in range(window.frame.shape[0]):
@@ -44,6 +50,7 @@ def _push(window, column, start, has_boundary, position, values):
         if has_boundary:
             shift += start[position, c]
         first = c * window.capacity + column
+        note_beaten(tail, origins, window.values, first, values, c * longest, shift, longest)
         tops = window.values[first : first + longest]
         source = values[c * longest : (c + 1) * longest]
         for k in range(longest):
@@ -60,24 +67,29 @@ def _final_row(alpha, last):
 
 
 @helper
-def _max_pass(scores, start, end, has_boundary, length, arrivals, alpha_rows, offsets):
-    """Fill alpha_rows (T, C) and offsets (T + 1,) as `forward_pass` does."""
+def _max_pass(scores, start, end, has_boundary, length, arrivals, alpha_rows, origin_rows, offsets):
+    """Fill alpha_rows (T, C) and offsets (T + 1,) as `forward_pass` does.
+
+    With a tail also origin_rows (T, C), where the best segments start, if above K, else -1.
+    """
     num_labels = scores.shape[1]
     size = arrivals.bias.shape[0]
     window = make_window(num_labels, arrivals.max_duration, _BLOCK)
+    origins = make_origins(arrivals.tail, window)
     values = np.empty(size)
     copy_row(arrivals.first, values)
     offsets[0] = 0.0
     for position in range(length):
         column = position % _BLOCK
         alpha = alpha_rows[position]
-        _push(window, column, start, has_boundary, position, values)
+        _push(arrivals.tail, window, origins, column, start, has_boundary, position, values)
         for c in range(num_labels):
             absorb(window, c, scores[position, c])
             x = window.values[c * window.capacity + column] + window.frame[c]
             if has_boundary:
                 x += end[position, c]
             alpha[c] = x if x > NEG_INF else -math.inf
+        extend_best(arrivals.tail, window, origins, column, position, origin_rows)
         top = highest(alpha)
         last = column == _BLOCK - 1
         shift = np.rint(top) if last and top > NEG_INF else 0.0
@@ -95,13 +107,17 @@ def _max_pass(scores, start, end, has_boundary, length, arrivals, alpha_rows, of
 
 
 @helper
-def _best_duration(scores, start, has_boundary, stop, label, arrivals, alpha_rows, offsets):
+def _best_duration(
+    scores, start, has_boundary, stop, label, arrivals, alpha_rows, origin_rows, offsets
+):
     """Shortest best duration of a segment of `label` that ends before `stop`."""
     longest = arrivals.max_duration
     size = arrivals.bias.shape[0]
     content = 0.0
     best = -math.inf
-    duration = 0
+    duration = best_longer(arrivals.tail, origin_rows, stop, label)
+    if duration > 0:
+        return duration
     for k in range(1, min(longest, stop) + 1):
         position = stop - k
         if not scores[position, label] > NEG_INF:
@@ -125,7 +141,10 @@ def _best_duration(scores, start, has_boundary, stop, label, arrivals, alpha_row
 
 
 @helper
-def _walk(scores, start, has_boundary, length, last, arrivals, alpha_rows, offsets, starts, labels):
+def _walk(
+    scores, start, has_boundary, length, last, arrivals, alpha_rows, origin_rows, offsets, starts,
+    labels,
+):  # fmt: skip
     """Write the segments backwards into the end of `starts` and `labels`; return their number."""
     num_labels = last.shape[0]
     size = arrivals.bias.shape[0]
@@ -139,7 +158,7 @@ def _walk(scores, start, has_boundary, length, last, arrivals, alpha_rows, offse
         for c in range(num_labels):
             if value[c] == best:
                 k = _best_duration(
-                    scores, start, has_boundary, stop, c, arrivals, alpha_rows, offsets
+                    scores, start, has_boundary, stop, c, arrivals, alpha_rows, origin_rows, offsets
                 )
                 if label < 0 or k < duration:
                     label = c
@@ -149,7 +168,7 @@ def _walk(scores, start, has_boundary, length, last, arrivals, alpha_rows, offse
         starts[starts.shape[0] - count] = stop
         labels[starts.shape[0] - count] = label
         if stop > 0:
-            j = label * arrivals.max_duration + duration - 1
+            j = label * arrivals.max_duration + min(duration, arrivals.max_duration) - 1
             for c in range(num_labels):
                 value[c] = alpha_rows[stop - 1, c] + arrivals.scores[c * size + j]
     return count
@@ -157,18 +176,21 @@ def _walk(scores, start, has_boundary, length, last, arrivals, alpha_rows, offse
 
 @kernel
 def _run(
-    tasks, decode, scores, start, end, has_boundary, lengths, last, arrivals, alpha, offsets, best,
-    starts, labels, counts,
+    tasks, decode, scores, start, end, has_boundary, lengths, last, arrivals, alpha, origins,
+    offsets, best, starts, labels, counts,
 ):  # fmt: skip
     for b in tasks:
         length = lengths[b]
-        _max_pass(scores[b], start[b], end[b], has_boundary, length, arrivals, alpha[b], offsets[b])
+        _max_pass(
+            scores[b], start[b], end[b], has_boundary, length, arrivals, alpha[b], origins[b],
+            offsets[b],
+        )  # fmt: skip
         best[b] = offsets[b, length] + highest(_final_row(alpha[b, length - 1], last))
         counts[b] = 0
         if decode and best[b] > -math.inf:
             counts[b] = _walk(
-                scores[b], start[b], has_boundary, length, last, arrivals, alpha[b], offsets[b],
-                starts[b], labels[b],
+                scores[b], start[b], has_boundary, length, last, arrivals, alpha[b], origins[b],
+                offsets[b], starts[b], labels[b],
             )  # fmt: skip
 
 
@@ -179,6 +201,8 @@ def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
     arrivals = arrivals_of(p, "max")
     last, lengths = end_term(p), array_of(p.lengths)
     alpha = np.zeros(scores.shape)
+    longer = scores.shape if p.duration_tail is not None else (p.batch_size, 1, 1)
+    origins = np.empty(longer, dtype=np.int32)
     offsets = np.zeros((p.batch_size, p.num_positions + 1))
     best = np.empty(p.batch_size)
     starts, labels = np.empty((2, p.batch_size, p.num_positions if decode else 1), dtype=np.int64)
@@ -186,7 +210,7 @@ def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
     pool.run(
         lambda tasks: _run(
             tasks, decode, scores, start, end, has_boundary, lengths, last, arrivals, alpha,
-            offsets, best, starts, labels, counts,
+            origins, offsets, best, starts, labels, counts,
         ),
         pool.balance(lengths),
     )  # fmt: skip
