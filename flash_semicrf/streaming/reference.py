@@ -22,6 +22,7 @@ from torch import Tensor
 from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, initial_term
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.cpu.streams import streams, uniform
+from flash_semicrf.tail import unrolled
 
 __all__ = ["ReferenceBackend", "blank_and_upcast", "log_partition", "sample", "viterbi"]
 
@@ -246,7 +247,7 @@ def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
     SegmentTable
         `sequence` is sample * B + b; no rows where nothing is feasible.
     """
-    p = blank_and_upcast(potentials)
+    p = blank_and_upcast(unrolled(potentials))
     stream = streams(seed, num_samples, p.batch_size)
     with torch.no_grad():
         alpha, windows = _messages(p, "log")
@@ -302,8 +303,8 @@ class ReferenceBackend:
         return None
 
     def takes_tail(self, operation: str, potentials: Potentials) -> bool:
-        """Samples are drawn as by every other backend: from the expanded problem."""
-        return operation != "sample"
+        """Everything does."""
+        return True
 
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""

@@ -27,8 +27,8 @@ class NumbaBackend:
         return None
 
     def takes_tail(self, operation: str, potentials: Potentials) -> bool:
-        """The passes and the walk for static transitions do."""
-        return potentials.transition.dim() == 2 and operation not in ("sample", "tangents")
+        """The kernels for static transitions do, but for tangents."""
+        return potentials.transition.dim() == 2 and operation != "tangents"
 
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
