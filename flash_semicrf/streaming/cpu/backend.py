@@ -27,8 +27,8 @@ class NumbaBackend:
         return None
 
     def takes_tail(self, operation: str, potentials: Potentials) -> bool:
-        """The kernels for static transitions do, but for tangents."""
-        return potentials.transition.dim() == 2 and operation != "tangents"
+        """The kernels for static transitions do."""
+        return potentials.transition.dim() == 2
 
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""

@@ -370,7 +370,8 @@ def message_pass(
     out_rows, source_rows : float64 arrays of shape (T, C)
         Row p: alpha_{p+1} and gamma_p; backwards eta_p and beta_{p+1}; less their offset.
     longer_rows : float64 array of shape (T, C)
-        Row p: G_{p+1} of `flash_semicrf.streaming.cpu.tail`. Written forwards only, with a tail.
+        Row p: what `flash_semicrf.streaming.cpu.tail` calls G, of the same step as the outputs but
+        less the offset of the step before. Empty (0, 0) where it is not wanted.
     offsets : float64 array of shape (T + 1,)
         Whole numbers to add to the messages of step 0..length.
 
@@ -390,7 +391,7 @@ def message_pass(
     work, buffer, logs, live_until = state.work, state.window, state.logs, state.live_until
     near, weights = window.near, transition.weights
     tail = window.tail
-    keep_longer = keep and not backward
+    keep_longer = longer_rows.shape[0] > 0
     longer = np.full(num_labels + 1, -math.inf)
     longer[num_labels] = 0.0
     shift = 0.0

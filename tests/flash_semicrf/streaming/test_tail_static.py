@@ -9,8 +9,10 @@ import torch
 
 from flash_semicrf.sampling import sample_table
 from flash_semicrf.streaming.dispatch import BACKENDS
-from flash_semicrf.tail import unrolled
-from flash_semicrf.testing import random_problem
+from flash_semicrf.streaming.expectations import _direction
+from flash_semicrf.streaming.posterior import explicit_start
+from flash_semicrf.tail import fold_durations, unrolled
+from flash_semicrf.testing import assert_close, random_problem
 
 NUMBA = BACKENDS["numba"]
 SHAPES = {
@@ -81,3 +83,55 @@ def test_samples_with_a_tail_are_those_of_the_reference():
     actual, expected = (sample_table(problem, 3, 7, name) for name in ("numba", "reference"))
     for mine, others in zip(actual, expected, strict=True):
         assert torch.equal(mine, others)
+
+
+# Tangents
+
+
+def tangents_of(problem, along, unroll=False):
+    """Tangents of a problem with a tail, by all its parameters; by way of the unrolled one."""
+    wanted = set(problem.parameters())
+    if not unroll:
+        return NUMBA.tangents(problem, along, wanted)
+    log_z, mean, found = NUMBA.tangents(
+        unrolled(problem), _direction(unrolled(along)), wanted - {"duration_tail"}
+    )
+    beyond, by_row = fold_durations(found["duration_bias"], problem.max_duration)
+    found["duration_tail"] = torch.where(problem.unlimited, beyond, 0.0)
+    return log_z, mean, {**found, "duration_bias": by_row}
+
+
+def assert_same_tangents(problem, expected, found, scale=1.0):
+    assert_close(found[0], expected[0])
+    assert_close(found[1] / scale, expected[1] / scale)
+    assert found[2].keys() == expected[2].keys() == set(problem.parameters())
+    for name, value in found[2].items():
+        assert value.shape == expected[2][name].shape
+        assert_close(value / scale, expected[2][name] / scale)
+
+
+def direction_of(problem, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {
+        name: torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        for name, value in problem.parameters().items()
+    }
+    return _direction(problem.replace(**drawn))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tangents_are_those_of_the_unrolled_problem(shape, options):
+    problem = explicit_start(tailed(shape, options))
+    along = direction_of(problem)
+    expected = tangents_of(problem, along, unroll=True)
+    scale = max(1.0, problem.num_positions / 16)  # the counts add up rounding of as many terms
+    assert_same_tangents(problem, expected, tangents_of(problem, along), scale)
+
+
+@pytest.mark.parametrize("shape", ["usual", "one label", "K > T"])
+def test_tangents_with_a_tail_are_those_of_the_reference(shape):
+    problem = explicit_start(tailed(shape, "all", forbid=0.0))
+    along = direction_of(problem)
+    expected = BACKENDS["reference"].tangents(problem, along, set(problem.parameters()))
+    assert_same_tangents(problem, expected, tangents_of(problem, along), scale=4.0)
