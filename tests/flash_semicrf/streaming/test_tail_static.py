@@ -9,7 +9,7 @@ import torch
 
 from flash_semicrf.sampling import sample_table
 from flash_semicrf.streaming.dispatch import BACKENDS
-from flash_semicrf.streaming.expectations import _direction
+from flash_semicrf.streaming.expectations import _direction, centered
 from flash_semicrf.streaming.posterior import explicit_start
 from flash_semicrf.tail import fold_durations, unrolled
 from flash_semicrf.testing import assert_close, random_problem
@@ -135,3 +135,56 @@ def test_tangents_with_a_tail_are_those_of_the_reference(shape):
     along = direction_of(problem)
     expected = BACKENDS["reference"].tangents(problem, along, set(problem.parameters()))
     assert_same_tangents(problem, expected, tangents_of(problem, along), scale=4.0)
+
+
+@pytest.mark.parametrize("kind", ["confident", "masks", "forbidden", "minimum durations", "long"])
+@pytest.mark.parametrize("itself", [False, True])
+def test_tangents_of_extreme_scores_are_those_of_the_unrolled_problem(kind, itself):
+    scale = {"confident": 100.0, "masks": 10.0}.get(kind, 1.0)
+    problem = explicit_start(tailed("several blocks", "boundary", ragged=False, scale=scale))
+    if kind in ("masks", "forbidden"):
+        problem = masked(problem, -1e9 if kind == "masks" else -math.inf)
+    if kind == "minimum durations":
+        bias = problem.duration_bias.clone()
+        bias[:4, :3] = -math.inf
+        bias[:9, 3:5] = -1e9
+        problem = problem.replace(duration_bias=bias)
+    if kind == "long":  # segments of more than a block, of labels with a tail
+        scores = problem.scores.clone()
+        scores[:, 30:140, 0] += 3.0
+        problem = problem.replace(scores=scores, transition=problem.transition - 20.0)
+    along = _direction(centered(problem)) if itself else direction_of(problem)
+    expected = tangents_of(problem, along, unroll=True)
+    # Logarithms and scores by the direction in the hundreds (`scale` times that), their errors
+    # times the positions of a segment in `duration_tail`: as far from the reference as these two.
+    assert_same_tangents(problem, expected, tangents_of(problem, along), scale=100.0 * scale)
+
+
+@pytest.mark.parametrize("name", ["duration_tail", "duration_bias", "scores"])
+def test_tangents_with_a_tail_are_finite_differences(name):
+    problem = explicit_start(tailed("usual", "boundary", ragged=False))
+    zeros = {key: torch.zeros_like(v) for key, v in problem.parameters().items()}
+    slope = getattr(direction_of(problem), name)
+    step = 1e-5
+    wanted = {"scores", "duration_bias", "duration_tail"}
+    _, mean, found = NUMBA.tangents(problem, problem.replace(**{**zeros, name: slope}), wanted)
+    ahead, behind = (
+        NUMBA.gradients(problem.replace(**{name: getattr(problem, name) + h * slope}), wanted)
+        for h in (step, -step)
+    )
+    assert float(((ahead[0] - behind[0]) / (2 * step) - mean).abs().max()) < 1e-7
+    for key, product in found.items():
+        difference = (ahead[1][key] - behind[1][key]) / (2 * step)
+        assert float((difference - product).abs().max()) < 1e-6
+
+
+def test_tangents_of_an_infeasible_sequence_with_a_tail_are_zero():
+    problem = explicit_start(tailed("usual", "plain", ragged=False))
+    scores = problem.scores.clone()
+    scores[0, 1] = -math.inf
+    problem = problem.replace(scores=scores)
+    wanted = {"duration_tail", "duration_bias"}
+    log_z, mean, found = NUMBA.tangents(problem, _direction(problem), wanted)
+    assert log_z[0] == -math.inf and mean[0] == 0
+    for value in found.values():
+        assert bool((value[0] == 0).all()) and bool((value[1] != 0).any())
