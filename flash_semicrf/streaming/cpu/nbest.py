@@ -257,9 +257,7 @@ def _run(
         if summed:
             best_arrivals(alpha[b], transition, length, gamma)
         if has_tail:
-            best_longer(
-                scores[b], start[b], has_boundary, length, bias, first, tail, gamma, longer
-            )
+            best_longer(scores[b], start[b], has_boundary, length, bias, first, tail, gamma, longer)
         model = Model(
             scores[b], start[b], end[b], has_boundary, length, bias, first, tail, transition,
             alpha[b], gamma, longer, np.zeros((length + 1, num_labels), dtype=np.int32),

@@ -109,7 +109,7 @@ class _State(NamedTuple):
 
     window: np.ndarray  # (2 * (C * capacity + LANES),)
     logs: int
-    work: np.ndarray  # ((TILE + 9) * padded,)
+    work: np.ndarray  # ((TILE + 13) * padded,)
     live_until: (
         np.ndarray
     )  # (C + 1,) last step that a live source can reach; [C]: so can all of them
@@ -128,6 +128,7 @@ class _Rows(NamedTuple):
     source: int
     scratch: int
     drift: int
+    spare: int  # and three more
 
 
 @helper
@@ -143,12 +144,13 @@ def _layout(num_labels, padded, capacity, window, transition):
         (TILE + 6) * padded,
         (TILE + 7) * padded,
         (TILE + 8) * padded,
+        (TILE + 9) * padded,
     )
     half = num_labels * capacity + LANES
     state = _State(
         np.zeros(2 * half),
         half,
-        np.zeros((TILE + 9) * padded),
+        np.zeros((TILE + 13) * padded),
         np.full(num_labels + 1, -1),
         np.zeros(num_labels * TILE),
     )
@@ -437,8 +439,8 @@ def message_pass(
                         )
             add_longer(
                 tail, longer, shift, scores, position, work, rows.alpha, rows.frame, rows.drift,
-                buffer, logs + step - longest - base, capacity, window.bias, step >= longest,
-                keep_longer, longer_rows,
+                rows.spare, padded, buffer, logs + step - longest - base, capacity, window.bias,
+                step >= longest, keep_longer, longer_rows,
             )  # fmt: skip
             if has_boundary:
                 for c in range(num_labels):

@@ -8,12 +8,8 @@ direction,
 where the two probabilities are those of a segment that goes on at t: exp(G_{t-1}) and exp(w_{t-1})
 over their sum. In the window sums of an output, exp(G) counts as one source more.
 
-The expected counts go backwards through the sequence by the same probabilities,
-
-    P(a longer segment of c ends at t)         A_t(c) = exp(G_t(c) + end_{t-1}(c) + beta_t(c) - log Z)
-    P(position t - 1 is beyond the K-th of c)  B_t(c) = A_t(c) + B_{t+1}(c) P_{t+1}(longer | c)
-
-and their derivatives are those of this recursion. Cost O(C) a position.
+The derivatives of the expected counts are those of the recursion that sums them up. Cost O(C) a
+position.
 """
 
 from __future__ import annotations
@@ -25,6 +21,8 @@ import numpy as np
 from flash_semicrf.potentials import NEG_INF
 from flash_semicrf.streaming.cpu.jit import helper, inlined
 from flash_semicrf.streaming.cpu.simd import LANES, exp_row
+from flash_semicrf.streaming.cpu.tail import share_going_on
+from flash_semicrf.streaming.cpu.tangent_blocks import position_of
 
 __all__ = ["exact_term", "longer_shares", "tail_tangent"]
 
@@ -32,9 +30,7 @@ _HIGHEST = 600.0  # logarithm of a longer segment in the frame of the window: ab
 
 
 @inlined
-def longer_shares(
-    g, goes_on, enters, score, tail, level, work, label, first, padded
-):
+def longer_shares(g, goes_on, enters, score, tail, level, work, label, first, padded):
     """Write the logarithms that a step takes of a label: three rows of `padded`, from `first` on.
 
     Parameters
@@ -64,13 +60,13 @@ def exact_term(sweep, bias, d_bias, step, label):
     length, backward = sweep.length, sweep.backward
     total, d_total = bias[label, longest], d_bias[label, longest]
     for s in range(step - 1, step - longest - 1, -1):
-        p = s if not backward else length - 1 - s
+        p = position_of(s, length, backward)
         if not sweep.scores[p, label] > NEG_INF:
             return -math.inf, 0.0
         total += sweep.scores[p, label]
         d_total += sweep.d_scores[p, label]
     s = step - longest
-    p = s if not backward else length - 1 - s
+    p = position_of(s, length, backward)
     total += sweep.source[p, label] + (sweep.own[s] - sweep.own[step])
     d_total += sweep.d_source[p, label]
     if sweep.has_boundary:
@@ -106,15 +102,11 @@ def tail_tangent(sweep, longer, d_longer, tail, d_tail, mean, segments, beyond):
     for p in range(length - 1, -1, -1):
         level = own[p] + other[length - p - 1] - sweep.offset - sweep.value
         for c in range(num_labels):
-            g = longer[p, c]
-            x = g + sink[p, c] + level
+            x = longer[p, c] + sink[p, c] + level
             if sweep.has_boundary:
                 x += closing[p, c]
             logs[c] = x if x > NEG_INF else -math.inf
-            logs[padded + c] = -math.inf
-            if p + 1 < length and longer[p + 1, c] > NEG_INF:
-                total = longer[p + 1, c] - scores[p + 1, c] - tail[c] + (own[p + 1] - own[p])
-                logs[padded + c] = min(g - total, 0.0)
+            logs[padded + c] = share_going_on(longer, own, scores, tail, p, length, c)
         exp_row(logs, 0, shares, 0, 2 * padded)
         for c in range(num_labels):
             ends, goes_on = shares[c], shares[padded + c]
