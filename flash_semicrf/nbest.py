@@ -4,7 +4,8 @@ The messages of the max pass score the best way to every (end, label); the recur
 algorithm (Jiménez and Marzal 1999, "Computing the K shortest paths: a new algorithm and an
 experimental comparison", WAE) finds the next best segmentation from where it leaves the ones before
 it. Beyond the pass it costs K·C for each end and label that it looks at, most of them on the best
-segmentation, and about n per segment of each further one.
+segmentation, and about n per segment of each further one; with a duration tail, also what lies
+between K and the durations of the best segments there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from flash_semicrf.segments import Segment, SegmentTable, table_to_segments
 from flash_semicrf.streaming import reference_nbest
 from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.streaming.interface import check_feasible
-from flash_semicrf.tail import expand, fold_table, unrolled
+from flash_semicrf.tail import unrolled
 from flash_semicrf.validation import check_positive_int, check_potentials
 
 __all__ = ["NBestResult", "n_best", "n_best_table"]
@@ -103,18 +104,15 @@ def n_best_table(
     """
     n = check_positive_int("n", n)
     p = check_potentials(potentials)
-    # The search has no tail of its own: it ranks sequences of pieces, one to one.
-    problem = p if p.duration_tail is None else expand(p, "max")
-    chosen = choose(backend, problem)
+    chosen = choose(backend, p)
     with torch.no_grad():
         if chosen.name == "reference":
             scores, table = reference_nbest.n_best(unrolled(p), n)
         else:
             from flash_semicrf.streaming.cpu import nbest as search
 
-            alpha = chosen.max_messages(problem).to("cpu")
-            scores, table = search.n_best(problem.to("cpu"), alpha, n)
+            alpha = chosen.max_messages(p).to("cpu")
+            scores, table = search.n_best(p.to("cpu"), alpha, n)
             scores, table = scores.to(p.device), table.to(p.device)
-            table = table if problem is p else fold_table(table, p.num_labels)
     check_feasible(scores[:, 0])
     return scores, table

@@ -107,6 +107,70 @@ def test_more_leave_the_first_as_they_are():
     assert few.segments == [segments[:7] for segments in many.segments]
 
 
+def with_tail(problem, price=3.0):
+    """Every segment costs; of every four labels one has no tail, and the others' tails differ."""
+    rates = [(0.5, -0.1, -math.inf, 0.0)[c % 4] for c in range(problem.num_labels)]
+    tail = torch.tensor(rates, dtype=torch.float64)
+    return problem.replace(transition=problem.transition - price, duration_tail=tail)
+
+
+@pytest.mark.parametrize("by_duration", [False, True])
+@pytest.mark.parametrize("options", [{}, {"boundary": True, "ends": True}], ids=str)
+@pytest.mark.parametrize("sizes", [(18, 3, 3), (16, 1, 2), (20, 4, 1), (6, 9, 4), (1, 2, 2)])
+def test_segments_beyond_the_longest_duration_are_ranked(sizes, options, by_duration):
+    forbid = 0.05 if options and sizes[2] > 1 else 0.0
+    problem = with_tail(
+        random_problem(2, *sizes, by_duration=by_duration, forbid=forbid, seed=3, **options)
+    )
+    actual, table = n_best_table(problem, 40, "numba")
+    expected, expected_table = n_best_table(problem, 40, "reference")
+    assert torch.equal(actual > -math.inf, expected > -math.inf)
+    there = expected > -math.inf
+    assert_close(actual[there], expected[there])
+    if options:  # without them neighbouring segments of one label tie in either order
+        for mine, others in zip(table, expected_table, strict=True):
+            assert torch.equal(mine, others)
+
+
+@pytest.mark.parametrize("by_duration", [False, True])
+@pytest.mark.parametrize("tail", [0.0, -1.0, 1.0])
+@pytest.mark.parametrize("scale", [0.0, 0.7])
+def test_longer_segments_come_after_shorter_ones_of_the_same_score(scale, tail, by_duration):
+    problem = random_problem(
+        2, 9, 2, 3, integers=True, scale=scale, by_duration=by_duration, ends=True, boundary=True
+    )
+    tails = torch.tensor([tail, -math.inf, tail], dtype=torch.float64)
+    problem = problem.replace(duration_tail=tails)
+    actual, expected = (n_best(problem, 80, backend) for backend in ("numba", "reference"))
+    assert torch.equal(actual.scores, expected.scores)
+    assert actual.segments == expected.segments
+
+
+@pytest.mark.parametrize("by_duration", [False, True])
+def test_more_leave_the_first_as_they_are_with_a_tail(by_duration):
+    problem = with_tail(
+        random_problem(2, 300, 4, 3, by_duration=by_duration, boundary=True, ragged=False, seed=2),
+        price=15.0,
+    )
+    scores = problem.scores.clone()
+    scores[:, 100:200, 1] += 2.0
+    scores[:, 50, 0] = -math.inf
+    scores[:, 220, 1] = -1e9
+    problem = problem.replace(scores=scores)
+    many = n_best(problem, 400)
+    few = n_best(problem, 7)
+    assert torch.equal(few.scores, many.scores[:, :7])
+    assert few.segments == [segments[:7] for segments in many.segments]
+    for segments, values in zip(many.segments, many.scores, strict=True):
+        paths = {tuple(tuples(one)) for one in segments}
+        assert len(paths) == 400
+        sums = [math.fsum(s.score for s in one) for one in segments]
+        assert_close(torch.tensor(sums, dtype=torch.float64), values)
+        assert bool((values[:-1] >= values[1:]).all())
+        assert max(stop - start for path in paths for start, stop, _ in path) >= 100
+    assert_close(many.scores[:, 0], viterbi(problem).scores)
+
+
 def test_table_holds_the_same_segments():
     problem = random_problem(3, 2, 2, 2)
     found = n_best(problem, 20)

@@ -27,8 +27,8 @@ class NumbaBackend:
         return None
 
     def takes_tail(self, operation: str, potentials: Potentials) -> bool:
-        """All but samples and tangents with static transitions."""
-        return potentials.transition.dim() == 3 or operation not in ("sample", "tangents")
+        """Every kernel does."""
+        return True
 
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""

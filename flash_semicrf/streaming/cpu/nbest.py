@@ -5,8 +5,9 @@ best path of every node is known from the max pass. The next best path of a node
 last one either in the last segment or by the next best path of the node before it, which is asked
 for in turn (Jiménez and Marzal 1999, "Computing the K shortest paths: a new algorithm and an
 experimental comparison", WAE). Only nodes on paths that are asked for look at their K·C
-predecessors, and keep a few of the best, more when these have all been used; each further path
-costs a handful of comparisons per segment.
+predecessors - with a duration tail, at those beyond K too, as far back as the best of them are -
+and keep a few of the best, more when these have all been used; each further path costs a handful of
+comparisons per segment.
 
 Ties: the shortest last segment, then the lowest label, and so on towards the start, at every rank.
 """
@@ -23,7 +24,7 @@ from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.cpu import pool as threads
 from flash_semicrf.streaming.cpu.jit import helper, inlined, kernel
-from flash_semicrf.streaming.cpu.model import array_of, end_term, forbid, start_term
+from flash_semicrf.streaming.cpu.model import array_of, end_term, forbid, start_term, tail_term
 from flash_semicrf.streaming.cpu.nbest_slots import (
     CONTENT,
     DURATION,
@@ -34,8 +35,10 @@ from flash_semicrf.streaming.cpu.nbest_slots import (
     Model,
     best_arrivals,
     best_duration,
+    best_longer,
     find_last_labels,
     find_slots,
+    keep_slots,
 )
 from flash_semicrf.streaming.cpu.static import boundary_arrays
 from flash_semicrf.streaming.cpu.walks import gather
@@ -157,7 +160,8 @@ def _longer(rows, needed):
 def _search(model, last, number, scores, starts, labels, counts):
     """Write the scores and the segments of the best `number` segmentations."""
     num_labels = last.shape[0]
-    limit = min(number, model.bias.shape[0] * num_labels)
+    longest = model.length if model.longer.shape[0] > 1 else model.bias.shape[0]
+    limit = min(number, longest * num_labels)
     index = np.full((model.length + 1, num_labels), -1)
     nodes = np.empty((64, 8), dtype=np.int64)
     path_ints, path_values = np.empty((64, 2 * number), dtype=np.int64), np.empty((64, number))
@@ -214,9 +218,8 @@ def _search(model, last, number, scores, starts, labels, counts):
                 floats = _longer(floats, num_slots + wider)
                 t, label = nodes[node, _END], nodes[node, _LABEL]
                 found = find_slots(model, ints, floats, num_slots, wider, t, label)
-                for j in range(space):
-                    ints[num_slots + j, RANK] = ints[nodes[node, _FIRST] + j, RANK]
-                    floats[num_slots + j, VALUE] = floats[nodes[node, _FIRST] + j, VALUE]
+                old = nodes[node, _FIRST]
+                found = keep_slots(ints, floats, old, space, num_slots, found, wider)
                 nodes[node, _FIRST], nodes[node, _SLOTS] = num_slots, found
                 nodes[node, _SPACE] = wider
                 num_slots += wider
@@ -242,19 +245,22 @@ def _read(index, nodes, ints, path_ints, rank, starts, labels):
 
 @kernel
 def _run(
-    tasks, number, scores, start, end, has_boundary, lengths, bias, first, transition, last, alpha,
-    best, starts, labels, counts,
+    tasks, number, scores, start, end, has_boundary, lengths, bias, first, tail, has_tail,
+    transition, last, alpha, best, starts, labels, counts,
 ):  # fmt: skip
     num_labels = scores.shape[2]
-    static = transition.shape[0] == 1
+    summed = has_tail or transition.shape[0] == 1
     for b in tasks:
         length = lengths[b]
-        gamma = np.empty((length + 1, num_labels) if static else (1, 1))
-        if static:
+        gamma = np.empty((length + 1, num_labels) if summed else (1, 1))
+        longer = np.empty((length + 1, num_labels) if has_tail else (1, 1))
+        if summed:
             best_arrivals(alpha[b], transition, length, gamma)
+        if has_tail:
+            best_longer(scores[b], start[b], has_boundary, length, bias, first, tail, gamma, longer)
         model = Model(
-            scores[b], start[b], end[b], has_boundary, length, bias, first, transition, alpha[b],
-            gamma, np.zeros((length + 1, num_labels), dtype=np.int32),
+            scores[b], start[b], end[b], has_boundary, length, bias, first, tail, transition,
+            alpha[b], gamma, longer, np.zeros((length + 1, num_labels), dtype=np.int32),
         )  # fmt: skip
         _search(model, last, number, best[b], starts[b], labels[b], counts[b])
 
@@ -282,7 +288,9 @@ def n_best(potentials: Potentials, alpha: Tensor, number: int) -> tuple[Tensor, 
     has_boundary, start, end = boundary_arrays(p, scores)
     if has_boundary:
         start, end = forbid(start), forbid(end)
-    bias, last = forbid(array_of(p.duration_bias)), end_term(p)
+    bias, last, tail = forbid(array_of(p.duration_bias)), end_term(p), tail_term(p)
+    has_tail = tail is not None
+    tail = tail if has_tail else np.full(p.num_labels, -np.inf)
     transition = forbid(array_of(p.transition)).reshape(-1, p.num_labels, p.num_labels)
     first = np.ascontiguousarray(np.broadcast_to(start_term(p, "max"), bias.shape))
     lengths = array_of(p.lengths)
@@ -291,8 +299,8 @@ def n_best(potentials: Potentials, alpha: Tensor, number: int) -> tuple[Tensor, 
     starts, labels = np.empty((2, p.batch_size, number, p.num_positions), dtype=np.int32)
     threads.run(
         lambda tasks: _run(
-            tasks, number, scores, start, end, has_boundary, lengths, bias, first, transition, last,
-            array_of(alpha), best, starts, labels, counts,
+            tasks, number, scores, start, end, has_boundary, lengths, bias, first, tail, has_tail,
+            transition, last, array_of(alpha), best, starts, labels, counts,
         ),
         threads.balance(lengths),
     )  # fmt: skip

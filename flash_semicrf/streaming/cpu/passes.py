@@ -109,7 +109,7 @@ class _State(NamedTuple):
 
     window: np.ndarray  # (2 * (C * capacity + LANES),)
     logs: int
-    work: np.ndarray  # ((TILE + 9) * padded,)
+    work: np.ndarray  # ((TILE + 13) * padded,)
     live_until: (
         np.ndarray
     )  # (C + 1,) last step that a live source can reach; [C]: so can all of them
@@ -128,6 +128,7 @@ class _Rows(NamedTuple):
     source: int
     scratch: int
     drift: int
+    spare: int  # and three more
 
 
 @helper
@@ -143,12 +144,13 @@ def _layout(num_labels, padded, capacity, window, transition):
         (TILE + 6) * padded,
         (TILE + 7) * padded,
         (TILE + 8) * padded,
+        (TILE + 9) * padded,
     )
     half = num_labels * capacity + LANES
     state = _State(
         np.zeros(2 * half),
         half,
-        np.zeros((TILE + 9) * padded),
+        np.zeros((TILE + 13) * padded),
         np.full(num_labels + 1, -1),
         np.zeros(num_labels * TILE),
     )
@@ -370,7 +372,8 @@ def message_pass(
     out_rows, source_rows : float64 arrays of shape (T, C)
         Row p: alpha_{p+1} and gamma_p; backwards eta_p and beta_{p+1}; less their offset.
     longer_rows : float64 array of shape (T, C)
-        Row p: G_{p+1} of `flash_semicrf.streaming.cpu.tail`. Written forwards only, with a tail.
+        Row p: what `flash_semicrf.streaming.cpu.tail` calls G, of the same step as the outputs but
+        less the offset of the step before. Empty (0, 0) where it is not wanted.
     offsets : float64 array of shape (T + 1,)
         Whole numbers to add to the messages of step 0..length.
 
@@ -390,7 +393,7 @@ def message_pass(
     work, buffer, logs, live_until = state.work, state.window, state.logs, state.live_until
     near, weights = window.near, transition.weights
     tail = window.tail
-    keep_longer = keep and not backward
+    keep_longer = longer_rows.shape[0] > 0
     longer = np.full(num_labels + 1, -math.inf)
     longer[num_labels] = 0.0
     shift = 0.0
@@ -436,8 +439,8 @@ def message_pass(
                         )
             add_longer(
                 tail, longer, shift, scores, position, work, rows.alpha, rows.frame, rows.drift,
-                buffer, logs + step - longest - base, capacity, window.bias, step >= longest,
-                keep_longer, longer_rows,
+                rows.spare, padded, buffer, logs + step - longest - base, capacity, window.bias,
+                step >= longest, keep_longer, longer_rows,
             )  # fmt: skip
             if has_boundary:
                 for c in range(num_labels):

@@ -9,7 +9,8 @@ before a segment of label c, the label there and its segment's duration are draw
 
 from uniform numbers, by adding up terms until their sum exceeds the number: the totals are known
 beforehand, so the terms after it are never computed. (Forward filtering, backward sampling: Scott
-2002, "Bayesian methods for hidden Markov models", JASA 97.) Cost about k + C per segment.
+2002, "Bayesian methods for hidden Markov models", JASA 97.) Durations come in rising order, and
+with a duration tail go on beyond K in the same way. Cost about k + C per segment.
 
 All samples of a task walk through a block of positions before the next block: for its positions the
 exponentials of alpha, gamma and the first duration are taken once, as rows. A total that is too
@@ -82,20 +83,25 @@ def _exact_label(alpha, into, following, position, total, u):
 
 @inlined
 def _later_duration(
-    scores, start, end, has_boundary, alpha, gamma, offsets, bias, stop, label, acc, u
+    scores, start, end, has_boundary, alpha, gamma, offsets, bias, tail, stop, label, acc, u
 ):
     """Draw a duration of 2 or more: `acc` is P(k = 1)."""
     duration = 1 if acc > 0.0 else 0
+    longest = bias.shape[1] - 1
+    last = stop if tail[label] > NEG_INF else min(longest, stop)
     total = alpha[stop - 1, label]
     if has_boundary:
         total -= end[stop - 1, label]
     content = float(scores[stop - 1, label])
-    for k in range(2, min(bias.shape[1] - 1, stop) + 1):
+    for k in range(2, last + 1):
         s = stop - k
         content += scores[s, label]
         if not content > NEG_INF:
             break
-        x = gamma[s, label] + (offsets[s] - offsets[stop]) + bias[label, k] + content - total
+        weight = bias[label, min(k, longest)]
+        if k > longest:
+            weight += (k - longest) * tail[label]
+        x = gamma[s, label] + (offsets[s] - offsets[stop]) + weight + content - total
         if has_boundary:
             x += start[s, label]
         if x > NEGLIGIBLE or (duration == 0 and x > NEG_INF):
@@ -108,9 +114,9 @@ def _later_duration(
 
 @helper
 def _walk_block(
-    scores, start, end, has_boundary, alpha, gamma, offsets, value, into, weights, bias, begin,
-    stop, padded, rows, state, increment, first_sample, last_sample, positions, nexts, counts,
-    starts, labels,
+    scores, start, end, has_boundary, alpha, gamma, offsets, value, into, weights, bias, tail,
+    begin, stop, padded, rows, state, increment, first_sample, last_sample, positions, nexts,
+    counts, starts, labels,
 ):  # fmt: skip
     """Carry every sample that stands at one of begin + 1..stop on, to `begin` or before it."""
     num_labels = scores.shape[1]
@@ -138,8 +144,8 @@ def _walk_block(
             acc = rows[firsts + label]
             if not acc > u:
                 duration = _later_duration(
-                    scores, start, end, has_boundary, alpha, gamma, offsets, bias, position, label,
-                    acc, u,
+                    scores, start, end, has_boundary, alpha, gamma, offsets, bias, tail, position,
+                    label, acc, u,
                 )  # fmt: skip
             positions[j] = position - duration
             nexts[j] = label
@@ -151,7 +157,7 @@ def _walk_block(
 @kernel
 def _run(
     tasks, shares, scores, start, end, has_boundary, lengths, alpha, gamma, offsets, total, into,
-    weights, peak, bias, stream, counts, starts, labels,
+    weights, peak, bias, tail, stream, counts, starts, labels,
 ):  # fmt: skip
     """Task i is the samples (sequence, first, last) in row i of `shares`."""
     num_labels = scores.shape[2]
@@ -179,9 +185,9 @@ def _run(
             )  # fmt: skip
             _walk_block(
                 scores[b], start[b], end[b], has_boundary, alpha[b], gamma[b], offsets[b],
-                total[b, 1], into, weights, bias, begin, stop, padded, rows, stream[0, :, b],
-                stream[1, :, b], first_sample, last_sample, positions, nexts, counts[b],
-                starts[b], labels[b],
+                total[b, 1], into, weights, bias, tail, begin, stop, padded, rows,
+                stream[0, :, b], stream[1, :, b], first_sample, last_sample, positions, nexts,
+                counts[b], starts[b], labels[b],
             )  # fmt: skip
 
 
@@ -194,11 +200,12 @@ def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
     into = np.concatenate([batch.forward.scores.T, batch.last[None]])
     weights = np.zeros((num_labels, padded))
     weights[:, :num_labels] = batch.forward.weights.reshape(num_labels, padded)[:, :num_labels].T
+    tail = np.full(num_labels, -np.inf) if batch.window.tail is None else batch.window.tail
     return sample_walks(
         p, num_samples, seed, rows.total[:, 1],
         lambda tasks, shares, stream, counts, starts, labels: _run(
             tasks, shares, batch.scores, batch.start_scores, batch.end_scores, batch.has_boundary,
             batch.lengths, rows.alpha, rows.gamma, rows.forward, rows.total, into, weights.ravel(),
-            batch.forward.peak, batch.window.bias, stream, counts, starts, labels,
+            batch.forward.peak, batch.window.bias, tail, stream, counts, starts, labels,
         ),
     )  # fmt: skip

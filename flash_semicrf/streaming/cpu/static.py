@@ -71,7 +71,8 @@ class _Rows(NamedTuple):
     gamma: np.ndarray
     beta: np.ndarray
     eta: np.ndarray
-    longer: np.ndarray  # (B, T, C), or (B, 1, 1) without a tail
+    longer: np.ndarray  # (B, T, C), or (B, 0, 0) where it is not kept
+    longer_back: np.ndarray  # the same of the backward pass
     forward: np.ndarray  # (B, T + 1)
     backward: np.ndarray
     total: np.ndarray  # (B, 2): log Z = total.sum(1)
@@ -97,12 +98,14 @@ def _batch_of(p: Potentials) -> _Batch:
     )  # fmt: skip
 
 
-def _empty_rows(p: Potentials, keep: bool) -> _Rows:
+def _empty_rows(p: Potentials, keep: bool, longer_of: int = 0) -> _Rows:
+    """Rows for the messages, if they are kept, and for the G of that many of the passes."""
     shape = (p.batch_size, p.num_positions, p.num_labels) if keep else (p.batch_size, 1, 1)
     rows = [np.empty(shape) for _ in range(4)]
-    longer = np.empty(shape if p.duration_tail is not None else (p.batch_size, 1, 1))
+    kept = longer_of if p.duration_tail is not None else 0
+    longer = [np.empty(shape if i < kept else (p.batch_size, 0, 0)) for i in range(2)]
     offsets = [np.empty((p.batch_size, p.num_positions + 1 if keep else 1)) for _ in range(2)]
-    return _Rows(*rows, longer, *offsets, np.empty((p.batch_size, 2)))
+    return _Rows(*rows, *longer, *offsets, np.empty((p.batch_size, 2)))
 
 
 @kernel
@@ -118,10 +121,11 @@ def _run_passes(tasks, batch, rows, keep):
         first, last = (batch.last, batch.first) if backward else (batch.first, batch.last)
         transition = batch.backward if backward else batch.forward
         out_rows, source_rows = (rows.eta, rows.beta) if backward else (rows.alpha, rows.gamma)
+        longer = rows.longer_back if backward else rows.longer
         offsets = rows.backward if backward else rows.forward
         offset, value = message_pass(
             scores, opening, closing, batch.has_boundary, length, backward, first, last,
-            batch.window, transition, keep, out_rows[b], source_rows[b], rows.longer[b], offsets[b],
+            batch.window, transition, keep, out_rows[b], source_rows[b], longer[b], offsets[b],
         )  # fmt: skip
         if not backward:
             rows.total[b, 0] = offset
@@ -202,10 +206,13 @@ def forward_messages(potentials: Potentials) -> tuple[_Batch, _Rows]:
     return batch, rows
 
 
-def message_rows(potentials: Potentials) -> tuple[_Batch, _Rows]:
-    """What the kernels read, and the messages of both passes."""
+def message_rows(potentials: Potentials, longer_of: int = 0) -> tuple[_Batch, _Rows]:
+    """What the kernels read, and the messages of both passes.
+
+    `longer_of` is 1 to keep, with a duration tail, the G of the forward pass, 2 that of both.
+    """
     batch = _batch_of(potentials)
-    rows = _empty_rows(potentials, keep=True)
+    rows = _empty_rows(potentials, True, longer_of)
     shares = pool.balance(np.repeat(batch.lengths, 2))
     pool.run(lambda tasks: _run_passes(tasks, batch, rows, True), shares)
     return batch, rows
@@ -244,7 +251,7 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
         Of "scores", "start_scores" and "end_scores": (B, T, C) in the dtype of the scores. Of the
         others: a float64 gradient per sequence, (B, ...). All zero where log Z is -inf.
     """
-    return gradients_of_rows(potentials, *message_rows(potentials), wanted)
+    return gradients_of_rows(potentials, *message_rows(potentials, 1), wanted)
 
 
 def gradients_of_rows(

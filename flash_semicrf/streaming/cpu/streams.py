@@ -7,7 +7,9 @@ seed, its sequence's index in the batch and its own index, and on neither thread
 samples are drawn with it.
 
 The draws of a sample, which every backend takes alike: number 0 for the last label; then, from the
-end on, 2i + 1 for the duration of segment i and 2i + 2 for the label before it.
+end on, 2i + 1 for the duration of segment i and 2i + 2 for the label before it. A draw is the first
+option up to which the probabilities add up to more than the number: labels and durations rise, and
+with a duration tail those beyond K come after K.
 
 Plain functions of numpy integers: the kernels compile `uniform` as it stands here.
 """

@@ -5,11 +5,13 @@
 sums the segments longer than K that end at t (before end scores), w_t(c) being the term of duration
 K at t; read backwards, those that start there. Everything is in logarithms.
 
-The gradient needs one recursion more, over what may follow a position beyond the K-th:
+The gradient needs one recursion more, backwards and of probabilities: that a longer segment ends at
+t, and that the position before t is beyond the K-th of its segment,
 
-    Q_t(c) = LSE [end_{t-1}(c) + beta_t(c), scores[t, c] + tail(c) + Q_{t+1}(c)]
-    expected segments longer than K    = sum_t exp(G_t(c) + end_{t-1}(c) + beta_t(c) - log Z)
-    expected positions beyond the K-th = sum_t exp(G_t(c) + Q_t(c) - log Z)
+    A_t(c) = exp(G_t(c) + end_{t-1}(c) + beta_t(c) - log Z)
+    B_t(c) = A_t(c) + B_{t+1}(c) exp(G_t(c) + scores[t, c] + tail(c) - G_{t+1}(c))
+
+whose sums over t are the expected segments longer than K and positions beyond the K-th.
 
 Passes call `add_longer` and `add_longer_max` at every position; for problems without a tail they
 are compiled to nothing, by the type of their first argument.
@@ -19,30 +21,23 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from numba import types
 from numba.extending import overload
 
 from flash_semicrf.potentials import NEG_INF
 from flash_semicrf.streaming.cpu.jit import OPTIONS, helper, inlined
+from flash_semicrf.streaming.cpu.simd import LANES, exp_row, log_row
 
-__all__ = ["add_longer", "add_longer_max", "tail_gradient"]
+__all__ = ["add_longer", "add_longer_max", "share_going_on", "tail_gradient"]
 
 MASK = 1e4
 """Scores beyond it are kept out of the frames of the max pass."""
 
 
-@inlined
-def _log_add(x, y):
-    """log(exp(x) + exp(y))."""
-    high, low = max(x, y), min(x, y)
-    if not low - high > -40.0:  # nothing to add, or both -inf
-        return high
-    return high + math.log1p(math.exp(low - high))
-
-
 def add_longer(
-    tail, longer, shift, scores, position, work, alpha, frame, drift, buffer, oldest, capacity,
-    bias, full, keep, longer_rows,
+    tail, longer, shift, scores, position, work, alpha, frame, drift, spare, padded, buffer, oldest,
+    capacity, bias, full, keep, longer_rows,
 ):  # fmt: skip
     """Take one step of a pass: add the segments longer than K to a row of outputs.
 
@@ -57,7 +52,9 @@ def add_longer(
     scores : array of shape (T, C)
     position : int
     work : float64 array
-        Rows at `alpha` (outputs of durations 1..K), `frame` and `drift`: see `message_pass`.
+        Rows at `alpha` (outputs of durations 1..K), `frame` and `drift`: see `message_pass`; from
+        `spare` on, room for 4 rows of `padded` elements.
+    spare, padded : int
     buffer : float64 array
     oldest, capacity : int
         The logarithm of label c's source K steps ago is at ``oldest + c * capacity``.
@@ -71,39 +68,64 @@ def add_longer(
     raise NotImplementedError("only compiled code calls it")
 
 
-@overload(add_longer, jit_options=OPTIONS)
+@overload(add_longer, jit_options={**OPTIONS, "forceinline": True})
 def _choose_add_longer(
-    tail, longer, shift, scores, position, work, alpha, frame, drift, buffer, oldest, capacity,
-    bias, full, keep, longer_rows,
+    tail, longer, shift, scores, position, work, alpha, frame, drift, spare, padded, buffer, oldest,
+    capacity, bias, full, keep, longer_rows,
 ):  # fmt: skip
     return _add_nothing if isinstance(tail, types.NoneType) else _add_longer
 
 
 def _add_nothing(
-    tail, longer, shift, scores, position, work, alpha, frame, drift, buffer, oldest, capacity,
-    bias, full, keep, longer_rows,
+    tail, longer, shift, scores, position, work, alpha, frame, drift, spare, padded, buffer, oldest,
+    capacity, bias, full, keep, longer_rows,
 ):  # fmt: skip
     pass
 
 
 def _add_longer(
-    tail, longer, shift, scores, position, work, alpha, frame, drift, buffer, oldest, capacity,
-    bias, full, keep, longer_rows,
+    tail, longer, shift, scores, position, work, alpha, frame, drift, spare, padded, buffer, oldest,
+    capacity, bias, full, keep, longer_rows,
 ):  # fmt: skip
     num_labels = tail.shape[0]
     longest = bias.shape[1] - 1
     moved = longer[num_labels] - shift
     longer[num_labels] = shift
+    # log(exp(x) + exp(y)) = max + log(1 + exp(-|x - y|)): rows of the second part of both sums, and
+    # rows of the maxima. -inf less -inf is NaN, and counts as nothing.
+    highest = spare + 2 * padded
     for c in range(num_labels):
         x = scores[position, c]
         g = longer[c] + moved + x + tail[c] if x > NEG_INF else -math.inf
-        work[alpha + c] = _log_add(work[alpha + c], g)
         if keep:
             longer_rows[position, c] = g
+        y = work[alpha + c]
+        work[spare + c] = -abs(y - g)
+        work[highest + c] = max(y, g)
+        y = -math.inf
         if full:
             source = buffer[oldest + c * capacity] - work[drift + c]
-            g = _log_add(g, work[frame + c] + source + bias[c, longest])
-        longer[c] = g
+            y = work[frame + c] + source + bias[c, longest]
+        work[spare + padded + c] = -abs(y - g)
+        work[highest + padded + c] = max(y, g)
+    exp_row(work, spare, work, spare, 2 * padded)
+    for i in range(spare, highest):
+        work[i] += 1.0
+    log_row(work, spare, work, spare, 2 * padded)
+    for c in range(num_labels):
+        work[alpha + c] = work[highest + c] + work[spare + c]
+        longer[c] = work[highest + padded + c] + work[spare + padded + c]
+
+
+@inlined
+def share_going_on(longer, forward, scores, tail, position, length, label):
+    """Log of the share of G that G of the position before has in it; at the end, -inf."""
+    following = position + 1
+    if following == length or not longer[following, label] > NEG_INF:
+        return -math.inf
+    total = longer[following, label] - scores[following, label] - tail[label]
+    total += forward[following] - forward[position]
+    return min(longer[position, label] - total, 0.0)
 
 
 @helper
@@ -123,24 +145,23 @@ def tail_gradient(messages, longer, scores, end_scores, has_boundary, tail, segm
     """
     beta, forward, backward = messages.beta, messages.forward, messages.backward
     length, offset, value = messages.length, messages.offset, messages.value
-    for c in range(tail.shape[0]):
-        if not tail[c] > NEG_INF:
-            continue
-        rest = -math.inf  # Q of the position after p, less the offset of the backward pass there
-        for p in range(length - 1, -1, -1):
-            sink = length - p - 1
-            if p + 1 < length:
-                x = scores[p + 1, c]
-                rest += backward[sink - 1] - backward[sink] + tail[c]
-                rest = rest + x if x > NEG_INF else -math.inf
-            stop = beta[p, c]
+    num_labels = tail.shape[0]
+    padded = -(-num_labels // LANES) * LANES
+    logs, shares = np.full(2 * padded, -math.inf), np.zeros(2 * padded)
+    after = np.zeros(num_labels)
+    for p in range(length - 1, -1, -1):
+        level = forward[p] + backward[length - p - 1] - offset - value
+        for c in range(num_labels):
+            ends = longer[p, c] + beta[p, c] + level
             if has_boundary:
-                end = end_scores[p, c]
-                stop = stop + end if end > NEG_INF else -math.inf
-            rest = _log_add(rest, stop)
-            level = longer[p, c] + forward[p] + backward[sink] - offset - value
-            segments[c] += math.exp(level + stop)
-            beyond[c] += math.exp(level + rest)
+                ends += end_scores[p, c]
+            logs[c] = ends if ends > NEG_INF else -math.inf
+            logs[padded + c] = share_going_on(longer, forward, scores, tail, p, length, c)
+        exp_row(logs, 0, shares, 0, 2 * padded)
+        for c in range(num_labels):
+            after[c] = shares[c] + shares[padded + c] * after[c]
+            segments[c] += shares[c]
+            beyond[c] += after[c]
 
 
 def add_longer_max(

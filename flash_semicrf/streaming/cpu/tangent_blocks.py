@@ -205,24 +205,24 @@ def fill_block(sweep, block, peak, begin, steps, longest, complete):
 
 @helper
 def settle(block, label):
-    """Exponentiate a label's factors; False if it has none, or is slow.
+    """Exponentiate a label's factors; False if it has none, or is slow; reference and shift.
 
-    The derivatives get a common reference, so that what they have in common costs no digits: it is
-    returned, and has been taken off the sources' and added to the sinks'.
+    The derivatives get a common reference, so that what they have in common costs no digits: it has
+    been taken off the sources' and added to the sinks'.
     """
     sources, sinks, capacity, size = block.sources, block.sinks, block.capacity, block.size
     first, first_sink, outputs = label * capacity, label * BLOCK, sinks.shape[0] // 4
     if block.slow[label]:
-        return False, 0.0
+        return False, 0.0, 0.0
     top = max_row(sources, first, 0, 0, 0.0, 0, capacity)
     top_sink = max_row(sinks, first_sink, 0, 0, 0.0, 0, BLOCK)
     if top == -math.inf or top_sink == -math.inf:
         fill(sources, size + first, capacity, 0.0)
         fill(sources, 3 * size + first, capacity, 0.0)
-        return False, 0.0
+        return False, 0.0, 0.0
     if top + top_sink > 2 * _HIGH:
         block.slow[label] = True
-        return False, 0.0
+        return False, 0.0, 0.0
     shift = (top - top_sink) / 2
     exp_shifted_row(sources, first, 0, 0, shift, size + first, capacity)
     exp_shifted_row(sinks, first_sink, 0, 0, -shift, outputs + first_sink, BLOCK)
@@ -238,15 +238,16 @@ def settle(block, label):
     for i in range(2 * outputs + first_sink, 2 * outputs + first_sink + BLOCK):
         sinks[i] += reference
         sinks[outputs + i] = sinks[i - outputs] * sinks[i]
-    return True, reference
+    return True, reference, shift
 
 
 @helper
-def slow_sums(sweep, bias, d_bias, step, label, mean, gradient):
+def slow_sums(sweep, bias, d_bias, step, label, mean, gradient, longer, d_longer):
     """Take the segments that end at `step` one by one: mean derivative up to their end.
 
     The sink's own derivative is left out of what is returned; with `gradient` (shape (K, C), or
     empty) the derivative of each segment's probability is added to it, D's own part left out.
+    `longer` is the logarithm of the sum of those beyond K, `d_longer` its derivative.
     """
     length, backward = sweep.length, sweep.backward
     end = position_of(step - 1, length, backward)
@@ -260,7 +261,9 @@ def slow_sums(sweep, bias, d_bias, step, label, mean, gradient):
         d_tail += sweep.d_sink[end, label]
     if not tail > NEG_INF:
         return 0.0
-    content, d_content, total, weighted = 0.0, 0.0, 0.0, 0.0
+    content, d_content = 0.0, 0.0
+    total = math.exp(longer + tail)
+    weighted = total * d_longer
     for k in range(1, min(bias.shape[1] - 1, step) + 1):
         s = step - k
         p = position_of(s, length, backward)

@@ -59,10 +59,10 @@ def duration_tangent(sweep, window, d_bias, mean, begin, stop, gradient):
         for c in range(num_labels):
             for i in range(2 * outputs + c * BLOCK, 2 * outputs + c * BLOCK + steps):
                 sinks[i] -= mean
-            live, _ = settle(block, c)
+            live, _, _ = settle(block, c)
             if block.slow[c]:
                 for step in range(first + 1, first + steps + 1):
-                    slow_sums(sweep, window.bias, d_bias, step, c, mean, gradient)
+                    slow_sums(sweep, window.bias, d_bias, step, c, mean, gradient, -math.inf, 0.0)
             elif live:
                 x = outputs + c * BLOCK
                 for q in range(0, longest, TILE):

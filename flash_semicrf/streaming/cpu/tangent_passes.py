@@ -8,7 +8,8 @@ A message's derivative is the posterior mean of the direction's score of what it
                    + dS_t(c) - dS_{t-k}(c)) + d end_{t-1}(c)
 
 and the same read from the end. The weights come from the messages, as in
-`flash_semicrf.streaming.cpu.tangent_blocks`; what has no posterior probability at all gets 0. Three
+`flash_semicrf.streaming.cpu.tangent_blocks`; what has no posterior probability at all gets 0. (For
+durations beyond K see `flash_semicrf.streaming.cpu.tangent_tail`.) Three
 window sums where log Z takes one: cost 3 T(KC + C²), workspace O(KC), all in float64.
 """
 
@@ -23,6 +24,7 @@ from flash_semicrf.streaming.cpu.passes import CERTAIN
 from flash_semicrf.streaming.cpu.simd import (
     LANES,
     TILE,
+    exp_row,
     exp_shifted_row,
     fill,
     max_row,
@@ -37,8 +39,11 @@ from flash_semicrf.streaming.cpu.tangent_blocks import (
     settle,
     slow_sums,
 )
+from flash_semicrf.streaming.cpu.tangent_tail import exact_term, longer_shares
 
 __all__ = ["add_product", "tangent_pass"]
+
+_MASK = 1e4  # as in `flash_semicrf.streaming.cpu.tangent_blocks`
 
 
 @helper
@@ -117,8 +122,9 @@ def _far_sums(block, window, d_weights, live, first, longest, sums):
 
 @helper
 def tangent_pass(
-    sweep, window, d_bias, d_window, transition, d_transition, d_arrivals, messages, d_messages
-):
+    sweep, window, d_bias, d_window, transition, d_transition, d_arrivals, messages, d_messages,
+    tail, d_tail, longer, d_longer,
+):  # fmt: skip
     """Run one pass.
 
     Parameters
@@ -134,29 +140,42 @@ def tangent_pass(
         Derivatives of A, in the form of ``transition.scores``, and times ``transition.weights``.
     messages, d_messages : arrays of shape (T, C)
         Row p: alpha_{p+1}, or eta_p backwards, less their offsets; the latter gets the derivatives.
+    tail, d_tail : float64 arrays of shape (C,), or None and anything
+        None compiles to nothing.
+    longer, d_longer : float64 arrays of shape (T, C)
+        With a tail, G as `message_pass` writes it; the latter gets its derivatives, unless it is
+        empty (0, 0).
     """
     num_labels = messages.shape[1]
     padded = -(-num_labels // LANES) * LANES
     longest = window.bias.shape[1] - 1
     block = new_block(num_labels, longest)
-    work = np.zeros(6 * padded)
+    logs, shares = 6 * padded, 9 * padded  # of what goes on, what enters, and G itself
+    work = np.zeros(12 * padded)
     fill(work, 0, padded, -math.inf)
+    fill(work, logs, 3 * padded, -math.inf)
     sums = np.zeros(2 * num_labels * TILE)
     half = num_labels * TILE
     live = np.zeros(num_labels, np.bool_)
-    reference = np.zeros(num_labels)
+    reference, shift = np.zeros(num_labels), np.zeros(num_labels)
+    # G and w of the step before, less its offset, and their derivatives.
+    goes_on, enters = np.full(num_labels, -math.inf), np.full(num_labels, -math.inf)
+    d_goes_on, d_enters = np.zeros(num_labels), np.zeros(num_labels)
+    running = np.zeros(num_labels)
     d_running = np.zeros(num_labels)
     unused = np.zeros((0, 0))
     sources, capacity, size = block.sources, block.capacity, block.size
     d_scores, d_opening, d_closing = sweep.d_scores, sweep.d_opening, sweep.d_closing
     d_source, length, backward = sweep.d_source, sweep.length, sweep.backward
     has_d_boundary, slow, weights = sweep.has_d_boundary, block.slow, window.weights
+    scores, own, bias, peak = sweep.scores, sweep.own, window.bias, window.peak
 
     for begin in range(0, length, BLOCK):
         steps = min(BLOCK, length - begin)
         fill_block(sweep, block, window.peak, begin, steps, longest, False)
         for c in range(num_labels):
-            live[c], reference[c] = settle(block, c)
+            live[c], reference[c], shift[c] = settle(block, c)
+        fill(running, 0, num_labels, 0.0)
         fill(d_running, 0, num_labels, 0.0)
         for i in range(steps):
             row = i % TILE
@@ -164,11 +183,36 @@ def tangent_pass(
                 _far_sums(block, window, d_window, live, i, longest, sums)
             step = begin + i + 1
             p = position_of(step - 1, length, backward)
+            if tail is not None:
+                for c in range(num_labels):
+                    x = scores[p, c]
+                    running[c] += x if abs(x) < _MASK else 0.0
+                    level = own[step - 1] - own[begin] - running[c] - peak[c] - shift[c]
+                    level = level if live[c] else -longer[p, c]  # the only source
+                    longer_shares(
+                        longer[p, c], goes_on[c], enters[c], x, tail[c], level, work, c, logs,
+                        padded,
+                    )  # fmt: skip
+                exp_row(work, logs, work, shares, 3 * padded)
+                for c in range(num_labels):
+                    d = work[shares + c] * d_goes_on[c] + work[shares + padded + c] * d_enters[c]
+                    d += d_scores[p, c] + d_tail[c]
+                    goes_on[c] = longer[p, c] + (own[step - 1] - own[step])
+                    d_goes_on[c] = d
+                    if d_longer.shape[0] > 0:
+                        d_longer[p, c] = d
+                    factor = work[shares + 2 * padded + c]
+                    sums[c * TILE + row] += factor
+                    d -= reference[c] + (d_running[c] + d_scores[p, c])
+                    sums[half + c * TILE + row] += factor * d
             for c in range(num_labels):
                 d_running[c] += d_scores[p, c]
                 d = 0.0
                 if slow[c]:
-                    d = slow_sums(sweep, window.bias, d_bias, step, c, 0.0, unused)
+                    d = slow_sums(
+                        sweep, bias, d_bias, step, c, 0.0, unused, goes_on[c] + own[step],
+                        d_goes_on[c],
+                    )  # fmt: skip
                 elif sums[c * TILE + row] > 0.0:
                     mean = sums[half + c * TILE + row] / sums[c * TILE + row]
                     d = mean + reference[c] + d_running[c]
@@ -177,16 +221,28 @@ def tangent_pass(
                 d_messages[p, c] = d
                 work[c] = messages[p, c]
                 work[padded + c] = d
+            if tail is not None and step >= longest:
+                for c in range(num_labels):
+                    if slow[c]:
+                        enters[c], d_enters[c] = exact_term(sweep, bias, d_bias, step, c)
+                    else:
+                        at = c * capacity + i
+                        x = sources[at] + running[c] + bias[c, longest]
+                        enters[c] = x + (own[begin] - own[step])
+                        d = sources[2 * size + at] + reference[c] + d_running[c]
+                        d_enters[c] = d + d_bias[c, longest]
             if step == length:
                 break
             p = position_of(step, length, backward)
             _arrive(work, transition, d_arrivals, d_transition, padded, d_source, p)
             for c in range(num_labels):
+                at = size + c * capacity + i + longest
+                d = d_source[p, c] - d_running[c] - reference[c]
+                if has_d_boundary:
+                    d += d_opening[p, c]
+                if tail is not None:
+                    sources[at + size] = d
                 if live[c]:
-                    d = d_source[p, c] - d_running[c] - reference[c]
-                    if has_d_boundary:
-                        d += d_opening[p, c]
-                    at = size + c * capacity + i + longest
                     sources[at + 2 * size] = sources[at] * d
                     near = c * (longest + 3 * TILE) + TILE - row
                     multiply_tile(

@@ -1,7 +1,8 @@
 """Hessian-vector products of log Z for static transitions: those of a whole batch.
 
 Messages and expected counts first, as for a gradient; then the derivatives of both directions'
-messages, each pass a task; then the correlations of every chunk of every sequence.
+messages, each pass a task; then the correlations of every chunk of every sequence, and the counts
+of a duration tail, a sequence a task.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from flash_semicrf.streaming.cpu.static import (
 from flash_semicrf.streaming.cpu.tangent_blocks import Sweep
 from flash_semicrf.streaming.cpu.tangent_gradient import duration_tangent, transition_tangent
 from flash_semicrf.streaming.cpu.tangent_passes import tangent_pass
+from flash_semicrf.streaming.cpu.tangent_tail import tail_tangent
 
 __all__ = ["boundary_products", "tangents"]
 
@@ -44,6 +46,8 @@ class Direction(NamedTuple):
         ``Window.weights``.
     forward, forward_weights, backward, backward_weights : arrays
         Derivatives of ``Transition.scores`` and, times the weights, of ``Transition.weights``.
+    tail : array of shape (C,)
+        Zeros without one.
     """
 
     scores: np.ndarray
@@ -56,15 +60,20 @@ class Direction(NamedTuple):
     forward_weights: np.ndarray
     backward: np.ndarray
     backward_weights: np.ndarray
+    tail: np.ndarray
 
 
 class Derivatives(NamedTuple):
-    """Derivatives of the messages, arrays of shape (B, T, C); rows as those of messages."""
+    """Derivatives of the messages, arrays of shape (B, T, C); rows as those of messages.
+
+    `longer` is that of the forward pass, (B, 0, 0) without a tail.
+    """
 
     alpha: np.ndarray
     gamma: np.ndarray
     beta: np.ndarray
     eta: np.ndarray
+    longer: np.ndarray
 
 
 def _direction_of(direction: Potentials, batch: NamedTuple) -> Direction:
@@ -85,14 +94,18 @@ def _direction_of(direction: Potentials, batch: NamedTuple) -> Direction:
         padded = np.zeros((num_labels, padded_labels(num_labels)))
         padded[:, :num_labels] = matrix
         both += [matrix, padded.ravel() * weights]
+    tail = np.zeros(num_labels)
+    if direction.duration_tail is not None:
+        tail = array_of(direction.duration_tail)
     return Direction(
-        scores, start, end, has_boundary, bias, window.ravel() * batch.window.weights, *both
+        scores, start, end, has_boundary, bias, window.ravel() * batch.window.weights, *both, tail
     )
 
 
 @kernel
 def _run_passes(tasks, batch, rows, direction, derivatives):
     """Tasks 2b and 2b + 1 are the forward and the backward pass of sequence b."""
+    unwanted = np.zeros((0, 0))
     for task in tasks:
         b = task // 2
         backward = task % 2 == 1
@@ -117,6 +130,25 @@ def _run_passes(tasks, batch, rows, direction, derivatives):
             direction.backward_weights if backward else direction.forward_weights,
             rows.eta[b] if backward else rows.alpha[b],
             derivatives.eta[b] if backward else derivatives.alpha[b],
+            batch.window.tail, direction.tail,
+            rows.longer_back[b] if backward else rows.longer[b],
+            unwanted if backward else derivatives.longer[b],
+        )  # fmt: skip
+
+
+@kernel
+def _run_tails(tasks, batch, rows, direction, derivatives, mean, segments, beyond):
+    for b in tasks:
+        sweep = Sweep(
+            batch.scores[b], batch.start_scores[b], batch.end_scores[b], batch.has_boundary,
+            direction.scores[b], direction.start_scores[b], direction.end_scores[b],
+            direction.has_boundary, rows.gamma[b], rows.beta[b], derivatives.gamma[b],
+            derivatives.beta[b], rows.forward[b], rows.backward[b], batch.lengths[b], False,
+            rows.total[b, 0], rows.total[b, 1],
+        )  # fmt: skip
+        tail_tangent(
+            sweep, rows.longer[b], derivatives.longer[b], batch.window.tail, direction.tail,
+            mean[b], segments[b], beyond[b],
         )  # fmt: skip
 
 
@@ -157,11 +189,12 @@ def tangents(
     See `flash_semicrf.streaming.dispatch.Backend`. Everything is float64.
     """
     p = potentials
-    batch, rows = message_rows(p)
+    batch, rows = message_rows(p, 2)
     needed = {"start_scores", "end_scores", *(wanted & {"duration_bias", "transition"})}
-    log_z, counts = gradients_of_rows(p, batch, rows, needed)
+    # Counts of durations 1..K: those of the longer ones are differentiated whole.
+    log_z, counts = gradients_of_rows(p.replace(duration_tail=None), batch, rows, needed)
     towards = _direction_of(direction, batch)
-    derivatives = Derivatives(*np.zeros((4, *batch.scores.shape)))
+    derivatives = Derivatives(*np.zeros((4, *batch.scores.shape)), np.empty(rows.longer.shape))
     alive = np.flatnonzero(rows.total[:, 1] > -np.inf)
     last = array_of(p.lengths) - 1
     derivatives.gamma[:, 0] = array_of(direction.initial_scores)
@@ -197,6 +230,19 @@ def tangents(
         if name in wanted:
             found[name] = counts[name].numpy() * array_of(getattr(direction, name))
             np.add.at(found[name], chunks[:, 0], parts)
+    if p.duration_tail is not None and wanted & {"duration_bias", "duration_tail"}:
+        segments, found["duration_tail"] = np.zeros((2, p.batch_size, p.num_labels))
+        if len(alive):
+            shares = pool.balance(batch.lengths[alive])
+            pool.run(
+                lambda own: _run_tails(
+                    alive[own], batch, rows, towards, derivatives, means, segments,
+                    found["duration_tail"],
+                ),
+                shares,
+            )  # fmt: skip
+        if "duration_bias" in wanted:
+            found["duration_bias"][:, -1] += segments
     return log_z, torch.from_numpy(means), {name: torch.from_numpy(found[name]) for name in wanted}
 
 
