@@ -136,7 +136,7 @@ def longer_gradient_kernel(
     moment = tl.zeros([CP], tl.float64)
     segments = tl.zeros([CP], tl.float64)
     beyond = tl.zeros([CP], tl.float64)
-    for first in range(K, length, _UNROLL):
+    for first in range(0, length, _UNROLL):
         scores = ()
         sources = ()
         outputs = ()
@@ -146,6 +146,7 @@ def longer_gradient_kernel(
             place = row + p * C + label
             scores = scores + (tl.load(scores_ptr + place, mask=here, other=float("-inf")),)
             outputs = outputs + (tl.load(outputs_ptr + place, mask=here, other=float("-inf")),)
+            here = here & (p >= K)
             sources = sources + (tl.load(sources_ptr + place - K * C, mask=here, other=0.0),)
         for i in tl.static_range(_UNROLL):
             p = first + i
@@ -157,7 +158,7 @@ def longer_gradient_kernel(
                 h += _deep_window(scores_ptr + row, p, K, label, C, CP)
                 top = tl.max(x, 0)
                 deep = tl.where(is_deep(x, top), settled(x, top).to(tl.float64), 0.0)
-            h = tl.where(p - K >= born, h, float("-inf"))
+            h = tl.where(p - K >= born, h, float("-inf"))  # none before the K-th position
             peak = tl.where(born <= p, peak, float("-inf"))
             high = tl.maximum(peak, h)
             safe = tl.where(high > float("-inf"), high, 0.0)
