@@ -78,7 +78,7 @@ class Plan(NamedTuple):
         """float64 elements that one program needs."""
         ring_rows = self.ring * self.rows
         older = self.blocks_of_part * (self.rows + 1) if self.in_parts else 0
-        return (2 * ring_rows + 2 * self.ring + 10 + older) * self.labels + ring_rows
+        return (2 * ring_rows + 2 * self.ring + 11 + older) * self.labels + ring_rows
 
     @property
     def max_workspace(self) -> int:
