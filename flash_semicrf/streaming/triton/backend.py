@@ -33,7 +33,9 @@ _OPERATIONS = (
     "log_partition", "gradients", "messages", "tangents", "max_messages", "viterbi", "sample"
 )  # fmt: skip
 
-_TAKES_TAIL = frozenset({("log_partition", 2), ("gradients", 2)})
+_TAKES_TAIL = frozenset(
+    {("log_partition", 2), ("gradients", 2), ("max_messages", 2), ("viterbi", 2)}
+)
 """Operations that take a `duration_tail` as it is, with the dimensions of the transitions."""
 
 

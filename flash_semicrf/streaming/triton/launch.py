@@ -84,7 +84,8 @@ class Plan(NamedTuple):
     def max_workspace(self) -> int:
         """float64 elements that one program of the max pass needs."""
         older = self.blocks_of_part * self.rows if self.in_parts else 0
-        return (self.ring * (self.rows + 1) + 4 + older) * self.labels
+        longer = self.ring if self.has_tail else 0
+        return (self.ring * (self.rows + 1) + 4 + longer + older) * self.labels
 
     @property
     def blocks_of_part(self) -> int:

@@ -17,9 +17,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.numerics import allowed, decode_log, exp_wide, settled
+from flash_semicrf.streaming.triton.numerics import (
+    allowed,
+    decode_log,
+    exp_wide,
+    is_deep,
+    settled,
+)
 
-__all__ = ["add_block", "add_longer"]
+__all__ = ["add_block", "add_longer", "deep_window"]
 
 
 @triton.jit(noinline=True)
@@ -99,3 +105,14 @@ def add_longer(alpha, longer, tail_ptr, i, label, CP: tl.constexpr):
     low = tl.minimum(alpha, term)
     gap = tl.where(high > float("-inf"), low - high, 0.0)
     return high + tl.log(1.0 + exp_wide(gap))
+
+
+@triton.jit
+def deep_window(scores_ptr, p, K, label, C, CP: tl.constexpr):
+    """Sum of the deep scores among the K positions before p; those before the first count none."""
+    total = tl.zeros([CP], tl.float64)
+    for back in range(1, tl.minimum(K, p) + 1):
+        x = tl.load(scores_ptr + (p - back) * C + label, mask=label < C, other=float("-inf"))
+        top = tl.max(x, 0)
+        total += tl.where(is_deep(x, top), settled(x, top).to(tl.float64), 0.0)
+    return total
