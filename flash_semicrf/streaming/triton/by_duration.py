@@ -10,7 +10,14 @@ place of the transition term. Messages are float64 logarithms in rows 0..T. Grad
     P([s, s+k) of label c after c')
         = exp(alpha_s(c') + A_k[c', c] + e_{s, k}(c) + u_{s+k}(c) - log Z)
 
-in parallel kernels, without atomics.
+in parallel kernels, without atomics. A duration tail takes two recurrences more, at O(C): over the
+segments longer than K that end at t, and over what may follow K or more positions of a segment,
+
+    G_t(c) = tail(c) + deep_t(c) - deep_{t-1}(c) + LSE [G_{t-1}(c), the term of duration K at t-1]
+    Q_t(c) = LSE [u_t(c), tail(c) + deep_{t+1}(c) - deep_t(c) + Q_{t+1}(c)]
+
+-inf past a forbidden position; like e they leave the running scores S to the boundaries. G_t is one
+more term of alpha_t, and Q takes the place of u at duration K.
 """
 
 from __future__ import annotations
@@ -27,8 +34,11 @@ __all__ = [
     "duration_start_kernel",
     "duration_terms_kernel",
     "gamma_row",
+    "lengthen",
     "load_row",
     "load_transition",
+    "log_add",
+    "onward_row",
     "sum_over",
 ]
 
@@ -66,13 +76,31 @@ def sum_over(x, MAX: tl.constexpr):
 
 
 @triton.jit
-def _add(total, x, MAX: tl.constexpr):
+def log_add(total, x, MAX: tl.constexpr = False):
     """Log of exp(total) + exp(x), or their maximum."""
     top = tl.maximum(total, x)
     if not MAX:
         safe = tl.where(top > float("-inf"), top, 0.0)
         top = safe + tl.log(exp_wide(total - safe) + exp_wide(x - safe))
     return top
+
+
+@triton.jit
+def lengthen(x, tail, deep_ptr, born_ptr, t, label, C):
+    """x with position t - 1 as one more beyond the K-th of its segment; both float64 (CP,)."""
+    born = tl.load(born_ptr + t * C + label, mask=label < C, other=0)
+    x += tail + deep_content(deep_ptr, t - 1, t, label, C)
+    return tl.where(born < t, x, float("-inf"))
+
+
+@triton.jit
+def onward_row(beta_ptr, sink_ptr, onward_ptr, t, k, K, label, C, HAS_TAIL: tl.constexpr):
+    """u_t; for k = K with a tail Q_t: what may follow the k positions before t of a segment."""
+    found = load_row(beta_ptr + t * C, label, C) + load_row(sink_ptr + t * C, label, C)
+    if HAS_TAIL:
+        if k == K:
+            found = load_row(onward_ptr + t * C, label, C)
+    return found
 
 
 @triton.jit
@@ -98,10 +126,15 @@ def gamma_row(
 @kernel
 def duration_pass_kernel(
     transition_ptr, bias_ptr, initial_ptr, final_ptr, lengths_ptr, sink_ptr, source_ptr, deep_ptr,
-    born_ptr, alpha_ptr, beta_ptr, log_z_ptr, T, C, K,
-    HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr, MAX: tl.constexpr, CP: tl.constexpr,
+    born_ptr, tail_ptr, alpha_ptr, beta_ptr, longer_ptr, onward_ptr, log_z_ptr, T, C, K,
+    HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr, HAS_TAIL: tl.constexpr, MAX: tl.constexpr,
+    CP: tl.constexpr,
 ):  # fmt: skip
-    """Messages `alpha` by program (b, 0), with log Z; `beta` by program (b, 1), if launched."""
+    """Messages `alpha` by program (b, 0), with log Z; `beta` by program (b, 1), if launched.
+
+    With HAS_TAIL also `longer` and `onward` (B, T+1, C), G and Q; with MAX `longer` is int32, the
+    duration of the best segment that ends at t where that is above K, else 0.
+    """
     b = tl.program_id(0).to(tl.int64)
     label = tl.arange(0, CP)
     inside = label < C
@@ -113,14 +146,28 @@ def duration_pass_kernel(
     source_ptr += base
     deep_ptr += base
     born_ptr += base
+    longer_ptr += base
+    onward_ptr += base
     final = tl.where(inside, 0.0, float("-inf")).to(tl.float64)
+    if HAS_TAIL:
+        tail = load_row(tail_ptr, label, C)
     if HAS_FINAL:
         final = load_row(final_ptr, label, C)
     if tl.program_id(1) == 0:
         tl.store(alpha_ptr + label, tl.zeros([CP], tl.float64), mask=inside)
         row = final
+        if HAS_TAIL:
+            longer = tl.full([CP], float("-inf"), tl.float64)
+            newest = longer  # the term of duration K
+            duration = tl.zeros([CP], tl.int32)
         for t in range(1, length + 1):
             tl.debug_barrier()
+            if HAS_TAIL:
+                duration = tl.where(longer > newest, duration, K) + 1
+                longer = lengthen(
+                    log_add(longer, newest, MAX), tail, deep_ptr, born_ptr, t, label, C
+                )
+                newest = tl.full([CP], float("-inf"), tl.float64)
             born = tl.load(born_ptr + t * C + label, mask=inside, other=0)
             total = tl.full([CP], float("-inf"), tl.float64)
             for k in range(1, tl.minimum(K, t) + 1):
@@ -132,12 +179,25 @@ def duration_pass_kernel(
                     bias_ptr + (k - 1) * C, label, C
                 )
                 x += deep_content(deep_ptr, s, t, label, C)
-                total = _add(total, tl.where(s >= born, x, float("-inf")), MAX)
+                x = tl.where(s >= born, x, float("-inf"))
+                total = log_add(total, x, MAX)
+                if HAS_TAIL:
+                    newest = tl.where(k == K, x, newest)
+            if HAS_TAIL:
+                if MAX:
+                    duration_or_0 = tl.where(longer > total, duration, 0)
+                    tl.store(longer_ptr + t * C + label, duration_or_0, mask=inside)
+                else:
+                    tl.store(longer_ptr + t * C + label, longer, mask=inside)
+                total = log_add(total, longer, MAX)
             row = total + load_row(sink_ptr + t * C, label, C)
             tl.store(alpha_ptr + t * C + label, row, mask=inside)
         tl.store(log_z_ptr + b, tl.max(sum_over((row + final)[None, :], MAX), 0))
     else:
         tl.store(beta_ptr + length * C + label, final, mask=inside)
+        if HAS_TAIL:
+            onward = final + load_row(sink_ptr + length * C, label, C)
+            tl.store(onward_ptr + length * C + label, onward, mask=inside)
         for i in range(1, length + 1):
             tl.debug_barrier()
             s = length - i
@@ -146,25 +206,29 @@ def duration_pass_kernel(
             for k in range(1, tl.minimum(K, i) + 1):
                 t = s + k
                 x = source + load_row(bias_ptr + (k - 1) * C, label, C)
-                x += load_row(beta_ptr + t * C, label, C) + load_row(sink_ptr + t * C, label, C)
+                x += onward_row(beta_ptr, sink_ptr, onward_ptr, t, k, K, label, C, HAS_TAIL)
                 x += deep_content(deep_ptr, s, t, label, C)
                 born = tl.load(born_ptr + t * C + label, mask=inside, other=0)
                 x = tl.where(s >= born, x, float("-inf"))
                 matrix = load_transition(transition_ptr, k, label[None, :], label[:, None], C)
-                total = _add(total, sum_over(matrix + x[None, :], False), False)
+                total = log_add(total, sum_over(matrix + x[None, :], False))
             tl.store(beta_ptr + s * C + label, total, mask=inside)
+            if HAS_TAIL:
+                onward = lengthen(onward, tail, deep_ptr, born_ptr, s + 1, label, C)
+                onward = log_add(total + load_row(sink_ptr + s * C, label, C), onward)
+                tl.store(onward_ptr + s * C + label, onward, mask=inside)
 
 
 @kernel
 def duration_terms_kernel(
     transition_ptr, bias_ptr, initial_ptr, lengths_ptr, sink_ptr, source_ptr, deep_ptr,
-    born_ptr, alpha_ptr, beta_ptr, log_z_ptr, by_transition_ptr, by_bias_ptr, by_initial_ptr,
-    T, C, K,
-    HAS_INITIAL: tl.constexpr, CP: tl.constexpr,
+    born_ptr, alpha_ptr, beta_ptr, onward_ptr, log_z_ptr,
+    by_transition_ptr, by_bias_ptr, by_initial_ptr, T, C, K,
+    HAS_INITIAL: tl.constexpr, HAS_TAIL: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
     """Gradients by A_k (B, K, C, C), D_k and, if HAS_INITIAL, initial scores (B, K, C).
 
-    Program (k - 1, b).
+    Row K counts longer segments too. Program (k - 1, b).
     """
     k = tl.program_id(0) + 1
     b = tl.program_id(1).to(tl.int64)
@@ -183,8 +247,11 @@ def duration_terms_kernel(
     for s in range(length - k + 1):
         row = base + s * C
         to = base + (s + k) * C
-        x = bias + load_row(source_ptr + row, label, C) + load_row(sink_ptr + to, label, C)
-        x += load_row(beta_ptr + to, label, C) + deep_content(deep_ptr + base, s, s + k, label, C)
+        x = bias + load_row(source_ptr + row, label, C)
+        x += onward_row(
+            beta_ptr + base, sink_ptr + base, onward_ptr + base, s + k, k, K, label, C, HAS_TAIL
+        )
+        x += deep_content(deep_ptr + base, s, s + k, label, C)
         born = tl.load(born_ptr + to + label, mask=inside, other=0)
         x = tl.where(s >= born, x, float("-inf"))
         alpha = load_row(alpha_ptr + row, label, C)
@@ -203,8 +270,8 @@ def duration_terms_kernel(
 @kernel
 def duration_start_kernel(
     transition_ptr, bias_ptr, initial_ptr, lengths_ptr, sink_ptr, source_ptr, deep_ptr,
-    born_ptr, alpha_ptr, beta_ptr, log_z_ptr, start_ptr, end_ptr, T, C, K,
-    HAS_INITIAL: tl.constexpr, CP: tl.constexpr,
+    born_ptr, alpha_ptr, beta_ptr, onward_ptr, log_z_ptr, start_ptr, end_ptr, T, C, K,
+    HAS_INITIAL: tl.constexpr, HAS_TAIL: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
     """Start and end marginals (B, T, C) in float64, zero after a sequence's end; program (s, b)."""
     s = tl.program_id(0)
@@ -229,7 +296,9 @@ def duration_start_kernel(
                 alpha_ptr + base, transition_ptr, initial_ptr, s, k, label, C, HAS_INITIAL, False
             )
             x += source + load_row(bias_ptr + (k - 1) * C, label, C)
-            x += load_row(beta_ptr + to, label, C) + load_row(sink_ptr + to, label, C)
+            x += onward_row(
+                beta_ptr + base, sink_ptr + base, onward_ptr + base, s + k, k, K, label, C, HAS_TAIL
+            )
             x += deep_content(deep_ptr + base, s, s + k, label, C)
             born = tl.load(born_ptr + to + label, mask=inside, other=0)
             start += tl.where(s >= born, exp_wide(x), 0.0)

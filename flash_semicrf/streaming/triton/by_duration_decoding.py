@@ -19,9 +19,13 @@ __all__ = ["duration_last_segment_kernel", "duration_traceback_kernel"]
 @kernel
 def duration_last_segment_kernel(
     transition_ptr, bias_ptr, initial_ptr, lengths_ptr, source_ptr, deep_ptr, born_ptr,
-    alpha_ptr, code_ptr, T, C, K, HAS_INITIAL: tl.constexpr, CP: tl.constexpr,
+    alpha_ptr, longer_ptr, code_ptr, T, C, K,
+    HAS_INITIAL: tl.constexpr, HAS_TAIL: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
-    """Code ``k * CP + c`` of the best segment of label c that ends at p; program (p, b)."""
+    """Code ``k * CP + c`` of the best segment of label c that ends at p; program (p, b).
+
+    With HAS_TAIL `longer` (B, T+1, C) int32 has the durations above K, where they are better.
+    """
     t = tl.program_id(0) + 1
     b = tl.program_id(1).to(tl.int64)
     label = tl.arange(0, CP)
@@ -43,13 +47,16 @@ def duration_last_segment_kernel(
             x = tl.where(s >= born, x, float("-inf"))
             duration = tl.where(x > best, k, duration)
             best = tl.maximum(best, x)
+        if HAS_TAIL:
+            longer = tl.load(longer_ptr + base + t * C + label, mask=inside, other=0)
+            duration = tl.where(longer > 0, longer, duration)
     tl.store(code_ptr + (b * T + t - 1) * C + label, duration * CP + label, mask=inside)
 
 
 @kernel
 def duration_traceback_kernel(
     transition_ptr, final_ptr, lengths_ptr, alpha_ptr, code_ptr, best_ptr,
-    starts_ptr, labels_ptr, counts_ptr, T, C, HAS_FINAL: tl.constexpr, CP: tl.constexpr,
+    starts_ptr, labels_ptr, counts_ptr, T, C, K, HAS_FINAL: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
     """Write the segments as `traceback_kernel` does; program (b,)."""
     b = tl.program_id(0).to(tl.int64)
@@ -76,6 +83,6 @@ def duration_traceback_kernel(
         count += 1
         tl.store(starts_ptr - count, stop)
         tl.store(labels_ptr - count, chosen)
-        place = ((k - 1) * C + label) * C + chosen
+        place = ((tl.minimum(k, K) - 1) * C + label) * C + chosen
         rank = wide(tl.load(transition_ptr + place, mask=inside, other=float("-inf")))
     tl.store(counts_ptr + b, count)

@@ -22,11 +22,12 @@ from flash_semicrf.streaming.triton.by_duration_decoding import (
 from flash_semicrf.streaming.triton.decoding import collect_table
 from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.launch import power_of_two_above, problem_of
-from flash_semicrf.streaming.triton.log_messages import with_common_parts
+from flash_semicrf.streaming.triton.log_messages import boundary_marginals, with_common_parts
 from flash_semicrf.streaming.triton.prefixes import prefixes_of
 
 __all__ = [
     "Inputs",
+    "Passes",
     "gradients",
     "log_partition",
     "max_messages",
@@ -50,6 +51,7 @@ class Inputs(NamedTuple):
     deep: Tensor
     born: Tensor
     common: Tensor
+    tail: Tensor
     constants: dict[str, bool | int]
 
     @property
@@ -58,42 +60,58 @@ class Inputs(NamedTuple):
         return {"CP": self.constants["CP"], "num_warps": 8 if self.constants["CP"] > 32 else 4}
 
 
+class Passes(NamedTuple):
+    """What `duration_pass_kernel` writes; alpha in place of what it was not asked for."""
+
+    log_z: Tensor  # (B,), without the common parts; the best score of the max pass
+    alpha: Tensor  # (B, T + 1, C)
+    beta: Tensor
+    longer: Tensor
+    onward: Tensor
+
+
 def prepare(p: Potentials) -> Inputs:
     """Contiguous tensors, prefixes and constants of a problem."""
     problem = problem_of(p)
     labels = max(4, power_of_two_above(p.num_labels))
     bias = p.duration_bias.contiguous()
-    has_initial, has_final = p.initial_scores is not None, p.final_scores is not None
+    given = (p.initial_scores, p.final_scores, p.duration_tail)
+    has_initial, has_final, has_tail = (x is not None for x in given)
     return Inputs(
         p.transition.contiguous(), bias,
         p.initial_scores.expand_as(bias).contiguous() if has_initial else bias,
         p.final_scores.contiguous() if has_final else bias,
         problem.lengths, *prefixes_of(problem, labels),
-        {"HAS_INITIAL": has_initial, "HAS_FINAL": has_final, "CP": labels},
+        p.duration_tail.contiguous() if has_tail else bias,
+        {"HAS_INITIAL": has_initial, "HAS_FINAL": has_final, "HAS_TAIL": has_tail, "CP": labels},
     )  # fmt: skip
 
 
-def run_passes(
-    p: Potentials, inputs: Inputs, both: bool, maximum: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(log Z or best score, alpha, beta), without the common parts; beta is alpha unless `both`."""
+def run_passes(p: Potentials, inputs: Inputs, both: bool, maximum: bool) -> Passes:
+    """Run the forward pass, of either semiring, and with `both` the backward pass."""
     B, T, C = p.scores.shape
     log_z = torch.empty(B, dtype=torch.float64, device=p.device)
     alpha = torch.empty_like(inputs.sink)
-    beta = torch.empty_like(alpha) if both else alpha
+    beta, longer, onward = torch.empty_like(alpha) if both else alpha, alpha, alpha
+    if inputs.constants["HAS_TAIL"]:
+        longer = torch.empty_like(alpha, dtype=torch.int32 if maximum else torch.float64)
+        onward = torch.empty_like(alpha) if both else alpha
     launch(
         duration_pass_kernel, (B, 2 if both else 1),
-        *inputs[:9], alpha, beta, log_z, T, C, p.max_duration,
-        HAS_INITIAL=inputs.constants["HAS_INITIAL"], HAS_FINAL=inputs.constants["HAS_FINAL"],
-        MAX=maximum, **inputs.launch,
+        *inputs[:9], inputs.tail, alpha, beta, longer, onward, log_z, T, C, p.max_duration,
+        HAS_FINAL=inputs.constants["HAS_FINAL"], MAX=maximum, **_options(inputs), **inputs.launch,
     )  # fmt: skip
-    return log_z, alpha, beta
+    return Passes(log_z, alpha, beta, longer, onward)
+
+
+def _options(inputs: Inputs) -> dict[str, bool]:
+    return {name: inputs.constants[name] for name in ("HAS_INITIAL", "HAS_TAIL")}
 
 
 def log_partition(potentials: Potentials) -> Tensor:
     """Log Z (B,) in float64; memory O(TC) per sequence."""
     inputs = prepare(potentials)
-    return run_passes(potentials, inputs, False, False)[0] + inputs.common
+    return run_passes(potentials, inputs, False, False).log_z + inputs.common
 
 
 def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -102,10 +120,11 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
     B, T, C = p.scores.shape
     K = p.max_duration
     inputs = prepare(p)
-    log_z, alpha, beta = run_passes(p, inputs, True, False)
-    shared = (*inputs[:3], *inputs[4:9], alpha, beta, log_z)
-    has_initial = inputs.constants["HAS_INITIAL"]
+    log_z, alpha, beta, longer, onward = run_passes(p, inputs, True, False)
+    shared = (*inputs[:3], *inputs[4:9], alpha, beta, onward, log_z)
     found = {}
+    if "duration_tail" in wanted:  # the positions beyond the K-th of their segment
+        found["duration_tail"] = boundary_marginals(p, log_z, (longer + onward)[:, 1:])[0].sum(1)
     initial_by_duration = p.initial_scores is not None and p.initial_scores.dim() == 2
     if wanted & {"transition", "duration_bias"} or initial_by_duration:
         found["transition"] = log_z.new_empty((B, K, C, C))
@@ -113,22 +132,14 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
         launch(
             duration_terms_kernel, (K, B),
             *shared, found["transition"], found["duration_bias"], initial, T, C, K,
-            HAS_INITIAL=has_initial, **inputs.launch,
+            **_options(inputs), **inputs.launch,
         )  # fmt: skip
     if wanted - found.keys():
         start, end = log_z.new_empty((2, B, T, C))
         launch(
-            duration_start_kernel,
-            (T, B),
-            *shared,
-            start,
-            end,
-            T,
-            C,
-            K,
-            HAS_INITIAL=has_initial,
-            **inputs.launch,
-        )
+            duration_start_kernel, (T, B),
+            *shared, start, end, T, C, K, **_options(inputs), **inputs.launch,
+        )  # fmt: skip
         position = start.cumsum(1)
         position[:, 1:] -= end.cumsum(1)[:, :-1]
         inside = torch.arange(T, device=p.device) < p.lengths[:, None]
@@ -144,12 +155,12 @@ def messages(potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
     """Log Z, alpha, beta; see `flash_semicrf.streaming.dispatch.Backend`."""
     inputs = prepare(potentials)
     found = run_passes(potentials, inputs, True, False)
-    return with_common_parts(potentials, *found)
+    return with_common_parts(potentials, *found[:3])
 
 
 def max_messages(potentials: Potentials) -> Tensor:
     """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
-    alpha = run_passes(potentials, prepare(potentials), False, True)[1]
+    alpha = run_passes(potentials, prepare(potentials), False, True).alpha
     left_out = running_total(common_parts(potentials.scores, potentials.lengths))
     return alpha + left_out[..., None]
 
@@ -159,19 +170,20 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     p = potentials
     B, T, C = p.scores.shape
     inputs = prepare(p)
-    best, alpha, _ = run_passes(p, inputs, False, True)
+    best, alpha, _, longer, _ = run_passes(p, inputs, False, True)
     codes = torch.empty((B, T, C), dtype=torch.int32, device=p.device)
     starts, labels = torch.empty((2, B, T), dtype=torch.int32, device=p.device)
     counts = torch.empty(B, dtype=torch.int32, device=p.device)
     launch(
         duration_last_segment_kernel, (T, B),
         inputs.transition, inputs.bias, inputs.initial, inputs.lengths, inputs.source, inputs.deep,
-        inputs.born, alpha, codes, T, C, p.max_duration,
-        HAS_INITIAL=inputs.constants["HAS_INITIAL"], **inputs.launch,
+        inputs.born, alpha, longer, codes, T, C, p.max_duration,
+        **_options(inputs), **inputs.launch,
     )  # fmt: skip
     launch(
         duration_traceback_kernel, (B,),
         inputs.transition, inputs.final, inputs.lengths, alpha, codes, best, starts, labels, counts,
-        T, C, HAS_FINAL=inputs.constants["HAS_FINAL"], CP=inputs.constants["CP"], num_warps=1,
+        T, C, p.max_duration,
+        HAS_FINAL=inputs.constants["HAS_FINAL"], CP=inputs.constants["CP"], num_warps=1,
     )  # fmt: skip
     return best + inputs.common, collect_table(starts, labels, counts, inputs.lengths)

@@ -27,7 +27,7 @@ def tangents(
     K = p.max_duration
     inputs = durational.prepare(p)
     q = towards(direction, inputs.constants["CP"])
-    log_z, alpha, beta = durational.run_passes(p, inputs, True, False)
+    log_z, alpha, beta, *_ = durational.run_passes(p, inputs, True, False)
     d_alpha, d_beta = torch.empty_like(alpha), torch.empty_like(beta)
     initial = q.initial.expand_as(q.bias).contiguous()
     given = (*inputs[:3], inputs.lengths, log_z, *inputs[5:9], alpha, beta)

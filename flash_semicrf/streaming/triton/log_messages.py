@@ -31,6 +31,7 @@ from flash_semicrf.streaming.triton.numerics import decode_log, exp_wide
 
 __all__ = [
     "LogMessages",
+    "boundary_marginals",
     "log_messages",
     "log_messages_kernel",
     "messages",
@@ -129,3 +130,12 @@ def with_common_parts(
     total = left_out[:, -1]
     rest = total[:, None] - left_out
     return log_z + total, alpha + left_out[..., None], beta + rest[..., None]
+
+
+def boundary_marginals(p: Potentials, log_z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(log_weight - log Z) (B, T, C), 0 outside sequences; and what is inside, (B, T, 1)."""
+    feasible = log_z > -torch.inf
+    inside = torch.arange(p.num_positions, device=p.device) < p.lengths[:, None]
+    inside = (inside & feasible[:, None])[..., None]
+    level = torch.where(feasible, log_z, 0.0)[:, None, None]
+    return torch.where(inside, log_weight - level, -torch.inf).exp(), inside

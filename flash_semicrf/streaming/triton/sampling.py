@@ -196,7 +196,7 @@ def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
     labels = inputs.constants["CP"]
     durations = min(_DURATIONS, power_of_two_above(p.max_duration))
     if p.transition.dim() == 3:
-        log_z, alpha, _ = durational.run_passes(p, inputs, False, False)
+        log_z, alpha, *_ = durational.run_passes(p, inputs, False, False)
         return _walks(
             p, seed, num_samples, (*inputs[:9], alpha, alpha, log_z),
             BY_DURATION=True, HAS_INITIAL=inputs.constants["HAS_INITIAL"], CP=labels,

@@ -19,7 +19,7 @@ from torch import Tensor
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.launch import plan_of, power_of_two_above, problem_of
-from flash_semicrf.streaming.triton.log_messages import log_messages
+from flash_semicrf.streaming.triton.log_messages import boundary_marginals, log_messages
 from flash_semicrf.streaming.triton.prefixes import Prefixes, prefixes_of
 from flash_semicrf.streaming.triton.tangent_passes import tangent_pass_kernel
 from flash_semicrf.streaming.triton.tangent_terms import (
@@ -29,7 +29,6 @@ from flash_semicrf.streaming.triton.tangent_terms import (
 
 __all__ = [
     "Towards",
-    "boundary_marginals",
     "boundary_tangents",
     "end_tangents",
     "tangents",
@@ -56,15 +55,6 @@ def towards(direction: Potentials, labels: int) -> Towards:
     final = q.scores.new_zeros(q.num_labels) if q.final_scores is None else q.final_scores
     given = (q.transition, q.duration_bias, q.initial_scores, final)
     return Towards(*(x.contiguous() for x in given), prefixes_of(problem_of(q), labels))
-
-
-def boundary_marginals(p: Potentials, log_z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(log_weight - log Z) (B, T, C), 0 outside sequences; and what is inside, (B, T, 1)."""
-    feasible = log_z > -torch.inf
-    inside = torch.arange(p.num_positions, device=p.device) < p.lengths[:, None]
-    inside = (inside & feasible[:, None])[..., None]
-    level = torch.where(feasible, log_z, 0.0)[:, None, None]
-    return torch.where(inside, log_weight - level, -torch.inf).exp(), inside
 
 
 def end_tangents(
