@@ -96,7 +96,7 @@ class TritonBackend:
 
     def takes_tail(self, operation: str, potentials: Potentials) -> bool:
         """Whether an operation needs no expansion of the problem; see `flash_semicrf.tail`."""
-        if potentials.duration_tail is None:
+        if potentials.duration_tail is None or potentials.transition.dim() == 3:
             return True
         return (operation, potentials.transition.dim()) in _TAKES_TAIL
 
