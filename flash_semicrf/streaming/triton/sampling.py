@@ -7,8 +7,9 @@ log messages,
     P(k | c ends at t)  = exp(gamma_{t-k}(c) + D_k(c) + score of the positions - alpha_t(c))
     P(c' | c starts at s) is in proportion to exp(alpha_s(c') + A[c', c])
 
-and with transitions by duration gamma is summed up for the durations that a walk looks at. Cost per
-segment C and its duration, k·C with transitions by duration; float64.
+and with transitions by duration gamma is summed up for the durations that a walk looks at. With a
+duration tail the durations go on beyond K, in the same sum. Cost per segment C and its duration,
+k·C with transitions by duration; float64.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ from flash_semicrf.streaming.triton.numerics import exp_wide, wide
 __all__ = ["sample", "sample_kernel"]
 
 _DURATIONS = 128
-"""Durations whose probabilities are summed up at once."""
+"""Most durations whose probabilities are summed up at once."""
+
+_FURTHER = 32
+"""Fewest of them where durations go on beyond K."""
 
 _BUFFER = 2**27
 """Segments that there is room for at a time, eight bytes each."""
@@ -69,19 +73,19 @@ def _draw_label(alpha, into, u, label):
 
 @triton.jit
 def _arrival(
-    alpha_ptr, gamma_ptr, transition_ptr, initial_ptr, s, k, live, chosen, C,
+    alpha_ptr, gamma_ptr, transition_ptr, initial_ptr, s, table, live, chosen, C,
     BY_DURATION: tl.constexpr, HAS_INITIAL: tl.constexpr, CP: tl.constexpr,
 ):  # fmt: skip
-    """gamma_s of the label chosen, for segments [s, s + k) side by side."""
+    """gamma_s of the label chosen, for segments side by side; `table` are rows of A_k, from 0."""
     if BY_DURATION:
         label = tl.arange(0, CP)[None, :]
         inside = live[:, None] & (label < C)
         x = tl.load(alpha_ptr + s[:, None] * C + label, mask=inside, other=float("-inf"))
-        place = ((k - 1)[:, None] * C + label) * C + chosen
+        place = (table[:, None] * C + label) * C + chosen
         x += wide(tl.load(transition_ptr + place, mask=inside, other=float("-inf")))
         gamma = sum_over(x, False)
         if HAS_INITIAL:
-            place = (k - 1) * C + chosen
+            place = table * C + chosen
             first = wide(tl.load(initial_ptr + place, mask=live, other=float("-inf")))
             gamma = tl.where(s == 0, first, gamma)
     else:
@@ -92,10 +96,10 @@ def _arrival(
 @kernel
 def sample_kernel(
     stream_ptr, transition_ptr, bias_ptr, initial_ptr, final_ptr, lengths_ptr, sink_ptr, source_ptr,
-    deep_ptr, born_ptr, alpha_ptr, gamma_ptr, log_z_ptr, starts_ptr, labels_ptr, counts_ptr,
-    B, T, C, K,
+    deep_ptr, born_ptr, tail_ptr, alpha_ptr, gamma_ptr, log_z_ptr, starts_ptr, labels_ptr,
+    counts_ptr, B, T, C, K,
     BY_DURATION: tl.constexpr, HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr,
-    CP: tl.constexpr, KT: tl.constexpr,
+    HAS_TAIL: tl.constexpr, CP: tl.constexpr, KT: tl.constexpr,
 ):  # fmt: skip
     """Draw sample j of sequence b, and write it as `traceback_kernel` does; program (j * B + b,).
 
@@ -130,7 +134,11 @@ def sample_kernel(
         end = stop * C + chosen
         level = tl.load(sink_ptr + end) - tl.load(alpha_ptr + end)
         content = tl.load(deep_ptr + end)
-        longest = tl.minimum(K, stop - tl.load(born_ptr + end))
+        possible = stop - tl.load(born_ptr + end)
+        longest = tl.minimum(K, possible)
+        if HAS_TAIL:
+            tail = wide(tl.load(tail_ptr + chosen))
+            longest = tl.where(tail > float("-inf"), possible, longest)
         before = tl.zeros([], tl.float64)
         last = tl.zeros([], tl.int32)
         found = tl.full([], _NOTHING, tl.int32)
@@ -139,21 +147,26 @@ def sample_kernel(
             k = first + 1 + tl.arange(0, KT)
             s = stop - k
             live = k <= longest
+            table = k - 1
+            if HAS_TAIL:
+                table = tl.minimum(k, K) - 1
             place = s * C + chosen
             x = _arrival(
-                alpha_ptr, gamma_ptr, transition_ptr, initial_ptr, s, k, live, chosen, C,
+                alpha_ptr, gamma_ptr, transition_ptr, initial_ptr, s, table, live, chosen, C,
                 BY_DURATION, HAS_INITIAL, CP,
             )  # fmt: skip
             x += tl.load(source_ptr + place, mask=live, other=0.0) + level
             x += content - tl.load(deep_ptr + place, mask=live, other=0.0)
-            place = (k - 1) * C + chosen
+            place = table * C + chosen
             x += wide(tl.load(bias_ptr + place, mask=live, other=float("-inf")))
+            if HAS_TAIL:
+                x += tl.where(k > K, (k - K) * tail, 0.0)
             weight = exp_wide(x)
             found = _draw(weight, before, k, u)
             last = tl.maximum(last, tl.max(tl.where(weight > 0, k, 0), 0))
             before += tl.sum(weight, 0)
             first += KT
-        # Some duration has a weight of 1/K or more; the bound keeps a walk on NaN from going on.
+        # Some duration has a weight of 1/T or more; the bound keeps a walk on NaN from going on.
         duration = tl.maximum(tl.minimum(found, last), 1)
         stop -= duration
         count += 1
@@ -161,15 +174,20 @@ def sample_kernel(
         tl.store(labels_ptr - count, chosen)
         place = label * C + chosen
         if BY_DURATION:
-            place += (duration - 1) * C * C
+            place += (tl.minimum(duration, K) - 1) * C * C
         into = wide(tl.load(transition_ptr + place, mask=label < C, other=float("-inf")))
     tl.store(counts_ptr + row, count)
 
 
 def _walks(
-    p: Potentials, seed: int, num_samples: int, inputs: tuple[Tensor, ...], **constants: int
+    p: Potentials,
+    seed: int,
+    num_samples: int,
+    inputs: durational.Inputs,
+    messages: tuple[Tensor, ...],
+    **constants: int,
 ) -> SegmentTable:
-    """Draw, some samples at a time; `inputs` are those of the kernel from transitions to log Z."""
+    """Draw, some samples at a time; `messages` are alpha, gamma and log Z."""
     B, T, C = p.scores.shape
     stream = torch.from_numpy(streams(seed, num_samples, B).view(np.int64))
     together = max(1, _BUFFER // (B * T))
@@ -181,8 +199,10 @@ def _walks(
         counts = torch.empty(rows, dtype=torch.int32, device=p.device)
         launch(
             sample_kernel, (rows,),
-            part, *inputs, starts, labels, counts, B, T, C, p.max_duration,
-            HAS_FINAL=p.final_scores is not None, **constants, num_warps=1,
+            part, *inputs[:9], inputs.tail, *messages, starts, labels, counts,
+            B, T, C, p.max_duration,
+            HAS_FINAL=inputs.constants["HAS_FINAL"], HAS_TAIL=inputs.constants["HAS_TAIL"],
+            CP=inputs.constants["CP"], **constants, num_warps=1,
         )  # fmt: skip
         table = collect_table(starts, labels, counts, p.lengths.repeat(part.shape[1]))
         tables.append(table._replace(sequence=table.sequence + first * B))
@@ -193,17 +213,19 @@ def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
     """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
     p = potentials
     inputs = durational.prepare(p)
-    labels = inputs.constants["CP"]
-    durations = min(_DURATIONS, power_of_two_above(p.max_duration))
+    durations = power_of_two_above(p.max_duration)
+    if p.duration_tail is not None:
+        durations = max(_FURTHER, durations)
+    durations = min(_DURATIONS, durations)
     if p.transition.dim() == 3:
         log_z, alpha, *_ = durational.run_passes(p, inputs, False, False)
         return _walks(
-            p, seed, num_samples, (*inputs[:9], alpha, alpha, log_z),
-            BY_DURATION=True, HAS_INITIAL=inputs.constants["HAS_INITIAL"], CP=labels,
-            KT=min(durations, max(4, 1024 // labels)),
+            p, seed, num_samples, inputs, (alpha, alpha, log_z),
+            BY_DURATION=True, HAS_INITIAL=inputs.constants["HAS_INITIAL"],
+            KT=min(durations, max(4, 1024 // inputs.constants["CP"])),
         )  # fmt: skip
     found = log_messages(p, problem_of(p), plan_of(p))
     return _walks(
-        p, seed, num_samples, (*inputs[:9], found.alpha, found.gamma, found.log_z),
-        BY_DURATION=False, HAS_INITIAL=False, CP=labels, KT=durations,
+        p, seed, num_samples, inputs, (found.alpha, found.gamma, found.log_z),
+        BY_DURATION=False, HAS_INITIAL=False, KT=durations,
     )  # fmt: skip
