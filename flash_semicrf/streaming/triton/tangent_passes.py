@@ -20,13 +20,24 @@ from flash_semicrf.streaming.triton.by_duration import load_row
 from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import exp_wide, wide
 
-__all__ = ["finite", "tangent_pass_kernel"]
+__all__ = ["either", "finite", "tangent_pass_kernel"]
 
 
 @triton.jit
 def finite(x):
     """0 in place of what is infinite: for levels that a term of -inf is compared with."""
     return tl.where(x > float("-inf"), x, 0.0)
+
+
+@triton.jit
+def either(x, d, y, e):
+    """Log of exp(x) + exp(y), and the mean of d and e by their shares; 0 where both are -inf."""
+    top = finite(tl.maximum(x, y))
+    weight = exp_wide(x - top)
+    other = exp_wide(y - top)
+    total = weight + other
+    mean = (weight * d + other * e) / tl.where(total > 0, total, 1.0)
+    return top + tl.log(total), tl.where(total > 0, mean, 0.0)
 
 
 @triton.jit

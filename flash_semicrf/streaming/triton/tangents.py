@@ -40,20 +40,22 @@ _TILE = 1024
 
 
 class Towards(NamedTuple):
-    """The direction as kernels read it: contiguous, float64; zeros for final scores left out."""
+    """The direction as kernels read it: contiguous, float64; zeros for what is left out."""
 
     transition: Tensor
     bias: Tensor
     initial: Tensor
     final: Tensor
+    tail: Tensor
     prefixes: Prefixes
 
 
 def towards(direction: Potentials, labels: int) -> Towards:
     """Prepare a direction for kernels that pad labels to `labels`."""
     q = direction.to(torch.float64)
-    final = q.scores.new_zeros(q.num_labels) if q.final_scores is None else q.final_scores
-    given = (q.transition, q.duration_bias, q.initial_scores, final)
+    nothing = q.scores.new_zeros(q.num_labels)
+    final, tail = (nothing if x is None else x for x in (q.final_scores, q.duration_tail))
+    given = (q.transition, q.duration_bias, q.initial_scores, final, tail)
     return Towards(*(x.contiguous() for x in given), prefixes_of(problem_of(q), labels))
 
 
