@@ -2,8 +2,8 @@
 
 As `tangent_passes` and `tangent_terms`, by the recurrences of `by_duration`: a derivative is the
 posterior mean of the direction's score, over durations and labels at once. Cost T·K·C² in every
-kernel, exponentials of log probabilities; float64. Initial scores are (K, C) and always given. G and
-Q, of duration tails, have derivatives too: means over the two terms of each.
+kernel, exponentials of log probabilities; float64. Initial scores are (K, C) and always given. With
+a duration tail G and Q of `by_duration` have derivatives too: means over the two terms of each.
 """
 
 from __future__ import annotations

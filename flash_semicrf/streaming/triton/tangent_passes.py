@@ -9,6 +9,12 @@ first-order expectation semiring):
 and, from the end, d eta and d beta in the same way. The weights come from the messages, and are
 made to sum to 1, so that their rounding does not add up over the positions; what has no posterior
 probability gets 0. Cost T(KC + C²) exponentials, one position after the other; float64.
+
+With a duration tail the segments longer than K are one more term of that mean, of log-sum G_t as in
+`by_duration` forwards, and the same read from the end, with
+
+    d G_t(c) = the direction's score of a further position + the mean of d G_{t-1}(c) and
+               the derivative of the term of duration K at t-1
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.by_duration import load_row
+from flash_semicrf.streaming.triton.by_duration import deep_content, lengthen, load_row
 from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import exp_wide, wide
 
@@ -41,12 +47,13 @@ def either(x, d, y, e):
 
 
 @triton.jit
-def _window_mean(
+def _window_terms(
     across_ptr, opening_ptr, bias_ptr, deep_ptr, born_ptr,
     d_across_ptr, d_opening_ptr, d_bias_ptr, d_deep_ptr,
     level, here, direction, longest, C, CP: tl.constexpr, KT: tl.constexpr,
 ):  # fmt: skip
-    """Mean derivative of the segments between `here` and the boundaries up to `longest` away."""
+    """Weights of the segments between `here` and the boundaries up to `longest` away, summed up,
+    and the sum of their products with the derivatives."""
     label = tl.arange(0, CP)[None, :]
     total = tl.zeros([CP], tl.float64)
     mean = tl.zeros([CP], tl.float64)
@@ -72,7 +79,28 @@ def _window_mean(
         weight = tl.where(live, exp_wide(x), 0.0)
         total += tl.sum(weight, 0)
         mean += tl.sum(tl.where(live, weight * d, 0.0), 0)
-    return tl.where(total > 0, mean / tl.where(total > 0, total, 1.0), 0.0)
+    return total, mean
+
+
+@triton.jit
+def _longest(
+    across_ptr, opening_ptr, bias_ptr, deep_ptr, born_ptr,
+    d_across_ptr, d_opening_ptr, d_bias_ptr, d_deep_ptr, here, direction, K, label, C,
+):  # fmt: skip
+    """Log of the segments between `here` and the boundary K away, and their derivative."""
+    inside = label < C
+    other = here - direction * K
+    first = tl.minimum(here, other)
+    stop = first + K
+    x = load_row(bias_ptr + (K - 1) * C, label, C) + load_row(across_ptr + other * C, label, C)
+    x += load_row(opening_ptr + other * C, label, C)
+    x += deep_content(deep_ptr, first, stop, label, C)
+    born = tl.load(born_ptr + stop * C + label, mask=inside, other=0)
+    d = tl.load(d_bias_ptr + (K - 1) * C + label, mask=inside, other=0.0)
+    d += tl.load(d_across_ptr + other * C + label, mask=inside, other=0.0)
+    d += tl.load(d_opening_ptr + other * C + label, mask=inside, other=0.0)
+    d += deep_content(d_deep_ptr, first, stop, label, C)
+    return tl.where(first >= born, x, float("-inf")), d
 
 
 @triton.jit
@@ -107,13 +135,15 @@ def tangent_pass_kernel(
     transition_ptr, bias_ptr, lengths_ptr, log_z_ptr, sink_ptr, source_ptr, deep_ptr, born_ptr,
     alpha_ptr, gamma_ptr, eta_ptr, beta_ptr,
     d_transition_ptr, d_bias_ptr, d_initial_ptr, d_final_ptr, d_sink_ptr, d_source_ptr, d_deep_ptr,
-    d_alpha_ptr, d_gamma_ptr, d_eta_ptr, d_beta_ptr, T, C, K,
-    CP: tl.constexpr, KT: tl.constexpr, SOURCES: tl.constexpr,
+    d_alpha_ptr, d_gamma_ptr, d_eta_ptr, d_beta_ptr,
+    tail_ptr, d_tail_ptr, longer_ptr, d_longer_ptr, T, C, K,
+    HAS_TAIL: tl.constexpr, CP: tl.constexpr, KT: tl.constexpr, SOURCES: tl.constexpr,
 ):  # fmt: skip
     """Fill rows of d_alpha and d_gamma by program (b, 0), of d_eta and d_beta by (b, 1).
 
     All (B, T+1, C), as the messages; nothing is written where nothing is feasible. Every array of
-    the direction is float64 and finite.
+    the direction is float64 and finite. With HAS_TAIL program (b, 0) also fills `longer`, G without
+    running scores as in `by_duration`, and d_longer.
     """
     b = tl.program_id(0).to(tl.int64)
     label = tl.arange(0, CP)
@@ -151,6 +181,13 @@ def tangent_pass_kernel(
     deep_ptr += base
     born_ptr += base
     d_deep_ptr += base
+    if HAS_TAIL:
+        tail = load_row(tail_ptr, label, C)
+        d_tail = tl.load(d_tail_ptr + label, mask=inside, other=0.0)
+        longer = tl.full([CP], float("-inf"), tl.float64)
+        d_longer = tl.zeros([CP], tl.float64)
+        newest = longer
+        d_newest = d_longer
     edge = tl.load(edge_ptr + label, mask=inside, other=0.0)
     tl.store(d_across_ptr + origin * C + label, edge, mask=inside & (length > 0))
     for i in range(1, length + 1):
@@ -159,11 +196,28 @@ def tangent_pass_kernel(
         row = here * C + label
         own = load_row(own_ptr + here * C, label, C)
         level = load_row(closing_ptr + here * C, label, C) - finite(own)
-        d = _window_mean(
+        total, mean = _window_terms(
             across_ptr, opening_ptr, bias_ptr, deep_ptr, born_ptr,
             d_across_ptr, d_opening_ptr, d_bias_ptr, d_deep_ptr,
             level, here, direction, tl.minimum(K, i), C, CP, KT,
         )  # fmt: skip
+        if HAS_TAIL:
+            longer, d_longer = either(longer, d_longer, newest, d_newest)
+            t = tl.maximum(here, here - direction)  # the position before it is passed
+            longer = lengthen(longer, tail, deep_ptr, born_ptr, t, label, C)
+            d_longer += d_tail + deep_content(d_deep_ptr, t - 1, t, label, C)
+            tl.store(longer_ptr + base + row, longer, mask=inside & (direction > 0))
+            tl.store(d_longer_ptr + base + row, d_longer, mask=inside & (direction > 0))
+            weight = exp_wide(longer + level)
+            total += weight
+            mean += weight * d_longer
+            if i >= K:
+                newest, d_newest = _longest(
+                    across_ptr, opening_ptr, bias_ptr, deep_ptr, born_ptr,
+                    d_across_ptr, d_opening_ptr, d_bias_ptr, d_deep_ptr, here, direction, K,
+                    label, C,
+                )  # fmt: skip
+        d = tl.where(total > 0, mean / tl.where(total > 0, total, 1.0), 0.0)
         d += tl.load(d_closing_ptr + row, mask=inside, other=0.0)
         tl.store(d_own_ptr + row, tl.where(own > float("-inf"), d, 0.0), mask=inside)
         tl.debug_barrier()

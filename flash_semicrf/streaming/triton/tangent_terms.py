@@ -4,17 +4,22 @@
     d E[count of A[c', c]] = sum_s P(c', c at s) (d alpha_s(c') + dA[c', c] + d eta_s(c) - d log Z)
 
 with h = gamma + source, u = sink + beta. Every factor P is one exponential; sums over chunks of
-positions are written apart, without atomics; float64.
+positions are written apart, without atomics; float64. For duration tails, with G and Q of
+`by_duration`,
+
+    d E[positions beyond the K-th] = sum_t P(G_t, Q_t) (d G_t(c) + d Q_t(c) - d log Z)
 """
 
 from __future__ import annotations
 
 import triton.language as tl
 
+from flash_semicrf.streaming.triton.by_duration import deep_content, lengthen, load_row
 from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import exp_wide, wide
+from flash_semicrf.streaming.triton.tangent_passes import either
 
-__all__ = ["duration_tangent_kernel", "transition_tangent_kernel"]
+__all__ = ["duration_tangent_kernel", "tail_tangent_kernel", "transition_tangent_kernel"]
 
 
 @kernel
@@ -93,3 +98,39 @@ def transition_tangent_kernel(
         total += exp_wide(matrix + alpha[:, None] + eta[None, :]) * d
     place += (b * tl.num_programs(1) + chunk) * C * C
     tl.store(found_ptr + place, total, mask=inside)
+
+
+@kernel
+def tail_tangent_kernel(
+    lengths_ptr, log_z_ptr, mean_ptr, u_ptr, deep_ptr, born_ptr, longer_ptr, tail_ptr,
+    d_u_ptr, d_deep_ptr, d_longer_ptr, d_tail_ptr, found_ptr, T, C, CP: tl.constexpr,
+):  # fmt: skip
+    """Row of `found` (B, C), by the recurrence of Q from the end on; program (b,)."""
+    b = tl.program_id(0).to(tl.int64)
+    label = tl.arange(0, CP)
+    inside = label < C
+    log_z = tl.load(log_z_ptr + b)
+    mean = tl.load(mean_ptr + b)
+    length = tl.where(log_z > float("-inf"), tl.load(lengths_ptr + b).to(tl.int32), 0)
+    log_z = tl.where(length > 0, log_z, 0.0)
+    base = b * (T + 1) * C
+    deep_ptr += base
+    born_ptr += base
+    d_deep_ptr += base
+    tail = load_row(tail_ptr, label, C)
+    d_tail = tl.load(d_tail_ptr + label, mask=inside, other=0.0)
+    onward = tl.full([CP], float("-inf"), tl.float64)
+    d_onward = tl.zeros([CP], tl.float64)
+    total = tl.zeros([CP], tl.float64)
+    for i in range(length):
+        t = length - i
+        row = base + t * C + label
+        u = load_row(u_ptr + base + t * C, label, C)
+        d_u = tl.load(d_u_ptr + row, mask=inside, other=0.0)
+        onward, d_onward = either(onward, d_onward, u, d_u)
+        longer = tl.load(longer_ptr + row, mask=inside, other=float("-inf"))
+        d = tl.load(d_longer_ptr + row, mask=inside, other=0.0) + d_onward - mean
+        total += exp_wide(longer + onward - log_z) * d
+        onward = lengthen(onward, tail, deep_ptr, born_ptr, t, label, C)
+        d_onward += d_tail + deep_content(d_deep_ptr, t - 1, t, label, C)
+    tl.store(found_ptr + b * C + label, total, mask=inside)

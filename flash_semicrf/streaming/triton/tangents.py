@@ -6,7 +6,7 @@ The derivatives of the messages along the direction come from one pass each way;
     d P(c starts at s) = P(start) (d gamma_s + d eta_s - d log Z)
     d P(c ends at t)   = P(end) (d alpha_t + d beta_t - d log Z)
 
-and sums over segments and boundaries, by `tangent_terms`.
+and sums over segments and boundaries, by `tangent_terms`; of segments longer than K, at their ends.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from flash_semicrf.streaming.triton.prefixes import Prefixes, prefixes_of
 from flash_semicrf.streaming.triton.tangent_passes import tangent_pass_kernel
 from flash_semicrf.streaming.triton.tangent_terms import (
     duration_tangent_kernel,
+    tail_tangent_kernel,
     transition_tangent_kernel,
 )
 
@@ -100,13 +101,17 @@ def tangents(
     m = log_messages(p, problem, plan)
     d_alpha, d_gamma, d_eta, d_beta = (torch.empty_like(m.alpha) for _ in range(4))
     transition, bias = p.transition.contiguous(), p.duration_bias.contiguous()
+    has_tail = p.duration_tail is not None
+    tail = p.duration_tail.contiguous() if has_tail else bias
+    longer, d_longer = (torch.empty_like(m.alpha) if has_tail else d_alpha for _ in range(2))
     sources = max(1, min(plan.labels, _TILE // plan.labels))
     launch(
         tangent_pass_kernel, (B, 2),
         transition, bias, problem.lengths, m.log_z, *prefixes[:4],
         m.alpha, m.gamma, m.eta, m.beta, *q[:4], *q.prefixes[:3],
-        d_alpha, d_gamma, d_eta, d_beta, T, C, p.max_duration,
-        CP=plan.labels, KT=max(4, min(_TILE // plan.labels, power_of_two_above(p.max_duration))),
+        d_alpha, d_gamma, d_eta, d_beta, tail, q.tail, longer, d_longer, T, C, p.max_duration,
+        HAS_TAIL=has_tail, CP=plan.labels,
+        KT=max(4, min(_TILE // plan.labels, power_of_two_above(p.max_duration))),
         SOURCES=sources, num_warps=4,
     )  # fmt: skip
     mean, end = end_tangents(p, m.log_z, m.alpha, m.beta, d_alpha, d_beta)
@@ -115,13 +120,25 @@ def tangents(
     found = boundary_tangents(p, start, end)
     found["initial_scores"] = start[:, 0]
     shared = (problem.lengths, m.log_z, mean)
-    if "duration_bias" in wanted:
+    if wanted & {"duration_bias", "duration_tail"}:
         messages = (m.gamma + prefixes.source, m.beta + prefixes.sink)
         messages += (prefixes.deep, prefixes.born)
         derivatives = (d_gamma + q.prefixes.source, d_beta + q.prefixes.sink, q.prefixes.deep)
+    if "duration_bias" in wanted:
         found["duration_bias"] = _duration_tangents(
             bias, q.bias, shared, messages, derivatives, plan.labels
         )
+        if has_tail:
+            closed, inside = boundary_marginals(p, m.log_z, (longer + messages[1])[:, 1:])
+            d = torch.where(inside, (d_longer + derivatives[1])[:, 1:] - mean[:, None, None], 0.0)
+            found["duration_bias"][:, -1] += (closed * d).sum(1)
+    if "duration_tail" in wanted:
+        found["duration_tail"] = m.alpha.new_empty((B, C))
+        launch(
+            tail_tangent_kernel, (B,),
+            *shared, *messages[1:], longer, tail, *derivatives[1:], d_longer, q.tail,
+            found["duration_tail"], T, C, CP=plan.labels, num_warps=1,
+        )  # fmt: skip
     if "transition" in wanted:
         span = 4 * C + 64  # of fewer positions, the parts would take more memory than messages
         chunks = -(-T // span)
