@@ -98,6 +98,8 @@ class TritonBackend:
         """Whether an operation needs no expansion of the problem; see `flash_semicrf.tail`."""
         if potentials.duration_tail is None or potentials.transition.dim() == 3:
             return True
+        if operation in ("messages", "tangents", "sample"):
+            return True
         return (operation, potentials.transition.dim()) in _TAKES_TAIL
 
     def values_are_allowed(self, potentials: Potentials) -> bool:
