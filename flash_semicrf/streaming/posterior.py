@@ -11,8 +11,6 @@ Cost T(KC + C²) for the messages, C and the duration for each segment asked for
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -90,39 +88,16 @@ def segment_marginals(
     names = ["scores", "start_scores", "end_scores"]
     with torch.no_grad():
         given = constrain(p, constraints)
-        chosen = choose(backend, given)
-        apart = False
         if counts:
             names += ["transition", "duration_bias"]
             names += ["duration_tail"] if p.duration_tail is not None else []
-            apart = given.transition.dim() == 3 and not hasattr(chosen, "tangents")
-            apart = apart and given.initial_scores is None
-            given = _first_apart(given) if apart else explicit_start(given)
-        _, found = chosen.gradients(given, set(names))
-    if apart:
-        found["transition"][..., : given.num_labels // 2] = 0.0
+            given = explicit_start(given)
+        _, found = choose(backend, given).gradients(given, set(names))
     marginals = SegmentMarginals(*map(found.get, names))
     if counts and p.duration_tail is None:
         marginals = marginals._replace(tail=torch.zeros_like(marginals.duration[:, 0]))
     same = given.num_labels == p.num_labels
     return marginals if same else fold_marginals(marginals, p.num_labels)
-
-
-def _first_apart(p: Potentials) -> Potentials:
-    """Labels C..2C-1 in place of 0..C-1 for all segments but the first.
-
-    So a backend that takes no initial scores by duration tells first segments, whose arrival counts
-    for the transitions into 0..C-1, from the others.
-    """
-    double = {name: torch.cat([value, value], -1) for name, value in p.parameters().items()}
-    double["transition"] = torch.cat([double["transition"]] * 2, -2)
-    start = torch.zeros_like(p.scores) if p.start_scores is None else p.start_scores
-    start = torch.cat([start, start], -1)
-    start[:, 1:, : p.num_labels] = -torch.inf
-    start[:, 0, p.num_labels :] = -torch.inf
-    # The first segment's source label has twice as many values.
-    start[:, 0, : p.num_labels] -= math.log(2)
-    return p.replace(**double | {"start_scores": start})
 
 
 def segment_probabilities(

@@ -33,7 +33,9 @@ _OPERATIONS = (
     "log_partition", "gradients", "messages", "tangents", "max_messages", "viterbi", "sample"
 )  # fmt: skip
 
-_TAKES_TAIL = frozenset({("log_partition", 2), ("gradients", 2)})
+_TAKES_TAIL = frozenset(
+    {("log_partition", 2), ("gradients", 2), ("max_messages", 2), ("viterbi", 2)}
+)
 """Operations that take a `duration_tail` as it is, with the dimensions of the transitions."""
 
 
@@ -95,6 +97,8 @@ class TritonBackend:
     def takes_tail(self, operation: str, potentials: Potentials) -> bool:
         """Whether an operation needs no expansion of the problem; see `flash_semicrf.tail`."""
         if potentials.duration_tail is None or potentials.transition.dim() == 3:
+            return True
+        if operation in ("messages", "tangents", "sample"):
             return True
         return (operation, potentials.transition.dim()) in _TAKES_TAIL
 

@@ -20,6 +20,7 @@ from flash_semicrf.streaming.triton.launch import (
 from flash_semicrf.streaming.triton.max_pass import far_maxima_kernel, max_pass_kernel
 from flash_semicrf.streaming.triton.traceback import (
     last_segment_kernel,
+    longer_segment_kernel,
     previous_segment_kernel,
     table_kernel,
     traceback_kernel,
@@ -39,17 +40,18 @@ def _messages(p: Potentials, problem: Problem, plan: Plan) -> tuple[Tensor, ...]
     for begin, end in plan.parts(T):
         if plan.in_parts:
             launch(
-                far_maxima_kernel, (plan.blocks_of_part, B), tables.log_window, workspace, begin,
-                plan.blocks_back, plan.ring, plan.max_workspace, CP=plan.labels, R=plan.rows,
-                **plan.far_groups,
+                far_maxima_kernel, (plan.blocks_of_part, B), tables.log_window, tables.tail,
+                workspace, begin, plan.blocks_back, plan.ring, plan.max_workspace,
+                HAS_TAIL=plan.has_tail, CP=plan.labels, R=plan.rows, **plan.far_groups,
             )  # fmt: skip
         launch(
             max_pass_kernel, (B,),
             problem.scores, problem.start, problem.end, problem.lengths, tables.log_window,
-            tables.log_matrix, tables.first, workspace, alpha, sources, best, masked,
+            tables.log_matrix, tables.first, tables.tail, workspace, alpha, sources, best, masked,
             T, C, begin, end, plan.blocks_back, plan.ring, plan.max_workspace, 1,
-            HAS_BOUNDARY=problem.has_boundary, PARTS=plan.in_parts, CP=plan.labels, R=plan.rows,
-            G=plan.groups, CHAINS=CHAINS, num_warps=plan.warps * plan.groups,
+            HAS_BOUNDARY=problem.has_boundary, HAS_TAIL=plan.has_tail, PARTS=plan.in_parts,
+            CP=plan.labels, R=plan.rows, G=plan.groups, CHAINS=CHAINS,
+            num_warps=plan.warps * plan.groups,
         )  # fmt: skip
     return alpha.view(B, T, C), sources, best, masked, tables
 
@@ -65,12 +67,21 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     buffer = torch.empty(2 * cells + 2 * rows + B, dtype=torch.int32, device=p.device)
     codes, pointers, starts, labels, counts = buffer.split([cells, cells, rows, rows, B])
     starts, labels = starts.view(B, T), labels.view(B, T)
+    longer = sources
+    if plan.has_tail:
+        longer = torch.empty_like(sources)
+        launch(
+            longer_segment_kernel, (B,),
+            problem.scores, problem.lengths, masked, sources, tables.log_window, tables.tail,
+            longer, pointers, T, C, p.max_duration, CP=plan.labels,
+            num_warps=max(1, plan.labels // 32),
+        )  # fmt: skip
     tile = max(1, 1024 // plan.labels)
     grid = (-(-T // tile), B)
     launch(
         last_segment_kernel, grid,
-        problem.scores, problem.lengths, masked, sources, tables.log_window, codes,
-        T, C, p.max_duration, CP=plan.labels, TT=tile, num_warps=4,
+        problem.scores, problem.lengths, masked, sources, tables.log_window, longer, pointers,
+        codes, T, C, p.max_duration, HAS_TAIL=plan.has_tail, CP=plan.labels, TT=tile, num_warps=4,
     )  # fmt: skip
     launch(
         previous_segment_kernel, grid,

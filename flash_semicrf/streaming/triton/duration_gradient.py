@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.jit import kernel
+from flash_semicrf.streaming.triton.longer import deep_window
 from flash_semicrf.streaming.triton.numerics import allowed, exp_wide, is_deep, settled
 
 __all__ = ["duration_gradient_kernel", "longer_gradient_kernel"]
@@ -97,17 +98,6 @@ def duration_gradient_kernel(
     tl.store(place, total, mask=within)
 
 
-@triton.jit
-def _deep_window(scores_ptr, p, K, label, C, CP: tl.constexpr):
-    """Sum of the deep scores among the K positions before p; those before the first count none."""
-    total = tl.zeros([CP], tl.float64)
-    for back in range(1, tl.minimum(K, p) + 1):
-        x = tl.load(scores_ptr + (p - back) * C + label, mask=label < C, other=float("-inf"))
-        top = tl.max(x, 0)
-        total += tl.where(is_deep(x, top), settled(x, top).to(tl.float64), 0.0)
-    return total
-
-
 @kernel
 def longer_gradient_kernel(
     scores_ptr, lengths_ptr, log_window_ptr, tail_ptr, log_z_ptr, has_deep_ptr, sources_ptr,
@@ -136,7 +126,7 @@ def longer_gradient_kernel(
     moment = tl.zeros([CP], tl.float64)
     segments = tl.zeros([CP], tl.float64)
     beyond = tl.zeros([CP], tl.float64)
-    for first in range(K, length, _UNROLL):
+    for first in range(0, length, _UNROLL):
         scores = ()
         sources = ()
         outputs = ()
@@ -146,6 +136,7 @@ def longer_gradient_kernel(
             place = row + p * C + label
             scores = scores + (tl.load(scores_ptr + place, mask=here, other=float("-inf")),)
             outputs = outputs + (tl.load(outputs_ptr + place, mask=here, other=float("-inf")),)
+            here = here & (p >= K)
             sources = sources + (tl.load(sources_ptr + place - K * C, mask=here, other=0.0),)
         for i in tl.static_range(_UNROLL):
             p = first + i
@@ -154,10 +145,10 @@ def longer_gradient_kernel(
             h = sources[i]
             deep = tl.zeros([CP], tl.float64)
             if has_deep != 0:
-                h += _deep_window(scores_ptr + row, p, K, label, C, CP)
+                h += deep_window(scores_ptr + row, p, K, label, C, CP)
                 top = tl.max(x, 0)
                 deep = tl.where(is_deep(x, top), settled(x, top).to(tl.float64), 0.0)
-            h = tl.where(p - K >= born, h, float("-inf"))
+            h = tl.where(p - K >= born, h, float("-inf"))  # none before the K-th position
             peak = tl.where(born <= p, peak, float("-inf"))
             high = tl.maximum(peak, h)
             safe = tl.where(high > float("-inf"), high, 0.0)

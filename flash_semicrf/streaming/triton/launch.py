@@ -78,14 +78,14 @@ class Plan(NamedTuple):
         """float64 elements that one program needs."""
         ring_rows = self.ring * self.rows
         older = self.blocks_of_part * (self.rows + 1) if self.in_parts else 0
-        longer = 2 if self.has_tail else 0
-        return (2 * ring_rows + 2 * self.ring + 8 + longer + older) * self.labels + ring_rows
+        return (2 * ring_rows + 2 * self.ring + 11 + older) * self.labels + ring_rows
 
     @property
     def max_workspace(self) -> int:
         """float64 elements that one program of the max pass needs."""
         older = self.blocks_of_part * self.rows if self.in_parts else 0
-        return (self.ring * (self.rows + 1) + 4 + older) * self.labels
+        longer = self.ring if self.has_tail else 0
+        return (self.ring * (self.rows + 1) + 4 + longer + older) * self.labels
 
     @property
     def blocks_of_part(self) -> int:
@@ -170,7 +170,7 @@ def tables_of(potentials: Potentials, plan: Plan, semiring: str = "log") -> Tabl
     p = potentials
     rows = plan.rows * (plan.blocks_back + 1) + 1
     CP = plan.labels
-    tail_rows = 2 + plan.rows if plan.has_tail else 0
+    tail_rows = 3 if plan.has_tail else 0
     sizes = [rows * CP, rows * CP, 2 * CP * CP, 2 * CP * CP, 2 * CP, tail_rows * CP]
     buffer = torch.empty(sum(sizes), dtype=torch.float64, device=p.device)
     tables = Tables(*buffer.split(sizes))

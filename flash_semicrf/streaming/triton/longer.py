@@ -17,9 +17,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.numerics import allowed, decode_log, exp_wide, settled
+from flash_semicrf.streaming.triton.numerics import (
+    allowed,
+    decode_log,
+    exp_wide,
+    is_deep,
+    settled,
+)
 
-__all__ = ["add_block", "add_longer"]
+__all__ = ["add_block", "add_longer", "deep_window"]
 
 
 @triton.jit(noinline=True)
@@ -29,10 +35,14 @@ def add_block(
 ):  # fmt: skip
     """Add the R sources from step `first` on, which the window is about to lose, to `longer`.
 
+    There are none where `first` is negative: `longer` is -inf then.
+
     Parameters
     ----------
     longer_ptr
-        `longer` (CP,), and after it the first step whose source no forbidden position cut off.
+        Three rows (CP,): `longer`; the first step whose source no forbidden position cut off; the
+        running score less the offset, which becomes what `longer` adds to a block's first output,
+        relative to the offset.
     tail_ptr
         Table of the tail, by `prepare_kernel`.
     raw_ptr, raw_offset_ptr
@@ -43,6 +53,23 @@ def add_block(
     score_ptr
         Row of the pass's first position; the others follow in `direction`.
     """
+    label = tl.arange(0, CP)
+    if first >= 0:
+        _add_sources(
+            longer_ptr, tail_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, score_ptr, first, direction,
+            stride, C, CP, R,
+        )  # fmt: skip
+    level = tl.load(longer_ptr + label) + tl.load(tail_ptr + CP + label)
+    level += tl.load(longer_ptr + 2 * CP + label)
+    tl.debug_barrier()
+    tl.store(longer_ptr + 2 * CP + label, exp_wide(tl.minimum(level, 700.0)))
+
+
+@triton.jit
+def _add_sources(
+    longer_ptr, tail_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, score_ptr, first, direction,
+    stride, C, CP: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
     label = tl.arange(0, CP)
     row = tl.arange(0, R)[:, None]
     place = (first + row) * direction * stride + label[None, :]
@@ -63,6 +90,7 @@ def add_block(
     total = exp_wide(longer - top) + tl.sum(exp_wide(h - top[None, :]), 0)
     tl.debug_barrier()
     tl.store(longer_ptr + label, top + tl.log(total))
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -77,3 +105,14 @@ def add_longer(alpha, longer, tail_ptr, i, label, CP: tl.constexpr):
     low = tl.minimum(alpha, term)
     gap = tl.where(high > float("-inf"), low - high, 0.0)
     return high + tl.log(1.0 + exp_wide(gap))
+
+
+@triton.jit
+def deep_window(scores_ptr, p, K, label, C, CP: tl.constexpr):
+    """Sum of the deep scores among the K positions before p; those before the first count none."""
+    total = tl.zeros([CP], tl.float64)
+    for back in range(1, tl.minimum(K, p) + 1):
+        x = tl.load(scores_ptr + (p - back) * C + label, mask=label < C, other=float("-inf"))
+        top = tl.max(x, 0)
+        total += tl.where(is_deep(x, top), settled(x, top).to(tl.float64), 0.0)
+    return total

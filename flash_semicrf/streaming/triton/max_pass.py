@@ -4,7 +4,8 @@
     alpha_t(c) = S_t(c) + end_{t-1}(c) + max_{k=1..K} [h_{t-k}(c) + D_k(c)]
 
 Blocks of R steps, as in the passes of log Z; sums have no range to leave, so there is one form of
-block. float64; T(KC + C²) additions.
+block. With a duration tail all sources before the window come in as one; see
+`flash_semicrf.streaming.triton.longer`. float64; T(KC + C²) additions.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ __all__ = ["far_maxima_kernel", "max_pass_kernel"]
 
 @triton.jit
 def _far_maxima(
-    window_ptr, sources_ptr, rates_ptr, block, blocks, ring, older_ptr,
-    HAS_OLDER: tl.constexpr, CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
+    window_ptr, sources_ptr, rates_ptr, block, blocks, ring, older_ptr, longer_ptr, tail_ptr,
+    HAS_OLDER: tl.constexpr, HAS_TAIL: tl.constexpr,
+    CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """Best of the sources of the last `blocks` blocks for each of the R outputs of this one.
 
-    As `far_window`, with sums for products and maxima for sums.
+    As `far_window`, with sums for products and maxima for sums. With a tail the sources before
+    those blocks come in as one.
     """
     label = tl.arange(0, CP)[:, None]
     group = tl.arange(0, G)[None, :]
@@ -43,6 +46,13 @@ def _far_maxima(
         tl.static_assert(G == 1)
         for j in tl.static_range(R):
             maxima = maxima + (tl.load(older_ptr + j * CP + label),)
+    elif HAS_TAIL:
+        level = tl.load(longer_ptr + (block - blocks) % ring * CP + label)
+        level += tl.load(tail_ptr + CP + label)
+        level = tl.where((group == G - 1) & (block > blocks), level, float("-inf"))
+        for _j in tl.static_range(R):
+            maxima = maxima + (level,)
+            level = level + tl.load(tail_ptr + label)
     else:
         for _j in tl.static_range(R):
             maxima = maxima + (tl.full([CP, G], float("-inf"), tl.float64),)
@@ -116,10 +126,15 @@ def _best_of_groups(x, R: tl.constexpr):
 @triton.jit
 def _max_steps(
     g, prefix, maxima, near, x, counted, opening, closing, matrix, step, length, final_row,
-    alpha_row, source_out, source_row, stride, C, label,
-    HAS_BOUNDARY: tl.constexpr, CP: tl.constexpr, R: tl.constexpr, CHAINS: tl.constexpr,
+    alpha_row, source_out, source_row, longer, tail_ptr, stride, C, label,
+    HAS_BOUNDARY: tl.constexpr, HAS_TAIL: tl.constexpr,
+    CP: tl.constexpr, R: tl.constexpr, CHAINS: tl.constexpr,
 ):  # fmt: skip
-    """Run the R steps after `step`; returns g, the running scores, the last row and the rate."""
+    """Run the R steps after `step`.
+
+    Returns g, the running scores, the last row, the rate, and `longer` for the next block: the best
+    of all sources so far, with one tail for each position since, at the end of the block.
+    """
     inside = label < C
     sources = ()
     for i in tl.static_range(R):
@@ -149,7 +164,14 @@ def _max_steps(
     for r in tl.static_range(R):
         suffix = suffix + x[R - 1 - r]
         tl.store(source_row + (R - 1 - r) * CP + label, sources[R - 1 - r] + suffix)
-    return g, prefix, final_row, suffix
+    if HAS_TAIL:
+        tail = tl.load(tail_ptr + label)
+        longer += suffix + R * tail
+        since = tl.zeros([CP], tl.float64)
+        for r in tl.static_range(R):
+            since = since + x[R - 1 - r] + tail
+            longer = tl.maximum(longer, sources[R - 1 - r] + since)
+    return g, prefix, final_row, suffix, longer
 
 
 @triton.jit
@@ -184,9 +206,9 @@ def _settled_rows(rows, inside, count, R: tl.constexpr):
 @kernel
 def max_pass_kernel(
     scores_ptr, start_ptr, end_ptr, lengths_ptr, log_window_ptr, log_matrix_ptr, first_ptr,
-    workspace_ptr, alpha_ptr, sources_ptr, best_ptr, masked_ptr,
+    tail_ptr, workspace_ptr, alpha_ptr, sources_ptr, best_ptr, masked_ptr,
     T, C, begin, end, blocks_back, ring, workspace_stride, unit,
-    HAS_BOUNDARY: tl.constexpr, PARTS: tl.constexpr,
+    HAS_BOUNDARY: tl.constexpr, HAS_TAIL: tl.constexpr, PARTS: tl.constexpr,
     CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr, CHAINS: tl.constexpr,
 ):  # fmt: skip
     """Fill row p of `alpha` and `sources` (B, T, C), alpha_{p+1} and h_p, and `best` (B,).
@@ -202,7 +224,10 @@ def max_pass_kernel(
     ring_ptr = workspace_ptr + b * workspace_stride
     rates_ptr = ring_ptr + ring * R * CP
     state_ptr = rates_ptr + ring * CP
-    older_ptr = state_ptr + 4 * CP
+    longer_ptr = state_ptr + 4 * CP
+    older_ptr = longer_ptr
+    if HAS_TAIL:
+        older_ptr += ring * CP
     matrix = load_matrix(log_matrix_ptr, unit, CP)
     near = ()
     for i in tl.static_range(R):
@@ -237,14 +262,21 @@ def max_pass_kernel(
             known = block - begin // R
         maxima = _far_maxima(
             log_window_ptr, ring_ptr, rates_ptr, block, tl.minimum(blocks_back, known), ring,
-            older_ptr + known * R * CP, PARTS, CP, R, G,
+            older_ptr + known * R * CP, longer_ptr, tail_ptr, PARTS, HAS_TAIL, CP, R, G,
         )  # fmt: skip
         place = base + step * C
-        g, prefix, final_row, rate = _max_steps(
+        longer = g
+        if HAS_TAIL:
+            longer = tl.load(longer_ptr + slot * CP + label)
+            longer = tl.where(block > 0, longer, float("-inf"))
+        g, prefix, final_row, rate, longer = _max_steps(
             g, prefix, maxima, near, x, counted, opening, closing, matrix, step, length, final_row,
-            alpha_ptr + place, sources_ptr + place, ring_ptr + slot * R * CP, C, C, label,
-            HAS_BOUNDARY, CP, R, CHAINS,
+            alpha_ptr + place, sources_ptr + place, ring_ptr + slot * R * CP, longer,
+            tail_ptr, C, C, label, HAS_BOUNDARY, HAS_TAIL, CP, R, CHAINS,
         )  # fmt: skip
+        if HAS_TAIL:
+            tl.debug_barrier()
+            tl.store(longer_ptr + (block + 1) % ring * CP + label, longer)
         tl.store(rates_ptr + slot * CP + label, rate)
         tl.debug_barrier()
     if PARTS:
@@ -261,20 +293,23 @@ def max_pass_kernel(
 
 @kernel
 def far_maxima_kernel(
-    log_window_ptr, workspace_ptr, begin, blocks_back, ring, workspace_stride,
-    CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
+    log_window_ptr, tail_ptr, workspace_ptr, begin, blocks_back, ring, workspace_stride,
+    HAS_TAIL: tl.constexpr, CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """As `far_kernel`, for the max pass; program (block of the part, b)."""
     ahead = tl.program_id(0)
     label = tl.arange(0, CP)
     ring_ptr = workspace_ptr + tl.program_id(1).to(tl.int64) * workspace_stride
     rates_ptr = ring_ptr + ring * R * CP
-    older_ptr = rates_ptr + (ring + 4) * CP + ahead * R * CP
+    longer_ptr = rates_ptr + (ring + 4) * CP
+    older_ptr = longer_ptr + ahead * R * CP
+    if HAS_TAIL:
+        older_ptr += ring * CP
     first = begin // R
     blocks = tl.maximum(tl.minimum(blocks_back - ahead, first), 0)
     maxima = _far_maxima(
-        log_window_ptr + ahead * R * CP, ring_ptr, rates_ptr, first, blocks, ring, older_ptr, False,
-        CP, R, G,
+        log_window_ptr + ahead * R * CP, ring_ptr, rates_ptr, first, blocks, ring, older_ptr,
+        longer_ptr, tail_ptr, False, HAS_TAIL, CP, R, G,
     )  # fmt: skip
     for j in tl.static_range(R):
         tl.store(older_ptr + j * CP + label, maxima[j])

@@ -31,7 +31,6 @@ from flash_semicrf.streaming.triton.numerics import (
     decode_log,
     encode_log,
     exp_rows,
-    exp_wide,
     high_word,
 )
 
@@ -128,10 +127,9 @@ def pass_kernel(
     state_ptr = final_ptr + 2 * CP
     raw_offset_ptr = state_ptr + 5 * CP
     longer_ptr = raw_offset_ptr + ring * R
-    older_ptr = longer_ptr
+    older_ptr = longer_ptr + 3 * CP
     reach = K  # how long a source counts
     if HAS_TAIL:
-        older_ptr += 2 * CP
         reach = tl.where(tl.load(tail_ptr + label) > float("-inf"), 1 << 30, K)
 
     matrix = load_matrix(matrix_ptr, unit, CP)
@@ -162,14 +160,13 @@ def pass_kernel(
         slot = block % ring
         if HAS_TAIL:
             tl.store(longer_ptr + CP + label, born.to(tl.float64))
+            tl.store(longer_ptr + 2 * CP + label, prefix - offset)
             tl.debug_barrier()
-            if block >= ring:
-                add_block(
-                    longer_ptr, tail_ptr, raw_ptr + slot * R * CP, raw_offset_ptr + slot * R,
-                    prefix_ptr + slot * CP, score_ptr, (block - ring) * R, direction, stride, C,
-                    CP, R,
-                )  # fmt: skip
-                tl.debug_barrier()
+            add_block(
+                longer_ptr, tail_ptr, raw_ptr + slot * R * CP, raw_offset_ptr + slot * R,
+                prefix_ptr + slot * CP, score_ptr, (block - ring) * R, direction, stride, C, CP, R,
+            )  # fmt: skip
+            tl.debug_barrier()
         tl.store(prefix_ptr + slot * CP + label, prefix)
         if KEEP:
             if (direction > 0) & (step % SPAN == 0):
@@ -195,11 +192,12 @@ def pass_kernel(
             older_ptr + known * (R + 1) * CP, PARTS, CP, R, G,
         )  # fmt: skip
         if HAS_TAIL:
-            level = tl.load(longer_ptr + label) + tl.load(tail_ptr + CP + label)
-            level = exp_wide(tl.minimum(level + (prefix - offset), 700.0))
+            level = tl.load(longer_ptr + 2 * CP + label)
+            growth = tl.load(tail_ptr + 2 * CP + label)
             raised = ()
             for j in tl.static_range(R):
-                raised = raised + (sums[j] + level * tl.load(tail_ptr + (2 + j) * CP + label),)
+                raised = raised + (sums[j] + level,)
+                level = level * growth
             sums = raised
         linear = decode_linear(g)
         new_g, sources, new_newest, new_born, new_offset, exponent, rate, fine = linear_steps(
@@ -273,7 +271,7 @@ def far_kernel(
     label = tl.arange(0, CP)
     sources_ptr = workspace_ptr + program * workspace_stride
     rates_ptr = sources_ptr + 2 * ring * R * CP
-    older_ptr = rates_ptr + (2 * ring + 8) * CP + ring * R + ahead * (R + 1) * CP
+    older_ptr = rates_ptr + (2 * ring + 11) * CP + ring * R + ahead * (R + 1) * CP
     first = begin // R
     blocks = tl.maximum(tl.minimum(blocks_back - ahead, first), 0)
     sums, lost = far_window(

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.jit import kernel
-from flash_semicrf.streaming.triton.numerics import exp_wide, wide
+from flash_semicrf.streaming.triton.numerics import wide
 
 __all__ = ["prepare_kernel"]
 
@@ -44,9 +44,8 @@ def _prepare_tail(tail_ptr, bias_ptr, to_ptr, label, C, K, rows, block, CP: tl.c
     rate = tl.where(lives, tail, 0.0)
     first = tl.where(lives, last + rate * (rows - block - K), float("-inf"))
     tl.store(to_ptr + CP + label, first)
-    for j in range(block):
-        power = tl.where(rate * j > _LARGE, float("nan"), exp_wide(rate * j))
-        tl.store(to_ptr + (2 + j) * CP + label, power)
+    growth = tl.where(rate * block > _LARGE, float("nan"), tl.exp(rate))
+    tl.store(to_ptr + 2 * CP + label, growth)
 
 
 @kernel
@@ -64,9 +63,8 @@ def prepare_kernel(
     a tail the rows after K continue.
     `matrix`, `log_matrix` (2, CP src, CP dst): A forwards; transposed, for the backward pass.
     `first` (2, CP): the term of source 0 of each direction.
-    `tail` (2 + block, CP): the tail, -inf where no segment is longer than K; the score of the
-    shortest duration that a source before the window of a block has at the block's first output,
-    the source being at the end of its own block; exp(j * tail).
+    `tail` (3, CP): the tail, -inf where no segment is longer than K; the score at a block's first
+    output of a segment from the first step that the block's window keeps; exp of the tail.
     """
     program = tl.program_id(0)
     label = tl.arange(0, CP)

@@ -4,7 +4,8 @@ What the walk asks at each boundary is found for all boundaries at once, in para
 of the best segment of each label, the shortest of equals, is the argmax over k of
 h_{t-k}(c) + D_k(c); the label before c the argmax over c' of alpha_t(c') + A[c', c], of equals that
 with the shortest segment, then the lowest. Both go into one number per (t, c), so the walk reads
-one number per segment. Cost T(KC + C²) in parallel; memory O(TC).
+one number per segment. Cost T(KC + C²) in parallel; memory O(TC). With a duration tail the best of
+all durations above K is found by one scan over the positions before.
 """
 
 from __future__ import annotations
@@ -12,15 +13,76 @@ from __future__ import annotations
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.jit import kernel
+from flash_semicrf.streaming.triton.longer import deep_window
 from flash_semicrf.streaming.triton.numerics import allowed, is_deep, settled
 
-__all__ = ["last_segment_kernel", "previous_segment_kernel", "table_kernel", "traceback_kernel"]
+__all__ = [
+    "last_segment_kernel",
+    "longer_segment_kernel",
+    "previous_segment_kernel",
+    "table_kernel",
+    "traceback_kernel",
+]
+
+_UNROLL = tl.constexpr(4)
+
+
+@kernel
+def longer_segment_kernel(
+    scores_ptr, lengths_ptr, masked_ptr, sources_ptr, log_window_ptr, tail_ptr, value_ptr,
+    start_ptr, T, C, K, CP: tl.constexpr,
+):  # fmt: skip
+    """Best segment longer than K of label c that ends at position p, in (B, T, C).
+
+    `value` gets its score as `last_segment_kernel` compares them, `start` its start, the latest of
+    equals. Program (b,).
+    """
+    b = tl.program_id(0).to(tl.int64)
+    label = tl.arange(0, CP)
+    inside = label < C
+    length = tl.load(lengths_ptr + b).to(tl.int32)
+    masked = tl.load(masked_ptr + b)
+    tail = tl.load(tail_ptr + label)
+    level = tl.load(log_window_ptr + K * CP + label)
+    row = b * T * C
+    born = tl.zeros([CP], tl.int32)
+    best = tl.full([CP], float("-inf"), tl.float64)
+    start = tl.zeros([CP], tl.int32)
+    for first in range(0, length, _UNROLL):
+        scores = ()
+        sources = ()
+        for i in tl.static_range(_UNROLL):
+            p = first + i
+            here = inside & (p < length)
+            place = row + p * C + label
+            scores = scores + (tl.load(scores_ptr + place, mask=here, other=float("-inf")),)
+            here = here & (p >= K)
+            h = tl.load(sources_ptr + place - K * C, mask=here, other=float("-inf"))
+            sources = sources + (h,)
+        for i in tl.static_range(_UNROLL):
+            p = first + i
+            x = scores[i]
+            h = sources[i]
+            more = tail
+            if masked != 0:
+                born = tl.where(allowed(x), born, p + 1)
+                h = tl.where(p - K >= born, h, float("-inf"))
+                h += deep_window(scores_ptr + row, p, K, label, C, CP)
+                best = tl.where(born <= p, best, float("-inf"))
+                top = tl.max(x, 0)
+                more += tl.where(is_deep(x, top), settled(x, top).to(tl.float64), 0.0)
+            start = tl.where(h >= best, p - K, start)
+            best = tl.maximum(best, h) + more
+            here = inside & (p < length)
+            place = row + p * C + label
+            tl.store(value_ptr + place, best + level, mask=here)
+            tl.store(start_ptr + place, start, mask=here)
 
 
 @kernel
 def last_segment_kernel(
-    scores_ptr, lengths_ptr, masked_ptr, sources_ptr, log_window_ptr, code_ptr,
-    T, C, K, CP: tl.constexpr, TT: tl.constexpr,
+    scores_ptr, lengths_ptr, masked_ptr, sources_ptr, log_window_ptr, longer_ptr, start_ptr,
+    code_ptr, T, C, K, HAS_TAIL: tl.constexpr, CP: tl.constexpr, TT: tl.constexpr,
 ):  # fmt: skip
     """Code ``k * CP + c`` of the best segment of label c that ends at position p, in (B, T, C).
 
@@ -48,6 +110,10 @@ def last_segment_kernel(
         value += tl.load(log_window_ptr + k * CP + label) + deep
         duration = tl.where(value > best, k, duration)
         best = tl.maximum(value, best)
+    if HAS_TAIL:
+        value = tl.load(longer_ptr + place, mask=inside, other=float("-inf"))
+        start = tl.load(start_ptr + place, mask=inside, other=0)
+        duration = tl.where(value > best, p + 1 - start, duration)
     tl.store(code_ptr + place, duration * CP + label, mask=inside)
 
 

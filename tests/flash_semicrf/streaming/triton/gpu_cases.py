@@ -39,6 +39,8 @@ SETTINGS = {
     "most labels": ((2, 80, 20, 128), PLAIN),
     "by duration": ((3, 60, 9, 5), {**PLAIN, "by_duration": True}),
     "by duration, full": ((2, 50, 20, 17), {**FULL, "by_duration": True}),
+    "by duration, tail": ((3, 60, 9, 5), {**FULL, "by_duration": True, "tail": True}),
+    "three labels, tail": ((2, 400, 30, 3), {**FULL, "tail": True}),
     "long": ((1, 600, 100, 24), PLAIN),
     "large batch": ((64, 40, 60, 24), PLAIN),
     "one label, full": ((3, 400, 7, 1), {**FULL, "forbid": 0.0}),
@@ -89,7 +91,8 @@ def with_direction(problem: Potentials, seed: int = 2) -> tuple[Potentials, Pote
 
 def results_of(problem: Potentials) -> list[torch.Tensor]:
     """Everything that the backend computes, in a fixed order."""
-    log_z, found = choose("triton", problem).gradients(problem, EVERYTHING)
+    wanted = EVERYTHING | (problem.parameters().keys() & {"duration_tail"})
+    log_z, found = choose("triton", problem).gradients(problem, wanted)
     scores, table = viterbi_table(problem, "triton")
     results = [log_z, *(found[name] for name in sorted(found)), scores, *table]
     if problem.dtype == torch.float64:  # what follows has no kernels of its own for float32

@@ -18,6 +18,7 @@ from flash_semicrf.streaming import segment_probabilities
 from flash_semicrf.streaming.dispatch import record_backends
 from flash_semicrf.streaming.expectations import _direction
 from flash_semicrf.streaming.posterior import explicit_start
+from flash_semicrf.tail import unrolled
 from flash_semicrf.testing import assert_close
 from tests.flash_semicrf.cases import gradients_of, with_gradients
 from tests.flash_semicrf.streaming.triton.interpreter_cases import (
@@ -45,6 +46,10 @@ CASES = [
     Case(1, 3, 3, True, True, by_duration=True),
     Case(4, 3, 5, True, True, 0.05, batch=2, by_duration=True),
     Case(4, 6, 3, scale=10.0, dtype=torch.float32, by_duration=True),
+    Case(10, 2, 3, True, True, 0.05, tail=True),
+    Case(9, 1, 1, scale=10.0, tail=True),
+    Case(5, 1, 3, forbid=0.05, batch=2, by_duration=True, tail=True),
+    Case(5, 2, 3, True, True, by_duration=True, tail=True),
 ]
 
 
@@ -79,7 +84,7 @@ def infeasible(by_duration: bool) -> Potentials:
 
 
 def assert_same_samples(problem: Potentials, num_samples: int = 2) -> None:
-    expected = REFERENCE.sample(problem.to(torch.float64), num_samples, 11)
+    expected = REFERENCE.sample(unrolled(problem).to(torch.float64), num_samples, 11)
     found = TRITON.sample(with_poisoned_padding(problem), num_samples, 11)
     for column, values in zip(found, expected, strict=True):
         assert torch.equal(column, values)
@@ -116,6 +121,18 @@ def test_samples_are_those_of_the_reference(case):
     assert_same_samples(case.problem())
 
 
+@pytest.mark.parametrize("by_duration", [False, True])
+def test_samples_have_durations_beyond_the_longest(by_duration):
+    problem = Case(9, 2, 2, True, by_duration=by_duration, tail=True).problem()
+    tail = torch.tensor([0.4, -math.inf], dtype=torch.float64)
+    bias = problem.duration_bias + torch.tensor([[-9.0], [-1.0]], dtype=torch.float64)
+    problem = problem.replace(duration_bias=bias, duration_tail=tail)
+    assert_same_samples(problem, 3)
+    table = TRITON.sample(problem, 3, 11)
+    longer = table.stop - table.start > 2
+    assert 0 < int(longer.sum()) and set(table.label[longer].tolist()) == {0}
+
+
 @pytest.mark.parametrize("case", CASES[2::4], ids=str)
 def test_messages_are_those_of_the_reference(case):
     assert_same_messages(case.problem())
@@ -137,6 +154,19 @@ def test_finite_masks_cost_no_digits(by_duration):
     assert_same_messages(problem)
     drawn = Case(5, 4, 3, True, True, by_duration=by_duration).problem(seed=99)
     assert_same_tangents(problem, _direction(explicit_start(drawn)), exact=exact)
+
+
+@pytest.mark.parametrize("by_duration", [False, True])
+def test_tangents_where_segments_beyond_the_longest_cannot_end_at_once(by_duration):
+    # The messages that a term of duration K goes into say nothing of it: -inf, or far above.
+    case = Case(6, 2, 2, True, True, by_duration=by_duration, tail=True)
+    problem = explicit_start(case.problem())
+    problem.end_scores[0, 1:3] = -math.inf
+    problem.end_scores[0, 3, 0] = 900.0
+    problem.end_scores[0, 4] = -900.0
+    problem.duration_bias[0] -= 5.0
+    direction = _direction(explicit_start(case.problem(seed=99)))
+    assert_same_tangents(problem, direction, scale=100.0)
 
 
 @pytest.mark.parametrize("by_duration", [False, True])

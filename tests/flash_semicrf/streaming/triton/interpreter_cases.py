@@ -28,9 +28,11 @@ class Case(NamedTuple):
     batch: int = 1
     dtype: torch.dtype = torch.float64
     by_duration: bool = False
+    tail: bool = False
 
     def __str__(self) -> str:
-        options = [name for name in ("boundary", "ends", "by_duration") if getattr(self, name)]
+        flags = ("boundary", "ends", "by_duration", "tail")
+        options = [name for name in flags if getattr(self, name)]
         numbers = [f"T{self.positions}", f"K{self.durations}", f"C{self.labels}"]
         options += [f"forbid{self.forbid}", f"scale{self.scale:g}", str(self.dtype)[6:]]
         return "-".join(numbers + options)
@@ -40,7 +42,7 @@ class Case(NamedTuple):
         arguments = {"scale": self.scale, "seed": 5, **options}
         return random_problem(
             self.batch, self.positions, self.durations, self.labels,
-            by_duration=self.by_duration, boundary=self.boundary, ends=self.ends,
+            by_duration=self.by_duration, boundary=self.boundary, ends=self.ends, tail=self.tail,
             ragged=self.batch > 1, forbid=self.forbid, dtype=self.dtype, **arguments,
         )  # fmt: skip
 

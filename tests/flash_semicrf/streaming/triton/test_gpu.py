@@ -14,6 +14,7 @@ from flash_semicrf.streaming import (
     viterbi_table,
 )
 from flash_semicrf.streaming.dispatch import BACKENDS, choose
+from flash_semicrf.tail import unrolled
 from flash_semicrf.validation import check_table
 from tests.flash_semicrf.cases import LONG_CASES, LONG_SHAPES
 from tests.flash_semicrf.streaming.triton.gpu_cases import (
@@ -38,6 +39,7 @@ THREE_LABELS = pytest.mark.gpu(group="three labels, full")
 POSTERIOR = marked(
     "usual, full", "many short, full", "three labels, full", "one label, full",
     "long segments, full", "usual", "most labels", "by duration", "by duration, full",
+    "by duration, tail", "three labels, tail",
 )  # fmt: skip
 
 GROUPS = {
@@ -112,7 +114,7 @@ def test_viterbi_path_has_the_best_score(setting):
 def test_samples_are_those_of_the_cpu(setting):
     # The same random numbers: only where rounding decides may a sample be another.
     problem = draw(setting)
-    expected = BACKENDS["numba"].sample(problem, 20, 5)
+    expected = BACKENDS["numba"].sample(unrolled(problem), 20, 5)
     actual = choose("triton", problem.to("cuda")).sample(problem.to("cuda"), 20, 5)
     for column, values in zip(actual, expected, strict=True):
         assert torch.equal(column.cpu(), values)
@@ -121,7 +123,7 @@ def test_samples_are_those_of_the_cpu(setting):
 @pytest.mark.parametrize("setting", POSTERIOR)
 def test_messages_are_those_of_the_cpu(setting):
     problem = draw(setting)
-    expected = BACKENDS["numba"].messages(problem)
+    expected = BACKENDS["numba"].messages(unrolled(problem))
     actual = choose("triton", problem.to("cuda")).messages(problem.to("cuda"))
     assert_near(actual[0], expected[0], 1e-9)
     inside = torch.arange(problem.num_positions + 1) <= problem.lengths[:, None]
@@ -134,7 +136,7 @@ def test_messages_are_those_of_the_cpu(setting):
 def test_tangents_are_those_of_the_cpu(setting):
     problem, direction = with_direction(draw(setting))
     wanted = set(problem.parameters())
-    _, expected_mean, expected = BACKENDS["numba"].tangents(problem, direction, wanted)
+    _, expected_mean, expected = choose("numba", problem).tangents(problem, direction, wanted)
     on_gpu = problem.to("cuda")
     _, mean, found = choose("triton", on_gpu).tangents(on_gpu, direction.to("cuda"), wanted)
     assert_near(mean, expected_mean, 1e-9)

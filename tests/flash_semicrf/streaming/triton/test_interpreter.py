@@ -13,9 +13,11 @@ from flash_semicrf.streaming.triton.backend import HAS_TRITON
 
 ROOT = Path(__file__).parents[4]
 
+FILES = ["interpreted.py", "interpreted_by_duration_tail.py", "interpreted_posterior.py"]
+
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
-@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_posterior.py"])
+@pytest.mark.parametrize("name", FILES)
 def test_kernels_in_the_interpreter(name):
     path = Path(__file__).with_name(name).relative_to(ROOT)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(path)]
