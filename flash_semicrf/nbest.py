@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flash_semicrf.observations import Constraints, constrain
+from flash_semicrf.observations import fold_table as fold_copies
 from flash_semicrf.potentials import Potentials, score_rows
 from flash_semicrf.segments import Segment, SegmentTable, table_to_segments
 from flash_semicrf.streaming import reference_nbest
@@ -40,7 +42,13 @@ class NBestResult(NamedTuple):
     segments: list[list[list[Segment]]]
 
 
-def n_best(potentials: Potentials, n: int, backend: str = "auto") -> NBestResult:
+def n_best(
+    potentials: Potentials,
+    n: int,
+    backend: str = "auto",
+    *,
+    constraints: Constraints | None = None,
+) -> NBestResult:
     """Find the n best segmentations of each sequence.
 
     They are distinct, and scored as `flash_semicrf.streaming.viterbi` does: the first one is its
@@ -54,6 +62,8 @@ def n_best(potentials: Potentials, n: int, backend: str = "auto") -> NBestResult
     backend : str
         As for `flash_semicrf.streaming.log_partition`; it runs the max pass. The search runs on
         the CPU, for tensors on a GPU too, on a copy; "reference" runs a plain dynamic program.
+    constraints : Constraints, optional
+        Best of the segmentations that agree with what is known.
 
     Returns
     -------
@@ -80,7 +90,7 @@ def n_best(potentials: Potentials, n: int, backend: str = "auto") -> NBestResult
     [0.0, 0.0, 0.0, 0.0, 0.0, -inf]
     """
     p = check_potentials(potentials)
-    scores, table = n_best_table(p, n, backend)
+    scores, table = n_best_table(p, n, backend, constraints=constraints)
     count, ranks = scores.shape
     with torch.no_grad():
         rows = score_rows(p, table._replace(sequence=table.sequence % count), "max")
@@ -91,7 +101,11 @@ def n_best(potentials: Potentials, n: int, backend: str = "auto") -> NBestResult
 
 
 def n_best_table(
-    potentials: Potentials, n: int, backend: str = "auto"
+    potentials: Potentials,
+    n: int,
+    backend: str = "auto",
+    *,
+    constraints: Constraints | None = None,
 ) -> tuple[Tensor, SegmentTable]:
     """`n_best` with the segments as tensors.
 
@@ -102,7 +116,8 @@ def n_best_table(
         Its `sequence` is rank * B + b; no rows for what does not exist.
     """
     n = check_positive_int("n", n)
-    p = check_potentials(potentials)
+    given = check_potentials(potentials)
+    p = constrain(given, constraints, "max")
     # The search has no tail of its own: it ranks sequences of pieces, one to one.
     problem = p if p.duration_tail is None else expand(p, "max")
     chosen = choose(backend, problem)
@@ -116,5 +131,5 @@ def n_best_table(
             scores, table = search.n_best(problem.to("cpu"), alpha, n)
             scores, table = scores.to(p.device), table.to(p.device)
             table = table if problem is p else fold_table(table, p.num_labels)
-    check_feasible(scores[:, 0])
-    return scores, table
+    check_feasible(scores[:, 0], constraints is not None)
+    return scores, table if p is given else fold_copies(table, given.num_labels)
