@@ -31,6 +31,7 @@ from sklearn_api.single_positions import single_labels, split_singles
 from sklearn_api.solvers.fitting import check_solver, fit_lbfgs
 from sklearn_api.training import PrivateRNG, SegmentationModule
 from sklearn_api.training_data import training_datasets
+from sklearn_api.weights import with_class_weight
 
 __all__ = ["SemiCRFSegmenter"]
 
@@ -93,6 +94,11 @@ class SemiCRFSegmenter(
     l1_ratio : float, default=0.0
         Part of the penalty that is L1: ``alpha * ((1 - l1_ratio) / 2 * ||w||**2 + l1_ratio *
         ||w||_1)``. Above 0 it needs ``solver="lbfgs"``.
+    class_weight : None, "balanced" or dict, default=None
+        Weights of positions by their label, times `sample_weight`. As the weights of positions do,
+        they act through their mean over a sequence, or crop: sequences with more of a heavy label
+        count for more. They change nothing between labels within a sequence. "balanced" is
+        ``n_positions / (n_classes * counts)``; labels that a dict leaves out have weight 1.
     solver : {"adam", "adamw", "sgd", "lbfgs"}, default="adam"
         Optimiser of the mini-batches; or L-BFGS on all sequences at once, for
         ``encoder="linear"``: deterministic, without a learning rate, to the minimum of what, with
@@ -207,6 +213,7 @@ class SemiCRFSegmenter(
         "tagging": [None, StrOptions({"bio"})],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "l1_ratio": [Interval(Real, 0, 1, closed="both")],
+        "class_weight": [None, StrOptions({"balanced"}), dict],
         "solver": [StrOptions({"adam", "adamw", "sgd", "lbfgs"})],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "optimizer": [None, callable],
@@ -247,6 +254,7 @@ class SemiCRFSegmenter(
         tagging=None,
         alpha=1.0,
         l1_ratio=0.0,
+        class_weight=None,
         solver="adam",
         max_iter=500,
         optimizer=None,
@@ -284,6 +292,7 @@ class SemiCRFSegmenter(
         self.tagging = tagging
         self.alpha = alpha
         self.l1_ratio = l1_ratio
+        self.class_weight = class_weight
         self.solver = solver
         self.max_iter = max_iter
         self.optimizer = optimizer
@@ -329,6 +338,7 @@ class SemiCRFSegmenter(
         """
         start_anew = not (self.warm_start and hasattr(self, "net_"))
         sequences, table = self._prepare(X, y, groups, start_anew)
+        sample_weight = self._weights(sample_weight, sequences, table)
         if start_anew:
             self._build(sequences, table)
         else:
@@ -366,8 +376,14 @@ class SemiCRFSegmenter(
         -------
         self
         """
+        if self.class_weight == "balanced":
+            raise ValueError(
+                '`class_weight`="balanced" needs all training positions at once, and `partial_fit` '
+                "sees a part of them; pass a dict."
+            )
         first = not hasattr(self, "net_")
         sequences, table = self._prepare(X, y, groups, first, classes)
+        sample_weight = self._weights(sample_weight, sequences, table)
         if first:
             self._build(sequences, table)
         check_allowed(self.module_, table, self.classes_)
@@ -407,6 +423,11 @@ class SemiCRFSegmenter(
         if self.duration_tail is not None:
             return table
         return limit_durations(table, self.max_duration_, self.long_segments)
+
+    def _weights(self, sample_weight: Any, sequences: Sequences, table: SegmentTable) -> Any:
+        """Sample weights with those of the classes in them."""
+        layout = sequences.layout
+        return with_class_weight(sample_weight, self.class_weight, self.classes_, table, layout)
 
     def _build(self, sequences: Sequences, table: SegmentTable) -> None:
         rng = PrivateRNG(self._seed, resolve_device(self.device))
