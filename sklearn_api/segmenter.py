@@ -24,6 +24,7 @@ from sklearn_api.building import (
 )
 from sklearn_api.encoders import ENCODERS
 from sklearn_api.persistence import VersionedMixin
+from sklearn_api.posterior_prediction import PosteriorMixin
 from sklearn_api.prediction import PredictionMixin
 from sklearn_api.routed_params import RoutedParamsMixin
 from sklearn_api.sequences import GoldSegments, LabelCodec, Sequences, check_X, check_y
@@ -37,7 +38,12 @@ __all__ = ["SemiCRFSegmenter"]
 
 
 class SemiCRFSegmenter(
-    PredictionMixin, RoutedParamsMixin, VersionedMixin, ClassifierMixin, BaseEstimator
+    PredictionMixin,
+    PosteriorMixin,
+    RoutedParamsMixin,
+    VersionedMixin,
+    ClassifierMixin,
+    BaseEstimator,
 ):
     """Segment sequences with a semi-Markov CRF on top of a neural or linear encoder.
 
