@@ -188,8 +188,12 @@ class PredictionMixin:
 
     def _check_input(self, X: Any, groups: Any) -> Sequences:
         check_is_fitted(self, "net_")
-        accept_sparse = self.encoder == "linear"
-        return check_X(self, X, groups, dtype=np.dtype(self.dtype), accept_sparse=accept_sparse)
+        dtype = np.dtype(self.dtype)
+        return check_X(self, X, groups, dtype=dtype, accept_sparse=self._takes_sparse)
+
+    @property
+    def _takes_sparse(self) -> bool:
+        return isinstance(self.encoder, str) and self.encoder == "linear"
 
     def _problems(self, sequences: Sequences) -> Iterator[tuple[np.ndarray, Potentials]]:
         """Batches: indices of the sequences, and their problem, not centred."""

@@ -108,7 +108,7 @@ class SemiCRFSegmenter(
     solver : {"adam", "adamw", "sgd", "lbfgs"}, default="adam"
         Optimiser of the mini-batches; or L-BFGS on all sequences at once, for
         ``encoder="linear"``: deterministic, without a learning rate, to the minimum of what, with
-        "learned" durations, is a convex loss. Sparse X needs it. It runs on the CPU.
+        "learned" durations, is a convex loss. It runs on the CPU.
     max_iter : int, default=500
         Most iterations of ``solver="lbfgs"``.
     optimizer : torch.optim.Optimizer class, default=None
@@ -174,8 +174,8 @@ class SemiCRFSegmenter(
     **one** sequence, or with `groups` one sequence per id. y is nested in the same way: labels per
     position, or a list of segments, which can also show two adjacent ones of one label: half-open
     ``(start, stop, label)`` tuples, or `Segment` objects as `predict_segments` returns them, with
-    inclusive ends. X of scipy's sparse formats is taken by ``encoder="linear", solver="lbfgs"`` and
-    never made dense. Outputs mirror X: rows for 2-D X, a 1-D object array otherwise.
+    inclusive ends. ``encoder="linear"`` takes X of scipy's sparse formats, and never makes it
+    dense. Outputs mirror X: rows for 2-D X, a 1-D object array otherwise.
 
     Cross-validation that splits the rows of a 2-D X glues pieces of one sequence together and so
     changes the durations; pass a list of sequences to split by sequence.
@@ -409,7 +409,7 @@ class SemiCRFSegmenter(
             groups,
             dtype=np.dtype(self.dtype),
             reset=start_anew,
-            accept_sparse=self.solver == "lbfgs",
+            accept_sparse=self._takes_sparse,
         )
         gold = check_y(y, sequences.layout, self.tagging)
         if start_anew:
@@ -449,7 +449,7 @@ class SemiCRFSegmenter(
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = self.solver == "lbfgs" and self.encoder == "linear"
+        tags.input_tags.sparse = self._takes_sparse
         return tags
 
     @property
