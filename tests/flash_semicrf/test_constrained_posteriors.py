@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from flash_semicrf import (
     sample,
 )
 from flash_semicrf.information import cross_entropy, entropy, kl_divergence, position_entropy
+from flash_semicrf.nbest import n_best_table
 from flash_semicrf.potentials import score_rows
 from flash_semicrf.sampling import sample_table
 from flash_semicrf.segments import segments_to_table
@@ -281,6 +283,32 @@ def masks_of(known, problem):
     for b, positions in enumerate(known.boundaries):
         boundaries[b, positions] = True
     return Constraints(boundaries=boundaries, forbidden_spans=known.forbidden_spans)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*deterministic:UserWarning")
+@pytest.mark.parametrize("by_duration", [False, True])
+def test_answers_on_a_gpu_are_those_of_the_cpu(by_duration):
+    problem = random_problem(3, 60, 8, 4, by_duration=by_duration)
+    known = draw_constraints(problem, KINDS, seed=3, rate=0.2)
+    tensors = ("labels", "allowed", "boundaries", "forbidden_boundaries")
+    moved = replace(known, **{name: getattr(known, name).cuda() for name in tensors})
+    answers = []
+    for p, given in ((problem, known), (problem.to("cuda"), moved)):
+        table = viterbi_table(p, constraints=given)[1]
+        answers.append(
+            (
+                entropy(p, constraints=given),
+                position_entropy(p, constraints=given),
+                segment_probabilities(p, table, constraints=given),
+                n_best_table(p, 5, constraints=given)[0],
+                minimum_risk(p, constraints=given).scores,
+                *sample_table(p, 20, 0, constraints=given),
+            )
+        )
+    for expected, actual in zip(*answers, strict=True):
+        assert actual.is_cuda and not expected.is_cuda
+        assert_close(actual, expected, torch.float32)
 
 
 # What cannot be
