@@ -18,6 +18,7 @@ from torch.distributions import Distribution, constraints, register_kl
 from flash_semicrf import information
 from flash_semicrf.marginals import SegmentMarginals
 from flash_semicrf.nbest import NBestResult, n_best
+from flash_semicrf.observations import Constraints, constrain, unfold_table
 from flash_semicrf.potentials import Potentials, score_rows
 from flash_semicrf.sampling import sample_table
 from flash_semicrf.segments import (
@@ -46,10 +47,14 @@ class SemiCRFDistribution(Distribution):
     validate_args : bool, optional
         As for every distribution of PyTorch; the problem is checked in any case, and events by
         `log_prob`.
+    constraints : Constraints, optional
+        Condition on what is known: the distribution is that of the segmentations that agree, given
+        that one of them is true, and all others have probability 0.
 
     Attributes
     ----------
     potentials : Potentials
+    constraints : Constraints or None
 
     Notes
     -----
@@ -79,8 +84,12 @@ class SemiCRFDistribution(Distribution):
         potentials: Potentials,
         backend: str = "auto",
         validate_args: bool | None = None,
+        *,
+        constraints: Constraints | None = None,
     ) -> None:
         self.potentials = check_potentials(potentials)
+        self.constraints = constraints
+        self._given = constrain(self.potentials, constraints)
         self._backend = backend
         self._log_partition: Tensor | None = None
         p = self.potentials
@@ -98,7 +107,7 @@ class SemiCRFDistribution(Distribution):
     def log_partition(self) -> Tensor:
         """Log Z, float64 Tensor of shape (B,), differentiable in the parameters; computed once."""
         if self._log_partition is None:
-            self._log_partition = log_partition(self.potentials, self._backend)
+            self._log_partition = log_partition(self._given, self._backend)
         return self._log_partition
 
     def log_prob(self, value: Tensor | SegmentTable | Sequence[Sequence[Segment]]) -> Tensor:
@@ -113,7 +122,8 @@ class SemiCRFDistribution(Distribution):
         Returns
         -------
         float64 Tensor of shape (B,) or (n, B)
-            In nats, differentiable in the parameters; -inf for what is forbidden.
+            In nats, differentiable in the parameters; -inf for what is forbidden, by the problem or
+            by the constraints.
 
         Raises
         ------
@@ -126,7 +136,11 @@ class SemiCRFDistribution(Distribution):
         if len(table.sequence):
             copies = max(1, math.ceil((int(table.sequence[-1]) + 1) / p.batch_size))
         check_table(table, _shapes_of(p, copies))
-        rows = score_rows(p, table._replace(sequence=table.sequence % p.batch_size))
+        once = table._replace(sequence=table.sequence % p.batch_size)
+        given = self._given
+        # Of the labels that stand for a segment's one is allowed where it lies, or none.
+        forms = unfold_table(once, p.num_labels, given.num_labels)
+        rows = torch.stack([score_rows(given, form) for form in forms]).amax(0)
         scores = rows.new_zeros(copies * p.batch_size).index_add(0, table.sequence, rows)
         scores = scores.view(copies, p.batch_size)
         return (scores if copies > 1 else scores[0]) - self.log_partition
@@ -143,17 +157,18 @@ class SemiCRFDistribution(Distribution):
 
     def entropy(self) -> Tensor:
         """Entropy (B,) in nats, exact and differentiable; see `flash_semicrf.information`."""
-        return information.entropy(self.potentials, self._backend)
+        return information.entropy(self._given, self._backend)
 
     @property
     def marginals(self) -> SegmentMarginals:
         """Posterior marginals and expected counts, without gradient."""
-        return segment_marginals(self.potentials, self._backend)
+        return segment_marginals(self.potentials, self._backend, constraints=self.constraints)
 
     @property
     def mode(self) -> ViterbiResult:
         """Most probable segmentation of each sequence; `scores` are its log-probabilities."""
-        found = viterbi(explicit_start(self.potentials), self._backend)
+        problem = explicit_start(self.potentials)
+        found = viterbi(problem, self._backend, constraints=self.constraints)
         return ViterbiResult(found.scores - self.log_partition.detach(), found.segments)
 
     def topk(self, k: int) -> NBestResult:
@@ -164,7 +179,8 @@ class SemiCRFDistribution(Distribution):
         NBestResult
             Its scores (B, k) are log-probabilities, -inf where there are fewer segmentations.
         """
-        found = n_best(explicit_start(self.potentials), k, self._backend)
+        problem = explicit_start(self.potentials)
+        found = n_best(problem, k, self._backend, constraints=self.constraints)
         return NBestResult(found.scores - self.log_partition.detach()[:, None], found.segments)
 
     def sample(
@@ -186,7 +202,13 @@ class SemiCRFDistribution(Distribution):
         SegmentTable
             Its `sequence` is sample * B + b; `log_prob` takes it.
         """
-        return sample_table(self.potentials, math.prod(sample_shape), seed, self._backend)
+        return sample_table(
+            self.potentials,
+            math.prod(sample_shape),
+            seed,
+            self._backend,
+            constraints=self.constraints,
+        )
 
     def sample_n(self, n: int) -> SegmentTable:
         """Draw n segmentations of each sequence."""
@@ -208,4 +230,8 @@ def _shapes_of(p: Potentials, copies: int) -> Potentials:
 
 @register_kl(SemiCRFDistribution, SemiCRFDistribution)
 def _kl_divergence(p: SemiCRFDistribution, q: SemiCRFDistribution) -> Tensor:
-    return information.kl_divergence(p.potentials, q.potentials, p._backend)
+    if p.constraints is not q.constraints:
+        raise ValueError("`p` and `q` must have the same `constraints`, one object, or none.")
+    return information.kl_divergence(
+        p.potentials, q.potentials, p._backend, constraints=p.constraints
+    )

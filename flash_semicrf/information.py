@@ -6,10 +6,11 @@ The score is linear in its parameters, so one forward-backward gives its expecta
     H(p, q)  = log Z_q - E_p[score_q]
     KL(p, q) = log Z_q - log Z_p - E_p[score_q - score_p]
 
-at any length, without edge tensors, in nats. Large scores common to all labels of a position are
-taken out first: they cancel in every difference above. All are differentiable once; their gradients
-are expected counts and products with the Hessian of log Z, which
-`flash_semicrf.streaming.expectations` explains.
+at any length, without edge tensors, in nats. With constraints p and q are the conditional
+distributions, given that one of the segmentations which agree is true. Large scores common to all
+labels of a position are taken out first: they cancel in every difference above. All are
+differentiable once; their gradients are expected counts and products with the Hessian of log Z,
+which `flash_semicrf.streaming.expectations` explains.
 
 References
 ----------
@@ -24,6 +25,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flash_semicrf.observations import Constraints, constrain
 from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.streaming.expectations import centered, expected_score, position_marginals
 from flash_semicrf.streaming.interface import check_feasible, log_partition
@@ -33,7 +35,9 @@ from flash_semicrf.validation import check_potentials
 __all__ = ["cross_entropy", "entropy", "kl_divergence", "position_entropy"]
 
 
-def entropy(potentials: Potentials, backend: str = "auto") -> Tensor:
+def entropy(
+    potentials: Potentials, backend: str = "auto", *, constraints: Constraints | None = None
+) -> Tensor:
     """Entropy of the distribution over segmentations: -sum of P log P.
 
     Parameters
@@ -42,6 +46,8 @@ def entropy(potentials: Potentials, backend: str = "auto") -> Tensor:
     backend : str
         As for `flash_semicrf.streaming.log_partition`. Gradients run on another where that one
         offers no ``tangents``.
+    constraints : Constraints, optional
+        Given what is known.
 
     Returns
     -------
@@ -62,13 +68,19 @@ def entropy(potentials: Potentials, backend: str = "auto") -> Tensor:
     >>> round(float(entropy(problem).exp()), 6)
     5.0
     """
-    p = explicit_start(centered(check_potentials(potentials)))
-    log_z, mean = expected_score(p, backend=backend)
-    check_feasible(log_z)
+    p = constrain(check_potentials(potentials), constraints)
+    log_z, mean = expected_score(explicit_start(centered(p)), backend=backend)
+    check_feasible(log_z, constraints is not None)
     return log_z - mean
 
 
-def cross_entropy(p: Potentials, q: Potentials, backend: str = "auto") -> Tensor:
+def cross_entropy(
+    p: Potentials,
+    q: Potentials,
+    backend: str = "auto",
+    *,
+    constraints: Constraints | None = None,
+) -> Tensor:
     """Expectation under p of -log q(segmentation).
 
     Parameters
@@ -78,6 +90,8 @@ def cross_entropy(p: Potentials, q: Potentials, backend: str = "auto") -> Tensor
         static in one and by duration in the other.
     backend : str
         As for `entropy`.
+    constraints : Constraints, optional
+        Given what is known: of both models' conditional distributions.
 
     Returns
     -------
@@ -89,20 +103,28 @@ def cross_entropy(p: Potentials, q: Potentials, backend: str = "auto") -> Tensor
     TypeError, ValueError
         As for `entropy`, and for problems that do not match.
     """
-    p, q = _matched(p, q)
-    log_z_q = _feasible_log_partition(q, backend)
+    p, q = _matched(p, q, constraints)
+    constrained = constraints is not None
+    log_z_q = log_partition(q, backend)
+    check_feasible(log_z_q, constrained)
     p, q = _aligned(p, q)
     log_z, mean = expected_score(p, q, backend)
-    check_feasible(log_z)
+    check_feasible(log_z, constrained)
     return log_z_q - mean
 
 
-def kl_divergence(p: Potentials, q: Potentials, backend: str = "auto") -> Tensor:
+def kl_divergence(
+    p: Potentials,
+    q: Potentials,
+    backend: str = "auto",
+    *,
+    constraints: Constraints | None = None,
+) -> Tensor:
     """Kullback-Leibler divergence KL(p || q), the expectation under p of log p - log q.
 
     Parameters
     ----------
-    p, q, backend
+    p, q, backend, constraints
         As for `cross_entropy`.
 
     Returns
@@ -124,21 +146,25 @@ def kl_divergence(p: Potentials, q: Potentials, backend: str = "auto") -> Tensor
     >>> bool(kl_divergence(p, q) > 0), bool(kl_divergence(p, p) == 0)
     (True, True)
     """
-    p, q = _matched(p, q)
-    log_z_q = _feasible_log_partition(q, backend)
+    p, q = _matched(p, q, constraints)
+    constrained = constraints is not None
+    log_z_q = log_partition(q, backend)
+    check_feasible(log_z_q, constrained)
     p, q = _aligned(p, q)
     log_z, mean = expected_score(p, _difference(q, _detached(p)), backend)
-    check_feasible(log_z)
+    check_feasible(log_z, constrained)
     return (log_z_q - log_z) - mean
 
 
-def position_entropy(potentials: Potentials, backend: str = "auto") -> Tensor:
+def position_entropy(
+    potentials: Potentials, backend: str = "auto", *, constraints: Constraints | None = None
+) -> Tensor:
     """Entropy of the label of each position: -sum over c of P(t, c) log P(t, c).
 
     Parameters
     ----------
     potentials : Potentials
-    backend : str
+    backend, constraints
         As for `entropy`.
 
     Returns
@@ -152,8 +178,10 @@ def position_entropy(potentials: Potentials, backend: str = "auto") -> Tensor:
     TypeError, ValueError
         For bad input.
     """
-    p = explicit_start(centered(check_potentials(potentials)))
-    return categorical_entropy(position_marginals(p, backend))
+    p = check_potentials(potentials)
+    given = explicit_start(centered(constrain(p, constraints)))
+    marginals = position_marginals(given, backend).unflatten(-1, (-1, p.num_labels)).sum(-2)
+    return categorical_entropy(marginals)
 
 
 def categorical_entropy(probabilities: Tensor) -> Tensor:
@@ -166,8 +194,10 @@ def _detached(p: Potentials) -> Potentials:
     return p.replace(**{name: value.detach() for name, value in p.parameters().items()})
 
 
-def _matched(p: Potentials, q: Potentials) -> tuple[Potentials, Potentials]:
-    """Both problems checked, one against the other too, and centred."""
+def _matched(
+    p: Potentials, q: Potentials, constraints: Constraints | None
+) -> tuple[Potentials, Potentials]:
+    """Both problems checked, one against the other too, constrained and centred."""
     p, q = check_potentials(p), check_potentials(q)
     for name in ("scores", "duration_bias"):
         first, second = (tuple(getattr(x, name).shape) for x in (p, q))
@@ -182,7 +212,7 @@ def _matched(p: Potentials, q: Potentials) -> tuple[Potentials, Potentials]:
             f"`lengths` of p and q must agree; got {int(p.lengths[b])} and {int(q.lengths[b])} at "
             f"index {b}."
         )
-    return centered(p), centered(q)
+    return centered(constrain(p, constraints)), centered(constrain(q, constraints))
 
 
 def _aligned(p: Potentials, q: Potentials) -> tuple[Potentials, Potentials]:
@@ -221,9 +251,3 @@ def _difference(q: Potentials, p: Potentials) -> Potentials:
             value = value - torch.where(allowed, ours[name], 0.0)
         found[name] = value
     return q.replace(**found)
-
-
-def _feasible_log_partition(q: Potentials, backend: str) -> Tensor:
-    log_z = log_partition(q, backend)
-    check_feasible(log_z)
-    return log_z

@@ -23,9 +23,13 @@ boundaries than another. Under the posterior marginals, of all segmentations y t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from flash_semicrf.observations import Constraints
 from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype
 from flash_semicrf.segments import SegmentTable, ViterbiResult, covered_positions, table_to_segments
 from flash_semicrf.streaming import segment_marginals, viterbi_table
@@ -36,9 +40,15 @@ __all__ = ["minimum_risk"]
 _TIE = 1e-7  # weight of boundaries, which decide between equal labels of positions
 _ITERATIONS = 100
 
+Decoder = Callable[[Potentials], tuple[Tensor, SegmentTable]]
+
 
 def minimum_risk(
-    potentials: Potentials, risk: str = "position", backend: str = "auto"
+    potentials: Potentials,
+    risk: str = "position",
+    backend: str = "auto",
+    *,
+    constraints: Constraints | None = None,
 ) -> ViterbiResult:
     """Segmentation of each sequence with the largest expected accuracy.
 
@@ -53,6 +63,9 @@ def minimum_risk(
         right if a segment of the same label starts there.
     backend : str
         As for `flash_semicrf.streaming.log_partition`.
+    constraints : Constraints, optional
+        Of the segmentations that agree with what is known, the one with the largest expected
+        accuracy given that.
 
     Returns
     -------
@@ -81,12 +94,13 @@ def minimum_risk(
     p = check_potentials(potentials)
     wide = accumulator_dtype(p.device)
     with torch.no_grad():
-        marginals = segment_marginals(p, backend, counts=False)
+        marginals = segment_marginals(p, backend, counts=False, constraints=constraints)
         position, start = marginals.position.to(wide), marginals.start.to(wide)
+        best_of = partial(viterbi_table, backend=backend, constraints=constraints)
         if risk == "position":
-            scores, table, rows = _most_positions(_feasibility(p), position, start, backend)
+            scores, table, rows = _most_positions(_feasibility(p), position, start, best_of)
         else:
-            scores, table, rows = _best_f1(_feasibility(p), start, backend)
+            scores, table, rows = _best_f1(_feasibility(p), start, best_of)
     return ViterbiResult(scores, table_to_segments(table, p.batch_size, rows))
 
 
@@ -106,14 +120,14 @@ def _plus(allowed: Tensor | None, reward: Tensor) -> Tensor:
 
 
 def _most_positions(
-    allowed: Potentials, position: Tensor, start: Tensor, backend: str
+    allowed: Potentials, position: Tensor, start: Tensor, best_of: Decoder
 ) -> tuple[Tensor, SegmentTable, Tensor]:
     """Expected right positions, segments, and the expected right positions of each segment."""
     problem = allowed.replace(
         scores=allowed.scores + position,
         start_scores=_plus(allowed.start_scores, _TIE * (2 * start - 1)),
     )
-    _, table = viterbi_table(problem, backend)
+    _, table = best_of(problem)
     owner, covered, row = covered_positions(table)
     right = position[owner, covered, table.label[row]]
     rows = right.new_zeros(len(table.start)).index_add(0, row, right)
@@ -121,7 +135,7 @@ def _most_positions(
 
 
 def _best_f1(
-    allowed: Potentials, start: Tensor, backend: str
+    allowed: Potentials, start: Tensor, best_of: Decoder
 ) -> tuple[Tensor, SegmentTable, Tensor]:
     """F1 of expected counts, segments, and the probability of the start of each segment."""
     count = allowed.batch_size
@@ -130,7 +144,7 @@ def _best_f1(
     for _ in range(_ITERATIONS):
         reward = 2 * start - best[:, None, None]
         problem = allowed.replace(start_scores=_plus(allowed.start_scores, reward))
-        _, table = viterbi_table(problem, backend)
+        _, table = best_of(problem)
         rows = start[table.sequence, table.start, table.label]
         predicted = _by_sequence(torch.ones_like(rows), table, count)
         ratio = 2 * _by_sequence(rows, table, count) / (predicted + expected)

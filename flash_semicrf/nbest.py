@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flash_semicrf.observations import Constraints, constrain, fold_table
 from flash_semicrf.potentials import Potentials, score_rows
 from flash_semicrf.segments import Segment, SegmentTable, table_to_segments
 from flash_semicrf.streaming import reference_nbest
@@ -41,7 +42,13 @@ class NBestResult(NamedTuple):
     segments: list[list[list[Segment]]]
 
 
-def n_best(potentials: Potentials, n: int, backend: str = "auto") -> NBestResult:
+def n_best(
+    potentials: Potentials,
+    n: int,
+    backend: str = "auto",
+    *,
+    constraints: Constraints | None = None,
+) -> NBestResult:
     """Find the n best segmentations of each sequence.
 
     They are distinct, and scored as `flash_semicrf.streaming.viterbi` does: the first one is its
@@ -55,6 +62,8 @@ def n_best(potentials: Potentials, n: int, backend: str = "auto") -> NBestResult
     backend : str
         As for `flash_semicrf.streaming.log_partition`; it runs the max pass. The search runs on
         the CPU, for tensors on a GPU too, on a copy; "reference" runs a plain dynamic program.
+    constraints : Constraints, optional
+        Best of the segmentations that agree with what is known.
 
     Returns
     -------
@@ -81,7 +90,7 @@ def n_best(potentials: Potentials, n: int, backend: str = "auto") -> NBestResult
     [0.0, 0.0, 0.0, 0.0, 0.0, -inf]
     """
     p = check_potentials(potentials)
-    scores, table = n_best_table(p, n, backend)
+    scores, table = n_best_table(p, n, backend, constraints=constraints)
     count, ranks = scores.shape
     with torch.no_grad():
         rows = score_rows(p, table._replace(sequence=table.sequence % count), "max")
@@ -92,7 +101,11 @@ def n_best(potentials: Potentials, n: int, backend: str = "auto") -> NBestResult
 
 
 def n_best_table(
-    potentials: Potentials, n: int, backend: str = "auto"
+    potentials: Potentials,
+    n: int,
+    backend: str = "auto",
+    *,
+    constraints: Constraints | None = None,
 ) -> tuple[Tensor, SegmentTable]:
     """`n_best` with the segments as tensors.
 
@@ -103,7 +116,8 @@ def n_best_table(
         Its `sequence` is rank * B + b; no rows for what does not exist.
     """
     n = check_positive_int("n", n)
-    p = check_potentials(potentials)
+    given = check_potentials(potentials)
+    p = constrain(given, constraints, "max")
     chosen = choose(backend, p)
     with torch.no_grad():
         if chosen.name == "reference":
@@ -114,5 +128,5 @@ def n_best_table(
             alpha = chosen.max_messages(p).to("cpu")
             scores, table = search.n_best(p.to("cpu"), alpha, n)
             scores, table = scores.to(p.device), table.to(p.device)
-    check_feasible(scores[:, 0])
-    return scores, table
+    check_feasible(scores[:, 0], constraints is not None)
+    return scores, table if p is given else fold_table(table, given.num_labels)

@@ -32,17 +32,15 @@ from flash_semicrf.duration import (
     create_duration_distribution,
     create_duration_tail,
 )
-from flash_semicrf.exact import inference as edge_inference
 from flash_semicrf.exact.inference import EDGE_BACKENDS
+from flash_semicrf.head_decoding import DecodingMixin
 from flash_semicrf.head_inputs import (
     backend_name,
     cast,
     check_numbers,
-    check_traceback_length,
     full_precision,
     linear,
 )
-from flash_semicrf.marginals import SegmentMarginals
 from flash_semicrf.observations import Constraints
 from flash_semicrf.partial import partial_score
 from flash_semicrf.potentials import (
@@ -50,16 +48,13 @@ from flash_semicrf.potentials import (
     Potentials,
     accumulator_dtype,
     center_scores,
-    score_rows,
     score_segments,
 )
 from flash_semicrf.segments import (
     SegmentTable,
-    ViterbiResult,
     labels_to_table,
-    table_to_segments,
 )
-from flash_semicrf.streaming import log_partition, segment_marginals, viterbi_table
+from flash_semicrf.streaming import log_partition
 from flash_semicrf.streaming.interface import resolve_use_triton
 from flash_semicrf.validation import (
     check_choice,
@@ -73,7 +68,7 @@ from flash_semicrf.validation import (
 __all__ = ["SemiMarkovCRFHead"]
 
 
-class SemiMarkovCRFHead(nn.Module):
+class SemiMarkovCRFHead(DecodingMixin, nn.Module):
     """Semi-Markov CRF on top of an encoder.
 
     Parameters
@@ -333,13 +328,6 @@ class SemiMarkovCRFHead(nn.Module):
         scores, offset = center_scores(problem.scores, problem.lengths, mode)
         return problem.replace(scores=scores), offset
 
-    def _run(self, entry: Callable, problem: Potentials, backend: str):
-        """Call a streaming entry point, or the one of its name over the edge tensor."""
-        if backend not in EDGE_BACKENDS:
-            return entry(problem, backend)
-        twin = getattr(edge_inference, entry.__name__)
-        return twin(problem, backend, self.edge_memory_threshold)
-
     def _checked(self, hidden_states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Check the input; return it in the working dtype with zeros as padding."""
         device = self.transition.device
@@ -456,7 +444,7 @@ class SemiMarkovCRFHead(nn.Module):
             is_tensor = isinstance(labels, Tensor)
             if isinstance(labels, Constraints) or (is_tensor and ignore_index is not None):
                 long = self.long_segments
-                # Known exactly by streaming too; an edge tensor has no form for constraints.
+                # The sum over what agrees is as exact without an edge tensor.
                 streaming = "auto" if backend in EDGE_BACKENDS else backend
                 gold = partial_score(problem, labels, ignore_index, long, streaming)
             else:
@@ -487,98 +475,6 @@ class SemiMarkovCRFHead(nn.Module):
             return labels
         limits = (self.max_duration, self.long_segments, problem.unlimited)
         return labels_to_table(labels, problem.lengths, *limits)
-
-    def decode(
-        self,
-        hidden_states: Tensor,
-        lengths: Tensor,
-        use_triton: bool = True,
-        backend: str = "auto",
-    ) -> Tensor:
-        """Return the score of the best segmentation.
-
-        Parameters
-        ----------
-        hidden_states, lengths, use_triton, backend
-            As for `forward`.
-
-        Returns
-        -------
-        float64 Tensor of shape (B,)
-            Differentiable along the best segmentation.
-
-        Raises
-        ------
-        ValueError
-            If a sequence has no feasible segmentation.
-        """
-        with full_precision(hidden_states):
-            problem, centered, _, backend = self._prepare(
-                hidden_states, lengths, use_triton, backend
-            )
-            _, table = self._run(viterbi_table, centered, backend)
-            return score_segments(problem, table, "max")
-
-    def decode_with_traceback(
-        self,
-        hidden_states: Tensor,
-        lengths: Tensor,
-        max_traceback_length: int | None = None,
-        use_triton: bool = True,
-        backend: str = "auto",
-    ) -> ViterbiResult:
-        """Return the best segmentations.
-
-        Parameters
-        ----------
-        hidden_states, lengths, use_triton, backend
-            As for `forward`.
-        max_traceback_length : int, optional
-            Refuse sequences longer than this. Decoding itself has no limit.
-
-        Returns
-        -------
-        ViterbiResult
-            Scores and segments; the scores of a sequence's segments sum to its score.
-
-        Raises
-        ------
-        ValueError
-            If a sequence has no feasible segmentation, or is longer than the limit.
-        """
-        with torch.no_grad(), full_precision(hidden_states):
-            prepared = self._prepare(hidden_states, lengths, use_triton, backend)
-            problem, centered, offset, backend = prepared
-            check_traceback_length(max_traceback_length, problem.lengths)
-            scores, table = self._run(viterbi_table, centered, backend)
-            # Segment scores are those of the model, not of the centred problem.
-            rows = score_rows(problem, table, "max")
-            segments = table_to_segments(table, problem.batch_size, rows)
-            return ViterbiResult(scores + offset, segments)
-
-    def marginals(
-        self,
-        hidden_states: Tensor,
-        lengths: Tensor,
-        use_triton: bool = True,
-        backend: str = "auto",
-    ) -> SegmentMarginals:
-        """Return posterior marginals.
-
-        Parameters
-        ----------
-        hidden_states, lengths, use_triton, backend
-            As for `forward`.
-
-        Returns
-        -------
-        SegmentMarginals
-            The probabilities that a position lies in a segment of label c, starts one, ends one,
-            each of shape (B, T, C); expected counts of transitions and durations.
-        """
-        with torch.no_grad(), full_precision(hidden_states):
-            _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
-            return self._run(segment_marginals, problem, backend)
 
     def extra_repr(self) -> str:
         return (

@@ -43,7 +43,7 @@ from flash_semicrf.segments import (
 )
 from flash_semicrf.validation import check_choice, check_potentials
 
-__all__ = ["Constraints", "constrain", "fold_marginals", "fold_table"]
+__all__ = ["Constraints", "constrain", "fold_marginals", "fold_table", "unfold_table"]
 
 Segments = SegmentTable | Sequence[Sequence[tuple[int, int, int] | Segment]]
 Positions = Tensor | Sequence[Sequence[int]]
@@ -217,6 +217,21 @@ def constrain(
 def fold_table(table: SegmentTable, num_labels: int) -> SegmentTable:
     """Bring segments of a constrained problem back to the labels 0..C-1 of the original one."""
     return table._replace(label=table.label % num_labels)
+
+
+def unfold_table(table: SegmentTable, num_labels: int, num_copies: int) -> list[SegmentTable]:
+    """The same segments under each of the labels that stand for theirs in a constrained problem.
+
+    Of each segment at most one is feasible there: the one whose turn it is where the segment lies.
+
+    Parameters
+    ----------
+    table : SegmentTable
+    num_labels, num_copies : int
+        Labels of the original problem, C, and of the constrained one, C or 2C.
+    """
+    firsts = range(0, num_copies, num_labels)
+    return [table._replace(label=table.label + first) for first in firsts]
 
 
 def fold_marginals(marginals: SegmentMarginals, num_labels: int) -> SegmentMarginals:

@@ -14,6 +14,7 @@ import operator
 import torch
 from torch import Tensor
 
+from flash_semicrf.observations import Constraints, constrain, fold_table
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import Segment, SegmentTable, table_to_segments
 from flash_semicrf.streaming.dispatch import BACKENDS, choose
@@ -29,6 +30,8 @@ def sample(
     num_samples: int,
     seed: int | torch.Generator | None = None,
     backend: str = "auto",
+    *,
+    constraints: Constraints | None = None,
 ) -> list[list[list[Segment]]]:
     """Draw segmentations from their distribution.
 
@@ -46,6 +49,9 @@ def sample(
         As for `flash_semicrf.streaming.log_partition`. All draw the same samples, but where
         rounding decides. Where a backend has no sampler, the problem is copied and drawn from on
         the CPU.
+    constraints : Constraints, optional
+        Draw from the segmentations that agree with what is known, by their probabilities given
+        that one of them is true.
 
     Returns
     -------
@@ -69,7 +75,7 @@ def sample(
     >>> 150 < ones < 250
     True
     """
-    table = sample_table(potentials, num_samples, seed, backend)
+    table = sample_table(potentials, num_samples, seed, backend, constraints=constraints)
     batch_size = potentials.batch_size
     drawn = table_to_segments(table, num_samples * batch_size)
     return [drawn[b::batch_size] for b in range(batch_size)]
@@ -80,6 +86,8 @@ def sample_table(
     num_samples: int,
     seed: int | torch.Generator | None = None,
     backend: str = "auto",
+    *,
+    constraints: Constraints | None = None,
 ) -> SegmentTable:
     """`sample` with the segments as tensors.
 
@@ -92,15 +100,16 @@ def sample_table(
     num_samples = check_positive_int("num_samples", num_samples)
     p = check_potentials(potentials)
     seed = _seed_of(seed)
-    chosen = choose(backend, p)
     with torch.no_grad():
+        given = constrain(p, constraints)
+        chosen = choose(backend, given)
         if hasattr(chosen, "sample"):
-            table = chosen.sample(p, num_samples, seed)
+            table = chosen.sample(given, num_samples, seed)
         else:
-            on_cpu = with_tail(BACKENDS["numba"], p)
-            table = on_cpu.sample(p.to("cpu"), num_samples, seed).to(p.device)
-    _check_feasible(table, p.batch_size)
-    return table
+            on_cpu = with_tail(BACKENDS["numba"], given)
+            table = on_cpu.sample(given.to("cpu"), num_samples, seed).to(p.device)
+    _check_feasible(table, p.batch_size, constraints is not None)
+    return table if given is p else fold_table(table, p.num_labels)
 
 
 def _seed_of(seed: int | torch.Generator | None) -> int:
@@ -114,8 +123,8 @@ def _seed_of(seed: int | torch.Generator | None) -> int:
     return operator.index(seed)
 
 
-def _check_feasible(table: SegmentTable, batch_size: int) -> None:
+def _check_feasible(table: SegmentTable, batch_size: int, constrained: bool) -> None:
     """Raise for sequences without a sample; the first rows of the table are those of sample 0."""
     bounds = torch.arange(batch_size + 1, device=table.sequence.device)
     rows = torch.searchsorted(table.sequence.contiguous(), bounds)
-    check_feasible(torch.where(rows[1:] > rows[:-1], 0.0, -torch.inf))
+    check_feasible(torch.where(rows[1:] > rows[:-1], 0.0, -torch.inf), constrained)

@@ -24,9 +24,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.observations import Constraints
-from flash_semicrf.potentials import score_segments
+from flash_semicrf.potentials import Potentials, score_segments
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming import log_partition
 
@@ -88,19 +87,15 @@ def known_ends(
     return Constraints(allowed=allowed, forbidden_boundaries=joined)
 
 
-def crop_loss(
-    head: SemiMarkovCRFHead, hidden: Tensor, lengths: Tensor, table: SegmentTable, crop: Tensor
-) -> Tensor:
+def crop_loss(problem: Potentials, table: SegmentTable, crop: Tensor) -> Tensor:
     """Minus the log of the conditional likelihood of each crop, in nats.
 
     Parameters
     ----------
-    head : SemiMarkovCRFHead
-    hidden : Tensor of shape (B, T, H)
+    problem : Potentials
         Of the crops' own positions.
-    lengths : int64 Tensor of shape (B,)
     table : SegmentTable
-        Gold segments, which tile each crop and which the head allows.
+        Gold segments, which tile each crop and which the problem allows.
     crop : int64 Tensor of shape (B, 4)
         Last two columns: `held_start` and `held_end` of `known_ends`.
 
@@ -109,6 +104,5 @@ def crop_loss(
     float64 Tensor of shape (B,)
         Differentiable.
     """
-    problem, _ = head.potentials(hidden, lengths)
-    known = known_ends(table, lengths, crop[:, 2], crop[:, 3], head.num_classes)
+    known = known_ends(table, problem.lengths, crop[:, 2], crop[:, 3], problem.num_labels)
     return log_partition(problem, constraints=known) - score_segments(problem, table)

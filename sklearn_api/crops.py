@@ -61,9 +61,10 @@ class CroppedDataset(SequenceDataset):
         inside = (rows[:, 1] > crop.start) & (rows[:, 0] < crop.stop)
         rows = rows[inside]
         start, stop = int(rows[0, 0]), int(rows[-1, 1])
-        first, last = self.context.span(start, stop, len(values))
+        length = int(self.lengths[crop.sequence])
+        first, last = self.context.span(start, stop, length)
         held_start = crop.start - start + 1 if crop.start > 0 else 0
-        held_end = stop - crop.stop + 1 if crop.stop < len(values) else 0
+        held_end = stop - crop.stop + 1 if crop.stop < length else 0
         rows = rows - torch.tensor([start, start, 0])
         around = torch.tensor([start - first, last - stop, held_start, held_end])
         return values[first:last], rows, around

@@ -40,7 +40,7 @@ from sklearn_api.training import pad_values
 from sklearn_api.weights import check_sample_weight
 from sklearn_api.windows import encode_in_windows
 
-__all__ = ["PredictionMixin", "batches_by_positions"]
+__all__ = ["PredictionMixin", "batches_by_positions", "centered"]
 
 
 def batches_by_positions(lengths: np.ndarray, limit: int) -> Iterator[np.ndarray]:
@@ -96,10 +96,7 @@ class PredictionMixin:
             Ends are inclusive, labels are those of ``classes_``.
         """
         sequences = self._check_input(X, groups)
-        named = [
-            [replace(segment, label=self.classes_[segment.label]) for segment in segments]
-            for segments in self._decode(sequences)
-        ]
+        named = [self._renamed(segments) for segments in self._decode(sequences)]
         return named[0] if sequences.layout.kind == "single" else named
 
     def predict_proba(self, X: Any, groups: Any = None) -> np.ndarray:
@@ -160,7 +157,7 @@ class PredictionMixin:
             columns = (owner, *torch.cat(part).unbind(1))
             gold = SegmentTable(*(column.to(problem.device) for column in columns))
             with torch.no_grad():
-                problem = _centered(problem)
+                problem = centered(problem)
                 # Forbidden segmentations have the value -inf here; a training loss refuses them.
                 value = score_segments(problem, gold) - log_partition(problem)
             result[batch] = value.cpu().numpy()
@@ -191,8 +188,12 @@ class PredictionMixin:
 
     def _check_input(self, X: Any, groups: Any) -> Sequences:
         check_is_fitted(self, "net_")
-        accept_sparse = self.encoder == "linear"
-        return check_X(self, X, groups, dtype=np.dtype(self.dtype), accept_sparse=accept_sparse)
+        dtype = np.dtype(self.dtype)
+        return check_X(self, X, groups, dtype=dtype, accept_sparse=self._takes_sparse)
+
+    @property
+    def _takes_sparse(self) -> bool:
+        return isinstance(self.encoder, str) and self.encoder == "linear"
 
     def _problems(self, sequences: Sequences) -> Iterator[tuple[np.ndarray, Potentials]]:
         """Batches: indices of the sequences, and their problem, not centred."""
@@ -216,7 +217,7 @@ class PredictionMixin:
         result: list[list[Segment]] = [[] for _ in sequences.values]
         for batch, problem in self._problems(sequences):
             with torch.no_grad():
-                _, table = viterbi_table(_centered(problem))
+                _, table = viterbi_table(centered(problem))
                 # Scores of segments are those of the model, not of the centred problem.
                 rows = score_rows(problem, table, "max")
             decoded = table_to_segments(table, problem.batch_size, rows)
@@ -242,6 +243,10 @@ class PredictionMixin:
 
         return [self.classes_[index] for index in self._marginals(sequences, choose)]
 
+    def _renamed(self, segments: list[Segment]) -> list[Segment]:
+        """Segments with class indices as segments with labels."""
+        return [replace(segment, label=self.classes_[segment.label]) for segment in segments]
+
     def _named(self, segments: list[Segment]) -> list[tuple[int, int, Any]]:
         """Half-open ``(start, stop, label)`` of segments with class indices."""
         return [(s.start, s.end + 1, self.classes_[s.label]) for s in segments]
@@ -253,14 +258,14 @@ class PredictionMixin:
         result: list[Any] = [None] * len(sequences.values)
         for batch, problem in self._problems(sequences):
             with torch.no_grad():
-                marginals = segment_marginals(_centered(problem))
+                marginals = segment_marginals(centered(problem))
                 selected = select(marginals, problem.lengths).cpu().numpy()
             for i, row, length in zip(batch, selected, problem.lengths.tolist(), strict=True):
                 result[i] = row[:length].copy()
         return result
 
 
-def _centered(problem: Potentials) -> Potentials:
+def centered(problem: Potentials) -> Potentials:
     """The same problem with the largest score of each position at 0."""
     return problem.replace(scores=center_scores(problem.scores, problem.lengths)[0])
 

@@ -8,10 +8,11 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.feature_extraction import DictVectorizer, FeatureHasher
-from sklearn.utils import _safe_indexing
+from sklearn.utils import _safe_indexing, get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_api.sequences import Sequences, check_X, object_array
+from sklearn_api.solvers.features import stack_rows
 
 __all__ = ["PerPosition", "TokenFeatures"]
 
@@ -23,7 +24,8 @@ class PerPosition(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
     ----------
     transformer : scikit-learn transformer
         It sees a 2-D array with one row per position, such as `StandardScaler` or `PCA`; it must
-        keep the rows.
+        keep the rows. Of sparse sequences it sees a CSR matrix, such as `MaxAbsScaler` or
+        `TruncatedSVD` take; what it returns sparse stays so.
 
     Attributes
     ----------
@@ -60,7 +62,7 @@ class PerPosition(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         self
         """
         sequences = self._check(X, reset=True)
-        self.transformer_ = clone(self.transformer).fit(np.concatenate(sequences.values))
+        self.transformer_ = clone(self.transformer).fit(stack_rows(sequences.values))
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -72,18 +74,21 @@ class PerPosition(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
 
         Returns
         -------
-        ndarray of shape (T, D'), or object array of such for many sequences
+        ndarray or CSR matrix of shape (T, D'), or object array of such for many sequences
             DataFrames in place of arrays where `set_output` asks for them.
         """
         check_is_fitted(self)
         sequences = self._check(X, reset=False)
         stops = np.cumsum(sequences.lengths)
-        rows = self.transformer_.transform(np.concatenate(sequences.values))
-        if not hasattr(rows, "columns"):  # a DataFrame is kept
+        rows = self.transformer_.transform(stack_rows(sequences.values))
+        if sp.issparse(rows):
+            rows = rows.tocsr()
+        elif not hasattr(rows, "columns"):  # a DataFrame is kept
             rows = np.asarray(rows)
-        if len(rows) != stops[-1]:
+        if rows.shape[0] != stops[-1]:
             raise ValueError(
-                f"`transformer` must keep the {stops[-1]} positions; it returned {len(rows)} rows."
+                f"`transformer` must keep the {stops[-1]} positions; it returned {rows.shape[0]} "
+                "rows."
             )
         starts = stops - sequences.lengths
         parts = [_safe_indexing(rows, slice(a, b)) for a, b in zip(starts, stops, strict=True)]
@@ -114,7 +119,13 @@ class PerPosition(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         return self.transformer_.get_feature_names_out(input_features)
 
     def _check(self, X: Any, reset: bool) -> Sequences:
-        return check_X(self, X, dtype=[np.float64, np.float32], reset=reset)
+        # A transformer that takes no sparse rows says so itself.
+        return check_X(self, X, dtype=[np.float64, np.float32], reset=reset, accept_sparse=True)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = get_tags(self.transformer).input_tags.sparse
+        return tags
 
 
 class TokenFeatures(TransformerMixin, BaseEstimator):

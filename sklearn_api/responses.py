@@ -13,8 +13,9 @@ __all__ = ["final_estimator", "find_response", "get_response"]
 def find_response(estimator: Any, method: str) -> Callable[..., Any] | None:
     """Method of a fitted estimator as a function of X, and of whatever else it takes.
 
-    Pipelines and searches hand on the methods that scikit-learn knows; `predict_segments`,
-    `predict_boundary_proba` and `log_likelihood` are reached through their last step.
+    Pipelines and searches hand on the methods that scikit-learn knows; those of
+    `SemiCRFSegmenter` alone, such as `predict_segments`, `predict_topk`, `sample` and
+    `log_likelihood`, are reached through their last step.
 
     Parameters
     ----------

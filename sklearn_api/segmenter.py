@@ -24,6 +24,7 @@ from sklearn_api.building import (
 )
 from sklearn_api.encoders import ENCODERS
 from sklearn_api.persistence import VersionedMixin
+from sklearn_api.posterior_prediction import PosteriorMixin
 from sklearn_api.prediction import PredictionMixin
 from sklearn_api.routed_params import RoutedParamsMixin
 from sklearn_api.sequences import GoldSegments, LabelCodec, Sequences, check_X, check_y
@@ -31,12 +32,18 @@ from sklearn_api.single_positions import single_labels, split_singles
 from sklearn_api.solvers.fitting import check_solver, fit_lbfgs
 from sklearn_api.training import PrivateRNG, SegmentationModule
 from sklearn_api.training_data import training_datasets
+from sklearn_api.weights import with_class_weight
 
 __all__ = ["SemiCRFSegmenter"]
 
 
 class SemiCRFSegmenter(
-    PredictionMixin, RoutedParamsMixin, VersionedMixin, ClassifierMixin, BaseEstimator
+    PredictionMixin,
+    PosteriorMixin,
+    RoutedParamsMixin,
+    VersionedMixin,
+    ClassifierMixin,
+    BaseEstimator,
 ):
     """Segment sequences with a semi-Markov CRF on top of a neural or linear encoder.
 
@@ -93,10 +100,15 @@ class SemiCRFSegmenter(
     l1_ratio : float, default=0.0
         Part of the penalty that is L1: ``alpha * ((1 - l1_ratio) / 2 * ||w||**2 + l1_ratio *
         ||w||_1)``. Above 0 it needs ``solver="lbfgs"``.
+    class_weight : None, "balanced" or dict, default=None
+        Weights of positions by their label, times `sample_weight`. As the weights of positions do,
+        they act through their mean over a sequence, or crop: sequences with more of a heavy label
+        count for more. They change nothing between labels within a sequence. "balanced" is
+        ``n_positions / (n_classes * counts)``; labels that a dict leaves out have weight 1.
     solver : {"adam", "adamw", "sgd", "lbfgs"}, default="adam"
         Optimiser of the mini-batches; or L-BFGS on all sequences at once, for
         ``encoder="linear"``: deterministic, without a learning rate, to the minimum of what, with
-        "learned" durations, is a convex loss. Sparse X needs it. It runs on the CPU.
+        "learned" durations, is a convex loss. It runs on the CPU.
     max_iter : int, default=500
         Most iterations of ``solver="lbfgs"``.
     optimizer : torch.optim.Optimizer class, default=None
@@ -162,8 +174,8 @@ class SemiCRFSegmenter(
     **one** sequence, or with `groups` one sequence per id. y is nested in the same way: labels per
     position, or a list of segments, which can also show two adjacent ones of one label: half-open
     ``(start, stop, label)`` tuples, or `Segment` objects as `predict_segments` returns them, with
-    inclusive ends. X of scipy's sparse formats is taken by ``encoder="linear", solver="lbfgs"`` and
-    never made dense. Outputs mirror X: rows for 2-D X, a 1-D object array otherwise.
+    inclusive ends. ``encoder="linear"`` takes X of scipy's sparse formats, and never makes it
+    dense. Outputs mirror X: rows for 2-D X, a 1-D object array otherwise.
 
     Cross-validation that splits the rows of a 2-D X glues pieces of one sequence together and so
     changes the durations; pass a list of sequences to split by sequence.
@@ -207,6 +219,7 @@ class SemiCRFSegmenter(
         "tagging": [None, StrOptions({"bio"})],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "l1_ratio": [Interval(Real, 0, 1, closed="both")],
+        "class_weight": [None, StrOptions({"balanced"}), dict],
         "solver": [StrOptions({"adam", "adamw", "sgd", "lbfgs"})],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "optimizer": [None, callable],
@@ -247,6 +260,7 @@ class SemiCRFSegmenter(
         tagging=None,
         alpha=1.0,
         l1_ratio=0.0,
+        class_weight=None,
         solver="adam",
         max_iter=500,
         optimizer=None,
@@ -284,6 +298,7 @@ class SemiCRFSegmenter(
         self.tagging = tagging
         self.alpha = alpha
         self.l1_ratio = l1_ratio
+        self.class_weight = class_weight
         self.solver = solver
         self.max_iter = max_iter
         self.optimizer = optimizer
@@ -329,6 +344,7 @@ class SemiCRFSegmenter(
         """
         start_anew = not (self.warm_start and hasattr(self, "net_"))
         sequences, table = self._prepare(X, y, groups, start_anew)
+        sample_weight = self._weights(sample_weight, sequences, table)
         if start_anew:
             self._build(sequences, table)
         else:
@@ -366,8 +382,14 @@ class SemiCRFSegmenter(
         -------
         self
         """
+        if self.class_weight == "balanced":
+            raise ValueError(
+                '`class_weight`="balanced" needs all training positions at once, and `partial_fit` '
+                "sees a part of them; pass a dict."
+            )
         first = not hasattr(self, "net_")
         sequences, table = self._prepare(X, y, groups, first, classes)
+        sample_weight = self._weights(sample_weight, sequences, table)
         if first:
             self._build(sequences, table)
         check_allowed(self.module_, table, self.classes_)
@@ -387,7 +409,7 @@ class SemiCRFSegmenter(
             groups,
             dtype=np.dtype(self.dtype),
             reset=start_anew,
-            accept_sparse=self.solver == "lbfgs",
+            accept_sparse=self._takes_sparse,
         )
         gold = check_y(y, sequences.layout, self.tagging)
         if start_anew:
@@ -408,6 +430,11 @@ class SemiCRFSegmenter(
             return table
         return limit_durations(table, self.max_duration_, self.long_segments)
 
+    def _weights(self, sample_weight: Any, sequences: Sequences, table: SegmentTable) -> Any:
+        """Sample weights with those of the classes in them."""
+        layout = sequences.layout
+        return with_class_weight(sample_weight, self.class_weight, self.classes_, table, layout)
+
     def _build(self, sequences: Sequences, table: SegmentTable) -> None:
         rng = PrivateRNG(self._seed, resolve_device(self.device))
         module = build_module(self, sequences, table, self.max_duration_, rng)
@@ -422,7 +449,7 @@ class SemiCRFSegmenter(
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = self.solver == "lbfgs" and self.encoder == "linear"
+        tags.input_tags.sparse = self._takes_sparse
         return tags
 
     @property

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping
@@ -24,11 +25,15 @@ from skorch.utils import to_tensor
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from flash_semicrf.constraints import check_gold
 from flash_semicrf.duration import DurationDistribution
 from flash_semicrf.nn import SemiMarkovCRFHead
+from flash_semicrf.potentials import score_segments
 from flash_semicrf.segments import SegmentTable
+from flash_semicrf.streaming import log_partition
 from sklearn_api.crop_likelihood import core_rows, crop_loss
 from sklearn_api.encoders import Standardize
+from sklearn_api.sparse_batches import pad_sparse, problem_of_scores, project_sparse
 
 __all__ = [
     "LengthBucketSampler",
@@ -48,7 +53,7 @@ class SequenceDataset(Dataset):
 
     Parameters
     ----------
-    values : list of ndarray of shape (T_i, D)
+    values : list of ndarray, or CSR matrices, of shape (T_i, D)
     table : SegmentTable
         Gold segments of all sequences, ordered by sequence.
     """
@@ -58,7 +63,7 @@ class SequenceDataset(Dataset):
         self.segments = torch.stack(table[1:], dim=1)
         counts = torch.bincount(table.sequence, minlength=len(values))
         self.offsets = [0, *torch.cumsum(counts, 0).tolist()]
-        self.lengths = np.array([len(x) for x in values], dtype=np.int64)
+        self.lengths = np.array([x.shape[0] for x in values], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -98,7 +103,8 @@ def collate_sequences(
     items: list[tuple[np.ndarray, Tensor]],
 ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
     """One batch: the module's arguments, and the columns of a `SegmentTable`."""
-    x, lengths = pad_values([value for value, _ in items])
+    values = [value for value, _ in items]
+    x, lengths = pad_sparse(values) if sp.issparse(values[0]) else pad_values(values)
     segments = [rows for _, rows in items]
     sequence = torch.repeat_interleave(torch.tensor([len(rows) for rows in segments]))
     return {"x": x, "lengths": lengths}, (sequence, *torch.cat(segments).unbind(1))
@@ -247,11 +253,13 @@ class SegmentationModule(nn.Module):
         return [getattr(self, anchor) for _, anchor in self._penalized if anchor is not None]
 
     def forward(self, x: Tensor, lengths: Tensor, crop: Tensor | None = None) -> Tensor:
-        """Hidden states (B, T, H) of features (B, T, D).
+        """Hidden states (B, T, H) of features (B, T, D); scores (B, T, P) of sparse features.
 
         The first two columns of `crop` count the positions on either side that are context only;
         `lengths` does not count them and the result does not hold them.
         """
+        if x.is_sparse:
+            return project_sparse(self.head, x)
         if self.standardize is not None:
             x = self.standardize(x)
         if crop is None:
@@ -334,7 +342,7 @@ class SegmentationNet(NeuralNet):
         X: dict[str, Tensor] | None = None,
         training: bool = False,
     ) -> Tensor:
-        """Loss of a batch: `y_pred` holds hidden states, `y_true` segments and perhaps weights."""
+        """Loss of a batch: `y_pred` is the module's, `y_true` segments and perhaps weights."""
         lengths = to_tensor(X["lengths"], device=self.device)
         columns = to_tensor(tuple(y_true), device=self.device)
         table = SegmentTable(*columns[:4])
@@ -342,11 +350,16 @@ class SegmentationNet(NeuralNet):
             padding = torch.arange(y_pred.shape[1], device=y_pred.device) >= lengths[:, None]
             self._check_finite(y_pred.detach().isfinite().all(-1) | padding)
         head = self.module_.head
-        if "crop" in X:
-            crop = to_tensor(X["crop"], device=self.device)
-            nll = crop_loss(head, y_pred, lengths, table, crop)
+        if X["x"].is_sparse:
+            problem = problem_of_scores(head, y_pred, lengths)
         else:
-            nll = head.compute_loss(y_pred, lengths, table, reduction="none")
+            problem, _ = head.potentials(y_pred, lengths)
+        if "crop" in X:
+            nll = crop_loss(problem, table, to_tensor(X["crop"], device=self.device))
+        else:
+            gold = score_segments(problem, table)
+            check_gold(gold, problem, table)
+            nll = log_partition(problem) - gold
         if len(columns) == 5:
             nll = nll * columns[4]
         loss = nll.sum() / lengths.sum()

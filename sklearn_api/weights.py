@@ -1,8 +1,9 @@
-"""Sample weights of sequences and of their positions.
+"""Sample weights of sequences and of their positions, and weights of classes.
 
 A weight multiplies a log-likelihood, so a sequence of weight 2 counts as two copies of it. The
 likelihood of a segmentation is not a sum over positions: weights of positions act through their
-mean over the sequence or, with `crop_length`, over each crop.
+mean over the sequence or, with `crop_length`, over each crop. A class weight multiplies those of
+the positions that have the label, and so acts through the same mean.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import assert_all_finite
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from flash_semicrf.segments import SegmentTable
 from sklearn_api.crops import CroppedDataset
 from sklearn_api.sequences import Layout
 from sklearn_api.training import SequenceDataset
 
-__all__ = ["WeightedDataset", "check_sample_weight"]
+__all__ = ["WeightedDataset", "check_sample_weight", "with_class_weight"]
 
 
 def check_sample_weight(sample_weight: Any, layout: Layout) -> list[np.ndarray] | None:
@@ -90,6 +93,67 @@ def _check_count(got: int, count: int, where: str, unit: str) -> None:
         raise ValueError(
             f"`sample_weight` must have one weight per {unit} {where}: {count}; got {got}."
         )
+
+
+def with_class_weight(
+    sample_weight: Any,
+    class_weight: str | dict[Any, float] | None,
+    classes: np.ndarray,
+    table: SegmentTable,
+    layout: Layout,
+) -> Any:
+    """Sample weights times the weights of the labels.
+
+    Parameters
+    ----------
+    sample_weight : see `check_sample_weight`
+    class_weight : None, "balanced" or dict of label to weight
+        "balanced" is n / (C * count) for n positions; labels that a dict leaves out have weight 1.
+    classes : ndarray of shape (C,)
+    table : SegmentTable
+        Gold segments with class indices, ordered by sequence.
+    layout : Layout
+        Of X.
+
+    Returns
+    -------
+    `sample_weight` itself without class weights; weights of positions, nested as X, otherwise
+
+    Raises
+    ------
+    ValueError
+        For a label that is not among the classes, or a weight that is negative or not finite, or
+        all weights 0.
+    """
+    if class_weight is None:
+        return sample_weight
+    labels = np.repeat(table.label.numpy(), (table.stop - table.start).numpy())
+    if isinstance(class_weight, dict):
+        by_class = _weights_by_class(class_weight, classes.tolist())
+    else:
+        present = np.unique(labels)
+        by_class = np.zeros(len(classes))
+        by_class[present] = compute_class_weight(class_weight, classes=present, y=labels)
+    weights = by_class[labels]
+    if not weights.any():
+        raise ValueError("`class_weight` must not be 0 for all labels of `y`.")
+    given = check_sample_weight(sample_weight, layout)
+    if given is not None:
+        weights = weights * np.concatenate(given)
+    return layout.restore(np.split(weights, np.cumsum(layout.lengths)[:-1]))
+
+
+def _weights_by_class(given: dict[Any, float], classes: list[Any]) -> np.ndarray:
+    weights = np.ones(len(classes))
+    for label, weight in given.items():
+        if label not in classes:
+            raise ValueError(f"The labels of `class_weight` must be in {classes}; got {label!r}.")
+        if not (isinstance(weight, Real) and 0 <= weight < np.inf):
+            raise ValueError(
+                f"`class_weight` must be finite and >= 0; got {weight!r} for label {label!r}."
+            )
+        weights[classes.index(label)] = weight
+    return weights
 
 
 class WeightedDataset(Dataset):

@@ -11,6 +11,7 @@ from torch import Tensor
 from flash_semicrf.edges import check_edge_memory, edge_tensor
 from flash_semicrf.exact.vectorized import forward_messages
 from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.observations import Constraints, constrain, fold_marginals, fold_table
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.semimarkov import SemiMarkov
@@ -26,7 +27,13 @@ EDGE_BACKENDS = ("exact", "binary_tree_sharded")
 """The vectorised scan; the binary tree with checkpointed products in shards."""
 
 
-def log_partition(potentials: Potentials, backend: str, threshold: float) -> Tensor:
+def log_partition(
+    potentials: Potentials,
+    backend: str,
+    threshold: float,
+    *,
+    constraints: Constraints | None = None,
+) -> Tensor:
     """Log Z from the edge tensor.
 
     Parameters
@@ -36,6 +43,8 @@ def log_partition(potentials: Potentials, backend: str, threshold: float) -> Ten
         One of `EDGE_BACKENDS`.
     threshold : float
         Bytes that the edge tensor, and the first level of a tree, may take.
+    constraints : Constraints, optional
+        Sum over the segmentations that agree with what is known.
 
     Returns
     -------
@@ -47,7 +56,7 @@ def log_partition(potentials: Potentials, backend: str, threshold: float) -> Ten
     ValueError
         For bad input, or more bytes than `threshold`: before any are taken.
     """
-    p = check_potentials(potentials)
+    p = constrain(check_potentials(potentials), constraints)
     check_edge_memory(p, threshold)
     return _sum(edge_tensor(p), p.lengths + 1, backend, threshold)
 
@@ -60,7 +69,13 @@ def _sum(edges: Tensor, nodes: Tensor, backend: str, threshold: float) -> Tensor
     return tree.sum(edges, nodes, use_linear_scan=False)
 
 
-def segment_marginals(potentials: Potentials, backend: str, threshold: float) -> SegmentMarginals:
+def segment_marginals(
+    potentials: Potentials,
+    backend: str,
+    threshold: float,
+    *,
+    constraints: Constraints | None = None,
+) -> SegmentMarginals:
     """Posterior marginals from the gradient of `log_partition`; parameters as there.
 
     Returns
@@ -68,7 +83,8 @@ def segment_marginals(potentials: Potentials, backend: str, threshold: float) ->
     SegmentMarginals
         As `flash_semicrf.streaming.segment_marginals`.
     """
-    p = check_potentials(potentials)
+    num_labels = check_potentials(potentials).num_labels
+    p = constrain(potentials, constraints)
     names = ("scores", "start_scores", "end_scores")
     given = {name: getattr(p, name) for name in names}
     leaves = {
@@ -87,17 +103,22 @@ def segment_marginals(potentials: Potentials, backend: str, threshold: float) ->
     tail, duration = fold_durations(duration, p.max_duration)
     _, transition = fold_durations(transition, p.max_duration)
     transition = transition if p.transition.dim() == 3 else transition.sum(1)
-    return SegmentMarginals(*marginals, transition, duration, tail)
+    found = SegmentMarginals(*marginals, transition, duration, tail)
+    return found if p.num_labels == num_labels else fold_marginals(found, num_labels)
 
 
 def viterbi_table(
-    potentials: Potentials, backend: str, threshold: float
+    potentials: Potentials,
+    backend: str,
+    threshold: float,
+    *,
+    constraints: Constraints | None = None,
 ) -> tuple[Tensor, SegmentTable]:
     """Best segmentations from the edge tensor, by one max scan whichever the backend.
 
     Parameters
     ----------
-    potentials, backend, threshold
+    potentials, backend, threshold, constraints
         As for `log_partition`.
 
     Returns
@@ -110,21 +131,22 @@ def viterbi_table(
     ValueError
         As `log_partition`, and where a sequence has no feasible segmentation: naming it.
     """
-    p = check_potentials(potentials)
+    num_labels = check_potentials(potentials).num_labels
+    p = constrain(potentials, constraints, "max")
     check_edge_memory(p, threshold)
     with torch.no_grad():
         edges = edge_tensor(p, "max")
         alpha = forward_messages(MaxSemiring(), edges, p.lengths + 1)[0]
         everyone = torch.arange(p.batch_size, device=p.device)
         scores = alpha[everyone, p.lengths].amax(-1)
-        check_feasible(scores)
+        check_feasible(scores, constraints is not None)
         rows = [
             row
             for b, length in enumerate(p.lengths.tolist())
             for row in _walk(edges[b], alpha[b], b, length)
         ]
     columns = torch.tensor(rows, dtype=torch.int64, device=p.device).reshape(-1, 4)
-    return scores, SegmentTable(*columns.unbind(1))
+    return scores, fold_table(SegmentTable(*columns.unbind(1)), num_labels)
 
 
 def _walk(edges: Tensor, alpha: Tensor, sequence: int, stop: int) -> list[tuple[int, ...]]:

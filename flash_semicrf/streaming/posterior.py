@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.marginals import SegmentMarginals
-from flash_semicrf.observations import Constraints, constrain, fold_marginals
+from flash_semicrf.observations import Constraints, constrain, fold_marginals, unfold_table
 from flash_semicrf.potentials import (
     NEG_INF,
     Potentials,
@@ -101,7 +101,11 @@ def segment_marginals(
 
 
 def segment_probabilities(
-    potentials: Potentials, table: SegmentTable, backend: str = "auto"
+    potentials: Potentials,
+    table: SegmentTable,
+    backend: str = "auto",
+    *,
+    constraints: Constraints | None = None,
 ) -> Tensor:
     """Posterior probability of each given segment.
 
@@ -112,6 +116,8 @@ def segment_probabilities(
         Any segments inside their sequences, in any order; they need not tile anything.
     backend : str
         As for `flash_semicrf.streaming.log_partition`.
+    constraints : Constraints, optional
+        Given what is known.
 
     Returns
     -------
@@ -137,16 +143,24 @@ def segment_probabilities(
     p = check_potentials(potentials)
     check_rows(table, p)
     with torch.no_grad():
-        scores, _ = center_scores(p.scores, p.lengths)
-        p = p.replace(scores=scores)
-        log_z, alpha, beta = choose(backend, p, "messages").messages(p)
-        gamma = _arrivals(p, alpha, table)
-        sequence, _, stop, label = table
-        content = content_rows(p, table)
-        log_z = log_z[sequence]
-        log_p = gamma + content + beta[sequence, stop, label] - log_z
-        dead = (content <= 0.5 * NEG_INF) | (log_z == -torch.inf) | (log_p == -torch.inf)
-        return torch.where(dead, 0.0, log_p.exp()).clamp(max=1.0)
+        given = constrain(p, constraints)
+        given = given.replace(scores=center_scores(given.scores, given.lengths)[0])
+        messages = choose(backend, given, "messages").messages(given)
+        copies = unfold_table(table, p.num_labels, given.num_labels)
+        found = [_probabilities(given, copy, *messages) for copy in copies]
+        return torch.stack(found).sum(0).clamp(max=1.0)
+
+
+def _probabilities(
+    p: Potentials, table: SegmentTable, log_z: Tensor, alpha: Tensor, beta: Tensor
+) -> Tensor:
+    """`segment_probabilities` from the messages."""
+    sequence, _, stop, label = table
+    content = content_rows(p, table)
+    log_z = log_z[sequence]
+    log_p = _arrivals(p, alpha, table) + content + beta[sequence, stop, label] - log_z
+    dead = (content <= 0.5 * NEG_INF) | (log_z == -torch.inf) | (log_p == -torch.inf)
+    return torch.where(dead, 0.0, log_p.exp())
 
 
 def _arrivals(p: Potentials, alpha: Tensor, table: SegmentTable) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from flash_semicrf.streaming.dispatch import record_backends
 from flash_semicrf.streaming.triton.backend import HAS_TRITON
@@ -45,6 +46,17 @@ def waves(count):
     y = [np.repeat(["rest", "wave", "rest"], rng.integers([8] * 3, [15] * 3)) for _ in range(count)]
     X = [(one == "wave")[:, None] + 0.3 * rng.normal(size=(len(one), 1)) for one in y]
     return X, y
+
+
+@pytest.mark.filterwarnings("ignore:.*deterministic:UserWarning")
+def test_sparse_features_train_on_a_gpu_as_dense_ones_do():
+    X, y = waves(6)
+    settings = {"device": "cuda", "dtype": "float64", "max_epochs": 5, "random_state": 0}
+    dense = SemiCRFSegmenter(**settings).fit(X, y)
+    sparse = SemiCRFSegmenter(**settings).fit([sp.csr_array(x) for x in X], y)
+    assert sparse.net_.device.startswith("cuda")
+    for actual, expected in zip(sparse.predict_proba(X), dense.predict_proba(X), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:.*deterministic:UserWarning")

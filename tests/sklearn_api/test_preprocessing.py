@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.decomposition import PCA
+from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sklearn_api import SemiCRFSegmenter
@@ -65,6 +66,51 @@ def test_per_position_in_a_searched_pipeline():
     assert search.predict(X).shape == (3,)
 
 
-@parametrize_with_checks([PerPosition(StandardScaler())])
+SPARSE = {
+    "stays sparse": MaxAbsScaler(),
+    "not centred": StandardScaler(with_mean=False),
+    "becomes dense": TruncatedSVD(2, random_state=0),
+}
+
+
+def dense(rows):
+    return rows.toarray() if sp.issparse(rows) else rows
+
+
+@pytest.mark.parametrize("transformer", SPARSE.values(), ids=SPARSE)
+@pytest.mark.parametrize("form", [sp.csr_matrix, sp.coo_array])
+def test_per_position_of_sparse_sequences(form, transformer):
+    X = [np.where(x > 3.0, x, 0.0) for x in ragged()]
+    rows = sp.csr_array(np.concatenate(X))
+    expected = transformer.fit_transform(rows)
+    found = PerPosition(transformer).fit_transform([form(x) for x in X])
+    assert [x.shape[0] for x in found] == [4, 7, 7]
+    assert all(sp.issparse(x) == sp.issparse(expected) for x in found)
+    np.testing.assert_array_equal(np.concatenate(list(map(dense, found))), dense(expected))
+    one = PerPosition(transformer).fit(rows).transform(rows)
+    np.testing.assert_array_equal(dense(one), dense(expected))
+
+
+def test_per_position_of_sparse_sequences_in_a_pipeline():
+    X = [np.where(x > 3.0, x, 0.0) for x in ragged()]
+    y = [(x[:, 0] > 3.0).astype(int) for x in X]
+    last = SemiCRFSegmenter(solver="lbfgs", dtype="float64", tol=1e-12)
+    pipeline = make_pipeline(PerPosition(MaxAbsScaler()), last)
+    sparse_X = [sp.csc_array(x) for x in X]
+    found = pipeline.fit(sparse_X, y).predict_proba(sparse_X)
+    expected = pipeline.fit(X, y).predict_proba(X)
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+def test_per_position_sparse_needs_a_transformer_that_takes_it():
+    X = [sp.csr_array(x) for x in ragged()]
+    with pytest.raises(ValueError, match="Cannot center sparse matrices"):
+        PerPosition(StandardScaler()).fit(X)
+    with pytest.raises(ValueError, match="must keep the 18 positions; it returned 17 rows"):
+        PerPosition(DropLast()).fit_transform(X)
+
+
+@parametrize_with_checks([PerPosition(StandardScaler()), PerPosition(MaxAbsScaler())])
 def test_estimator_check(estimator, check):
     check(estimator)

@@ -1,0 +1,140 @@
+"""What `flash_semicrf.nn.SemiMarkovCRFHead` says about sequences: segmentations and marginals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.exact import inference as edge_inference
+from flash_semicrf.exact.inference import EDGE_BACKENDS
+from flash_semicrf.head_inputs import check_traceback_length, full_precision
+from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.observations import Constraints
+from flash_semicrf.potentials import Potentials, score_rows, score_segments
+from flash_semicrf.segments import ViterbiResult, table_to_segments
+from flash_semicrf.streaming import segment_marginals, viterbi_table
+
+__all__ = ["DecodingMixin"]
+
+
+class DecodingMixin:
+    """Methods of the head that need its problem, and no labels."""
+
+    def decode(
+        self,
+        hidden_states: Tensor,
+        lengths: Tensor,
+        use_triton: bool = True,
+        backend: str = "auto",
+        *,
+        constraints: Constraints | None = None,
+    ) -> Tensor:
+        """Return the score of the best segmentation.
+
+        Parameters
+        ----------
+        hidden_states, lengths, use_triton, backend
+            As for `forward`.
+        constraints : Constraints, optional
+            Of the segmentations that agree with what is known.
+
+        Returns
+        -------
+        float64 Tensor of shape (B,)
+            Differentiable along the best segmentation.
+
+        Raises
+        ------
+        ValueError
+            If a sequence has no feasible segmentation.
+        """
+        with full_precision(hidden_states):
+            problem, centered, _, backend = self._prepare(
+                hidden_states, lengths, use_triton, backend
+            )
+            _, table = self._run(viterbi_table, centered, backend, constraints)
+            return score_segments(problem, table, "max")
+
+    def decode_with_traceback(
+        self,
+        hidden_states: Tensor,
+        lengths: Tensor,
+        max_traceback_length: int | None = None,
+        use_triton: bool = True,
+        backend: str = "auto",
+        *,
+        constraints: Constraints | None = None,
+    ) -> ViterbiResult:
+        """Return the best segmentations.
+
+        Parameters
+        ----------
+        hidden_states, lengths, use_triton, backend
+            As for `forward`.
+        max_traceback_length : int, optional
+            Refuse sequences longer than this. Decoding itself has no limit.
+        constraints : Constraints, optional
+            Best of the segmentations that agree with what is known.
+
+        Returns
+        -------
+        ViterbiResult
+            Scores and segments; the scores of a sequence's segments sum to its score.
+
+        Raises
+        ------
+        ValueError
+            If a sequence has no feasible segmentation, or is longer than the limit.
+        """
+        with torch.no_grad(), full_precision(hidden_states):
+            prepared = self._prepare(hidden_states, lengths, use_triton, backend)
+            problem, centered, offset, backend = prepared
+            check_traceback_length(max_traceback_length, problem.lengths)
+            scores, table = self._run(viterbi_table, centered, backend, constraints)
+            # Segment scores are those of the model, not of the centred problem.
+            rows = score_rows(problem, table, "max")
+            segments = table_to_segments(table, problem.batch_size, rows)
+            return ViterbiResult(scores + offset, segments)
+
+    def marginals(
+        self,
+        hidden_states: Tensor,
+        lengths: Tensor,
+        use_triton: bool = True,
+        backend: str = "auto",
+        *,
+        constraints: Constraints | None = None,
+    ) -> SegmentMarginals:
+        """Return posterior marginals.
+
+        Parameters
+        ----------
+        hidden_states, lengths, use_triton, backend
+            As for `forward`.
+        constraints : Constraints, optional
+            Given what is known.
+
+        Returns
+        -------
+        SegmentMarginals
+            The probabilities that a position lies in a segment of label c, starts one, ends one,
+            each of shape (B, T, C); expected counts of transitions and durations.
+        """
+        with torch.no_grad(), full_precision(hidden_states):
+            _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
+            return self._run(segment_marginals, problem, backend, constraints)
+
+    def _run(
+        self,
+        entry: Callable,
+        problem: Potentials,
+        backend: str,
+        constraints: Constraints | None = None,
+    ):
+        """Call a streaming entry point, or the one of its name over the edge tensor."""
+        if backend not in EDGE_BACKENDS:
+            return entry(problem, backend, constraints=constraints)
+        twin = getattr(edge_inference, entry.__name__)
+        return twin(problem, backend, self.edge_memory_threshold, constraints=constraints)
