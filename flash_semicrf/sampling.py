@@ -19,7 +19,6 @@ from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import Segment, SegmentTable, table_to_segments
 from flash_semicrf.streaming.dispatch import BACKENDS, choose
 from flash_semicrf.streaming.interface import check_feasible
-from flash_semicrf.streaming.tail_backend import with_tail
 from flash_semicrf.validation import check_positive_int, check_potentials
 
 __all__ = ["sample", "sample_table"]
@@ -106,8 +105,8 @@ def sample_table(
         if hasattr(chosen, "sample"):
             table = chosen.sample(given, num_samples, seed)
         else:
-            on_cpu = with_tail(BACKENDS["numba"], given)
-            table = on_cpu.sample(given.to("cpu"), num_samples, seed).to(p.device)
+            on_cpu = given.to("cpu")
+            table = BACKENDS["numba"].sample(on_cpu, num_samples, seed).to(p.device)
     _check_feasible(table, p.batch_size, constraints is not None)
     return table if given is p else fold_table(table, p.num_labels)
 

@@ -17,7 +17,6 @@ from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.cpu.backend import NumbaBackend
 from flash_semicrf.streaming.reference import ReferenceBackend
-from flash_semicrf.streaming.tail_backend import with_tail
 from flash_semicrf.streaming.triton.backend import TritonBackend
 from flash_semicrf.validation import check_choice
 
@@ -28,11 +27,6 @@ class Backend(Protocol):
     """What a backend offers. Problems come checked; see `flash_semicrf.validation`."""
 
     name: str
-
-    # Optional. Problems with a `duration_tail` come to a backend only for the operations that it
-    # takes them for; the others get the expanded problem of `flash_semicrf.tail`.
-    def takes_tail(self, operation: str, potentials: Potentials) -> bool:
-        """Whether the method `operation` takes a `duration_tail` as it is."""
 
     def why_not(self, potentials: Potentials) -> str | None:
         """Reason why this backend cannot run the problem, or None."""
@@ -124,7 +118,6 @@ def choose(name: str, potentials: Potentials, operation: str | None = None) -> B
     Returns
     -------
     Backend
-        One that takes the problem's duration tail, if it has one.
 
     Raises
     ------
@@ -142,7 +135,7 @@ def choose(name: str, potentials: Potentials, operation: str | None = None) -> B
     record = _record.get()
     if record is not None:
         record.append(backend.name)
-    return with_tail(backend, potentials)
+    return backend
 
 
 @contextlib.contextmanager

@@ -302,10 +302,6 @@ class ReferenceBackend:
         """Nothing is beyond it."""
         return None
 
-    def takes_tail(self, operation: str, potentials: Potentials) -> bool:
-        """Everything does."""
-        return True
-
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
         with torch.no_grad():

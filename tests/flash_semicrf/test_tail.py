@@ -37,7 +37,7 @@ from flash_semicrf.streaming import (
 )
 from flash_semicrf.streaming.dispatch import BACKENDS as ALL_BACKENDS
 from flash_semicrf.streaming.dispatch import record_backends
-from flash_semicrf.tail import expand, unrolled
+from flash_semicrf.tail import unrolled
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
 from flash_semicrf.validation import check_potentials, check_rows, check_table
 from tests.flash_semicrf.cases import (
@@ -346,15 +346,6 @@ def test_a_tail_at_the_rate_of_geometric_durations_changes_no_longest_duration()
     values = [log_partition(p) for p in problems]
     for first, second in itertools.pairwise(values):
         assert_close(first, second)
-
-
-def test_expanded_problem_is_one_of_pieces():
-    problem = random_problem(1, 4, 2, 1, tail=True, ragged=False)
-    count, log_z = len(enumerate_scores(problem, 0)[0]), log_partition(problem)
-    for pieces in (expand(problem), expand(problem, end_marginals=True)):
-        scores = enumerate_scores(pieces, 0)[1]
-        assert int((scores > -math.inf).sum()) == count == 8
-        assert_close(log_partition(pieces), log_z)
 
 
 # What users pass in

@@ -26,10 +26,6 @@ class NumbaBackend:
             return f"it needs tensors on the CPU and these are on {potentials.device}"
         return None
 
-    def takes_tail(self, operation: str, potentials: Potentials) -> bool:
-        """Every kernel does."""
-        return True
-
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
         problem, offset = _prepared(potentials)

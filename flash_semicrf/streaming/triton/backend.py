@@ -16,7 +16,6 @@ from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import SegmentTable
-from flash_semicrf.tail import NUM_COPIES
 from flash_semicrf.validation import DEVICE_CHECKS
 
 __all__ = ["HAS_TRITON", "MAX_LABELS", "TritonBackend"]
@@ -28,15 +27,6 @@ MAX_LABELS = 128
 """Largest number of labels: exp(A) is held in registers."""
 
 _CAPABILITY = (8, 0)
-
-_OPERATIONS = (
-    "log_partition", "gradients", "messages", "tangents", "max_messages", "viterbi", "sample"
-)  # fmt: skip
-
-_TAKES_TAIL = frozenset(
-    {("log_partition", 2), ("gradients", 2), ("max_messages", 2), ("viterbi", 2)}
-)
-"""Operations that take a `duration_tail` as it is, with the dimensions of the transitions."""
 
 
 @functools.lru_cache
@@ -83,24 +73,9 @@ class TritonBackend:
             return "its kernels are written and tested for CUDA devices only"
         if device.type == "cuda" and _capability(device.index) < _CAPABILITY:
             return "it needs a device of compute capability 8.0 or newer"
-        expands = not all(self.takes_tail(operation, potentials) for operation in _OPERATIONS)
-        if expands and NUM_COPIES * potentials.num_labels > MAX_LABELS:
-            limit = MAX_LABELS // NUM_COPIES
-            return (
-                f"with a duration tail it takes at most {limit} labels and these are "
-                f"{potentials.num_labels}"
-            )
         if potentials.num_labels > MAX_LABELS:
             return f"it takes at most {MAX_LABELS} labels and these are {potentials.num_labels}"
         return None
-
-    def takes_tail(self, operation: str, potentials: Potentials) -> bool:
-        """Whether an operation needs no expansion of the problem; see `flash_semicrf.tail`."""
-        if potentials.duration_tail is None or potentials.transition.dim() == 3:
-            return True
-        if operation in ("messages", "tangents", "sample"):
-            return True
-        return (operation, potentials.transition.dim()) in _TAKES_TAIL
 
     def values_are_allowed(self, potentials: Potentials) -> bool:
         """Whether `flash_semicrf.validation` need not look at the values one tensor at a time.

@@ -70,13 +70,6 @@ def assert_same_path(problem: Potentials) -> int:
     return int((table.stop - table.start).max())
 
 
-def test_nothing_is_expanded():
-    operations = ("log_partition", "gradients", "messages", "max_messages", "viterbi")
-    problem = FULL.problem()
-    for operation in (*operations, "sample", "tangents"):
-        assert TRITON.takes_tail(operation, problem)
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_reference(case):
     assert_agrees_with_reference(case.problem())
