@@ -39,10 +39,10 @@ class Case(NamedTuple):
 
     def problem(self, **options) -> Potentials:
         """Draw the problem; `options` as for `random_problem`."""
-        arguments = {"scale": self.scale, "seed": 5, **options}
+        arguments = {"scale": self.scale, "seed": 5, "tail": self.tail, **options}
         return random_problem(
             self.batch, self.positions, self.durations, self.labels,
-            by_duration=self.by_duration, boundary=self.boundary, ends=self.ends, tail=self.tail,
+            by_duration=self.by_duration, boundary=self.boundary, ends=self.ends,
             ragged=self.batch > 1, forbid=self.forbid, dtype=self.dtype, **arguments,
         )  # fmt: skip
 
