@@ -17,7 +17,7 @@ from torch import Tensor
 from flash_semicrf.observations import Constraints, constrain, fold_table
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import Segment, SegmentTable, table_to_segments
-from flash_semicrf.streaming.dispatch import BACKENDS, choose
+from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.streaming.interface import check_feasible
 from flash_semicrf.validation import check_positive_int, check_potentials
 
@@ -46,8 +46,7 @@ def sample(
         generator gives one in the same way.
     backend : str
         As for `flash_semicrf.streaming.log_partition`. All draw the same samples, but where
-        rounding decides. Where a backend has no sampler, the problem is copied and drawn from on
-        the CPU.
+        rounding decides.
     constraints : Constraints, optional
         Draw from the segmentations that agree with what is known, by their probabilities given
         that one of them is true.
@@ -101,12 +100,7 @@ def sample_table(
     seed = _seed_of(seed)
     with torch.no_grad():
         given = constrain(p, constraints)
-        chosen = choose(backend, given)
-        if hasattr(chosen, "sample"):
-            table = chosen.sample(given, num_samples, seed)
-        else:
-            on_cpu = given.to("cpu")
-            table = BACKENDS["numba"].sample(on_cpu, num_samples, seed).to(p.device)
+        table = choose(backend, given).sample(given, num_samples, seed)
     _check_feasible(table, p.batch_size, constraints is not None)
     return table if given is p else fold_table(table, p.num_labels)
 

@@ -50,7 +50,7 @@ class Backend(Protocol):
         alpha_t(c) is the log-sum of the segmentations of ``[0, t)`` that end in c (alpha_0 = 0, the
         free source), beta_t(c) that of what may follow one that does, `final_scores` included, so
         that alpha_t + beta_t - log Z is the log of the end marginal. beta_0 and rows after a
-        sequence's end are arbitrary. Optional, as `tangents` is.
+        sequence's end are arbitrary.
         """
 
     def tangents(
@@ -76,8 +76,6 @@ class Backend(Protocol):
     def viterbi(self, potentials: Potentials) -> tuple[Tensor, SegmentTable]:
         """Best scores (B,) in float64 and segments; -inf and no rows where nothing is feasible."""
 
-    # A backend without a sampler leaves this one out; `flash_semicrf.sampling` then draws on the
-    # CPU.
     def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
         """Draw segmentations with the numbers of `flash_semicrf.streaming.cpu.streams`.
 
@@ -93,18 +91,7 @@ BACKENDS: dict[str, Backend] = {
 _record: ContextVar[list[str] | None] = ContextVar("flash_semicrf_backends", default=None)
 
 
-def _why_not(backend: Backend, potentials: Potentials, operation: str | None) -> str | None:
-    reason = backend.why_not(potentials)
-    if reason is None and operation is not None and not hasattr(backend, operation):
-        return f"it does not offer {operation}"
-    initial = potentials.initial_scores
-    if reason is None and initial is not None and initial.dim() == 2:
-        # Those that differentiate twice take them: see `posterior.explicit_start`.
-        return None if hasattr(backend, "tangents") else "it takes no initial scores by duration"
-    return reason
-
-
-def choose(name: str, potentials: Potentials, operation: str | None = None) -> Backend:
+def choose(name: str, potentials: Potentials) -> Backend:
     """Backend for a problem.
 
     Parameters
@@ -112,8 +99,6 @@ def choose(name: str, potentials: Potentials, operation: str | None = None) -> B
     name : str
         "auto" or a key of `BACKENDS`.
     potentials : Potentials
-    operation : str, optional
-        A method that not every backend has: "messages" or "tangents".
 
     Returns
     -------
@@ -126,10 +111,10 @@ def choose(name: str, potentials: Potentials, operation: str | None = None) -> B
     """
     check_choice("backend", name, ("auto", *BACKENDS))
     if name == "auto":
-        backend = next(b for b in BACKENDS.values() if _why_not(b, potentials, operation) is None)
+        backend = next(b for b in BACKENDS.values() if b.why_not(potentials) is None)
     else:
         backend = BACKENDS[name]
-        reason = _why_not(backend, potentials, operation)
+        reason = backend.why_not(potentials)
         if reason is not None:
             raise ValueError(f'backend="{name}" cannot run this problem: {reason}.')
     record = _record.get()

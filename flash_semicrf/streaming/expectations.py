@@ -24,7 +24,7 @@ from torch import Tensor
 from flash_semicrf.marginals import IMPOSSIBLE, inner_product
 from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, center_scores
 from flash_semicrf.streaming.autograd import BY_POSITION, NAMES, Once, scaled_gradient
-from flash_semicrf.streaming.dispatch import BACKENDS, choose
+from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.validation import check_finite_or_forbidden
 
 __all__ = ["centered", "expected_score", "position_marginals"]
@@ -97,10 +97,7 @@ def _direction(potentials: Potentials) -> Potentials:
 def _tangents(
     backend: str, p: Potentials, direction: Potentials, wanted: set[str]
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """`tangents` of the backend, or of one that offers them."""
-    able = backend in BACKENDS and hasattr(BACKENDS[backend], "tangents")
-    chosen = choose(backend if able else "auto", p, "tangents")
-    return chosen.tangents(p, _direction(direction), wanted)
+    return choose(backend, p).tangents(p, _direction(direction), wanted)
 
 
 def _weighted(found: dict[str, Tensor], p: Potentials, upstream: Tensor) -> dict[str, Tensor]:

@@ -145,7 +145,7 @@ def segment_probabilities(
     with torch.no_grad():
         given = constrain(p, constraints)
         given = given.replace(scores=center_scores(given.scores, given.lengths)[0])
-        messages = choose(backend, given, "messages").messages(given)
+        messages = choose(backend, given).messages(given)
         copies = unfold_table(table, p.num_labels, given.num_labels)
         found = [_probabilities(given, copy, *messages) for copy in copies]
         return torch.stack(found).sum(0).clamp(max=1.0)

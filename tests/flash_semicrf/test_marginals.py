@@ -10,7 +10,6 @@ import torch
 from flash_semicrf.marginals import expected_score, expected_segments
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming import (
-    dispatch,
     log_partition,
     segment_marginals,
     segment_probabilities,
@@ -82,28 +81,6 @@ def test_expected_score_is_that_of_the_enumeration(case, backend):
     for b in range(problem.batch_size):
         weight = torch.softmax(enumerate_scores(problem, b)[1], 0)
         assert_close(found[b], (weight * enumerate_scores(other, b)[1]).sum())
-
-
-class WithoutTangents:
-    """The kernels without what is optional, as a backend of another device may be."""
-
-    name = "plain"
-
-    def why_not(self, potentials):
-        return None
-
-    def gradients(self, potentials, wanted):
-        assert potentials.initial_scores is None or potentials.initial_scores.dim() == 1
-        return dispatch.BACKENDS["numba"].gradients(potentials, wanted)
-
-
-@pytest.mark.parametrize("options", [{}, {"boundary": True}, {"ends": True}])
-def test_counts_of_backends_without_tangents_are_the_same(options, monkeypatch):
-    monkeypatch.setitem(dispatch.BACKENDS, "plain", WithoutTangents())
-    problem = random_problem(3, 12, 4, 3, by_duration=True, forbid=0.05, **options)
-    expected = segment_marginals(problem, "numba")
-    for value, other in zip(segment_marginals(problem, "plain"), expected, strict=True):
-        assert_close(value, other)
 
 
 def test_expected_score_needs_counts_and_initial_scores():

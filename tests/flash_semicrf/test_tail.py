@@ -35,7 +35,6 @@ from flash_semicrf.streaming import (
     viterbi,
     viterbi_table,
 )
-from flash_semicrf.streaming.dispatch import BACKENDS as ALL_BACKENDS
 from flash_semicrf.streaming.dispatch import record_backends
 from flash_semicrf.tail import unrolled
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
@@ -383,14 +382,6 @@ def test_runs_are_split_only_where_there_is_no_tail():
     assert table.start.tolist() == [0, 5, 7] and table.stop.tolist() == [5, 7, 10]
     with pytest.raises(ValueError, match=r"positions 5..9, label 1"):
         labels_to_table(labels, torch.tensor([10]), 3, "error", unlimited)
-
-
-def test_triton_says_how_many_labels_it_takes_with_a_tail(monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    triton = ALL_BACKENDS["triton"]
-    reason = triton.why_not(random_problem(1, 2, 2, 33, tail=True))
-    if "not installed" not in reason:
-        assert reason == "with a duration tail it takes at most 32 labels and these are 33"
 
 
 def test_case_draws_the_same_problem_with_and_without_a_tail():
