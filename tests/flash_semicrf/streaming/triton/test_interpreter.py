@@ -13,7 +13,12 @@ from flash_semicrf.streaming.triton.backend import HAS_TRITON
 
 ROOT = Path(__file__).parents[4]
 
-FILES = ["interpreted.py", "interpreted_by_duration_tail.py", "interpreted_posterior.py"]
+FILES = [
+    "interpreted.py",
+    "interpreted_by_duration_tail.py",
+    "interpreted_posterior.py",
+    "interpreted_tail.py",
+]
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
