@@ -93,7 +93,7 @@ def values_are_allowed(potentials: Potentials) -> bool:
         values_kernel, (programs,),
         p.scores.contiguous(), start, end, transition, bias, initial, final, tail,
         p.lengths.contiguous(), found, *p.scores.shape, transition.numel(), bias.numel(),
-        initial.numel(),
+        initial.numel() if has_initial else 0,
         HAS_START=has_start, HAS_END=has_end, HAS_INITIAL=has_initial, HAS_FINAL=has_final,
         HAS_TAIL=has_tail, BLOCK=_BLOCK, num_warps=4,
     )  # fmt: skip
