@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from flash_semicrf.potentials import Potentials
-from flash_semicrf.streaming import log_partition, viterbi
+from flash_semicrf.streaming import viterbi
 from flash_semicrf.tail import fold_durations, unrolled
 from flash_semicrf.testing import assert_close
 from tests.flash_semicrf.streaming.triton.interpreter_cases import (
@@ -36,14 +36,13 @@ pytestmark = [
 CASES = [
     Case(1, 3, 3, True, True),
     Case(4, 6, 2),
-    Case(20, 1, 2, False, True),
+    Case(18, 1, 2, False, True),
     Case(33, 6, 1, False, True),
-    Case(22, 3, 5, True, True, 0.05, batch=2),
+    Case(19, 3, 5, True, True, 0.05, batch=2),
     Case(18, 9, 3, True, False, 0.05, 100.0),
-    Case(17, 2, 17, False, False, 0.1, dtype=torch.float32),
+    Case(6, 2, 17, False, False, 0.1, dtype=torch.float32),
 ]
-
-LAYOUTS = [(4, 2), (4, 4), (8, 2)]
+"""A source leaves the window, with all of its block of 8, within two blocks more than K."""
 
 
 def draw(case: Case, **options) -> Potentials:
@@ -78,19 +77,20 @@ def assert_same_segments(problem: Potentials) -> None:
     assert actual.segments == expected.segments
 
 
-def parts_of_two_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flash_semicrf.streaming.triton import launch
+def use_layout(monkeypatch: pytest.MonkeyPatch, **options: int) -> None:
+    """Lay the passes out by these options of `plan_of`."""
+    from flash_semicrf.streaming.triton import decoding, launch, static
 
-    monkeypatch.setattr(launch, "PART", 16)
-    monkeypatch.setattr(launch, "_LONG_WINDOW", 3)
+    for module in (static, decoding):
+        monkeypatch.setattr(module, "plan_of", functools.partial(launch.plan_of, **options))
 
 
 def with_mask(mask: float) -> Potentials:
     """Masks inside the long segments of a problem with a tail of each kind."""
-    problem = long_segments(Case(26, 3, 3, True, scale=2.0))
+    problem = long_segments(Case(20, 3, 3, True, scale=2.0))
     scores = problem.scores.clone()
     scores[0, 1, 2] = scores[0, 10, 1:] = mask
-    scores[0, 5:9, 0] = scores[0, 16:18, 2] = mask
+    scores[0, 5:7, 0] = scores[0, 16:18, 2] = mask
     tail = torch.tensor([-0.1, 0.5, -math.inf], dtype=torch.float64)
     return problem.replace(scores=scores, duration_tail=tail)
 
@@ -100,9 +100,8 @@ def test_agrees_with_reference(case):
     assert_agrees_with_reference(draw(case))
 
 
-@pytest.mark.parametrize("case", [Case(18, 3, 3, True, forbid=0.1), Case(14, 1, 1)], ids=str)
-def test_log_blocks_agree_with_reference(case):
-    assert_agrees_with_reference(draw(case), always_log=True)
+def test_log_blocks_agree_with_reference():
+    assert_agrees_with_reference(draw(Case(18, 3, 2, True, forbid=0.05)), always_log=True)
 
 
 def test_gradients_are_those_of_all_durations_written_out():
@@ -116,27 +115,28 @@ def test_gradients_are_those_of_all_durations_written_out():
     assert float(beyond.sum()) > 1.0
 
 
-@pytest.mark.parametrize("rows,groups", LAYOUTS)
+@pytest.mark.parametrize("rows,groups", [(4, 4), (8, 2)])
 def test_any_layout_agrees_with_reference(rows, groups, monkeypatch):
-    from flash_semicrf.streaming.triton import decoding, launch, static
-
-    for module in (static, decoding):
-        plan_of = functools.partial(launch.plan_of, rows=rows, groups=groups)
-        monkeypatch.setattr(module, "plan_of", plan_of)
-    problem = long_segments(Case(27, 11, 3, boundary=True), integers=True, scale=0.7)
+    use_layout(monkeypatch, rows=rows, groups=groups)
+    problem = long_segments(Case(20, 5, 3, boundary=True), integers=True, scale=0.7)
     assert_agrees_with_reference(problem)
     assert_same_segments(problem)
 
 
 def test_long_windows_in_parts_agree_with_reference(monkeypatch):
-    parts_of_two_blocks(monkeypatch)
-    problem = long_segments(Case(52, 26, 2, True, True), integers=True, scale=0.7)
+    from flash_semicrf.streaming.triton import launch
+
+    # Parts of two blocks of four steps, where 128 are too long for the interpreter.
+    monkeypatch.setattr(launch, "PART", 8)
+    monkeypatch.setattr(launch, "_LONG_WINDOW", 3)
+    use_layout(monkeypatch, rows=4)
+    problem = long_segments(Case(30, 13, 2, True, True), integers=True, scale=0.7)
     assert_agrees_with_reference(problem)
     assert_same_segments(problem)
-    assert max(s.duration for s in viterbi(problem, "triton").segments[0]) > 26
+    assert max(s.duration for s in viterbi(problem, "triton").segments[0]) > 13
 
 
-@pytest.mark.parametrize("mask", [-math.inf, -1e9, -1e30])
+@pytest.mark.parametrize("mask", [-1e9, -1e30])
 def test_masks_inside_long_segments(mask):
     masked, forbidden = with_mask(mask), with_mask(-math.inf)
     wanted = {*masked.parameters(), "start_scores", "end_scores"}
@@ -152,7 +152,7 @@ def test_masks_inside_long_segments(mask):
 
 
 def test_masks_that_cannot_be_avoided_keep_their_score():
-    problem = draw(Case(22, 2, 2))
+    problem = draw(Case(18, 2, 2))
     scores = problem.scores.clone()
     scores[0, 9:12, 1] -= 3e4  # below label 0, which is forbidden there: the path is 0, then 1
     inf = torch.tensor(-math.inf, dtype=torch.float64)
@@ -168,9 +168,9 @@ def test_masks_that_cannot_be_avoided_keep_their_score():
     assert_close(viterbi(problem, "triton").scores, viterbi(problem, "reference").scores)
 
 
-@pytest.mark.parametrize("tail", [(30.0, -40.0), (300.0, -900.0), (-math.inf, -math.inf)])
+@pytest.mark.parametrize("tail", [(30.0, -400.0), (-math.inf, -math.inf)])
 def test_steep_tails(tail):
-    problem = draw(Case(19, 3, 2, True))
+    problem = draw(Case(18, 3, 2, True))
     tail = torch.tensor(tail, dtype=torch.float64)
     assert_agrees_with_reference(problem.replace(duration_tail=tail))
 
@@ -198,7 +198,7 @@ def test_viterbi_is_that_of_the_reference(case):
     assert_same_segments(long_segments(case, integers=True, scale=0.7).to(torch.float64))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_viterbi_breaks_ties_as_the_reference(seed):
     problem = draw(Case(24, 2, 2), integers=True, scale=0.7, seed=seed)
     assert_same_segments(problem.replace(transition=problem.transition - 1.0))
@@ -209,9 +209,3 @@ def test_max_messages_agree():
     actual, expected = TRITON.max_messages(problem), REFERENCE.max_messages(problem)
     inside = torch.arange(problem.num_positions + 1) <= problem.lengths[:, None]
     assert_close(actual[inside], expected[inside])
-
-
-def test_interface_checks_and_runs_without_expansion():
-    problem = long_segments(Case(12, 3, 33))
-    assert TRITON.takes_tail("log_partition", problem)
-    assert_close(log_partition(problem, "reference"), TRITON.log_partition(problem))
