@@ -188,7 +188,7 @@ def test_confident_scores_under_minimum_durations(minimum):
 def test_agrees_with_reference_where_segments_are_longer_than_k(setting):
     problem = draw(setting, scale=0.3, forbid=0.0)
     tail = torch.linspace(-0.1, 0.0, problem.num_labels).to(problem.dtype)
-    problem = problem.replace(transition=problem.transition - 60.0, duration_tail=tail)
+    problem = problem.replace(transition=problem.transition - 12.0, duration_tail=tail)
     assert_agrees_with_reference(problem)
     best, expected = viterbi(problem.to("cuda"), "triton"), viterbi(problem, "reference")
     assert_near(best.scores, expected.scores, 1e-9)
