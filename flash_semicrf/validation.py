@@ -138,7 +138,7 @@ def check_potentials(potentials: Potentials) -> Potentials:
             )
     _check_form_of_lengths(p.lengths, p.batch_size)
     allowed = DEVICE_CHECKS.get(p.device.type)
-    fast = allowed is not None and p.lengths.device == p.device and p.duration_tail is None
+    fast = allowed is not None and p.lengths.device == p.device
     if fast and allowed(p):
         narrow = {n: v.float() for n, v in p.parameters().items() if v.itemsize < 4}
         return p.replace(lengths=p.lengths.long(), **narrow)

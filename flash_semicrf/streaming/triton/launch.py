@@ -179,9 +179,9 @@ def tables_of(potentials: Potentials, plan: Plan, semiring: str = "log") -> Tabl
     launch(
         prepare_kernel, (1 + -(-rows // block),),
         p.transition.contiguous(), p.duration_bias.contiguous(),
-        p.initial_scores if has_initial else p.transition,
-        p.final_scores if has_final else p.transition,
-        p.duration_tail if plan.has_tail else p.transition,
+        p.initial_scores.contiguous() if has_initial else p.transition,
+        p.final_scores.contiguous() if has_final else p.transition,
+        p.duration_tail.contiguous() if plan.has_tail else p.transition,
         *tables, p.num_labels, p.max_duration, rows, plan.rows,
         HAS_INITIAL=has_initial, HAS_FINAL=has_final, HAS_TAIL=plan.has_tail, MAX=semiring == "max",
         CP=CP, ROWS=block, num_warps=4,

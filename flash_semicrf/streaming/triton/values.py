@@ -52,10 +52,10 @@ def _scan_rows(x_ptr, lengths_ptr, B, T, C, BLOCK: tl.constexpr):
 
 @kernel
 def values_kernel(
-    scores_ptr, start_ptr, end_ptr, transition_ptr, bias_ptr, initial_ptr, final_ptr, lengths_ptr,
-    found_ptr, B, T, C, transition_size, bias_size,
+    scores_ptr, start_ptr, end_ptr, transition_ptr, bias_ptr, initial_ptr, final_ptr, tail_ptr,
+    lengths_ptr, found_ptr, B, T, C, transition_size, bias_size, initial_size,
     HAS_START: tl.constexpr, HAS_END: tl.constexpr, HAS_INITIAL: tl.constexpr,
-    HAS_FINAL: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_FINAL: tl.constexpr, HAS_TAIL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write 1 to `found` where anything is refused, which every program that finds some may do."""
     refused = _scan_rows(scores_ptr, lengths_ptr, B, T, C, BLOCK)
@@ -66,9 +66,11 @@ def values_kernel(
     refused += _scan(transition_ptr, transition_size, BLOCK)
     refused += _scan(bias_ptr, bias_size, BLOCK)
     if HAS_INITIAL:
-        refused += _scan(initial_ptr, C, BLOCK)
+        refused += _scan(initial_ptr, initial_size, BLOCK)
     if HAS_FINAL:
         refused += _scan(final_ptr, C, BLOCK)
+    if HAS_TAIL:
+        refused += _scan(tail_ptr, C, BLOCK)
     if tl.program_id(0) == 0:
         for first in range(0, B, BLOCK):
             i = first + tl.arange(0, BLOCK)
@@ -81,17 +83,18 @@ def values_kernel(
 def values_are_allowed(potentials: Potentials) -> bool:
     """Whether lengths are in [1, T] and entries finite, or -inf; shapes and devices are checked."""
     p = potentials
-    given = (p.start_scores, p.end_scores, p.initial_scores, p.final_scores)
-    has_start, has_end, has_initial, has_final = (x is not None for x in given)
-    start, end, initial, final = (p.scores if x is None else x.contiguous() for x in given)
+    given = (p.start_scores, p.end_scores, p.initial_scores, p.final_scores, p.duration_tail)
+    has_start, has_end, has_initial, has_final, has_tail = (x is not None for x in given)
+    start, end, initial, final, tail = (p.scores if x is None else x.contiguous() for x in given)
     found = torch.zeros(1, dtype=torch.int32, device=p.device)
     transition, bias = p.transition.contiguous(), p.duration_bias.contiguous()
     programs = min(_PROGRAMS, -(-p.scores.numel() // _BLOCK))
     launch(
         values_kernel, (programs,),
-        p.scores.contiguous(), start, end, transition, bias, initial, final,
+        p.scores.contiguous(), start, end, transition, bias, initial, final, tail,
         p.lengths.contiguous(), found, *p.scores.shape, transition.numel(), bias.numel(),
+        initial.numel() if has_initial else 0,
         HAS_START=has_start, HAS_END=has_end, HAS_INITIAL=has_initial, HAS_FINAL=has_final,
-        BLOCK=_BLOCK, num_warps=4,
+        HAS_TAIL=has_tail, BLOCK=_BLOCK, num_warps=4,
     )  # fmt: skip
     return not bool(found)

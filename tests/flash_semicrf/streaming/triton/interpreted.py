@@ -137,7 +137,7 @@ def test_long_windows_in_parts_agree_with_reference(monkeypatch):
 def test_values_are_checked_in_one_launch():
     from flash_semicrf.streaming.triton.values import values_are_allowed
 
-    problem = Case(40, 5, 3, True, True, 0.2, batch=3).problem()
+    problem = Case(40, 5, 3, True, True, 0.2, batch=3, tail=True).problem()
     assert values_are_allowed(with_poisoned_padding(problem))
     for name, value in problem.parameters().items():
         for refused in (math.nan, math.inf, -1e38):
@@ -356,7 +356,7 @@ def test_max_messages_agree():
 
 
 @pytest.mark.parametrize("options", [{"boundary": True}, {"by_duration": True}])
-def test_duration_tails_run_on_the_expanded_problem(options):
+def test_interface_takes_duration_tails(options):
     problem = random_problem(1, 4, 2, 2, tail=True, dtype=torch.float32, ragged=False, **options)
     narrow = {"dtype": torch.float32}
     found, expected = with_gradients(problem), with_gradients(problem)

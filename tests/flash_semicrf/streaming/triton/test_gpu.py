@@ -182,6 +182,21 @@ def test_confident_scores_under_minimum_durations(minimum):
     assert_agrees_with_reference(problem.replace(scores=100.0 * signs.double(), duration_bias=bias))
 
 
+@pytest.mark.parametrize(
+    "setting", marked("three labels, tail", "usual, tail", "long segments, tail")
+)
+def test_agrees_with_reference_where_segments_are_longer_than_k(setting):
+    problem = draw(setting, scale=0.3, forbid=0.0)
+    tail = torch.linspace(-0.1, 0.0, problem.num_labels).to(problem.dtype)
+    problem = problem.replace(transition=problem.transition - 12.0, duration_tail=tail)
+    assert_agrees_with_reference(problem)
+    best, expected = viterbi(problem.to("cuda"), "triton"), viterbi(problem, "reference")
+    assert_near(best.scores, expected.scores, 1e-9)
+    durations = [[s.duration for s in segments] for segments in best.segments]
+    assert durations == [[s.duration for s in segments] for segments in expected.segments]
+    assert max(map(max, durations)) > problem.max_duration
+
+
 @pytest.mark.parametrize("mask", [-1e9, -1e30])
 @pytest.mark.parametrize("setting", marked("usual", "three labels, full", "by duration, full"))
 def test_finite_masks_act_as_minus_infinity(setting, mask):
@@ -287,7 +302,7 @@ def test_device_that_is_not_the_current_one():
     assert torch.cuda.current_device() == 0
 
 
-@pytest.mark.parametrize("setting", marked("usual", "usual, full"))
+@pytest.mark.parametrize("setting", marked("usual", "usual, full", "usual, tail"))
 def test_log_partition_is_captured_in_a_graph(setting):
     first, second = (draw(setting, seed=seed).to("cuda") for seed in (1, 2))
     second = second.replace(lengths=second.lengths.flip(0))
