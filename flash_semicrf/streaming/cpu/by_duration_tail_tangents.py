@@ -81,17 +81,16 @@ def fill_class(tail, q, arrivals, slopes, s, eta, d_eta, longer):
         eta[j] = x if x > NEG_INF else -math.inf
 
 
-def _not_taken(tail, longer, label, is_last, probability, d_source):
+def _not_taken(tail, longer, label, probability, d_source):
     return False
 
 
 @with_tail(_not_taken)
-def take_class(tail, longer, label, is_last, probability, d_source):
-    """Whether segments are those of the class, `is_last`; if so they are added to it."""
-    if is_last:
-        longer.probability[label] += probability
-        longer.d_total[label] += probability * (d_source + longer.d_before[label])
-    return is_last
+def take_class(tail, longer, label, probability, d_source):
+    """Add the segments of the class that start here to it; whether there is such a class."""
+    longer.probability[label] += probability
+    longer.d_total[label] += probability * (d_source + longer.d_before[label])
+    return True
 
 
 @with_tail(nothing)

@@ -300,8 +300,7 @@ def forward_tangents(q, arrivals, weights, slopes, totals):
             totals.duration[j] += total
             if s == 0:
                 totals.first[j] += total
-            is_last = j == (c + 1) * longest - 1
-            if take_class(arrivals.tail, longer, c, is_last, weight, d):
+            if j == (c + 1) * longest - 1 and take_class(arrivals.tail, longer, c, weight, d):
                 continue
             before = d + d_eta[j] - q.d_beta[end, c]
             if q.has_d_boundary:
