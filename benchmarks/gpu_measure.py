@@ -204,7 +204,7 @@ def compile_kernels(names: list[str], device: str) -> None:
     first = {}  # of the shapes with the same kernels, which would compile them at the same time
     for name in names:
         shape = problem(name)
-        first.setdefault((shape.C, shape.K >= CHECK_DURATIONS), name)
+        first.setdefault((shape.C, shape.K >= CHECK_DURATIONS, shape.tail), name)
     program = "import sys; from benchmarks.gpu_measure import check; check(*sys.argv[1:])"
     running = [
         subprocess.Popen(

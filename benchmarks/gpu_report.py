@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_problems import ASKED_MEMORY, JOBS, asked_ms
+from benchmarks.gpu_problems import ASKED_MEMORY, JOBS, TAILS, asked_ms
 from benchmarks.processes import describe_environment, installed_version
 from benchmarks.report import format_bytes, table
 
@@ -93,6 +93,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 def _row(row: dict[str, str]) -> list[str]:
     shape = f"{row['B']}, {int(row['T']):,}, {row['K']}, {row['C']}"
+    if row["problem"] in TAILS:
+        shape += ", with a tail"
     start = [shape, JOBS[row["job"]]]
     if row["status"] != "ok":
         return [*start, row["status"].replace("|", "/"), "", f"{row['asked_ms']} ms", "**no**", ""]

@@ -46,6 +46,8 @@ class Problem:
     job : one of `JOBS`, or `EDGES_JOB`
         "posterior" is marginals with expected counts, entropy and 100 samples.
     dtype : {"float32", "float64"}
+    tail : bool
+        With a duration tail: segments may be longer than K.
     seed : int
     check_positions : int, optional
         T of the shortened problem on which the result is compared with the float64 loop; the
@@ -62,6 +64,7 @@ class Problem:
     C: int
     job: str
     dtype: str = "float32"
+    tail: bool = False
     seed: int = 0
     check_positions: int | None = None
     peers: tuple[str, ...] = ()
@@ -151,8 +154,8 @@ def make_inputs(problem: Problem, num_positions: int | None = None) -> dict[str,
     Returns
     -------
     dict
-        "scores" (B, T, C), "transition" (C, C), "duration_bias" (K, C), "lengths" (B,) int64; or
-        "edges" (B, T-1, K, C, C) and "lengths".
+        "scores" (B, T, C), "transition" (C, C), "duration_bias" (K, C), "duration_tail" (C,) where
+        there is one, "lengths" (B,) int64; or "edges" (B, T-1, K, C, C) and "lengths".
     """
     T = problem.T if num_positions is None else num_positions
     rng = np.random.default_rng(problem.seed)
@@ -167,6 +170,8 @@ def make_inputs(problem: Problem, num_positions: int | None = None) -> dict[str,
     scores = rng.standard_normal((problem.B, T, problem.C))
     scores -= scores.mean(axis=1, keepdims=True)
     inputs = {"scores": scores, **parameters}
+    if problem.tail:
+        inputs["duration_tail"] = -rng.uniform(0.05, 0.5, problem.C)
     inputs = {name: value.astype(problem.dtype) for name, value in inputs.items()}
     inputs["lengths"] = lengths
     return inputs

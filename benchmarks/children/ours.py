@@ -155,6 +155,8 @@ def check_identities(problem: Problem, potentials: Potentials, result: Any) -> N
         by_duration = potentials.duration_bias.grad.double().sum(1)
         total = problem.B * problem.T
         covered = (by_duration * torch.arange(1, problem.K + 1).to(by_duration)).sum().item()
+        if problem.tail:
+            covered += potentials.duration_tail.grad.double().sum().item()
         require("expected sum of durations / T - 1", abs(covered / total - 1), tolerance)
         segments = by_duration.sum().item()
         transitions = potentials.transition.grad.double().sum().item()
@@ -163,12 +165,13 @@ def check_identities(problem: Problem, potentials: Potentials, result: Any) -> N
 
 
 def _check_tiling(potentials: Potentials, result: ViterbiResult) -> None:
-    """Segments tile each sequence, none is longer than K, and they have the score reported."""
+    """Segments tile each sequence, none is too long, and they have the score reported."""
     for length, segments in zip(potentials.lengths.tolist(), result.segments, strict=True):
         ends = [-1, *(segment.end for segment in segments)]
         if ends[-1] != length - 1 or [s.start - 1 for s in segments] != ends[:-1]:
             raise CheckFailed("decode: the segments do not tile the sequence")
-        if max(segment.duration for segment in segments) > potentials.max_duration:
+        longest = max(segment.duration for segment in segments)
+        if potentials.duration_tail is None and longest > potentials.max_duration:
             raise CheckFailed("decode: a segment is longer than K")
     exact = potentials.to(torch.float64)
     table = segments_to_table(result.segments, device=exact.device)

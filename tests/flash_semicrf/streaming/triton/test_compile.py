@@ -70,6 +70,7 @@ SPILLS = {
     "traceback_kernel": 0,
     "transition_tangent_kernel": 0,
     "values_kernel": 0,
+    "values_kernel with a tail": 0,
 }
 """Bytes of register spills, stores and loads together, that are put up with."""
 
