@@ -86,9 +86,8 @@ def test_tags_are_well_formed(data):
 def test_outside_are_conjunctions_and_punctuation(data):
     outside = {" ".join(words) for words, _, kind in chunks(data) if kind == "O"}
     assert {word for part in outside for word in part.split()} == {".", ",", "and", "but", "or"}
-    assert all(
-        tags[-1] == "O" and tokens[-1]["word"] == "." for tokens, tags in zip(data.X, data.y)
-    )
+    for tokens, tags in zip(data.X, data.y, strict=True):
+        assert (tokens[-1]["word"], tags[-1]) == (".", "O")
 
 
 def test_chunks_end_with_their_heads(data):
