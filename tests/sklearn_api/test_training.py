@@ -141,7 +141,7 @@ def test_hidden_states_must_be_finite_but_for_padding(large):
     hidden = torch.full((2, 3, 2), large)
     hidden[1, 2] = torch.nan
     gold = tuple(torch.tensor(column) for column in ([0, 1], [0, 0], [3, 2], [0, 1]))
-    inputs = {"lengths": torch.tensor([3, 2])}
+    inputs = {"x": hidden, "lengths": torch.tensor([3, 2])}
     assert net.get_loss(hidden, gold, X=inputs, training=True).isfinite()
     hidden[0, 1, 0] = torch.nan
     with pytest.raises(ValueError, match="Training diverged"):
