@@ -347,8 +347,12 @@ class SegmentationNet(NeuralNet):
         columns = to_tensor(tuple(y_true), device=self.device)
         table = SegmentTable(*columns[:4])
         if training:
-            padding = torch.arange(y_pred.shape[1], device=y_pred.device) >= lengths[:, None]
-            self._check_finite(y_pred.detach().isfinite().all(-1) | padding)
+            hidden = y_pred.detach()
+            # One pass: a sum is finite only if all of its terms are. Where it is not, look closer:
+            # padding may hold anything, and large terms may overflow.
+            if not bool(hidden.sum().isfinite()):
+                padding = torch.arange(hidden.shape[1], device=hidden.device) >= lengths[:, None]
+                self._check_finite(hidden.isfinite().all(-1) | padding)
         head = self.module_.head
         if X["x"].is_sparse:
             problem = problem_of_scores(head, y_pred, lengths)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_api.display._drawing import import_matplotlib
+from sklearn_api.display._drawing import import_matplotlib, open_axes, position_unit
 from sklearn_api.layouts import read_layout
 from sklearn_api.responses import get_response
 from sklearn_api.sequences import check_y
@@ -195,10 +195,9 @@ class BoundaryDisplay:
         ImportError
             If matplotlib is missing.
         """
-        plt = import_matplotlib("BoundaryDisplay.plot")
-        if ax is None:
-            _, ax = plt.subplots(layout="constrained")
-        x = self.offsets / (self.sampling_rate or 1.0)
+        import_matplotlib("BoundaryDisplay.plot")
+        x = self.offsets * position_unit(self.sampling_rate)
+        ax = open_axes(ax)
         options = {"color": "#0072B2", "label": f"mean of {self.n_boundaries} boundaries", **kwargs}
         (self.line_,) = ax.plot(x, self.mean, **options)
         if self.quantiles is not None:

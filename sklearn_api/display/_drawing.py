@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import ceil
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,22 @@ def import_matplotlib(caller: str) -> Any:
             '`pip install matplotlib` or `pip install "flash-semicrf-sklearn[plot]"`.'
         ) from error
     return plt
+
+
+def position_unit(sampling_rate: float | None) -> float:
+    """Length of a position on the axis: in seconds, or 1 where there is no `sampling_rate`."""
+    if sampling_rate is None:
+        return 1.0
+    if not (isinstance(sampling_rate, Real) and 0 < sampling_rate < np.inf):
+        raise ValueError(f"`sampling_rate` must be None or a number > 0; got {sampling_rate!r}.")
+    return 1.0 / sampling_rate
+
+
+def open_axes(ax: Axes | None, **figure: Any) -> Axes:
+    """Give back `ax`, or the axes of a new figure; `figure` are its options."""
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(layout="constrained", **figure)[1] if ax is None else ax
 
 
 def choose_colors(labels: list, chosen: Mapping | None) -> dict[Any, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_api.display._drawing import choose_colors, import_matplotlib
+from sklearn_api.display._drawing import choose_colors, import_matplotlib, open_axes, position_unit
 from sklearn_api.metrics._inputs import read_labels, read_pairs
 from sklearn_api.responses import final_estimator
 
@@ -217,7 +217,8 @@ class DurationDisplay:
         ImportError
             If matplotlib is missing.
         """
-        plt = import_matplotlib("DurationDisplay.plot")
+        import_matplotlib("DurationDisplay.plot")
+        unit = position_unit(self.sampling_rate)
         modelled = self.modelled or {}
         longest = [int(one.max()) for one in self.durations.values() if len(one)]
         longest += [len(one) for one in modelled.values()]
@@ -228,10 +229,8 @@ class DurationDisplay:
         edges = np.arange(0, shown + width, width)
         colors = choose_colors(list(self.durations), self.colors)
         count = len(self.durations)
-        if ax is None:
-            _, ax = plt.subplots(figsize=(6.4, 1.2 + 1.5 * count), layout="constrained")
+        ax = open_axes(ax, figsize=(6.4, 1.2 + 1.5 * count))
         ax.set_axis_off()
-        unit = 1.0 / (self.sampling_rate or 1.0)
         self.ax_: Axes = ax
         self.figure_: Figure = ax.figure
         self.axes_: dict[Any, Axes] = {}

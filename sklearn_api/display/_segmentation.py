@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,8 @@ from sklearn_api.display._drawing import (
     import_matplotlib,
     legend_rows,
     make_panels,
+    open_axes,
+    position_unit,
     shade,
 )
 from sklearn_api.metrics._inputs import Segmentation, read_labels, read_one, read_pairs
@@ -245,7 +246,8 @@ signal_name
         ImportError
             If matplotlib is missing.
         """
-        plt = import_matplotlib("SegmentationDisplay.plot")
+        import_matplotlib("SegmentationDisplay.plot")
+        unit = position_unit(self.sampling_rate)
         rows, signal, boundary, length = self._check()
         pairs = [(row, row) for row in rows.values()]
         labels = read_labels(pairs, self.labels, self.ignore_label) if rows else []
@@ -256,15 +258,12 @@ signal_name
             "boundary": _HEIGHTS["boundary"] * (boundary is not None),
         }
         heights = {name: height for name, height in heights.items() if height}
-        if ax is None:
-            rest = 0.65 + 0.25 * legend_rows([str(label) for label in labels])
-            height = sum(heights.values()) + _GAP * (len(heights) - 1) + rest
-            _, ax = plt.subplots(figsize=(10, height), layout="constrained")
-        self.ax_: Axes = ax
-        self.figure_: Figure = ax.figure
-        self.axes_: dict[str, Axes] = make_panels(ax, heights, _GAP)
+        rest = 0.65 + 0.25 * legend_rows([str(label) for label in labels])
+        height = sum(heights.values()) + _GAP * (len(heights) - 1) + rest
+        self.ax_: Axes = open_axes(ax, figsize=(10, height))
+        self.figure_: Figure = self.ax_.figure
+        self.axes_: dict[str, Axes] = make_panels(self.ax_, heights, _GAP)
 
-        unit = 1.0 if self.sampling_rate is None else 1.0 / self.sampling_rate
         first = next(iter(rows.values()), None)
         if signal is not None:
             draw_signal(self.axes_["signal"], signal, unit, self.signal_name)
@@ -308,9 +307,6 @@ signal_name
                     f"{wrong[0]}."
                 )
             lengths["boundary_proba"] = len(boundary)
-        rate = self.sampling_rate
-        if rate is not None and not (isinstance(rate, Real) and 0 < rate < np.inf):
-            raise ValueError(f"`sampling_rate` must be None or a number > 0; got {rate!r}.")
         return rows, signal, boundary, _common_length(rows, lengths)
 
     def _finish(self, end: float) -> None:

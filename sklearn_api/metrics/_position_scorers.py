@@ -9,22 +9,14 @@ from typing import Any
 import numpy as np
 
 from sklearn_api.layouts import read_layout
+from sklearn_api.metrics._scorer_base import MetricScorer
 from sklearn_api.responses import final_estimator, get_response
 from sklearn_api.sequences import check_y
 
-_RESPONSES = ("predict", "predict_proba")
 
-
-class _PositionScorer:
-    """Callable ``(estimator, X, y)``; a class, not a closure, so that it can be pickled."""
-
-    def __init__(
-        self, metric: Callable, sign: int, response_method: str, kwargs: dict[str, Any]
-    ) -> None:
-        self._metric = metric
-        self._sign = sign
-        self._response_method = response_method
-        self._kwargs = kwargs
+class _PositionScorer(MetricScorer):
+    maker = "make_position_scorer"
+    responses = ("predict", "predict_proba")
 
     def __call__(self, estimator: Any, X: Any, y: Any) -> float:
         layout = read_layout(X)
@@ -40,13 +32,6 @@ class _PositionScorer:
             if len(classes) == 2:
                 flat = flat[:, 1]
         return self._sign * float(self._metric(gold, flat, **kwargs))
-
-    def __repr__(self) -> str:
-        options = "".join(f", {name}={value!r}" for name, value in self._kwargs.items())
-        sign = "" if self._sign > 0 else ", greater_is_better=False"
-        response = "" if self._response_method == "predict" else ", response_method='predict_proba'"
-        name = getattr(self._metric, "__name__", repr(self._metric))
-        return f"make_position_scorer({name}{sign}{response}{options})"
 
 
 def make_position_scorer(
@@ -92,13 +77,7 @@ def make_position_scorer(
     >>> make_position_scorer(f1_score, average="macro")
     make_position_scorer(f1_score, average='macro')
     """
-    if not callable(metric):
-        raise TypeError(f"`metric` must be a function of (y_true, y_pred); got {metric!r}.")
-    if response_method not in _RESPONSES:
-        raise ValueError(
-            f"`response_method` must be 'predict' or 'predict_proba'; got {response_method!r}."
-        )
-    return _PositionScorer(metric, 1 if greater_is_better else -1, response_method, kwargs)
+    return _PositionScorer(metric, greater_is_better, response_method, kwargs)
 
 
 def log_likelihood_scorer(estimator: Any, X: Any, y: Any) -> float:

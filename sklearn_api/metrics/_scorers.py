@@ -7,22 +7,16 @@ from numbers import Real
 from typing import Any
 
 from sklearn_api.metrics._errors import frame_error_rate, segment_error_rate
+from sklearn_api.metrics._scorer_base import MetricScorer
 from sklearn_api.metrics._segments import PrecisionRecallF1
 from sklearn_api.responses import get_response
 
 _ERRORS = (frame_error_rate, segment_error_rate)
 
 
-class _SegmentScorer:
-    """Callable ``(estimator, X, y)``; a class, not a closure, so that it can be pickled."""
-
-    def __init__(
-        self, metric: Callable, sign: int, response_method: str, kwargs: dict[str, Any]
-    ) -> None:
-        self._metric = metric
-        self._sign = sign
-        self._response_method = response_method
-        self._kwargs = kwargs
+class _SegmentScorer(MetricScorer):
+    maker = "make_segment_scorer"
+    responses = ("predict", "predict_segments")
 
     def __call__(self, estimator: Any, X: Any, y: Any) -> float:
         score = self._metric(y, get_response(estimator, self._response_method)(X), **self._kwargs)
@@ -30,18 +24,9 @@ class _SegmentScorer:
             score = score.f1
         if not isinstance(score, Real):
             raise ValueError(
-                f"`metric` must return one number to be a scorer; {_name(self._metric)} returned "
-                f"{score!r}."
+                f"`metric` must return one number to be a scorer; {self._name} returned {score!r}."
             )
         return self._sign * float(score)
-
-    def __repr__(self) -> str:
-        options = "".join(f", {name}={value!r}" for name, value in self._kwargs.items())
-        sign = "" if self._sign > 0 else ", greater_is_better=False"
-        response = (
-            "" if self._response_method == "predict" else ", response_method='predict_segments'"
-        )
-        return f"make_segment_scorer({_name(self._metric)}{sign}{response}{options})"
 
 
 def make_segment_scorer(
@@ -87,16 +72,6 @@ def make_segment_scorer(
     >>> make_segment_scorer(segment_precision_recall_f1, tolerance=3, ignore_label="none")
     make_segment_scorer(segment_precision_recall_f1, tolerance=3, ignore_label='none')
     """
-    if not callable(metric):
-        raise TypeError(f"`metric` must be a function of (y_true, y_pred); got {metric!r}.")
-    if response_method not in ("predict", "predict_segments"):
-        raise ValueError(
-            f"`response_method` must be 'predict' or 'predict_segments'; got {response_method!r}."
-        )
     if greater_is_better is None:
         greater_is_better = metric not in _ERRORS
-    return _SegmentScorer(metric, 1 if greater_is_better else -1, response_method, kwargs)
-
-
-def _name(metric: Callable) -> str:
-    return getattr(metric, "__name__", repr(metric))
+    return _SegmentScorer(metric, greater_is_better, response_method, kwargs)

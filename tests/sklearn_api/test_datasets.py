@@ -38,13 +38,14 @@ def runs(labels: np.ndarray) -> list[tuple[int, int, str]]:
 def test_all_is_pinned():
     assert sklearn_api.datasets.__all__ == [
         "load_birdsong",
+        "load_chunks",
         "load_ecg",
         "load_gene_structure",
         "make_segmentations",
     ]
 
 
-@pytest.mark.parametrize("name", ["_birdsong", "_ecg", "_gene_structure", "_synthetic"])
+@pytest.mark.parametrize("name", ["_birdsong", "_chunks", "_ecg", "_gene_structure", "_synthetic"])
 def test_docstring_examples_run(name):
     module = importlib.import_module(f"sklearn_api.datasets.{name}")
     result = doctest.testmod(module)

@@ -172,3 +172,12 @@ def test_missing_matplotlib_is_named(monkeypatch):
         DurationDisplay.from_predictions(Y)
     with pytest.raises(ImportError, match=r"`BoundaryDisplay\.from_estimator` needs matplotlib"):
         BoundaryDisplay.from_estimator(None, None, None)
+
+
+@pytest.mark.parametrize("rate", [0, -4, float("nan"), "fast"])
+def test_sampling_rate_is_checked(rate):
+    message = r"`sampling_rate` must be None or a number > 0; got "
+    with pytest.raises(ValueError, match=message):
+        DurationDisplay.from_predictions(Y, sampling_rate=rate)
+    with pytest.raises(ValueError, match=message):
+        BoundaryDisplay.from_predictions([0, 0, 1], [1, 0.2, 0.7], sampling_rate=rate)

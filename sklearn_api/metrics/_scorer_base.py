@@ -1,0 +1,59 @@
+"""What scorers made from a metric have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+__all__ = ["MetricScorer"]
+
+
+class MetricScorer:
+    """Callable ``(estimator, X, y)``; a class, not a closure, so that it can be pickled.
+
+    A subclass says in `maker` which function makes it, in `responses` which methods of an estimator
+    it can score, the default first, and scores in ``__call__``.
+
+    Parameters
+    ----------
+    metric : callable
+    greater_is_better : bool
+        False: the sign of the metric is changed.
+    response_method : str
+    kwargs : dict
+        Options of `metric`.
+    """
+
+    maker: ClassVar[str]
+    responses: ClassVar[tuple[str, str]]
+
+    def __init__(
+        self,
+        metric: Callable,
+        greater_is_better: bool,
+        response_method: str,
+        kwargs: dict[str, Any],
+    ) -> None:
+        if not callable(metric):
+            raise TypeError(f"`metric` must be a function of (y_true, y_pred); got {metric!r}.")
+        if response_method not in self.responses:
+            one, two = self.responses
+            raise ValueError(
+                f"`response_method` must be {one!r} or {two!r}; got {response_method!r}."
+            )
+        self._metric = metric
+        self._sign = 1 if greater_is_better else -1
+        self._response_method = response_method
+        self._kwargs = kwargs
+
+    @property
+    def _name(self) -> str:
+        return getattr(self._metric, "__name__", repr(self._metric))
+
+    def __repr__(self) -> str:
+        response = self._response_method
+        shown = [self._name]
+        shown += [] if self._sign > 0 else ["greater_is_better=False"]
+        shown += [] if response == self.responses[0] else [f"response_method={response!r}"]
+        shown += [f"{name}={value!r}" for name, value in self._kwargs.items()]
+        return f"{self.maker}({', '.join(shown)})"
