@@ -17,9 +17,14 @@ __all__ = ["balance", "run"]
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
+_SMALL = 1 / 32
+"""Tasks below this part of a worker's load are dealt out in turn: balanced to that part."""
+
 
 def balance(costs: np.ndarray, num_workers: int | None = None) -> list[np.ndarray]:
     """Split tasks among workers, longest first, each to the worker with the least to do.
+
+    Where all tasks are small they are dealt out in turn, to and fro, which takes no loop over them.
 
     Parameters
     ----------
@@ -33,9 +38,16 @@ def balance(costs: np.ndarray, num_workers: int | None = None) -> list[np.ndarra
         Indices of each worker's tasks; no empty ones.
     """
     num_workers = min(num_workers or torch.get_num_threads(), len(costs))
+    order = np.argsort(-np.asarray(costs), kind="stable")
+    if num_workers == 1:
+        return [order]
+    if costs[order[0]] * num_workers <= _SMALL * np.sum(costs):
+        turn = np.arange(len(order)) % (2 * num_workers)
+        worker = np.minimum(turn, 2 * num_workers - 1 - turn)
+        return [order[worker == i] for i in range(num_workers)]
     load = np.zeros(num_workers)
     shares: list[list[int]] = [[] for _ in range(num_workers)]
-    for task in np.argsort(-np.asarray(costs), kind="stable"):
+    for task in order:
         worker = int(load.argmin())
         load[worker] += costs[task]
         shares[worker].append(int(task))

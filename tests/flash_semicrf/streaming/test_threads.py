@@ -53,6 +53,16 @@ def test_balance_makes_no_empty_share():
     assert len(pool.balance(np.ones(10))) == torch.get_num_threads()
 
 
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 16])
+def test_balance_deals_out_many_small_tasks(num_workers):
+    costs = np.random.default_rng(0).integers(1, 60, size=5000)
+    shares = pool.balance(costs, num_workers)
+    assert sorted(np.concatenate(shares).tolist()) == list(range(5000))
+    loads = [costs[share].sum() for share in shares]
+    assert max(loads) - min(loads) <= costs.max()
+    assert all((np.diff(costs[share]) <= 0).all() for share in shares)
+
+
 def test_run_uses_as_many_threads_as_shares():
     # A barrier passes only if both shares run at the same time.
     barrier = threading.Barrier(2)
