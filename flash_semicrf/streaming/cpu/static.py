@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
-from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu import pool, short
 from flash_semicrf.streaming.cpu.gradient import (
     CHUNK,
     Messages,
@@ -190,6 +190,11 @@ def _run_carries(tasks, chunks, position, carry):
 
 def log_partition(potentials: Potentials) -> Tensor:
     """Log Z (B,) in float64; workspace O(KC) per thread."""
+    found = short.log_partition(potentials, _log_partition)
+    return _log_partition(potentials) if found is None else found
+
+
+def _log_partition(potentials: Potentials) -> Tensor:
     batch = _batch_of(potentials)
     rows = _empty_rows(potentials, keep=False)
     shares = pool.balance(batch.lengths)
@@ -251,6 +256,11 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
         Of "scores", "start_scores" and "end_scores": (B, T, C) in the dtype of the scores. Of the
         others: a float64 gradient per sequence, (B, ...). All zero where log Z is -inf.
     """
+    found = short.gradients(potentials, wanted, _gradients)
+    return _gradients(potentials, wanted) if found is None else found
+
+
+def _gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
     return gradients_of_rows(potentials, *message_rows(potentials, 1), wanted)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flash_semicrf.potentials import Potentials, initial_term
 from flash_semicrf.streaming import log_partition, reference, segment_marginals, viterbi
-from flash_semicrf.streaming.cpu import static
+from flash_semicrf.streaming.cpu import short, static
 from flash_semicrf.streaming.cpu.gradient import CHUNK
 from flash_semicrf.streaming.cpu.passes import CERTAIN
 from flash_semicrf.streaming.dispatch import choose
@@ -36,6 +36,14 @@ EVERYTHING = {
 }
 OVERFLOW = 600.0
 """Both factors of a product of exponentials cannot be kept below e^300 beyond this."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_short_sequences():
+    """Short sequences, too, are done by the kernels that these tests are of."""
+    before, short._POSITIONS = short._POSITIONS, 0
+    yield
+    short._POSITIONS = before
 
 
 def assert_agrees_with_reference(problem: Potentials) -> None:
