@@ -87,7 +87,7 @@ class FeatureMatrix:
         columns = rows.tocsc(copy=True)
         columns.sum_duplicates()
         columns.eliminate_zeros()
-        self.column = identical_columns(columns)
+        self.column = _by_first_row(columns, identical_columns(columns))
         self.multiplicity = np.bincount(self.column).astype(float)
         self.num_columns = len(self.multiplicity)
         first = np.zeros(self.num_columns, dtype=np.int64)
@@ -105,13 +105,16 @@ class FeatureMatrix:
         """X @ W: (D', P) to (N, P)."""
         if not self.sparse:
             return self.rows @ weights
-        return _products(self._parts, weights)
+        return _products(
+            self._parts, weights, np.empty((self.shape[0], weights.shape[1]), weights.dtype)
+        )
 
-    def transposed_product(self, values: np.ndarray) -> np.ndarray:
-        """X.T @ G: (N, P) to (D', P)."""
-        if not self.sparse:
-            return self.rows.T @ values
-        return _products(self._transposed, values)
+    def transposed_product(self, values: np.ndarray, out: np.ndarray) -> None:
+        """Write X.T @ G: (N, P) to (D', P)."""
+        if self.sparse:
+            _products(self._transposed, values, out)
+        else:
+            np.matmul(self.rows.T, values, out=out)
 
     def merge(self, weights: np.ndarray) -> np.ndarray:
         """Weights (D', P) of the merged columns that stand for those (D, P) of all columns."""
@@ -129,6 +132,19 @@ class FeatureMatrix:
         return shared[self.column]
 
 
+def _by_first_row(columns: sp.csc_matrix, number: np.ndarray) -> np.ndarray:
+    """Number the distinct columns by the row they first occur in.
+
+    Most columns are rare, and a product then finds those of neighbouring rows side by side.
+    """
+    occurs = np.flatnonzero(np.diff(columns.indptr))
+    first = np.full(int(number.max(initial=-1)) + 1, columns.shape[0])
+    first[number[occurs]] = columns.indices[columns.indptr[occurs]]
+    rank = np.empty_like(first)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    return rank[number]
+
+
 def _split_rows(matrix: sp.csr_matrix) -> list[tuple[int, int, sp.csr_matrix]]:
     """Blocks of rows with about equally many entries, one per thread."""
     count = min(torch.get_num_threads(), matrix.shape[0])
@@ -138,14 +154,15 @@ def _split_rows(matrix: sp.csr_matrix) -> list[tuple[int, int, sp.csr_matrix]]:
     return [(a, b, matrix[a:b]) for a, b in pairs]
 
 
-def _products(parts: list[tuple[int, int, sp.csr_matrix]], dense: np.ndarray) -> np.ndarray:
+def _products(
+    parts: list[tuple[int, int, sp.csr_matrix]], dense: np.ndarray, out: np.ndarray
+) -> np.ndarray:
     """Product of a matrix, in blocks of rows, with a dense one; no element depends on the split."""
-    result = np.empty((parts[-1][1], dense.shape[1]), dense.dtype)
 
     def work(tasks: np.ndarray) -> None:
         for task in tasks:
             begin, stop, block = parts[task]
-            result[begin:stop] = block @ dense
+            out[begin:stop] = block @ dense
 
     pool.run(work, [np.array([i]) for i in range(len(parts))])
-    return result
+    return out

@@ -2,7 +2,8 @@
 
 Minimises ``f(x) + sum_i l1[i] |x[i]|`` for a smooth f. The inverse Hessian is used in its compact
 form, H = g I + [S, g Y] M [S, g Y]^T with a small matrix M, so that an iteration reads the history
-four times in matrix-vector products, in the dtype of x, and allocates no more. With an L1 term a
+twice, in the dtype of x: once for its products with the last step, change and slope, and once for
+the direction. With an L1 term a
 step stays in the orthant that the pseudo-gradient points into. Cost O(n memory) per iteration.
 
 scipy's L-BFGS-B takes several times as long per iteration and works in float64 only: 2 GB of
@@ -21,6 +22,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
+from sklearn_api.solvers.vectors import combine, largest, products
 
 __all__ = ["Minimum", "minimize"]
 
@@ -66,7 +69,7 @@ def minimize(
     function : callable
         Value and gradient of the smooth part at x; the gradient is a new array.
     x : floating ndarray of shape (n,)
-        Start. Scaled so that a tenth of the negative gradient is about the right step.
+        Start. Scaled so that no more than a tenth of the negative gradient is the right step.
     l1 : ndarray of shape (n,), optional
         Weights of the L1 term, >= 0.
     tol : float
@@ -88,27 +91,30 @@ def minimize(
     value, gradient = function(x)
     value += _norm(x, l1)
     slope = _pseudo_gradient(x, gradient, l1)
+    steepest = largest(slope)
     losses = [value]
     for iteration in range(1, max_iter + 1):
-        if np.abs(slope).max() <= gradient_tol:
+        if steepest <= gradient_tol:
             return Minimum(x, losses[1:], "converged")
         try:
-            found = _search(function, x, value, slope, history.direction(slope, l1 is not None), l1)
+            direction = history.direction(slope, value, l1 is not None)
+            found = _search(function, x, value, slope, direction, l1)
             if found is None and history.count:
                 # The curvature remembered may be to blame, not the precision.
                 history.clear()
-                found = _search(function, x, value, slope, history.direction(slope, False), l1)
+                direction = history.direction(slope, value, False)
+                found = _search(function, x, value, slope, direction, l1)
         except KeyboardInterrupt:
             return Minimum(x, losses[1:], "interrupted")
         if found is None:
             return Minimum(x, losses[1:], "precision")
         new, value, new_gradient = found
-        history.add(new - x, new_gradient - gradient)
-        x, gradient = new, new_gradient
-        slope = _pseudo_gradient(x, gradient, l1)
+        slope = _pseudo_gradient(new, new_gradient, l1)
+        history.add(new, x, new_gradient, gradient, slope)
+        x, gradient, steepest = new, new_gradient, largest(slope)
         losses.append(value)
         if callback is not None:
-            callback(iteration, value, float(np.abs(slope).max()))
+            callback(iteration, value, steepest)
         if iteration >= patience and losses[-1 - patience] - value <= tol:
             return Minimum(x, losses[1:], "converged")
     return Minimum(x, losses[1:], "max_iter")
@@ -141,7 +147,7 @@ def _search(
     orthant = None if l1 is None else np.where(x == 0, -np.sign(slope), np.sign(x))
     step = 1.0
     for _ in range(_MAX_TRIALS):
-        new = x + x.dtype.type(step) * direction
+        new = x + direction if step == 1.0 else x + x.dtype.type(step) * direction
         if orthant is not None:
             new[new * orthant <= 0] = 0
             descent = float(slope @ (new - x)) / step
@@ -160,13 +166,15 @@ def _search(
 
 
 class _History:
-    """The last steps S and changes of the gradient Y, as rows, and their products."""
+    """The last steps S and changes of the slope Y, as rows, and their products."""
 
     def __init__(self, memory: int, x: np.ndarray) -> None:
-        self.steps = np.zeros((memory, len(x)), x.dtype)
-        self.changes = np.zeros((memory, len(x)), x.dtype)
-        self.cross = np.zeros((memory, memory))  # S Y^T
-        self.square = np.zeros((memory, memory))  # Y Y^T
+        rows = memory + 1  # one for a pair that may be refused
+        self.steps = np.zeros((rows, len(x)), x.dtype)
+        self.changes = np.zeros((rows, len(x)), x.dtype)
+        self.cross = np.zeros((rows, rows))  # S Y^T
+        self.square = np.zeros((rows, rows))  # Y Y^T
+        self.along, self.across = np.zeros((2, rows))  # S and Y times the last slope
         self.clear()
 
     def clear(self) -> None:
@@ -178,38 +186,47 @@ class _History:
         """Number of pairs held."""
         return len(self.order)
 
-    def add(self, step: np.ndarray, change: np.ndarray) -> None:
-        """Remember a pair of positive curvature; leave out any other."""
-        curvature = float(step @ change)
-        if not curvature > 1e-10 * float(change @ change):
+    def add(
+        self,
+        new_x: np.ndarray,
+        x: np.ndarray,
+        new_gradient: np.ndarray,
+        gradient: np.ndarray,
+        slope: np.ndarray,
+    ) -> None:
+        """Remember a pair of positive curvature, leave out any other, and prepare `direction`."""
+        row = next(r for r in range(len(self.steps)) if r not in self.order)
+        vectors = (new_x, x, new_gradient, gradient, slope, self.steps, self.changes)
+        cross, self.along, square, self.across, back = products(*vectors, [*self.order, row])
+        if not cross[row] > 1e-10 * square[row]:
             return
-        row = self.order.pop(0) if self.count == len(self.steps) else self.count
+        self.cross[:, row], self.cross[row] = cross, back
+        self.square[row] = self.square[:, row] = square
         self.order.append(row)
-        self.steps[row], self.changes[row] = step, change
-        self.cross[:, row] = self.steps @ change
-        self.cross[row] = self.changes @ step
-        self.square[row] = self.square[:, row] = self.changes @ change
+        if self.count == len(self.steps):
+            self.order.pop(0)
 
-    def direction(self, slope: np.ndarray, constrained: bool) -> np.ndarray:
-        """Minus the approximate inverse Hessian times `slope`.
+    def direction(self, slope: np.ndarray, value: float, constrained: bool) -> np.ndarray:
+        """Minus the approximate inverse Hessian times `slope`, which `add` has been given.
 
-        Where `constrained`, elements that do not descend are 0.
+        Without a history, a step along the slope: a parabola of this value and slope that does not
+        fall below 0 has its minimum at ``2 value / |slope|^2`` at most. Where `constrained`,
+        elements that do not descend are 0.
         """
         if not self.count:
-            return slope * slope.dtype.type(-_FIRST_STEP)
+            square = float(np.vdot(slope, slope))
+            step = min(_FIRST_STEP, 2 * value / square) if value > 0 else _FIRST_STEP
+            return slope * slope.dtype.type(-step)
         rows = np.ix_(self.order, self.order)
         upper, square = np.triu(self.cross[rows]), self.square[rows]
         scale = upper[-1, -1] / square[-1, -1]
-        along = (self.steps @ slope).astype(float)[self.order]
-        across = (self.changes @ slope).astype(float)[self.order]
+        along, across = self.along[self.order], self.across[self.order]
         inner = np.linalg.solve(upper, along)
         middle = np.diag(upper) * inner + scale * (square @ inner - across)
-        coefficients = np.zeros((2, len(self.steps)), slope.dtype)
-        coefficients[0, self.order] = np.linalg.solve(upper.T, middle)
-        coefficients[1, self.order] = -scale * inner
-        direction = slope * slope.dtype.type(-scale)
-        direction -= coefficients[0] @ self.steps
-        direction -= coefficients[1] @ self.changes
+        coefficients = np.zeros((2, len(self.steps)))
+        coefficients[0, self.order] = -np.linalg.solve(upper.T, middle)
+        coefficients[1, self.order] = scale * inner
+        direction = combine(slope, self.steps, self.changes, self.order, -scale, coefficients)
         if constrained:
             direction[direction * slope >= 0] = 0
         return direction

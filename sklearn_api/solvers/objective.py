@@ -24,6 +24,7 @@ from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import SegmentTable, covered_positions
 from flash_semicrf.streaming.dispatch import choose
 from sklearn_api.solvers.features import FeatureMatrix
+from sklearn_api.solvers.vectors import penalised, scaled
 
 __all__ = ["LinearObjective"]
 
@@ -221,7 +222,7 @@ class LinearObjective:
 
     def __call__(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         """Smooth part of the objective per position, and its gradient."""
-        parameters = x * self.scale
+        parameters = scaled(x, self.scale)
         values = self._values(parameters)
         self._set_small(values)
         scores = self.features.product(values["weight"])
@@ -237,20 +238,16 @@ class LinearObjective:
             expected[name] -= counts
         slopes.ravel()[self.gold] -= 1
         slopes *= self.row_weights
-        gradients = {
-            "weight": self.features.transposed_product(slopes),
-            "bias": slopes.sum(0, dtype=np.float64),
-            **expected,
-        }
+        gradients = {"bias": slopes.sum(0, dtype=np.float64), **expected}
         gradients |= self._duration_gradients(bias, expected["duration_bias"])
         gradient = np.empty_like(x)
-        for name, (where, _) in self.layout.items():
-            gradient[where] = gradients[name].ravel()
-        gradient /= self.num_positions
-        decay = self.l2 * parameters
-        gradient += decay
-        gradient *= self.scale
-        return (loss - gold_score) / self.num_positions + 0.5 * float(decay @ parameters), gradient
+        for name, (where, shape) in self.layout.items():
+            if name == "weight":
+                self.features.transposed_product(slopes, gradient[where].reshape(shape))
+            else:
+                gradient[where] = gradients[name].ravel()
+        penalty = penalised(gradient, parameters, self.scale, self.l2, 1 / self.num_positions)
+        return (loss - gold_score) / self.num_positions + 0.5 * penalty, gradient
 
     def _infer(
         self, scores: np.ndarray, bias: torch.Tensor

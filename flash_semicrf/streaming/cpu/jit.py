@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
@@ -33,11 +34,12 @@ _STAMP = _digest()
 
 
 class _KernelCacheImpl(CompileResultCacheImpl):
-    """Numba's storage of compiled functions, stamped with `_STAMP`."""
+    """Numba's storage of compiled functions, stamped with `_STAMP` and their own file."""
 
     def __init__(self, function: Callable) -> None:
         super().__init__(function)
-        self._locator.get_source_stamp = lambda: _STAMP
+        own = hashlib.sha256(Path(function.__code__.co_filename).read_bytes()).hexdigest()
+        self._locator.get_source_stamp = lambda: _STAMP + own
 
 
 class _KernelCache(FunctionCache):
@@ -50,9 +52,16 @@ OPTIONS = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
 """Of every compiled function."""
 
 
-def kernel(function: Callable) -> Callable:
-    """Compile a kernel: ``nogil``, cached where possible, multiply-adds contracted."""
-    compiled = njit(**OPTIONS)(function)
+def kernel(function: Callable, **options: Any) -> Callable:
+    """Compile a kernel: ``nogil``, cached where possible, multiply-adds contracted.
+
+    Parameters
+    ----------
+    function : callable
+    **options
+        Of `numba.njit`, in place of those of `OPTIONS`.
+    """
+    compiled = njit(**{**OPTIONS, **options})(function)
     try:
         compiled._cache = _KernelCache(function)
     except RuntimeError:  # "no locator available": there is nowhere to write the cache

@@ -1,0 +1,164 @@
+"""Passes over vectors of many millions of variables, each read once, on all threads.
+
+Sums are taken in blocks of a fixed size, in the dtype of the vectors within a block and in float64
+over the blocks in their order: they do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu.jit import kernel
+
+__all__ = ["combine", "largest", "penalised", "products", "scaled"]
+
+_BLOCK = 4096
+
+_reordering = partial(kernel, fastmath={"contract", "reassoc", "nsz"})
+
+
+def _run(function: Callable, count: int, num_sums: int, *arguments: Any) -> np.ndarray:
+    """Call ``function(blocks, sums, *arguments)`` on all blocks; return the sums over them."""
+    blocks = np.arange(-(-count // _BLOCK))
+    sums = np.zeros((len(blocks), num_sums))
+    shares = np.array_split(blocks, min(torch.get_num_threads(), len(blocks)))
+    pool.run(lambda share: function(share, sums, *arguments), shares)
+    return sums.sum(0)
+
+
+@_reordering
+def _products_kernel(blocks, sums, new_x, x, new_gradient, gradient, slope, steps, changes, rows):
+    memory, size = steps.shape
+    step, change = steps[rows[-1]], changes[rows[-1]]
+    for block in blocks:
+        begin, stop = block * _BLOCK, min(block * _BLOCK + _BLOCK, size)
+        for i in range(begin, stop):
+            step[i] = new_x[i] - x[i]
+            change[i] = new_gradient[i] - gradient[i]
+        for r in rows:
+            old = steps[r]
+            a = b = old[begin] * 0
+            for i in range(begin, stop):
+                a += old[i] * change[i]
+                b += old[i] * slope[i]
+            sums[block, r] = a
+            sums[block, memory + r] = b
+            old = changes[r]
+            a = b = c = old[begin] * 0
+            for i in range(begin, stop):
+                a += old[i] * change[i]
+                b += old[i] * slope[i]
+                c += old[i] * step[i]
+            sums[block, 2 * memory + r] = a
+            sums[block, 3 * memory + r] = b
+            sums[block, 4 * memory + r] = c
+
+
+def products(
+    new_x: np.ndarray,
+    x: np.ndarray,
+    new_gradient: np.ndarray,
+    gradient: np.ndarray,
+    slope: np.ndarray,
+    steps: np.ndarray,
+    changes: np.ndarray,
+    rows: list[int],
+) -> np.ndarray:
+    """Write the last step and change of the gradient to a history; return all products.
+
+    Parameters
+    ----------
+    new_x, x, new_gradient, gradient, slope : arrays of shape (n,)
+    steps, changes : arrays of shape (memory, n)
+        S and Y. Their row ``rows[-1]`` becomes ``new_x - x`` and ``new_gradient - gradient``.
+    rows : list of int
+        The rows in use.
+
+    Returns
+    -------
+    float64 array of shape (5, memory)
+        S change, S slope, Y change, Y slope and Y step; 0 in rows that are not in use.
+    """
+    memory, count = steps.shape
+    given = (new_x, x, new_gradient, gradient, slope, steps, changes, np.array(rows))
+    return _run(_products_kernel, count, 5 * memory, *given).reshape(5, memory)
+
+
+@_reordering
+def _combine_kernel(blocks, sums, slope, steps, changes, rows, factor, coefficients, direction):
+    for block in blocks:
+        begin, stop = block * _BLOCK, min(block * _BLOCK + _BLOCK, slope.shape[0])
+        for i in range(begin, stop):
+            direction[i] = factor * slope[i]
+        for r in rows:
+            step, change = steps[r], changes[r]
+            a, b = coefficients[0, r], coefficients[1, r]
+            for i in range(begin, stop):
+                direction[i] += a * step[i] + b * change[i]
+
+
+def combine(
+    slope: np.ndarray,
+    steps: np.ndarray,
+    changes: np.ndarray,
+    rows: list[int],
+    factor: float,
+    coefficients: np.ndarray,
+) -> np.ndarray:
+    """``factor * slope + coefficients[0] @ steps + coefficients[1] @ changes``, over some rows."""
+    direction = np.empty_like(slope)
+    kind = slope.dtype.type
+    last = (kind(factor), coefficients.astype(kind), direction)
+    _run(_combine_kernel, len(slope), 0, slope, steps, changes, np.array(rows), *last)
+    return direction
+
+
+@_reordering
+def _scaled_kernel(blocks, sums, x, scale, out):
+    for block in blocks:
+        for i in range(block * _BLOCK, min(block * _BLOCK + _BLOCK, x.shape[0])):
+            out[i] = x[i] * scale[i]
+
+
+def scaled(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """``x * scale``."""
+    out = np.empty_like(x)
+    _run(_scaled_kernel, len(x), 0, x, scale, out)
+    return out
+
+
+@_reordering
+def _penalised_kernel(blocks, sums, gradient, parameters, scale, weights, factor):
+    for block in blocks:
+        total = gradient[block * _BLOCK] * 0
+        for i in range(block * _BLOCK, min(block * _BLOCK + _BLOCK, gradient.shape[0])):
+            decay = weights[i] * parameters[i]
+            total += decay * parameters[i]
+            gradient[i] = (gradient[i] * factor + decay) * scale[i]
+        sums[block, 0] = total
+
+
+def penalised(
+    gradient: np.ndarray,
+    parameters: np.ndarray,
+    scale: np.ndarray,
+    weights: np.ndarray,
+    factor: float,
+) -> float:
+    """Turn a gradient, in place, into that of variables, with half a weighted sum of squares.
+
+    ``(factor * gradient + weights * parameters) * scale``; returns ``weights @ parameters**2``.
+    """
+    given = (gradient, parameters, scale, weights, gradient.dtype.type(factor))
+    return float(_run(_penalised_kernel, len(gradient), 1, *given)[0])
+
+
+def largest(x: np.ndarray) -> float:
+    """Largest absolute value."""
+    return float(max(x.max(), -x.min()))
