@@ -32,28 +32,35 @@ def _run(function: Callable, count: int, num_sums: int, *arguments: Any) -> np.n
     return sums.sum(0)
 
 
+# Loops run over slices from 0 on: an index that might be negative would keep them from vectors.
+
+
 @_reordering
 def _products_kernel(blocks, sums, new_x, x, new_gradient, gradient, slope, steps, changes, rows):
     memory, size = steps.shape
-    step, change = steps[rows[-1]], changes[rows[-1]]
     for block in blocks:
-        begin, stop = block * _BLOCK, min(block * _BLOCK + _BLOCK, size)
-        for i in range(begin, stop):
-            step[i] = new_x[i] - x[i]
-            change[i] = new_gradient[i] - gradient[i]
+        part = slice(block * _BLOCK, min(block * _BLOCK + _BLOCK, size))
+        step, change, now = steps[rows[-1], part], changes[rows[-1], part], slope[part]
+        one, two = new_x[part], x[part]
+        for i in range(len(step)):
+            step[i] = one[i] - two[i]
+        one, two = new_gradient[part], gradient[part]
+        for i in range(len(step)):
+            change[i] = one[i] - two[i]
+        zero = step[0] * 0
         for r in rows:
-            old = steps[r]
-            a = b = old[begin] * 0
-            for i in range(begin, stop):
+            old = steps[r, part]
+            a = b = zero
+            for i in range(len(old)):
                 a += old[i] * change[i]
-                b += old[i] * slope[i]
+                b += old[i] * now[i]
             sums[block, r] = a
             sums[block, memory + r] = b
-            old = changes[r]
-            a = b = c = old[begin] * 0
-            for i in range(begin, stop):
+            old = changes[r, part]
+            a = b = c = zero
+            for i in range(len(old)):
                 a += old[i] * change[i]
-                b += old[i] * slope[i]
+                b += old[i] * now[i]
                 c += old[i] * step[i]
             sums[block, 2 * memory + r] = a
             sums[block, 3 * memory + r] = b
@@ -93,14 +100,15 @@ def products(
 @_reordering
 def _combine_kernel(blocks, sums, slope, steps, changes, rows, factor, coefficients, direction):
     for block in blocks:
-        begin, stop = block * _BLOCK, min(block * _BLOCK + _BLOCK, slope.shape[0])
-        for i in range(begin, stop):
-            direction[i] = factor * slope[i]
+        part = slice(block * _BLOCK, min(block * _BLOCK + _BLOCK, slope.shape[0]))
+        out, now = direction[part], slope[part]
+        for i in range(len(out)):
+            out[i] = factor * now[i]
         for r in rows:
-            step, change = steps[r], changes[r]
+            step, change = steps[r, part], changes[r, part]
             a, b = coefficients[0, r], coefficients[1, r]
-            for i in range(begin, stop):
-                direction[i] += a * step[i] + b * change[i]
+            for i in range(len(out)):
+                out[i] += a * step[i] + b * change[i]
 
 
 def combine(
@@ -122,8 +130,10 @@ def combine(
 @_reordering
 def _scaled_kernel(blocks, sums, x, scale, out):
     for block in blocks:
-        for i in range(block * _BLOCK, min(block * _BLOCK + _BLOCK, x.shape[0])):
-            out[i] = x[i] * scale[i]
+        part = slice(block * _BLOCK, min(block * _BLOCK + _BLOCK, x.shape[0]))
+        one, two, to = x[part], scale[part], out[part]
+        for i in range(len(to)):
+            to[i] = one[i] * two[i]
 
 
 def scaled(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -136,11 +146,13 @@ def scaled(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
 @_reordering
 def _penalised_kernel(blocks, sums, gradient, parameters, scale, weights, factor):
     for block in blocks:
-        total = gradient[block * _BLOCK] * 0
-        for i in range(block * _BLOCK, min(block * _BLOCK + _BLOCK, gradient.shape[0])):
-            decay = weights[i] * parameters[i]
-            total += decay * parameters[i]
-            gradient[i] = (gradient[i] * factor + decay) * scale[i]
+        part = slice(block * _BLOCK, min(block * _BLOCK + _BLOCK, gradient.shape[0]))
+        slope, value, unit, weight = gradient[part], parameters[part], scale[part], weights[part]
+        total = slope[0] * 0
+        for i in range(len(slope)):
+            decay = weight[i] * value[i]
+            total += decay * value[i]
+            slope[i] = (slope[i] * factor + decay) * unit[i]
         sums[block, 0] = total
 
 
