@@ -29,7 +29,7 @@ from sklearn_api.prediction import PredictionMixin
 from sklearn_api.routed_params import RoutedParamsMixin
 from sklearn_api.sequences import GoldSegments, LabelCodec, Sequences, check_X, check_y
 from sklearn_api.single_positions import single_labels, split_singles
-from sklearn_api.solvers.fitting import check_solver, fit_lbfgs
+from sklearn_api.solvers.fitting import check_solver, fit_lbfgs, offers_partial_fit
 from sklearn_api.training import PrivateRNG, SegmentationModule
 from sklearn_api.training_data import training_datasets
 from sklearn_api.weights import with_class_weight
@@ -127,7 +127,8 @@ class SemiCRFSegmenter(
         Step size. The loss is per position, so it carries over between lengths.
     early_stopping : bool, default=False
         Hold out `validation_fraction` of the sequences, stop when the validation loss no longer
-        improves, and keep the best epoch. Otherwise the training loss decides when to stop.
+        improves, and keep the best epoch or iteration. Otherwise the training loss decides when
+        to stop.
     validation_fraction : float, default=0.1
         Fraction of the sequences held out with ``early_stopping=True``.
     n_iter_no_change : int, default=10
@@ -358,7 +359,7 @@ class SemiCRFSegmenter(
         self.net_.run(dataset, valid, epochs=self.max_epochs, seed=self._seed + self.n_iter_)
         return self
 
-    @available_if(lambda self: self.solver != "lbfgs")
+    @available_if(offers_partial_fit)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,22 @@ class FeatureMatrix:
         self.squares = np.asarray(squared.sum(0)).ravel()
         self._parts = _split_rows(merged.tocsr())
         self._transposed = _split_rows(merged.T.tocsr())
+
+    def reduced(self, rows: Any) -> FeatureMatrix:
+        """Other rows (N, D) of the same columns, for weights of these merged columns.
+
+        Only its `product` is of use.
+        """
+        other = copy.copy(self)
+        other.shape = rows.shape
+        if not self.sparse:
+            other.rows = rows
+            return other
+        shares = (1 / np.sqrt(self.multiplicity))[self.column].astype(rows.dtype)
+        where = (np.arange(len(self.column)), self.column)
+        merge = sp.csr_matrix((shares, where), (len(self.column), self.num_columns))
+        other._parts = _split_rows(sp.csr_matrix(rows @ merge, dtype=rows.dtype))
+        return other
 
     def product(self, weights: np.ndarray) -> np.ndarray:
         """X @ W: (D', P) to (N, P)."""

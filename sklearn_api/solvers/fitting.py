@@ -11,13 +11,26 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from flash_semicrf.segments import SegmentTable
+from sklearn_api.building import split_sequences
 from sklearn_api.sequences import Sequences
 from sklearn_api.solvers.features import FeatureMatrix, stack_rows
 from sklearn_api.solvers.lbfgs import minimize
+from sklearn_api.solvers.likelihood import LinearLikelihood
 from sklearn_api.solvers.objective import LinearObjective
 from sklearn_api.weights import check_sample_weight
 
-__all__ = ["check_solver", "fit_lbfgs"]
+__all__ = ["check_solver", "fit_lbfgs", "offers_partial_fit"]
+
+
+def offers_partial_fit(estimator: Any) -> bool:
+    """True for solvers of mini-batches; for the other, raise AttributeError with what to do."""
+    if estimator.solver == "lbfgs":
+        raise AttributeError(
+            '`partial_fit` needs a solver of mini-batches; solver="lbfgs" minimises over all '
+            "sequences that it is given. To go on from the last solution, set `warm_start=True` "
+            "and call `fit`."
+        )
+    return True
 
 
 def check_solver(estimator: Any) -> None:
@@ -31,7 +44,7 @@ def check_solver(estimator: Any) -> None:
         return
     if not isinstance(e.encoder, str) or e.encoder != "linear":
         raise ValueError(f'solver="lbfgs" needs encoder="linear"; got {e.encoder!r}.')
-    for name in ("early_stopping", "callbacks", "optimizer", "crop_length", "duration_tail"):
+    for name in ("callbacks", "optimizer", "crop_length"):
         if getattr(e, name) not in (None, False, [], ()):
             raise ValueError(
                 f"`{name}` needs a solver of mini-batches; got {getattr(e, name)!r} with "
@@ -59,8 +72,8 @@ def fit_lbfgs(
         As for `SemiCRFSegmenter.fit`.
     """
     weights = check_sample_weight(sample_weight, sequences.layout)
-    order = np.argsort(sequences.lengths, kind="stable")
-    features = FeatureMatrix(stack_rows([sequences.values[i] for i in order]))
+    count = len(sequences.lengths)
+    means = np.ones(count) if weights is None else np.array([w.mean() for w in weights])
     module, net = estimator.module_, estimator.net_
     head = module.head.to(device="cpu", dtype=torch.float64)
     if start_anew:
@@ -70,53 +83,95 @@ def fit_lbfgs(
                     layer.weight.zero_()
                     layer.bias.zero_()
             head.transition.zero_()
-    objective = LinearObjective(
-        head,
-        [anchor.cpu().double() for anchor in module.duration_anchors()],
-        features,
-        sequences.lengths[order],
-        _reordered(table, order),
-        estimator.alpha,
-        estimator.l1_ratio,
-        np.ones(len(order)) if weights is None else np.array([w.mean() for w in weights])[order],
-        estimator.dtype,
-    )
+    train, valid = np.arange(count), None
+    if estimator.early_stopping:
+        train, valid = split_sequences(count, estimator.validation_fraction, estimator._seed)
 
-    def record(iteration: int, loss: float, slope: float) -> None:
-        net.history.new_epoch()
-        net.history.record("epoch", len(net.history))
-        net.history.record("train_loss", loss)
-        if estimator.verbose:
-            sys.stdout.write(f"iteration {iteration:4d}  loss {loss:.6f}  gradient {slope:.2e}\n")
+    def likelihood(rows: np.ndarray, like: FeatureMatrix | None = None) -> LinearLikelihood:
+        order = rows[np.argsort(sequences.lengths[rows], kind="stable")]
+        values = stack_rows([sequences.values[i] for i in order])
+        features = FeatureMatrix(values) if like is None else like.reduced(values)
+        part = _selected(table, order)
+        lengths = sequences.lengths[order]
+        return LinearLikelihood(head, features, lengths, part, means[order], estimator.dtype)
 
-    x = objective.pack()
     try:
+        training = likelihood(train)
+        objective = LinearObjective(
+            training,
+            [anchor.cpu().double() for anchor in module.duration_anchors()],
+            int(np.isin(table.sequence.numpy(), train).sum()),
+            estimator.alpha,
+            estimator.l1_ratio,
+        )
+        held_out = None if valid is None else likelihood(valid, training.features)
+        progress = _Progress(estimator, objective, held_out)
         found = minimize(
             objective,
-            x,
+            objective.pack(),
             l1=objective.l1,
             tol=estimator.tol,
-            patience=estimator.n_iter_no_change,
+            # Held-out sequences, if there are any, decide alone.
+            patience=estimator.n_iter_no_change if valid is None else estimator.max_iter + 1,
             max_iter=estimator.max_iter,
-            callback=record,
+            callback=progress,
         )
-        objective.unpack(found.x)
+        objective.unpack(found.x if progress.best_x is None else progress.best_x)
     finally:
         module.to(device=net.device, dtype=getattr(torch, estimator.dtype))
     if found.status == "max_iter":
         warnings.warn(
-            f"L-BFGS stopped after max_iter={estimator.max_iter} iterations while the loss still "
-            f"decreased by more than tol={estimator.tol} in {estimator.n_iter_no_change}. Raise "
-            "`max_iter` or `tol`.",
+            f"L-BFGS stopped after max_iter={estimator.max_iter} iterations while the "
+            f"{'loss' if valid is None else 'validation loss'} still decreased by more than "
+            f"tol={estimator.tol} in {estimator.n_iter_no_change}. Raise `max_iter` or `tol`.",
             ConvergenceWarning,
             stacklevel=3,
         )
 
 
-def _reordered(table: SegmentTable, order: np.ndarray) -> SegmentTable:
-    """Segments of the sequences in another order."""
-    rank = np.empty_like(order)
+class _Progress:
+    """Writes the history of a fit, an entry per iteration, and watches held-out sequences.
+
+    Attributes
+    ----------
+    best_x : ndarray or None
+        Variables of the least held-out loss.
+    """
+
+    def __init__(
+        self, estimator: Any, objective: LinearObjective, held_out: LinearLikelihood | None
+    ) -> None:
+        self.estimator, self.objective, self.held_out = estimator, objective, held_out
+        self.best_x: np.ndarray | None = None
+        self.best, self.plateau, self.waited = np.inf, np.inf, 0
+
+    def __call__(self, iteration: int, loss: float, slope: float, x: np.ndarray) -> bool:
+        """Record an iteration; True where training is to stop."""
+        e, history = self.estimator, self.estimator.net_.history
+        history.new_epoch()
+        history.record("epoch", len(history))
+        history.record("train_loss", loss)
+        text = f"iteration {iteration:4d}  loss {loss:.6f}  gradient {slope:.2e}"
+        if self.held_out is not None:
+            valid = self.objective.held_out_loss(self.held_out, x)
+            history.record("valid_loss", valid)
+            text += f"  held out {valid:.6f}"
+            if valid < self.best:
+                self.best, self.best_x = valid, x
+            improved = valid < self.plateau - e.tol
+            self.plateau = valid if improved else self.plateau
+            self.waited = 0 if improved else self.waited + 1
+        if e.verbose:
+            sys.stdout.write(text + "\n")
+        return self.waited >= e.n_iter_no_change
+
+
+def _selected(table: SegmentTable, order: np.ndarray) -> SegmentTable:
+    """Segments of some sequences, numbered by their place in `order`."""
+    count = int(table.sequence.max()) + 1
+    rank = np.full(count, -1)
     rank[order] = np.arange(len(order))
     sequence = torch.from_numpy(rank)[table.sequence]
     rows = torch.argsort(sequence, stable=True)
+    rows = rows[sequence[rows] >= 0]
     return SegmentTable(sequence[rows], *(column[rows] for column in table[1:]))

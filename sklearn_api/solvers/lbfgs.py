@@ -40,9 +40,9 @@ class Minimum(NamedTuple):
     x : ndarray of shape (n,)
     losses : list of float
         Value of the whole objective after each iteration.
-    status : {"converged", "max_iter", "precision", "interrupted"}
-        "precision": no step improves the objective any more in the dtype of x. "interrupted": by
-        Ctrl-C.
+    status : {"converged", "max_iter", "precision", "stopped", "interrupted"}
+        "precision": no step improves the objective any more in the dtype of x. "stopped": by the
+        callback. "interrupted": by Ctrl-C.
     """
 
     x: np.ndarray
@@ -60,7 +60,7 @@ def minimize(
     gradient_tol: float = 0.0,
     max_iter: int = 500,
     memory: int = 6,
-    callback: Callable[[int, float, float], None] | None = None,
+    callback: Callable[[int, float, float, np.ndarray], bool | None] | None = None,
 ) -> Minimum:
     """Minimise a smooth function plus a weighted L1 norm.
 
@@ -81,7 +81,8 @@ def minimize(
     memory : int
         Pairs of steps and gradient changes kept.
     callback : callable, optional
-        Called with the iteration's number, the objective and the largest element of its gradient.
+        Called with the iteration's number, the objective, the largest element of its gradient and
+        x, which is not written again. Ends the search by returning True.
 
     Returns
     -------
@@ -113,8 +114,8 @@ def minimize(
         history.add(new, x, new_gradient, gradient, slope)
         x, gradient, steepest = new, new_gradient, largest(slope)
         losses.append(value)
-        if callback is not None:
-            callback(iteration, value, steepest)
+        if callback is not None and callback(iteration, value, steepest, x):
+            return Minimum(x, losses[1:], "stopped")
         if iteration >= patience and losses[-1 - patience] - value <= tol:
             return Minimum(x, losses[1:], "converged")
     return Minimum(x, losses[1:], "max_iter")

@@ -8,9 +8,11 @@ import scipy.sparse as sp
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from skorch.callbacks import EpochTimer
 
 from flash_semicrf.segments import SegmentTable
 from sklearn_api import SemiCRFSegmenter
+from sklearn_api.building import split_sequences
 from sklearn_api.sequences import LabelCodec, check_X, check_y
 from tests.sklearn_api.test_estimator_checks import EXPECTED_FAILURES
 
@@ -59,6 +61,48 @@ def test_lbfgs_ends_where_autograd_has_no_gradient(boundary_scores, durations):
     for name, gradient in gradients.items():
         assert float(gradient.abs().max()) < 1e-6, name
     assert model.n_iter_ == len(model.history_) > 1
+
+
+@pytest.mark.parametrize(
+    ("durations", "tail"), [("learned", "geometric"), ("geometric", "geometric"), ("learned", -0.1)]
+)
+def test_lbfgs_learns_durations_beyond_max_duration(durations, tail):
+    X, y = problem()
+    model = segmenter(max_duration=3, duration_distribution=durations, duration_tail=tail).fit(X, y)
+    loss, gradients = autograd_loss(model, X, y)
+    assert model.history_[-1]["train_loss"] == pytest.approx(loss, rel=1e-10)
+    assert max(float(g.abs().max()) for g in gradients.values()) < 1e-6
+    assert ("head.tail.log_rate" in gradients) == (durations == "learned" and tail == "geometric")
+    if tail == -0.1:
+        assert bool((model.module_.head.duration_tail == np.float32(-0.1)).all())
+    assert max(s.duration for p in model.predict_segments(X) for s in p) > 3
+
+
+def test_lbfgs_tail_of_a_label_that_must_not_have_one():
+    X, y = problem()
+    with pytest.raises(ValueError, match="`duration_tail` must be above -inf .* duration"):
+        segmenter(max_duration=2, duration_tail=-np.inf).fit(X, y)
+
+
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_array])
+def test_lbfgs_early_stopping_keeps_the_best_iteration(form):
+    X, y = problem(24, 60)
+    given = [form(np.c_[x, x[:, :5]]) for x in X]  # equal columns, merged where sparse
+    options = {"alpha": 0.01, "tol": 1e-4, "n_iter_no_change": 4, "random_state": 0}
+    options |= {"early_stopping": True, "validation_fraction": 0.3, "boundary_scores": True}
+    model = segmenter(**options).fit(given, y)
+    losses = np.array(model.history_[:, "valid_loss"])
+    best = int(losses.argmin())
+    assert 0 < best < len(losses) - 1  # it went on, and came back
+    assert model.n_iter_ == len(losses) < 60
+    train, valid = split_sequences(len(X), 0.3, model._seed)
+    count = sum(len(X[i]) for i in train)
+    penalty = model.alpha * float(model.module_.penalty().detach()) / count
+    for part, name in ((train, "train_loss"), (valid, "valid_loss")):
+        positions = sum(len(X[i]) for i in part)
+        found = -model.log_likelihood([given[i] for i in part], [y[i] for i in part]).sum()
+        expected = model.history_[best][name]
+        assert found / positions + penalty == pytest.approx(expected, rel=1e-6)
 
 
 def test_lbfgs_constraints_and_fixed_durations():
@@ -187,7 +231,8 @@ def test_lbfgs_warns_before_convergence_and_reports(capsys):
     ("options", "match"),
     [
         ({"encoder": "mlp"}, 'needs encoder="linear"'),
-        ({"early_stopping": True}, "early_stopping"),
+        ({"callbacks": [EpochTimer()]}, "callbacks"),
+        ({"crop_length": 50}, "crop_length"),
         ({"solver": "adam", "l1_ratio": 0.5}, "l1_ratio"),
         ({"single_position_labels": ["a", "z"]}, "'z'"),
         ({"single_position_labels": "a", "min_duration": 2}, "min_duration"),
@@ -201,6 +246,9 @@ def test_lbfgs_refuses(options, match):
 
 def test_partial_fit_needs_another_solver():
     assert not hasattr(segmenter(), "partial_fit")
+    with pytest.raises(AttributeError, match="partial_fit") as raised:
+        segmenter().partial_fit(X, y)
+    assert "warm_start" in str(raised.value.__cause__)
 
 
 def test_bio_tags_in_and_out():
