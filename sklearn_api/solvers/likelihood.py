@@ -102,7 +102,7 @@ class LinearLikelihood:
 
         def count(index: torch.Tensor, rows: Any, *shape: int) -> np.ndarray:
             found = torch.bincount(index, weight[rows], minlength=int(np.prod(shape)))
-            return found.reshape(shape).numpy()
+            return found.reshape(shape).double().numpy()
 
         self.gold_counts = {
             "transition": count(pairs, inner, num_labels, num_labels),

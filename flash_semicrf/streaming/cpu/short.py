@@ -1,8 +1,9 @@
 """Log Z and its gradients for batches of short sequences, eight to a vector.
 
-For static transitions without a tail. Each sequence is taken or not for itself, so that results do
-not depend on the batch. Those whose messages leave the range of the kernel, as with masks of -1e9
-or scores of +-100, are done by `flash_semicrf.streaming.cpu.static`.
+For static transitions without a tail. Long sequences of a batch, and those whose messages leave the
+range of the kernel, as with masks of -1e9 or scores of +-100, are done by
+`flash_semicrf.streaming.cpu.static`, and so are batches too small to fill the lanes. No result
+depends on what else is in a batch that is taken.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ _POSITIONS = 256
 _WORKSPACE = 4 << 20
 """Bytes that a thread may take, which its caches should hold."""
 
-_DURATIONS = 32
+_SEQUENCES = 4
+"""Fewest sequences. A group of eight costs the same whatever its lanes hold."""
+
+_DURATIONS = 64
 """Largest K. The window sum of the other kernels is the faster one for long windows."""
 
 
@@ -74,7 +78,7 @@ def _short_ones(p: Potentials) -> np.ndarray:
 def _run(p: Potentials, gradient: bool, want: np.ndarray) -> Sums | None:
     """Run the kernel, or return None where it does not take the problem."""
     order = _short_ones(p)
-    model = model_of(p) if len(order) else None
+    model = model_of(p) if len(order) >= _SEQUENCES else None
     if model is None:
         return None
     scores = array_of(p.scores)

@@ -61,8 +61,16 @@ def assert_agrees_with_reference(problem: Potentials, handed_on: int | None = 0)
     assert torch.equal(log_z, found[0])
 
 
+@pytest.fixture(autouse=True, scope="module")
+def single_sequences():
+    """Batches of any size are taken."""
+    before, short._SEQUENCES = short._SEQUENCES, 1
+    yield
+    short._SEQUENCES = before
+
+
 @pytest.mark.parametrize(
-    "case", [c for c in LONG_CASES if LONG_SHAPES[c.shape]["max_duration"] <= 32], ids=str
+    "case", [c for c in LONG_CASES if LONG_SHAPES[c.shape]["max_duration"] <= 64], ids=str
 )
 def test_agrees_with_reference(case):
     assert_agrees_with_reference(case.problem(LONG_SHAPES))
@@ -166,7 +174,7 @@ def test_sources_that_vanish_are_dropped_only_where_others_outweigh_them(forbidd
         lambda p: p.replace(transition=150.0 * p.transition),
         lambda p: p.replace(duration_bias=150.0 * p.duration_bias),
         lambda p: p.replace(initial_scores=150.0 * p.initial_scores),
-        lambda p: p.replace(duration_bias=p.duration_bias.repeat(8, 1)),
+        lambda p: p.replace(duration_bias=p.duration_bias.repeat(13, 1)),
         lambda p: p.replace(duration_tail=torch.zeros(3)),
     ],
     ids=["transition", "durations", "initial", "K", "tail"],
@@ -175,6 +183,12 @@ def test_problems_that_the_kernel_does_not_take(change):
     problem = random_problem(3, 30, 5, 3, ends=True, seed=6)
     assert short.log_partition(problem, None) is not None
     assert short.log_partition(change(problem), None) is None
+
+
+def test_few_sequences_are_not_taken(monkeypatch):
+    monkeypatch.setattr(short, "_SEQUENCES", 4)
+    assert short.log_partition(random_problem(3, 30, 5, 3), None) is None
+    assert short.log_partition(random_problem(4, 30, 5, 3), None) is not None
 
 
 def test_long_sequences_of_a_batch_are_handed_on():
