@@ -26,16 +26,16 @@ _MOST_PADDING, _FREE_PADDING = 1.1, 1024  # relative, and in positions
 
 
 class _Group(NamedTuple):
-    """Sequences of similar length from the one numbered `first`, in rows ``[begin, stop)``."""
+    """Sequences of similar length from the one numbered `first`, in rows ``[begin, stop)``.
+
+    `cells` are the places of the rows in the (B * T) positions of the padded batch.
+    """
 
     first: int
     begin: int
     stop: int
     lengths: np.ndarray
-
-    def inside(self) -> np.ndarray:
-        """Mask (B, T) of the positions that are not padding."""
-        return np.arange(self.lengths[-1]) < self.lengths[:, None]
+    cells: np.ndarray
 
 
 class LinearLikelihood:
@@ -168,14 +168,15 @@ class LinearLikelihood:
             log_z, found = choose("auto", problem).gradients(problem, wanted)
             weights = self._weights(group)
             total += float(log_z @ weights)
-            inside = group.inside()
             for i, name in enumerate(self._boundary_names()):
                 columns = slice(i * num_labels, (i + 1) * num_labels)
-                slopes[group.begin : group.stop, columns] = found[name].numpy()[inside]
+                rows = found[name].numpy().reshape(-1, num_labels)
+                slopes[group.begin : group.stop, columns] = rows[group.cells]
             for name, gradient in gradients.items():
                 gradient += torch.tensordot(weights, found[name].double(), 1).numpy()
         slopes.ravel()[self.gold] -= 1
-        slopes *= self.row_weights
+        if (self.weights != 1).any():
+            slopes *= self.row_weights
         return total - self._gold_score(scores, shared), gradients, slopes
 
     def _boundary_names(self) -> tuple[str, ...]:
@@ -214,11 +215,12 @@ class LinearLikelihood:
         """Padded batches of sequences of similar length."""
         num_labels = self.head.num_classes
         for group in self.groups:
-            inside, given = group.inside(), {}
+            shape, given = (len(group.lengths), group.lengths[-1], num_labels), {}
             for i, name in enumerate(self._boundary_names()):
-                padded = np.zeros((*inside.shape, num_labels), scores.dtype)
+                padded = np.zeros(shape, scores.dtype)
                 columns = slice(i * num_labels, (i + 1) * num_labels)
-                padded[inside] = scores[group.begin : group.stop, columns]
+                rows = scores[group.begin : group.stop, columns]
+                padded.reshape(-1, num_labels)[group.cells] = rows
                 given[name] = torch.from_numpy(padded)
             yield group, Potentials(lengths=torch.from_numpy(group.lengths), **given, **shared)
 
@@ -233,6 +235,7 @@ def _groups(lengths: np.ndarray) -> list[_Group]:
             spare = _MOST_PADDING * (real + int(lengths[i])) + _FREE_PADDING
             if padded <= min(spare, _POSITIONS_PER_CALL):
                 continue
-        groups.append(_Group(first, begin, begin + real, lengths[first:i]))
+        inside = np.arange(lengths[i - 1]) < lengths[first:i, None]
+        groups.append(_Group(first, begin, begin + real, lengths[first:i], np.flatnonzero(inside)))
         begin, first, real = begin + real, i, 0
     return groups
