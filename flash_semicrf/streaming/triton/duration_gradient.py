@@ -77,7 +77,8 @@ def duration_gradient_kernel(
         for i in tl.static_range(_UNROLL):
             p = first + i
             here = inside & (p < length)
-            x = tl.load(scores_ptr + row + p * C + label, mask=here, other=0.0)
+            # After the end nothing is live: what lies there is not read.
+            x = tl.load(scores_ptr + row + p * C + label, mask=here, other=float("-inf"))
             u = tl.load(outputs_ptr + row + p * C + label, mask=here, other=float("-inf"))
             born = tl.where(allowed(x), born, p + 1)
             source = p + 1 - k

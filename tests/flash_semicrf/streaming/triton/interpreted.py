@@ -150,6 +150,22 @@ def test_values_are_checked_in_one_launch():
         assert not values_are_allowed(problem.replace(lengths=lengths))
 
 
+def test_memory_after_a_buffer_is_not_read(monkeypatch):
+    allocate = torch.empty
+
+    def empty(*size, **options) -> torch.Tensor:
+        shape = torch.Size(size if isinstance(size[0], int) else size[0])
+        buffer = allocate(shape.numel() + 64, **options)
+        buffer.fill_(math.nan if buffer.is_floating_point() else 2**30)
+        return buffer[: shape.numel()].view(shape)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    # Rows of four positions are read at a time, and these are six.
+    assert_agrees_with_reference(
+        Case(6, 2, 3, True, True, tail=True, dtype=torch.float32).problem()
+    )
+
+
 def test_names_of_release_0_2_0():
     problem = Case(9, 5, 3, batch=2).problem()
     cum_scores = torch.nn.functional.pad(problem.scores.cumsum(1), (0, 0, 1, 0))

@@ -37,8 +37,8 @@ CASES = [
     Case(1, 3, 3, True, True),
     Case(4, 6, 2),
     Case(18, 1, 2, False, True),
-    Case(33, 6, 1, False, True),
-    Case(19, 3, 5, True, True, 0.05, batch=2),
+    Case(26, 6, 1, False, True),
+    Case(18, 3, 5, True, True, 0.05, batch=2),
     Case(18, 9, 3, True, False, 0.05, 100.0),
     Case(6, 2, 17, False, False, 0.1, dtype=torch.float32),
 ]
@@ -77,6 +77,12 @@ def assert_same_segments(problem: Potentials) -> None:
     assert actual.segments == expected.segments
 
 
+@pytest.fixture
+def short_blocks(monkeypatch):
+    """Blocks of four steps, of which less is kept: what runs in the log domain takes long."""
+    use_layout(monkeypatch, rows=4)
+
+
 def use_layout(monkeypatch: pytest.MonkeyPatch, **options: int) -> None:
     """Lay the passes out by these options of `plan_of`."""
     from flash_semicrf.streaming.triton import decoding, launch, static
@@ -87,10 +93,10 @@ def use_layout(monkeypatch: pytest.MonkeyPatch, **options: int) -> None:
 
 def with_mask(mask: float) -> Potentials:
     """Masks inside the long segments of a problem with a tail of each kind."""
-    problem = long_segments(Case(20, 3, 3, True, scale=2.0))
+    problem = long_segments(Case(16, 3, 3, True, scale=2.0))
     scores = problem.scores.clone()
     scores[0, 1, 2] = scores[0, 10, 1:] = mask
-    scores[0, 5:7, 0] = scores[0, 16:18, 2] = mask
+    scores[0, 5:7, 0] = scores[0, 13:15, 2] = mask
     tail = torch.tensor([-0.1, 0.5, -math.inf], dtype=torch.float64)
     return problem.replace(scores=scores, duration_tail=tail)
 
@@ -100,8 +106,9 @@ def test_agrees_with_reference(case):
     assert_agrees_with_reference(draw(case))
 
 
+@pytest.mark.usefixtures("short_blocks")
 def test_log_blocks_agree_with_reference():
-    assert_agrees_with_reference(draw(Case(18, 3, 2, True, forbid=0.05)), always_log=True)
+    assert_agrees_with_reference(draw(Case(14, 3, 2, True, forbid=0.05)), always_log=True)
 
 
 def test_gradients_are_those_of_all_durations_written_out():
@@ -136,6 +143,7 @@ def test_long_windows_in_parts_agree_with_reference(monkeypatch):
     assert max(s.duration for s in viterbi(problem, "triton").segments[0]) > 13
 
 
+@pytest.mark.usefixtures("short_blocks")
 @pytest.mark.parametrize("mask", [-1e9, -1e30])
 def test_masks_inside_long_segments(mask):
     masked, forbidden = with_mask(mask), with_mask(-math.inf)
@@ -151,10 +159,11 @@ def test_masks_inside_long_segments(mask):
         assert (one.start, one.end, one.label) == (other.start, other.end, other.label)
 
 
+@pytest.mark.usefixtures("short_blocks")
 def test_masks_that_cannot_be_avoided_keep_their_score():
-    problem = draw(Case(18, 2, 2))
+    problem = draw(Case(15, 2, 2))
     scores = problem.scores.clone()
-    scores[0, 9:12, 1] -= 3e4  # below label 0, which is forbidden there: the path is 0, then 1
+    scores[0, 9:11, 1] -= 3e4  # below label 0, which is forbidden there: the path is 0, then 1
     inf = torch.tensor(-math.inf, dtype=torch.float64)
     edges = torch.stack([torch.zeros_like(inf), inf])
     problem = problem.replace(
@@ -168,9 +177,10 @@ def test_masks_that_cannot_be_avoided_keep_their_score():
     assert_close(viterbi(problem, "triton").scores, viterbi(problem, "reference").scores)
 
 
+@pytest.mark.usefixtures("short_blocks")
 @pytest.mark.parametrize("tail", [(30.0, -400.0), (-math.inf, -math.inf)])
 def test_steep_tails(tail):
-    problem = draw(Case(18, 3, 2, True))
+    problem = draw(Case(14, 3, 2, True))
     tail = torch.tensor(tail, dtype=torch.float64)
     assert_agrees_with_reference(problem.replace(duration_tail=tail))
 
@@ -178,7 +188,7 @@ def test_steep_tails(tail):
 def test_one_segment_may_fill_a_long_sequence():
     problem = draw(Case(300, 4, 2, scale=3.0))
     tail = torch.tensor([0.0, -0.1], dtype=torch.float64)
-    problem = problem.replace(transition=problem.transition - 400.0, duration_tail=tail)
+    problem = problem.replace(transition=problem.transition - 100.0, duration_tail=tail)
     assert_close(TRITON.log_partition(problem), REFERENCE.log_partition(problem))
 
 
