@@ -122,6 +122,7 @@ def longer_gradient_kernel(
     rate = tl.where(tail > float("-inf"), tail, 0.0)
     row = b * T * C
     born = tl.zeros([CP], tl.int32)
+    newest_deep = -(1 << 30)
     peak = tl.full([CP], float("-inf"), tl.float64)
     number = tl.zeros([CP], tl.float64)
     moment = tl.zeros([CP], tl.float64)
@@ -146,9 +147,12 @@ def longer_gradient_kernel(
             h = sources[i]
             deep = tl.zeros([CP], tl.float64)
             if has_deep != 0:
-                h += deep_window(scores_ptr + row, p, K, label, C, CP)
+                if newest_deep >= p - K:
+                    h += deep_window(scores_ptr + row, p, K, label, C, CP)
                 top = tl.max(x, 0)
-                deep = tl.where(is_deep(x, top), settled(x, top).to(tl.float64), 0.0)
+                mask = is_deep(x, top)
+                deep = tl.where(mask, settled(x, top).to(tl.float64), 0.0)
+                newest_deep = tl.where(tl.max(mask.to(tl.int32), 0) == 1, p, newest_deep)
             h = tl.where(p - K >= born, h, float("-inf"))  # none before the K-th position
             peak = tl.where(born <= p, peak, float("-inf"))
             high = tl.maximum(peak, h)

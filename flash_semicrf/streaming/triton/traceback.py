@@ -46,6 +46,7 @@ def longer_segment_kernel(
     level = tl.load(log_window_ptr + K * CP + label)
     row = b * T * C
     born = tl.zeros([CP], tl.int32)
+    newest_deep = -(1 << 30)
     best = tl.full([CP], float("-inf"), tl.float64)
     start = tl.zeros([CP], tl.int32)
     for first in range(0, length, _UNROLL):
@@ -67,10 +68,13 @@ def longer_segment_kernel(
             if masked != 0:
                 born = tl.where(allowed(x), born, p + 1)
                 h = tl.where(p - K >= born, h, float("-inf"))
-                h += deep_window(scores_ptr + row, p, K, label, C, CP)
+                if newest_deep >= p - K:
+                    h += deep_window(scores_ptr + row, p, K, label, C, CP)
                 best = tl.where(born <= p, best, float("-inf"))
                 top = tl.max(x, 0)
-                more += tl.where(is_deep(x, top), settled(x, top).to(tl.float64), 0.0)
+                mask = is_deep(x, top)
+                more += tl.where(mask, settled(x, top).to(tl.float64), 0.0)
+                newest_deep = tl.where(tl.max(mask.to(tl.int32), 0) == 1, p, newest_deep)
             start = tl.where(h >= best, p - K, start)
             best = tl.maximum(best, h) + more
             here = inside & (p < length)
