@@ -247,7 +247,7 @@ def test_lbfgs_refuses(options, match):
 def test_partial_fit_needs_another_solver():
     assert not hasattr(segmenter(), "partial_fit")
     with pytest.raises(AttributeError, match="partial_fit") as raised:
-        segmenter().partial_fit(X, y)
+        segmenter().partial_fit(*problem())
     assert "warm_start" in str(raised.value.__cause__)
 
 
