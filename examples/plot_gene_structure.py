@@ -163,12 +163,15 @@ def draw(
 ) -> None:
     """Save a picture of a part of a piece: open reading frames, truth, prediction, boundaries."""
     # Columns go by the base's place in a codon; pictured are frames that stay where they are.
-    frame = (np.arange(len(x))[:, None] - np.arange(3)) % 3
-    frames = np.hstack([np.take_along_axis(x[:, i : i + 3], frame, axis=1) for i in (4, 7)])
+    place = np.arange(len(x))
+    frames = [
+        np.take_along_axis(columns, (along[:, None] - np.arange(3)) % 3, axis=1)
+        for columns, along in ((x[:, 4:7], place), (x[:, 7:10], place[::-1]))
+    ]
     display = SegmentationDisplay.from_predictions(
         truth[part],
         pred[part],
-        signal=frames[part],
+        signal=np.hstack(frames)[part],
         boundary_proba=segmenter.predict_boundary_proba(x)[part],
         labels=[label for label in segmenter.classes_ if label != "intergenic"],
         ignore_label="intergenic",
