@@ -145,7 +145,7 @@ class LinearLikelihood:
         total = 0.0
         for group, problem in self._problems(scores, shared):
             log_z = choose("auto", problem).log_partition(problem)
-            total += float(log_z @ self._weights(group))
+            total += float(self._weights(group) @ log_z.numpy())
         return total - self._gold_score(scores, shared)
 
     def gradients(self, scores: np.ndarray) -> tuple[float, dict[str, np.ndarray], np.ndarray]:
@@ -167,13 +167,14 @@ class LinearLikelihood:
             wanted = {*problem.parameters()}
             log_z, found = choose("auto", problem).gradients(problem, wanted)
             weights = self._weights(group)
-            total += float(log_z @ weights)
+            total += float(weights @ log_z.numpy())
             for i, name in enumerate(self._boundary_names()):
                 columns = slice(i * num_labels, (i + 1) * num_labels)
                 rows = found[name].numpy().reshape(-1, num_labels)
                 slopes[group.begin : group.stop, columns] = rows[group.cells]
             for name, gradient in gradients.items():
-                gradient += torch.tensordot(weights, found[name].double(), 1).numpy()
+                # Threads of a BLAS would wait for each other longer than this takes.
+                gradient += np.einsum("b,b...->...", weights, found[name].numpy())
         slopes.ravel()[self.gold] -= 1
         if (self.weights != 1).any():
             slopes *= self.row_weights
@@ -183,8 +184,8 @@ class LinearLikelihood:
         names = ("scores", "start_scores", "end_scores")
         return names[: self.num_outputs // self.head.num_classes]
 
-    def _weights(self, group: _Group) -> torch.Tensor:
-        return torch.from_numpy(self.weights[group.first : group.first + len(group.lengths)])
+    def _weights(self, group: _Group) -> np.ndarray:
+        return self.weights[group.first : group.first + len(group.lengths)]
 
     def _shared(self, scores: np.ndarray) -> dict[str, torch.Tensor]:
         """Parameters of the head, in the dtype of the scores."""
