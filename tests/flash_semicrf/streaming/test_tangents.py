@@ -109,27 +109,3 @@ def test_messages_match_the_reference(by_duration):
     for b, length in enumerate(problem.lengths.tolist()):
         for own, reference in zip(found[1:], expected[1:], strict=True):
             assert_close(own[b, 1 : length + 1], reference[b, 1 : length + 1])
-
-
-def test_backends_without_tangents_are_passed_over():
-    class Plain:
-        name = "plain"
-
-        def why_not(self, potentials):
-            return None
-
-    problem = random_problem(by_duration=True)
-    kept = dict(dispatch.BACKENDS)
-    dispatch.BACKENDS.clear()
-    dispatch.BACKENDS.update({"plain": Plain(), **kept})
-    try:
-        assert dispatch.choose("auto", problem).name == "plain"
-        assert dispatch.choose("auto", problem, "tangents").name == "numba"
-        assert dispatch.choose("auto", explicit_start(problem)).name == "numba"
-        with pytest.raises(ValueError, match="it does not offer tangents"):
-            dispatch.choose("plain", problem, "tangents")
-        with pytest.raises(ValueError, match="it takes no initial scores by duration"):
-            dispatch.choose("plain", explicit_start(problem))
-    finally:
-        dispatch.BACKENDS.clear()
-        dispatch.BACKENDS.update(kept)
