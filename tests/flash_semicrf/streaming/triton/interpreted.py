@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 
 import pytest
 import torch
@@ -33,20 +32,14 @@ from flash_semicrf.testing import assert_close, random_problem
 from tests.flash_semicrf.cases import gradients_of, with_gradients
 from tests.flash_semicrf.streaming.triton.interpreter_cases import (
     BY_POSITION,
+    INTERPRETED,
     REFERENCE,
     TRITON,
     Case,
     with_poisoned_padding,
 )
 
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("run by test_interpreter.py, with TRITON_INTERPRET=1", allow_module_level=True)
-
-# The interpreter's maximum skips NaN and warns where there is nothing else: padding, for instance.
-pytestmark = [
-    pytest.mark.usefixtures("interpreter"),
-    pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning"),
-]
+pytestmark = INTERPRETED
 
 
 CASES = [

@@ -6,7 +6,6 @@ Run by `test_interpreter.py`, as `interpreted.py` is, in a process of its own.
 from __future__ import annotations
 
 import math
-import os
 
 import pytest
 import torch
@@ -17,20 +16,14 @@ from flash_semicrf.tail import fold_durations, unrolled
 from flash_semicrf.testing import assert_close
 from tests.flash_semicrf.streaming.triton.interpreter_cases import (
     BY_POSITION,
+    INTERPRETED,
     REFERENCE,
     TRITON,
     Case,
     with_poisoned_padding,
 )
 
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("run by test_interpreter.py, with TRITON_INTERPRET=1", allow_module_level=True)
-
-# The interpreter's maximum skips NaN and warns where there is nothing else: padding, for instance.
-pytestmark = [
-    pytest.mark.usefixtures("interpreter"),
-    pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning"),
-]
+pytestmark = INTERPRETED
 
 FULL = Case(6, 2, 3, True, True, batch=2, by_duration=True, tail=True)
 SMALL = FULL._replace(positions=5, batch=1)

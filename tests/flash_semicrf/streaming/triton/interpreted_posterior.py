@@ -6,7 +6,6 @@ Run by `test_interpreter.py`, as `interpreted.py` is, in a process of its own.
 from __future__ import annotations
 
 import math
-import os
 
 import pytest
 import torch
@@ -22,20 +21,14 @@ from flash_semicrf.tail import unrolled
 from flash_semicrf.testing import assert_close
 from tests.flash_semicrf.cases import gradients_of, with_gradients
 from tests.flash_semicrf.streaming.triton.interpreter_cases import (
+    INTERPRETED,
     REFERENCE,
     TRITON,
     Case,
     with_poisoned_padding,
 )
 
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("run by test_interpreter.py, with TRITON_INTERPRET=1", allow_module_level=True)
-
-# The interpreter's maximum skips NaN and warns where there is nothing else: padding, for instance.
-pytestmark = [
-    pytest.mark.usefixtures("interpreter"),
-    pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning"),
-]
+pytestmark = INTERPRETED
 
 CASES = [
     Case(1, 3, 3, True, True),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 
 import pytest
 import torch
@@ -18,20 +17,14 @@ from flash_semicrf.tail import fold_durations, unrolled
 from flash_semicrf.testing import assert_close
 from tests.flash_semicrf.streaming.triton.interpreter_cases import (
     BY_POSITION,
+    INTERPRETED,
     REFERENCE,
     TRITON,
     Case,
     with_poisoned_padding,
 )
 
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("run by test_interpreter.py, with TRITON_INTERPRET=1", allow_module_level=True)
-
-# The interpreter's maximum skips NaN and warns where there is nothing else: padding, for instance.
-pytestmark = [
-    pytest.mark.usefixtures("interpreter"),
-    pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning"),
-]
+pytestmark = INTERPRETED
 
 CASES = [
     Case(1, 3, 3, True, True),

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import NamedTuple
 
+import pytest
 import torch
 
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming.dispatch import BACKENDS
 from flash_semicrf.testing import random_problem
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("run by test_interpreter.py, with TRITON_INTERPRET=1", allow_module_level=True)
+
+# The interpreter's maximum skips NaN and warns where there is nothing else: padding, for instance.
+INTERPRETED = [
+    pytest.mark.usefixtures("interpreter"),
+    pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning"),
+]
+"""Marks of every test that runs in the interpreter."""
 
 REFERENCE, TRITON = BACKENDS["reference"], BACKENDS["triton"]
 BY_POSITION = ("scores", "start_scores", "end_scores")
