@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -176,3 +177,18 @@ def gradients_of(value: Tensor, potentials: Potentials) -> dict[str, Tensor]:
         value, list(parameters.values()), allow_unused=True, materialize_grads=True
     )
     return dict(zip(parameters, found, strict=True))
+
+
+def message_of(kind, call, *args, **options) -> str:
+    """Message of the error, of exactly this kind, that a call raises."""
+    with pytest.raises(kind) as error:
+        call(*args, **options)
+    assert error.type is kind
+    return str(error.value)
+
+
+def at(value: Tensor, index: tuple[int, ...], entry: float) -> Tensor:
+    """A copy with another entry at an index."""
+    changed = value.clone()
+    changed[index] = entry
+    return changed
