@@ -1,5 +1,6 @@
 """Exact, fast inference and training for semi-Markov conditional random fields in PyTorch."""
 
+import flash_semicrf.forking  # noqa: F401 - children of this process start with one thread
 from flash_semicrf._version import __version__
 from flash_semicrf.distribution import SemiCRFDistribution
 from flash_semicrf.duration import (

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from sklearn_api.forking import use_one_thread_in_forked_children
 from sklearn_api.nested import as_sequences
 from sklearn_api.segmenter import SemiCRFSegmenter
 
 __all__ = ["SemiCRFSegmenter", "as_sequences"]
-
-use_one_thread_in_forked_children()

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 
 from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = ["FeatureMatrix", "identical_columns", "stack_rows"]
+
+_ENTRIES = 1 << 15
+"""Entries of a sparse matrix that a thread multiplies at a time."""
+
+_ENTRY = 10.0
+"""Cost of an entry and a column; see `flash_semicrf.streaming.cpu.pool.position_cost`."""
 
 
 def stack_rows(values: list[Any]) -> Any:
@@ -99,8 +106,8 @@ class FeatureMatrix:
         squared = merged.copy()
         squared.data = np.square(squared.data, dtype=np.float64)
         self.squares = np.asarray(squared.sum(0)).ravel()
-        self._parts = _split_rows(merged.tocsr())
-        self._transposed = _split_rows(merged.T.tocsr())
+        self._rows = _Rows.of(merged.tocsr())
+        self._transposed = _Rows.of(merged.T.tocsr())
 
     def reduced(self, rows: Any) -> FeatureMatrix:
         """Other rows (N, D) of the same columns, for weights of these merged columns.
@@ -115,21 +122,20 @@ class FeatureMatrix:
         shares = (1 / np.sqrt(self.multiplicity))[self.column].astype(rows.dtype)
         where = (np.arange(len(self.column)), self.column)
         merge = sp.csr_matrix((shares, where), (len(self.column), self.num_columns))
-        other._parts = _split_rows(sp.csr_matrix(rows @ merge, dtype=rows.dtype))
+        other._rows = _Rows.of(sp.csr_matrix(rows @ merge, dtype=rows.dtype))
         return other
 
     def product(self, weights: np.ndarray) -> np.ndarray:
         """X @ W: (D', P) to (N, P)."""
         if not self.sparse:
             return self.rows @ weights
-        return _products(
-            self._parts, weights, np.empty((self.shape[0], weights.shape[1]), weights.dtype)
-        )
+        out = np.empty((self.shape[0], weights.shape[1]), weights.dtype)
+        return _product(self._rows, weights, out)
 
     def transposed_product(self, values: np.ndarray, out: np.ndarray) -> None:
         """Write X.T @ G: (N, P) to (D', P)."""
         if self.sparse:
-            _products(self._transposed, values, out)
+            _product(self._transposed, values, out)
         else:
             np.matmul(self.rows.T, values, out=out)
 
@@ -162,24 +168,40 @@ def _by_first_row(columns: sp.csc_matrix, number: np.ndarray) -> np.ndarray:
     return rank[number]
 
 
-def _split_rows(matrix: sp.csr_matrix) -> list[tuple[int, int, sp.csr_matrix]]:
-    """Blocks of rows with about equally many entries, one per thread."""
-    count = min(torch.get_num_threads(), matrix.shape[0])
-    targets = np.linspace(0, matrix.nnz, count + 1)[1:-1]
-    cuts = [0, *np.searchsorted(matrix.indptr, targets).tolist(), matrix.shape[0]]
-    pairs = [(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if a < b]
-    return [(a, b, matrix[a:b]) for a, b in pairs]
+class _Rows(NamedTuple):
+    """A CSR matrix, and the first row of each of the blocks that it is multiplied by."""
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+    cuts: np.ndarray
+
+    @staticmethod
+    def of(matrix: sp.csr_matrix) -> _Rows:
+        """Cut into blocks with about `_ENTRIES` entries."""
+        targets = np.arange(_ENTRIES, matrix.nnz, _ENTRIES)
+        inner = np.searchsorted(matrix.indptr, targets)
+        cuts = np.unique(np.concatenate([[0], inner, [matrix.shape[0]]]))
+        return _Rows(matrix.indptr, matrix.indices, matrix.data, cuts)
 
 
-def _products(
-    parts: list[tuple[int, int, sp.csr_matrix]], dense: np.ndarray, out: np.ndarray
-) -> np.ndarray:
-    """Product of a matrix, in blocks of rows, with a dense one; no element depends on the split."""
+@kernel
+def _multiply(queue, rows, dense, out):
+    """Task i writes rows ``cuts[i]`` to ``cuts[i + 1]`` of the product."""
+    block = take(queue)
+    while block >= 0:
+        for i in range(rows.cuts[block], rows.cuts[block + 1]):
+            total = out[i]
+            total[:] = 0
+            for j in range(rows.indptr[i], rows.indptr[i + 1]):
+                value, row = rows.data[j], dense[rows.indices[j]]
+                for k in range(len(total)):
+                    total[k] += value * row[k]
+        block = take(queue)
 
-    def work(tasks: np.ndarray) -> None:
-        for task in tasks:
-            begin, stop, block = parts[task]
-            out[begin:stop] = block @ dense
 
-    pool.run(work, [np.array([i]) for i in range(len(parts))])
+def _product(rows: _Rows, dense: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Write the product of a matrix with a dense one; no element depends on the threads."""
+    costs = np.diff(rows.indptr[rows.cuts]) * (_ENTRY * dense.shape[1])
+    pool.run(_multiply, np.arange(len(costs)), costs, (rows, np.ascontiguousarray(dense), out))
     return out

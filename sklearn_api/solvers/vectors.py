@@ -6,29 +6,28 @@ over the blocks in their order: they do not depend on the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from flash_semicrf.streaming.cpu import pool
-from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.jit import Kernel, kernel
+from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = ["combine", "largest", "penalised", "products", "scaled"]
 
 _BLOCK = 4096
+_COST = 40_000.0  # of a block; see `flash_semicrf.streaming.cpu.pool.position_cost`
 
 _reordering = partial(kernel, fastmath={"contract", "reassoc", "nsz"})
 
 
-def _run(function: Callable, count: int, num_sums: int, *arguments: Any) -> np.ndarray:
-    """Call ``function(blocks, sums, *arguments)`` on all blocks; return the sums over them."""
+def _run(function: Kernel, count: int, num_sums: int, *arguments: Any) -> np.ndarray:
+    """Call ``function(queue, sums, *arguments)`` on all blocks; return the sums over them."""
     blocks = np.arange(-(-count // _BLOCK))
     sums = np.zeros((len(blocks), num_sums))
-    shares = np.array_split(blocks, min(torch.get_num_threads(), len(blocks)))
-    pool.run(lambda share: function(share, sums, *arguments), shares)
+    pool.run(function, blocks, np.full(len(blocks), _COST), (sums, *arguments))
     return sums.sum(0)
 
 
@@ -36,9 +35,10 @@ def _run(function: Callable, count: int, num_sums: int, *arguments: Any) -> np.n
 
 
 @_reordering
-def _products_kernel(blocks, sums, new_x, x, new_gradient, gradient, slope, steps, changes, rows):
+def _products_kernel(queue, sums, new_x, x, new_gradient, gradient, slope, steps, changes, rows):
     memory, size = steps.shape
-    for block in blocks:
+    block = take(queue)
+    while block >= 0:
         part = slice(block * _BLOCK, min(block * _BLOCK + _BLOCK, size))
         step, change, now = steps[rows[-1], part], changes[rows[-1], part], slope[part]
         one, two = new_x[part], x[part]
@@ -65,6 +65,7 @@ def _products_kernel(blocks, sums, new_x, x, new_gradient, gradient, slope, step
             sums[block, 2 * memory + r] = a
             sums[block, 3 * memory + r] = b
             sums[block, 4 * memory + r] = c
+        block = take(queue)
 
 
 def products(
@@ -98,8 +99,9 @@ def products(
 
 
 @_reordering
-def _combine_kernel(blocks, sums, slope, steps, changes, rows, factor, coefficients, direction):
-    for block in blocks:
+def _combine_kernel(queue, sums, slope, steps, changes, rows, factor, coefficients, direction):
+    block = take(queue)
+    while block >= 0:
         part = slice(block * _BLOCK, min(block * _BLOCK + _BLOCK, slope.shape[0]))
         out, now = direction[part], slope[part]
         for i in range(len(out)):
@@ -109,6 +111,7 @@ def _combine_kernel(blocks, sums, slope, steps, changes, rows, factor, coefficie
             a, b = coefficients[0, r], coefficients[1, r]
             for i in range(len(out)):
                 out[i] += a * step[i] + b * change[i]
+        block = take(queue)
 
 
 def combine(
@@ -128,12 +131,14 @@ def combine(
 
 
 @_reordering
-def _scaled_kernel(blocks, sums, x, scale, out):
-    for block in blocks:
+def _scaled_kernel(queue, sums, x, scale, out):
+    block = take(queue)
+    while block >= 0:
         part = slice(block * _BLOCK, min(block * _BLOCK + _BLOCK, x.shape[0]))
         one, two, to = x[part], scale[part], out[part]
         for i in range(len(to)):
             to[i] = one[i] * two[i]
+        block = take(queue)
 
 
 def scaled(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -144,8 +149,9 @@ def scaled(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 @_reordering
-def _penalised_kernel(blocks, sums, gradient, parameters, scale, weights, factor):
-    for block in blocks:
+def _penalised_kernel(queue, sums, gradient, parameters, scale, weights, factor):
+    block = take(queue)
+    while block >= 0:
         part = slice(block * _BLOCK, min(block * _BLOCK + _BLOCK, gradient.shape[0]))
         slope, value, unit, weight = gradient[part], parameters[part], scale[part], weights[part]
         total = slope[0] * 0
@@ -154,6 +160,7 @@ def _penalised_kernel(blocks, sums, gradient, parameters, scale, weights, factor
             total += decay * value[i]
             slope[i] = (slope[i] * factor + decay) * unit[i]
         sums[block, 0] = total
+        block = take(queue)
 
 
 def penalised(

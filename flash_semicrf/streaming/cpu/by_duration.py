@@ -31,8 +31,9 @@ from flash_semicrf.streaming.cpu.by_duration_model import (
 from flash_semicrf.streaming.cpu.by_duration_passes import backward_pass, forward_pass
 from flash_semicrf.streaming.cpu.by_duration_viterbi import max_messages, viterbi
 from flash_semicrf.streaming.cpu.jit import kernel
-from flash_semicrf.streaming.cpu.model import array_of, end_term, forbid
+from flash_semicrf.streaming.cpu.model import array_of, cost_of, end_term, forbid
 from flash_semicrf.streaming.cpu.static import boundary_arrays, whole_messages
+from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = [
     "first_segments",
@@ -96,39 +97,35 @@ def _empty_rows(p: Potentials, keep: bool) -> _Rows:
 
 
 @kernel
-def _run_forward(tasks, batch, rows, keep):
-    for b in tasks:
-        offset, value = forward_pass(
-            batch.scores[b], batch.start_scores[b], batch.end_scores[b], batch.has_boundary,
-            batch.lengths[b], batch.last, batch.arrivals, batch.weights,
-            keep, rows.alpha[b], rows.forward[b],
-        )  # fmt: skip
-        rows.total[b, 0] = offset
-        rows.total[b, 1] = value
-
-
-@kernel
-def _run_backward(tasks, batch, rows):
-    for b in tasks:
-        backward_pass(
-            batch.scores[b], batch.start_scores[b], batch.end_scores[b], batch.has_boundary,
-            batch.lengths[b], batch.last, batch.arrivals, batch.weights,
-            rows.beta[b], rows.backward[b], rows.rest[b], rows.further[b],
-        )  # fmt: skip
-
-
-def _run_passes(tasks: np.ndarray, batch: _Batch, rows: _Rows) -> None:
+def _run_passes(queue, batch, rows, keep):
     """Tasks 2b and 2b + 1 are the forward and the backward pass of sequence b."""
-    _run_forward(tasks[tasks % 2 == 0] // 2, batch, rows, True)
-    _run_backward(tasks[tasks % 2 == 1] // 2, batch, rows)
+    task = take(queue)
+    while task >= 0:
+        b = task // 2
+        if task % 2 == 0:
+            offset, value = forward_pass(
+                batch.scores[b], batch.start_scores[b], batch.end_scores[b], batch.has_boundary,
+                batch.lengths[b], batch.last, batch.arrivals, batch.weights,
+                keep, rows.alpha[b], rows.forward[b],
+            )  # fmt: skip
+            rows.total[b, 0] = offset
+            rows.total[b, 1] = value
+        else:
+            backward_pass(
+                batch.scores[b], batch.start_scores[b], batch.end_scores[b], batch.has_boundary,
+                batch.lengths[b], batch.last, batch.arrivals, batch.weights,
+                rows.beta[b], rows.backward[b], rows.rest[b], rows.further[b],
+            )  # fmt: skip
+        task = take(queue)
 
 
 @kernel
 def _run_gradients(
-    tasks, chunks, batch, rows, want_transition, start, end, duration, transition, beyond
+    queue, chunks, batch, rows, want_transition, start, end, duration, transition, beyond
 ):
     """Task i is the chunk (sequence, begin, stop) in row i of `chunks`."""
-    for task in tasks:
+    task = take(queue)
+    while task >= 0:
         b, begin, stop = chunks[task]
         messages = Messages(
             rows.alpha[b], rows.beta[b], rows.forward[b], rows.backward[b], rows.rest[b],
@@ -140,14 +137,14 @@ def _run_gradients(
             batch.has_boundary, batch.free_start, batch.arrivals, batch.weights, sums,
         )  # fmt: skip
         end_marginals(messages, begin, stop, end[b])
+        task = take(queue)
 
 
 def log_partition(potentials: Potentials) -> Tensor:
     """Log Z (B,) in float64; workspace O(KC) per thread."""
     batch = _batch_of(potentials)
     rows = _empty_rows(potentials, keep=False)
-    shares = pool.balance(batch.lengths)
-    pool.run(lambda tasks: _run_forward(tasks, batch, rows, False), shares)
+    _run_forward(potentials, batch, rows, False)
     return torch.from_numpy(rows.total.sum(1))
 
 
@@ -155,17 +152,22 @@ def forward_messages(potentials: Potentials) -> tuple[_Batch, _Rows]:
     """The batch as kernels read it, and the messages of its forward pass alone."""
     batch = _batch_of(potentials)
     rows = _empty_rows(potentials, keep=True)
-    shares = pool.balance(batch.lengths)
-    pool.run(lambda tasks: _run_forward(tasks, batch, rows, True), shares)
+    _run_forward(potentials, batch, rows, True)
     return batch, rows
+
+
+def _run_forward(potentials: Potentials, batch: _Batch, rows: _Rows, keep: bool) -> None:
+    """Run the forward passes."""
+    costs = batch.lengths * cost_of(potentials)
+    pool.run(_run_passes, 2 * np.arange(len(costs)), costs, (batch, rows, keep))
 
 
 def message_rows(potentials: Potentials) -> tuple[_Batch, _Rows]:
     """What the kernels read, and the messages of both passes."""
     batch = _batch_of(potentials)
     rows = _empty_rows(potentials, keep=True)
-    shares = pool.balance(np.repeat(batch.lengths, 2))
-    pool.run(lambda tasks: _run_passes(tasks, batch, rows), shares)
+    costs = np.repeat(batch.lengths, 2) * cost_of(potentials)
+    pool.run(_run_passes, np.arange(len(costs)), costs, (batch, rows, True))
     return batch, rows
 
 
@@ -206,22 +208,11 @@ def gradients_of_rows(
     duration = np.zeros((len(chunks), row_size))
     transition = np.zeros((len(chunks), row_size * p.num_labels if want_transition else 1))
     beyond = np.zeros((len(chunks), p.num_labels))
-    if len(chunks):
-        pool.run(
-            lambda tasks: _run_gradients(
-                tasks,
-                chunks,
-                batch,
-                rows,
-                want_transition,
-                start,
-                end,
-                duration,
-                transition,
-                beyond,
-            ),
-            pool.balance(chunks[:, 2] - chunks[:, 1]),
-        )
+    sums = (start, end, duration, transition, beyond)
+    costs = (chunks[:, 2] - chunks[:, 1]) * cost_of(p)
+    pool.run(
+        _run_gradients, np.arange(len(chunks)), costs, (chunks, batch, rows, want_transition, *sums)
+    )
     found = _collect(p, wanted, chunks, start, end, duration, transition, beyond)
     if "initial_scores" in wanted and p.initial_scores is not None and p.initial_scores.dim() == 2:
         found["initial_scores"] = torch.from_numpy(first_segments(batch, rows, p.max_duration))

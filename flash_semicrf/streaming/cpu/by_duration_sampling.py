@@ -20,6 +20,7 @@ from flash_semicrf.streaming.cpu.by_duration import forward_messages
 from flash_semicrf.streaming.cpu.by_duration_passes import exact_arrival
 from flash_semicrf.streaming.cpu.by_duration_tail import reach
 from flash_semicrf.streaming.cpu.jit import helper, kernel
+from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.walks import NEGLIGIBLE, draw, sample_walks
 
 __all__ = ["sample"]
@@ -80,13 +81,14 @@ def _duration(scores, start, end, has_boundary, alpha, offsets, arrivals, stop, 
 
 @kernel
 def _run(
-    tasks, shares, scores, start, end, has_boundary, lengths, alpha, offsets, total, last, arrivals,
+    queue, shares, scores, start, end, has_boundary, lengths, alpha, offsets, total, last, arrivals,
     stream, counts, starts, labels,
 ):  # fmt: skip
     """Task i is the samples (sequence, first, last) in row i of `shares`."""
     size = arrivals.bias.shape[0]
     capacity = starts.shape[2]
-    for task in tasks:
+    task = take(queue)
+    while task >= 0:
         b, first_sample, last_sample = shares[task]
         for sample in range(first_sample, last_sample):
             state, increment = stream[0, sample, b], stream[1, sample, b]
@@ -110,16 +112,13 @@ def _run(
                     j = label * longest + min(duration, longest) - 1
                     label = _label(alpha[b, stop - 1], arrivals.scores, size, j, gamma, u)
             counts[b, sample] = count
+        task = take(queue)
 
 
 def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
     """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
     batch, rows = forward_messages(potentials)
-    return sample_walks(
-        potentials, num_samples, seed, rows.total[:, 1],
-        lambda tasks, *rest: _run(
-            tasks, rest[0], batch.scores, batch.start_scores, batch.end_scores, batch.has_boundary,
-            batch.lengths, rows.alpha, rows.forward, rows.total, batch.last, batch.arrivals,
-            *rest[1:],
-        ),
-    )  # fmt: skip
+    given = (batch.scores, batch.start_scores, batch.end_scores, batch.has_boundary)
+    messages = (batch.lengths, rows.alpha, rows.forward, rows.total)
+    given = (*given, *messages, batch.last, batch.arrivals)
+    return sample_walks(potentials, num_samples, seed, rows.total[:, 1], _run, given)

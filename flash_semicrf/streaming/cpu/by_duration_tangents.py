@@ -22,9 +22,10 @@ from flash_semicrf.streaming.cpu.by_duration_tangent_passes import (
     forward_tangents,
 )
 from flash_semicrf.streaming.cpu.jit import kernel
-from flash_semicrf.streaming.cpu.model import array_of, padded_labels
+from flash_semicrf.streaming.cpu.model import array_of, cost_of, padded_labels
 from flash_semicrf.streaming.cpu.static import boundary_arrays
 from flash_semicrf.streaming.cpu.tangents import boundary_products
+from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = ["tangents"]
 
@@ -70,8 +71,9 @@ def _direction_of(direction: Potentials, batch: NamedTuple) -> _Direction:
 
 
 @kernel
-def _run(tasks, batch, rows, direction, mean, found, want_transition):
-    for b in tasks:
+def _run(queue, batch, rows, direction, mean, found, want_transition):
+    b = take(queue)
+    while b >= 0:
         sequence = Sequence(
             batch.scores[b], batch.start_scores[b], batch.end_scores[b], batch.has_boundary,
             direction.scores[b], direction.start_scores[b], direction.end_scores[b],
@@ -87,6 +89,7 @@ def _run(tasks, batch, rows, direction, mean, found, want_transition):
         mean[b] = forward_tangents(
             sequence, batch.arrivals, batch.weights, direction.slopes, totals
         )
+        b = take(queue)
 
 
 def tangents(
@@ -116,11 +119,8 @@ def tangents(
         found.beta[last] = array_of(direction.final_scores)
     alive = np.flatnonzero(rows.total[:, 1] > -np.inf)
     means = np.zeros(p.batch_size)
-    if len(alive):
-        pool.run(
-            lambda own: _run(alive[own], batch, rows, towards, means, found, want_transition),
-            pool.balance(batch.lengths[alive]),
-        )
+    costs = batch.lengths[alive] * cost_of(p)
+    pool.run(_run, alive, costs, (batch, rows, towards, means, found, want_transition))
     level = means[:, None, None]
     end = counts["end_scores"].numpy() * (found.alpha + found.beta - level)
     products = boundary_products(found.start, end, array_of(p.lengths), wanted)

@@ -31,9 +31,10 @@ from flash_semicrf.streaming.cpu.by_duration_window import (
     slide_left,
 )
 from flash_semicrf.streaming.cpu.jit import helper, kernel
-from flash_semicrf.streaming.cpu.model import array_of, end_term
+from flash_semicrf.streaming.cpu.model import array_of, cost_of, end_term
 from flash_semicrf.streaming.cpu.simd import TILE, max_tile
 from flash_semicrf.streaming.cpu.static import boundary_arrays
+from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.viterbi import table_of_walks
 
 __all__ = ["max_messages", "viterbi"]
@@ -176,10 +177,11 @@ def _walk(
 
 @kernel
 def _run(
-    tasks, decode, scores, start, end, has_boundary, lengths, last, arrivals, alpha, origins,
+    queue, decode, scores, start, end, has_boundary, lengths, last, arrivals, alpha, origins,
     offsets, best, starts, labels, counts,
 ):  # fmt: skip
-    for b in tasks:
+    b = take(queue)
+    while b >= 0:
         length = lengths[b]
         _max_pass(
             scores[b], start[b], end[b], has_boundary, length, arrivals, alpha[b], origins[b],
@@ -192,6 +194,7 @@ def _run(
                 scores[b], start[b], has_boundary, length, last, arrivals, alpha[b], origins[b],
                 offsets[b], starts[b], labels[b],
             )  # fmt: skip
+        b = take(queue)
 
 
 def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
@@ -207,13 +210,9 @@ def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
     best = np.empty(p.batch_size)
     starts, labels = np.empty((2, p.batch_size, p.num_positions if decode else 1), dtype=np.int64)
     counts = np.empty(p.batch_size, dtype=np.int64)
-    pool.run(
-        lambda tasks: _run(
-            tasks, decode, scores, start, end, has_boundary, lengths, last, arrivals, alpha,
-            origins, offsets, best, starts, labels, counts,
-        ),
-        pool.balance(lengths),
-    )  # fmt: skip
+    given = (decode, scores, start, end, has_boundary, lengths, last, arrivals)
+    found = (alpha, origins, offsets, best, starts, labels, counts)
+    pool.run(_run, np.arange(p.batch_size), lengths * cost_of(p), (*given, *found))
     return alpha, offsets, best, starts, labels, counts
 
 

@@ -8,12 +8,14 @@ import numpy as np
 from torch import Tensor
 
 from flash_semicrf.potentials import NEG_INF, Potentials, initial_term
+from flash_semicrf.streaming.cpu.pool import position_cost
 from flash_semicrf.streaming.cpu.simd import LANES, TILE
 
 __all__ = [
     "Transition",
     "Window",
     "array_of",
+    "cost_of",
     "end_term",
     "forbid",
     "start_term",
@@ -108,6 +110,13 @@ def transition_of(scores: np.ndarray) -> Transition:
     padded = np.ones((num_labels, padded_labels(num_labels)))
     padded[:, :num_labels] = weights
     return Transition(padded.ravel(), np.ascontiguousarray(scores), peak)
+
+
+def cost_of(potentials: Potentials) -> float:
+    """Cost of one position, in the unit of `flash_semicrf.streaming.cpu.pool.position_cost`."""
+    p = potentials
+    by_duration = p.num_labels if p.transition.dim() == 3 else 1
+    return position_cost(p.max_duration * by_duration, p.num_labels)
 
 
 def padded_labels(num_labels: int) -> int:

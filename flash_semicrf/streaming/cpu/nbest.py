@@ -24,7 +24,14 @@ from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.cpu import pool as threads
 from flash_semicrf.streaming.cpu.jit import helper, inlined, kernel
-from flash_semicrf.streaming.cpu.model import array_of, end_term, forbid, start_term, tail_term
+from flash_semicrf.streaming.cpu.model import (
+    array_of,
+    cost_of,
+    end_term,
+    forbid,
+    start_term,
+    tail_term,
+)
 from flash_semicrf.streaming.cpu.nbest_slots import (
     CONTENT,
     DURATION,
@@ -41,6 +48,7 @@ from flash_semicrf.streaming.cpu.nbest_slots import (
     keep_slots,
 )
 from flash_semicrf.streaming.cpu.static import boundary_arrays
+from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.walks import gather
 
 __all__ = ["n_best"]
@@ -245,12 +253,13 @@ def _read(index, nodes, ints, path_ints, rank, starts, labels):
 
 @kernel
 def _run(
-    tasks, number, scores, start, end, has_boundary, lengths, bias, first, tail, has_tail,
+    queue, number, scores, start, end, has_boundary, lengths, bias, first, tail, has_tail,
     transition, last, alpha, best, starts, labels, counts,
 ):  # fmt: skip
     num_labels = scores.shape[2]
     summed = has_tail or transition.shape[0] == 1
-    for b in tasks:
+    b = take(queue)
+    while b >= 0:
         length = lengths[b]
         gamma = np.empty((length + 1, num_labels) if summed else (1, 1))
         longer = np.empty((length + 1, num_labels) if has_tail else (1, 1))
@@ -263,6 +272,7 @@ def _run(
             alpha[b], gamma, longer, np.zeros((length + 1, num_labels), dtype=np.int32),
         )  # fmt: skip
         _search(model, last, number, best[b], starts[b], labels[b], counts[b])
+        b = take(queue)
 
 
 def n_best(potentials: Potentials, alpha: Tensor, number: int) -> tuple[Tensor, SegmentTable]:
@@ -297,12 +307,13 @@ def n_best(potentials: Potentials, alpha: Tensor, number: int) -> tuple[Tensor, 
     best = np.full((p.batch_size, number), -np.inf)
     counts = np.zeros((p.batch_size, number), dtype=np.int64)
     starts, labels = np.empty((2, p.batch_size, number, p.num_positions), dtype=np.int32)
+    given = (number, scores, start, end, has_boundary, lengths, bias, first, tail, has_tail)
+    found = (best, starts, labels, counts)
     threads.run(
-        lambda tasks: _run(
-            tasks, number, scores, start, end, has_boundary, lengths, bias, first, tail, has_tail,
-            transition, last, array_of(alpha), best, starts, labels, counts,
-        ),
-        threads.balance(lengths),
-    )  # fmt: skip
+        _run,
+        np.arange(p.batch_size),
+        lengths * cost_of(p),
+        (*given, transition, last, array_of(alpha), *found),
+    )
     shares = np.array([(b, 0, number) for b in range(p.batch_size)], dtype=np.int64)
     return torch.from_numpy(best), gather(lengths, shares, counts, starts, labels)

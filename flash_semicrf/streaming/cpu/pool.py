@@ -1,68 +1,150 @@
-"""A plain pool of threads for kernels that release the GIL.
+"""Threads for the kernels: torch's own, as many as the work pays for.
 
-numba's own threading layers abort under nested joblib threads and after a fork; a
-`ThreadPoolExecutor`, made anew in a forked child, does neither.
+Kernels run on torch's OpenMP team (`flash_semicrf.streaming.cpu.team`) or, where there is none, on
+a pool of Python threads; a thread takes the next task when it is done with one. A launch that would
+have been faster in one thread, as when another process keeps a core busy and the last task waits
+for it, is followed by a period of launches in one thread, 20 times as long as what was lost.
+
+A forked child has neither the team nor the pool of its parent: it starts with one thread, by
+`flash_semicrf.forking`, and with more it uses a pool of its own.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import torch
 
-__all__ = ["balance", "run"]
+from flash_semicrf.streaming.cpu.jit import Kernel
+from flash_semicrf.streaming.cpu.team import NO_TEAM, Team, find_team
 
-_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+__all__ = ["position_cost", "run"]
 
-_SMALL = 1 / 32
-"""Tasks below this part of a worker's load are dealt out in turn: balanced to that part."""
+_SMALL = 300_000.0
+"""Cost that is not worth a second thread: about 25 microseconds. See `position_cost`."""
+
+_PATIENCE = 20.0
+"""Seconds in one thread after a launch on several that lost one."""
 
 
-def balance(costs: np.ndarray, num_workers: int | None = None) -> list[np.ndarray]:
-    """Split tasks among workers, longest first, each to the worker with the least to do.
+def position_cost(max_duration: int, num_labels: int) -> float:
+    """Cost of a position in a pass, in multiply-adds: some 13 of them take a nanosecond."""
+    return num_labels * (max_duration + num_labels + 50) + 1500.0
 
-    Where all tasks are small they are dealt out in turn, to and fro, which takes no loop over them.
+
+class _State:
+    """What launches leave for later ones."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.running = 0  # launches under way in this process
+        self.alone_until = 0.0  # time.monotonic()
+        self.forked = False
+        self.executors: dict[int, ThreadPoolExecutor] = {}
+
+
+_state = _State()
+
+
+def _after_fork() -> None:
+    """Start a child afresh: the threads of its parent do not live on in it."""
+    global _state
+    _state = _State()
+    _state.forked = True
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@cache
+def _team() -> Team:
+    return find_team()
+
+
+def run(
+    kernel: Kernel, tasks: np.ndarray, costs: np.ndarray, arguments: tuple, threads: int = 0
+) -> None:
+    """Do the tasks of a kernel, the costliest first.
 
     Parameters
     ----------
+    kernel : Kernel
+    tasks : int64 array of shape (N,)
     costs : array of shape (N,)
-    num_workers : int, optional
-        By default `torch.get_num_threads()`.
-
-    Returns
-    -------
-    list of int64 arrays
-        Indices of each worker's tasks; no empty ones.
+        In the unit of `position_cost`.
+    arguments : tuple
+        What the kernel takes after the queue.
+    threads : int
+        How many to use, whatever the work; by default `torch.get_num_threads()` at most.
     """
-    num_workers = min(num_workers or torch.get_num_threads(), len(costs))
-    order = np.argsort(-np.asarray(costs), kind="stable")
-    if num_workers == 1:
-        return [order]
-    if costs[order[0]] * num_workers <= _SMALL * np.sum(costs):
-        turn = np.arange(len(order)) % (2 * num_workers)
-        worker = np.minimum(turn, 2 * num_workers - 1 - turn)
-        return [order[worker == i] for i in range(num_workers)]
-    load = np.zeros(num_workers)
-    shares: list[list[int]] = [[] for _ in range(num_workers)]
-    for task in order:
-        worker = int(load.argmin())
-        load[worker] += costs[task]
-        shares[worker].append(int(task))
-    return [np.array(share, dtype=np.int64) for share in shares]
-
-
-def run(function: Callable[[np.ndarray], object], shares: Sequence[np.ndarray]) -> None:
-    """Call `function` on each share of tasks, on as many threads; the first in this one."""
-    if len(shares) == 1:
-        function(shares[0])
+    if len(tasks) == 0:
         return
-    key = (os.getpid(), len(shares))
-    if key not in _pools:
-        _pools[key] = ThreadPoolExecutor(len(shares), thread_name_prefix="flash_semicrf")
-    futures = [_pools[key].submit(function, share) for share in shares[1:]]
-    function(shares[0])
+    costs = np.asarray(costs, dtype=np.float64)
+    state = _state
+    with state.lock:
+        state.running += 1
+    try:
+        count = threads or _worthwhile(state, costs)
+        if count == 1:
+            kernel.launch(NO_TEAM, 1, np.zeros(1, np.int64), tasks, costs, arguments)
+            return
+        order = np.argsort(-costs, kind="stable")
+        tasks, costs = np.ascontiguousarray(tasks[order]), costs[order]
+        team = NO_TEAM if state.forked else _team()
+        if team.entry:
+            counter = np.zeros(1, np.int64)
+            done, times = kernel.launch(team, count, counter, tasks, costs, arguments)
+            _learn(state, done, times)
+        else:
+            _run_in_python_threads(state, kernel, count, tasks, costs, arguments)
+    finally:
+        with state.lock:
+            state.running -= 1
+
+
+def _worthwhile(state: _State, costs: np.ndarray) -> int:
+    """Number of threads for tasks of some costs."""
+    if len(costs) == 1 or costs.sum() < _SMALL or time.monotonic() < state.alone_until:
+        return 1
+    # Callers in several Python threads share the cores. Each has an OpenMP team of its own.
+    return max(1, torch.get_num_threads() // max(1, state.running))
+
+
+def _learn(state: _State, done: np.ndarray, times: np.ndarray) -> None:
+    """Compare a launch with what it would have taken in one thread, by the speed of this one."""
+    start, finished, end = times
+    if done[0] > 0:
+        lost = (end - start) - (finished - start) * done.sum() / done[0]
+        if lost > 0:
+            state.alone_until = time.monotonic() + _PATIENCE * lost
+
+
+def _run_in_python_threads(
+    state: _State,
+    kernel: Kernel,
+    count: int,
+    tasks: np.ndarray,
+    costs: np.ndarray,
+    arguments: tuple,
+) -> None:
+    """`run` without a team: the threads share the queue, and this one is among them."""
+    given = (NO_TEAM, 1, np.zeros(1, np.int64), tasks, costs, arguments)
+    futures = []
+    try:
+        with state.lock:
+            if count not in state.executors:
+                state.executors[count] = ThreadPoolExecutor(count - 1, "flash_semicrf")
+            executor = state.executors[count]
+        for _ in range(count - 1):
+            futures.append(executor.submit(kernel.launch, *given))
+    except RuntimeError:  # the interpreter is shutting down, or the system has no thread left
+        pass
+    kernel.launch(*given)
     for future in futures:
         future.result()

@@ -31,6 +31,7 @@ from flash_semicrf.streaming.cpu.passes import CERTAIN
 from flash_semicrf.streaming.cpu.simd import LANES, exp_row
 from flash_semicrf.streaming.cpu.simd_search import count_below
 from flash_semicrf.streaming.cpu.static import forward_messages
+from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.walks import NEGLIGIBLE, draw, sample_walks
 
 __all__ = ["sample"]
@@ -156,7 +157,7 @@ def _walk_block(
 
 @kernel
 def _run(
-    tasks, shares, scores, start, end, has_boundary, lengths, alpha, gamma, offsets, total, into,
+    queue, shares, scores, start, end, has_boundary, lengths, alpha, gamma, offsets, total, into,
     weights, peak, bias, tail, stream, counts, starts, labels,
 ):  # fmt: skip
     """Task i is the samples (sequence, first, last) in row i of `shares`."""
@@ -165,7 +166,8 @@ def _run(
     rows = np.zeros(3 * _BLOCK * padded)
     positions = np.zeros(counts.shape[1], dtype=np.int64)
     nexts = np.zeros(counts.shape[1], dtype=np.int64)
-    for task in tasks:
+    task = take(queue)
+    while task >= 0:
         b, first_sample, last_sample = shares[task]
         length = lengths[b]
         for j in range(first_sample, last_sample):
@@ -189,6 +191,7 @@ def _run(
                 stream[0, :, b], stream[1, :, b], first_sample, last_sample, positions, nexts,
                 counts[b], starts[b], labels[b],
             )  # fmt: skip
+        task = take(queue)
 
 
 def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
@@ -201,11 +204,7 @@ def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
     weights = np.zeros((num_labels, padded))
     weights[:, :num_labels] = batch.forward.weights.reshape(num_labels, padded)[:, :num_labels].T
     tail = np.full(num_labels, -np.inf) if batch.window.tail is None else batch.window.tail
-    return sample_walks(
-        p, num_samples, seed, rows.total[:, 1],
-        lambda tasks, shares, stream, counts, starts, labels: _run(
-            tasks, shares, batch.scores, batch.start_scores, batch.end_scores, batch.has_boundary,
-            batch.lengths, rows.alpha, rows.gamma, rows.forward, rows.total, into, weights.ravel(),
-            batch.forward.peak, batch.window.bias, tail, stream, counts, starts, labels,
-        ),
-    )  # fmt: skip
+    given = (batch.scores, batch.start_scores, batch.end_scores, batch.has_boundary)
+    messages = (batch.lengths, rows.alpha, rows.gamma, rows.forward, rows.total)
+    model = (into, weights.ravel(), batch.forward.peak, batch.window.bias, tail)
+    return sample_walks(p, num_samples, seed, rows.total[:, 1], _run, (*given, *messages, *model))

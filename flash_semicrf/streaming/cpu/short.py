@@ -17,7 +17,7 @@ from torch import Tensor
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming.cpu import pool
 from flash_semicrf.streaming.cpu.lanes import EXPONENT
-from flash_semicrf.streaming.cpu.model import array_of, end_term, forbid, start_term
+from flash_semicrf.streaming.cpu.model import array_of, cost_of, end_term, forbid, start_term
 from flash_semicrf.streaming.cpu.short_passes import Model, Sequences, Sums, run_short
 from flash_semicrf.streaming.cpu.simd import LANES
 
@@ -100,12 +100,9 @@ def _run(p: Potentials, gradient: bool, want: np.ndarray) -> Sums | None:
         np.zeros((*shape, *by_transition)),
     )  # fmt: skip
     last = np.append(np.arange(LANES - 1, len(order) - 1, LANES), len(order) - 1)
-    pool.run(
-        lambda tasks: run_short(
-            tasks, batch, model, p.num_positions, p.max_duration, gradient, want, sums
-        ),
-        pool.balance(lengths[order[last]]),
-    )
+    costs = lengths[order[last]] * cost_of(p)
+    given = (batch, model, p.num_positions, p.max_duration, gradient, want, sums)
+    pool.run(run_short, np.arange(len(costs)), costs, given)
     return sums
 
 

@@ -50,6 +50,7 @@ from flash_semicrf.streaming.cpu.lanes import (
     total_window,
 )
 from flash_semicrf.streaming.cpu.simd import LANES, fill
+from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = ["Model", "Sequences", "Sums", "run_short"]
 
@@ -418,12 +419,12 @@ def _write(work, at, model, sequences, lengths, count, stride, num_labels, longe
 
 
 @kernel
-def run_short(tasks, batch, model, stride, longest, gradient, want, sums):
+def run_short(queue, batch, model, stride, longest, gradient, want, sums):
     """Do groups of eight sequences.
 
     Parameters
     ----------
-    tasks : int64 array
+    queue : Queue
         Group g is made of the sequences ``batch.order[8 * g : 8 * g + 8]``.
     batch : Sequences
     model : Model
@@ -438,16 +439,14 @@ def run_short(tasks, batch, model, stride, longest, gradient, want, sums):
     sums : Sums
     """
     num_labels = model.first.shape[0]
-    num_positions = 0
-    for task in tasks:
-        last = min(LANES * task + LANES, batch.order.shape[0]) - 1
-        num_positions = max(num_positions, batch.lengths[batch.order[last]])
+    num_positions = batch.lengths[batch.order[batch.order.shape[0] - 1]]
     at = _places(num_positions, num_labels, longest, batch.has_boundary)
     work = np.zeros(at.size)
     sequences = np.zeros(LANES, np.int64)
     lengths = np.zeros(LANES, np.int64)
     log_z = np.zeros(LANES)
-    for task in tasks:
+    task = take(queue)
+    while task >= 0:
         count = min(LANES, batch.order.shape[0] - LANES * task)
         for lane in range(LANES):
             b = batch.order[LANES * task + min(lane, count - 1)]
@@ -481,3 +480,4 @@ def run_short(tasks, batch, model, stride, longest, gradient, want, sums):
             _write(
                 work, at, model, sequences, lengths, count, stride, num_labels, longest, want, sums
             )
+        task = take(queue)

@@ -27,6 +27,7 @@ from flash_semicrf.streaming.cpu.model import (
     Transition,
     Window,
     array_of,
+    cost_of,
     end_term,
     forbid,
     start_term,
@@ -35,6 +36,7 @@ from flash_semicrf.streaming.cpu.model import (
 )
 from flash_semicrf.streaming.cpu.passes import message_pass
 from flash_semicrf.streaming.cpu.tail import tail_gradient
+from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = [
     "boundary_arrays",
@@ -109,9 +111,10 @@ def _empty_rows(p: Potentials, keep: bool, longer_of: int = 0) -> _Rows:
 
 
 @kernel
-def _run_passes(tasks, batch, rows, keep):
+def _run_passes(queue, batch, rows, keep):
     """Tasks 2b and 2b + 1 are the forward and the backward pass of sequence b."""
-    for task in tasks:
+    task = take(queue)
+    while task >= 0:
         b = task // 2
         scores, length = batch.scores[b], batch.lengths[b]
         start, end = batch.start_scores[b], batch.end_scores[b]
@@ -130,11 +133,12 @@ def _run_passes(tasks, batch, rows, keep):
         if not backward:
             rows.total[b, 0] = offset
             rows.total[b, 1] = value
+        task = take(queue)
 
 
 @kernel
 def _run_gradients(
-    tasks,
+    queue,
     chunks,
     batch,
     rows,
@@ -148,7 +152,8 @@ def _run_gradients(
     transition,
 ):
     """Task i is the chunk (sequence, begin, stop) in row i of `chunks`."""
-    for task in tasks:
+    task = take(queue)
+    while task >= 0:
         b, begin, stop = chunks[task]
         messages = Messages(
             rows.alpha[b], rows.gamma[b], rows.beta[b], rows.eta[b], rows.forward[b],
@@ -166,11 +171,13 @@ def _run_gradients(
             transition_gradient(
                 messages, begin, stop, batch.forward.scores, free_start, transition[task]
             )
+        task = take(queue)
 
 
 @kernel
-def _run_tails(tasks, batch, rows, segments, beyond):
-    for b in tasks:
+def _run_tails(queue, batch, rows, segments, beyond):
+    b = take(queue)
+    while b >= 0:
         messages = Messages(
             rows.alpha[b], rows.gamma[b], rows.beta[b], rows.eta[b], rows.forward[b],
             rows.backward[b], batch.lengths[b], rows.total[b, 0], rows.total[b, 1],
@@ -179,13 +186,16 @@ def _run_tails(tasks, batch, rows, segments, beyond):
             messages, rows.longer[b], batch.scores[b], batch.end_scores[b], batch.has_boundary,
             batch.window.tail, segments[b], beyond[b],
         )  # fmt: skip
+        b = take(queue)
 
 
 @kernel
-def _run_carries(tasks, chunks, position, carry):
-    for task in tasks:
+def _run_carries(queue, chunks, position, carry):
+    task = take(queue)
+    while task >= 0:
         b, begin, stop = chunks[task]
         add_carry(position[b], begin, stop, carry[task])
+        task = take(queue)
 
 
 def log_partition(potentials: Potentials) -> Tensor:
@@ -197,8 +207,7 @@ def log_partition(potentials: Potentials) -> Tensor:
 def _log_partition(potentials: Potentials) -> Tensor:
     batch = _batch_of(potentials)
     rows = _empty_rows(potentials, keep=False)
-    shares = pool.balance(batch.lengths)
-    pool.run(lambda tasks: _run_passes(2 * tasks, batch, rows, False), shares)
+    _run_forward(potentials, batch, rows, False)
     return torch.from_numpy(rows.total.sum(1))
 
 
@@ -206,9 +215,14 @@ def forward_messages(potentials: Potentials) -> tuple[_Batch, _Rows]:
     """The batch as kernels read it, and the messages of its forward pass alone."""
     batch = _batch_of(potentials)
     rows = _empty_rows(potentials, keep=True)
-    shares = pool.balance(batch.lengths)
-    pool.run(lambda tasks: _run_passes(2 * tasks, batch, rows, True), shares)
+    _run_forward(potentials, batch, rows, True)
     return batch, rows
+
+
+def _run_forward(potentials: Potentials, batch: _Batch, rows: _Rows, keep: bool) -> None:
+    """Run the forward passes."""
+    costs = batch.lengths * cost_of(potentials)
+    pool.run(_run_passes, 2 * np.arange(len(costs)), costs, (batch, rows, keep))
 
 
 def message_rows(potentials: Potentials, longer_of: int = 0) -> tuple[_Batch, _Rows]:
@@ -218,8 +232,8 @@ def message_rows(potentials: Potentials, longer_of: int = 0) -> tuple[_Batch, _R
     """
     batch = _batch_of(potentials)
     rows = _empty_rows(potentials, True, longer_of)
-    shares = pool.balance(np.repeat(batch.lengths, 2))
-    pool.run(lambda tasks: _run_passes(tasks, batch, rows, True), shares)
+    costs = np.repeat(batch.lengths, 2) * cost_of(potentials)
+    pool.run(_run_passes, np.arange(len(costs)), costs, (batch, rows, True))
     return batch, rows
 
 
@@ -279,13 +293,11 @@ def gradients_of_rows(
     transition = np.zeros((len(chunks), *(p.transition.shape if want[2] else (1, 1))))
     free_start = p.initial_scores is None
     if len(chunks):
+        sums = (want, position, start, end, carry, duration, transition)
+        costs = (chunks[:, 2] - chunks[:, 1]) * cost_of(p)
         pool.run(
-            lambda tasks: _run_gradients(
-                tasks, chunks, batch, rows, free_start, want, position, start, end, carry,
-                duration, transition,
-            ),
-            pool.balance(chunks[:, 2] - chunks[:, 1]),
-        )  # fmt: skip
+            _run_gradients, np.arange(len(chunks)), costs, (chunks, batch, rows, free_start, *sums)
+        )
         _complete(chunks, position, carry)
 
     found = {"scores": position, "start_scores": start, "end_scores": end}
@@ -294,7 +306,7 @@ def gradients_of_rows(
             found[name] = np.zeros((p.batch_size, *parts.shape[1:]))
             np.add.at(found[name], chunks[:, 0], parts)
     if p.duration_tail is not None and wanted & {"duration_bias", "duration_tail"}:
-        segments, found["duration_tail"] = _tail_gradients(batch, rows)
+        segments, found["duration_tail"] = _tail_gradients(p, batch, rows)
         if "duration_bias" in wanted:
             found["duration_bias"][:, -1] += segments
     if ends:
@@ -304,14 +316,13 @@ def gradients_of_rows(
     return log_z, {name: torch.from_numpy(found[name]) for name in wanted}
 
 
-def _tail_gradients(batch: _Batch, rows: _Rows) -> tuple[np.ndarray, np.ndarray]:
+def _tail_gradients(p: Potentials, batch: _Batch, rows: _Rows) -> tuple[np.ndarray, np.ndarray]:
     """Expected segments longer than K, and positions beyond the K-th, both (B, C)."""
     shape = (len(batch.lengths), batch.scores.shape[2])
     segments, beyond = np.zeros(shape), np.zeros(shape)
     feasible = np.flatnonzero(rows.total[:, 1] > -np.inf)
-    if len(feasible):
-        shares = pool.balance(batch.lengths[feasible])
-        pool.run(lambda tasks: _run_tails(feasible[tasks], batch, rows, segments, beyond), shares)
+    costs = batch.lengths[feasible] * cost_of(p)
+    pool.run(_run_tails, feasible, costs, (batch, rows, segments, beyond))
     return segments, beyond
 
 
@@ -336,6 +347,5 @@ def _complete(chunks: np.ndarray, position: np.ndarray, carry: np.ndarray) -> No
     before[1:] = running[:-1]
     before -= before[first][np.searchsorted(first, np.arange(len(chunks)), "right") - 1]
     later = np.flatnonzero(chunks[:, 1] > 0)
-    if len(later):
-        shares = pool.balance(chunks[later, 2] - chunks[later, 1])
-        pool.run(lambda tasks: _run_carries(later[tasks], chunks, position, before), shares)
+    costs = (chunks[later, 2] - chunks[later, 1]) * pool.position_cost(0, position.shape[2])
+    pool.run(_run_carries, later, costs, (chunks, position, before))

@@ -17,7 +17,7 @@ from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming.cpu import pool
 from flash_semicrf.streaming.cpu.gradient import Messages
 from flash_semicrf.streaming.cpu.jit import kernel
-from flash_semicrf.streaming.cpu.model import array_of, padded_labels
+from flash_semicrf.streaming.cpu.model import array_of, cost_of, padded_labels
 from flash_semicrf.streaming.cpu.simd import TILE
 from flash_semicrf.streaming.cpu.static import (
     boundary_arrays,
@@ -29,6 +29,7 @@ from flash_semicrf.streaming.cpu.tangent_blocks import Sweep
 from flash_semicrf.streaming.cpu.tangent_gradient import duration_tangent, transition_tangent
 from flash_semicrf.streaming.cpu.tangent_passes import tangent_pass
 from flash_semicrf.streaming.cpu.tangent_tail import tail_tangent
+from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = ["boundary_products", "tangents"]
 
@@ -103,10 +104,11 @@ def _direction_of(direction: Potentials, batch: NamedTuple) -> Direction:
 
 
 @kernel
-def _run_passes(tasks, batch, rows, direction, derivatives):
+def _run_passes(queue, batch, rows, direction, derivatives):
     """Tasks 2b and 2b + 1 are the forward and the backward pass of sequence b."""
     unwanted = np.zeros((0, 0))
-    for task in tasks:
+    task = take(queue)
+    while task >= 0:
         b = task // 2
         backward = task % 2 == 1
         start, end = batch.start_scores[b], batch.end_scores[b]
@@ -134,11 +136,13 @@ def _run_passes(tasks, batch, rows, direction, derivatives):
             rows.longer_back[b] if backward else rows.longer[b],
             unwanted if backward else derivatives.longer[b],
         )  # fmt: skip
+        task = take(queue)
 
 
 @kernel
-def _run_tails(tasks, batch, rows, direction, derivatives, mean, segments, beyond):
-    for b in tasks:
+def _run_tails(queue, batch, rows, direction, derivatives, mean, segments, beyond):
+    b = take(queue)
+    while b >= 0:
         sweep = Sweep(
             batch.scores[b], batch.start_scores[b], batch.end_scores[b], batch.has_boundary,
             direction.scores[b], direction.start_scores[b], direction.end_scores[b],
@@ -150,14 +154,16 @@ def _run_tails(tasks, batch, rows, direction, derivatives, mean, segments, beyon
             sweep, rows.longer[b], derivatives.longer[b], batch.window.tail, direction.tail,
             mean[b], segments[b], beyond[b],
         )  # fmt: skip
+        b = take(queue)
 
 
 @kernel
 def _run_gradients(
-    tasks, chunks, batch, rows, direction, derivatives, mean, wanted, duration, transition
+    queue, chunks, batch, rows, direction, derivatives, mean, wanted, duration, transition
 ):
     """Task i is the chunk (sequence, begin, stop) in row i of `chunks`."""
-    for task in tasks:
+    task = take(queue)
+    while task >= 0:
         b, begin, stop = chunks[task]
         if wanted[0]:
             sweep = Sweep(
@@ -179,6 +185,7 @@ def _run_gradients(
                 messages, derivatives.alpha[b], derivatives.eta[b], mean[b], begin, stop,
                 batch.forward.scores, transition[task],
             )  # fmt: skip
+        task = take(queue)
 
 
 def tangents(
@@ -200,10 +207,9 @@ def tangents(
     derivatives.gamma[:, 0] = array_of(direction.initial_scores)
     if direction.final_scores is not None:
         derivatives.beta[np.arange(len(last)), last] = array_of(direction.final_scores)
-    if len(alive):
-        tasks = np.sort(np.concatenate([2 * alive, 2 * alive + 1]))
-        shares = pool.balance(np.repeat(batch.lengths[alive], 2))
-        pool.run(lambda own: _run_passes(tasks[own], batch, rows, towards, derivatives), shares)
+    tasks = np.sort(np.concatenate([2 * alive, 2 * alive + 1]))
+    costs = np.repeat(batch.lengths[alive], 2) * cost_of(p)
+    pool.run(_run_passes, tasks, costs, (batch, rows, towards, derivatives))
     # Better than <direction, counts>, which multiplies large scores with rounded counts.
     final = (np.arange(len(last)), last)
     weight = counts["end_scores"].numpy()[final]
@@ -215,12 +221,9 @@ def tangents(
     duration = np.zeros((len(chunks), *(p.duration_bias.shape if want[0] else (1, 1))))
     transition = np.zeros((len(chunks), *(p.transition.shape if want[1] else (1, 1))))
     if len(chunks) and want.any():
-        pool.run(
-            lambda own: _run_gradients(
-                own, chunks, batch, rows, towards, derivatives, means, want, duration, transition
-            ),
-            pool.balance(chunks[:, 2] - chunks[:, 1]),
-        )
+        costs = (chunks[:, 2] - chunks[:, 1]) * cost_of(p)
+        given = (chunks, batch, rows, towards, derivatives, means, want)
+        pool.run(_run_gradients, np.arange(len(chunks)), costs, (*given, duration, transition))
     d, level = derivatives, means[:, None, None]
     start = counts["start_scores"].numpy() * (d.gamma + d.eta - level)
     end = counts["end_scores"].numpy() * (d.alpha + d.beta - level)
@@ -232,15 +235,9 @@ def tangents(
             np.add.at(found[name], chunks[:, 0], parts)
     if p.duration_tail is not None and wanted & {"duration_bias", "duration_tail"}:
         segments, found["duration_tail"] = np.zeros((2, p.batch_size, p.num_labels))
-        if len(alive):
-            shares = pool.balance(batch.lengths[alive])
-            pool.run(
-                lambda own: _run_tails(
-                    alive[own], batch, rows, towards, derivatives, means, segments,
-                    found["duration_tail"],
-                ),
-                shares,
-            )  # fmt: skip
+        sums = (means, segments, found["duration_tail"])
+        costs = batch.lengths[alive] * cost_of(p)
+        pool.run(_run_tails, alive, costs, (batch, rows, towards, derivatives, *sums))
         if "duration_bias" in wanted:
             found["duration_bias"][:, -1] += segments
     return log_z, torch.from_numpy(means), {name: torch.from_numpy(found[name]) for name in wanted}

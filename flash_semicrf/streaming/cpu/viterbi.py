@@ -25,10 +25,18 @@ from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.cpu import pool
 from flash_semicrf.streaming.cpu.jit import helper, kernel
-from flash_semicrf.streaming.cpu.model import array_of, end_term, forbid, start_term, tail_term
+from flash_semicrf.streaming.cpu.model import (
+    array_of,
+    cost_of,
+    end_term,
+    forbid,
+    start_term,
+    tail_term,
+)
 from flash_semicrf.streaming.cpu.simd import TILE, max_tile
 from flash_semicrf.streaming.cpu.static import boundary_arrays
 from flash_semicrf.streaming.cpu.tail import MASK, add_longer_max
+from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = ["max_messages", "viterbi"]
 
@@ -181,10 +189,11 @@ def _walk(scores, length, alpha, sources, bias, longer, went_on, transition, las
 
 @kernel
 def _run(
-    tasks, decode, scores, start, end, has_boundary, lengths, first, last, transition, bias,
+    queue, decode, scores, start, end, has_boundary, lengths, first, last, transition, bias,
     padded_bias, tail, alpha, sources, longer, went_on, offset, best, starts, labels, counts,
 ):  # fmt: skip
-    for b in tasks:
+    b = take(queue)
+    while b >= 0:
         length = lengths[b]
         _max_pass(
             scores[b], start[b], end[b], has_boundary, length, first, transition, padded_bias, tail,
@@ -206,6 +215,7 @@ def _run(
                 starts[b],
                 labels[b],
             )
+        b = take(queue)
 
 
 def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
@@ -225,14 +235,14 @@ def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
     starts, labels = np.empty((2, p.batch_size, p.num_positions if decode else 1), dtype=np.int64)
     counts = np.empty(p.batch_size, dtype=np.int64)
     first, last, transition = start_term(p, "max"), end_term(p), forbid(array_of(p.transition))
+    found = (alpha, sources, longer, went_on, offset, best, starts, labels, counts)
+    given = (scores, start, end, has_boundary, lengths, first, last, transition, bias)
     pool.run(
-        lambda tasks: _run(
-            tasks, decode, scores, start, end, has_boundary, lengths, first, last, transition, bias,
-            padded.ravel(), tail, alpha, sources, longer, went_on, offset, best, starts, labels,
-            counts,
-        ),
-        pool.balance(lengths),
-    )  # fmt: skip
+        _run,
+        np.arange(p.batch_size),
+        lengths * cost_of(p),
+        (decode, *given, padded.ravel(), tail, *found),
+    )
     return alpha, offset, best, starts, labels, counts
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.cpu import pool
-from flash_semicrf.streaming.cpu.jit import inlined, kernel
+from flash_semicrf.streaming.cpu.jit import Kernel, inlined, kernel
 from flash_semicrf.streaming.cpu.model import array_of
 from flash_semicrf.streaming.cpu.streams import streams, uniform
+from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = ["NEGLIGIBLE", "draw", "gather", "sample_walks"]
 
@@ -20,6 +19,7 @@ NEGLIGIBLE = -45.0
 """Log of a probability that is not added up: below the rounding of a sum near 1."""
 
 _SHARE = 64  # samples of one task
+_STEP, _COPY = 300.0, 10.0  # cost of a position of a walk; see `pool.position_cost`
 _BUFFER = 2**25  # segments that there is room for at a time, eight bytes each
 
 draw = inlined(uniform)
@@ -27,9 +27,10 @@ draw = inlined(uniform)
 
 
 @kernel
-def _fill(tasks, shares, lengths, counts, starts, labels, firsts, sequence, start, stop, label):
+def _fill(queue, shares, lengths, counts, starts, labels, firsts, sequence, start, stop, label):
     """Write the segments of the samples of each task to their rows of the table."""
-    for task in tasks:
+    task = take(queue)
+    while task >= 0:
         b, first_sample, last_sample = shares[task]
         for j in range(first_sample, last_sample):
             number = counts[b, j]
@@ -47,10 +48,11 @@ def _fill(tasks, shares, lengths, counts, starts, labels, firsts, sequence, star
             for i in range(1, number):
                 ends[i - 1] = drawn[i]
             ends[number - 1] = lengths[b]
+        task = take(queue)
 
 
 def sample_walks(
-    p: Potentials, num_samples: int, seed: int, log_z: np.ndarray, run: Callable[..., None]
+    p: Potentials, num_samples: int, seed: int, log_z: np.ndarray, walk: Kernel, given: tuple
 ) -> SegmentTable:
     """Walk on all threads, and gather the walks into a table.
 
@@ -60,11 +62,13 @@ def sample_walks(
     num_samples, seed : int
     log_z : array of shape (B,)
         -inf where there is nothing to draw.
-    run : callable
-        ``run(tasks, shares, stream, counts, starts, labels)``: of each task i it draws the samples
+    walk : Kernel
+        ``walk(queue, shares, *given, stream, counts, starts, labels)``: of each task i it draws the
+        samples
         (sequence, first, last) in row i of `shares`, from the streams (2, num_samples, B), and
         writes their segments from the end of the rows of starts and labels (B, num_samples, T),
         and their number to counts (B, num_samples).
+    given : tuple
 
     Returns
     -------
@@ -76,7 +80,7 @@ def sample_walks(
     tables = []
     for first in range(0, num_samples, together):
         part = np.ascontiguousarray(stream[:, first : first + together])
-        table = _walk_together(p, part, log_z, run)
+        table = _walk_together(p, part, log_z, walk, given)
         tables.append(_shifted(table, first * p.batch_size))
     return (
         tables[0] if len(tables) == 1 else SegmentTable(*map(torch.cat, zip(*tables, strict=True)))
@@ -84,7 +88,7 @@ def sample_walks(
 
 
 def _walk_together(
-    p: Potentials, stream: np.ndarray, log_z: np.ndarray, run: Callable[..., None]
+    p: Potentials, stream: np.ndarray, log_z: np.ndarray, walk: Kernel, given: tuple
 ) -> SegmentTable:
     """The samples of some streams."""
     num_samples = stream.shape[1]
@@ -100,11 +104,9 @@ def _walk_together(
     counts = np.zeros((p.batch_size, num_samples), dtype=np.int64)
     # Positions and labels fit 32 bits; untouched pages of these buffers cost nothing.
     starts, labels = np.empty((2, p.batch_size, num_samples, p.num_positions), dtype=np.int32)
-    if len(shares):
-        costs = (shares[:, 2] - shares[:, 1]) * lengths[shares[:, 0]]
-        pool.run(
-            lambda tasks: run(tasks, shares, stream, counts, starts, labels), pool.balance(costs)
-        )
+    costs = (shares[:, 2] - shares[:, 1]) * lengths[shares[:, 0]] * _STEP
+    found = (counts, starts, labels)
+    pool.run(walk, np.arange(len(shares)), costs, (shares, *given, stream, *found))
     return gather(lengths, shares, counts, starts, labels)
 
 
@@ -137,9 +139,7 @@ def gather(
     order = counts.T.ravel()
     firsts = (np.cumsum(order) - order).reshape(counts.T.shape)
     columns = np.empty((4, order.sum()), dtype=np.int64)  # one block: it may get huge pages
-    if len(shares):
-        pool.run(
-            lambda tasks: _fill(tasks, shares, lengths, counts, starts, labels, firsts, *columns),
-            pool.balance(shares[:, 2] - shares[:, 1]),
-        )
+    costs = (shares[:, 2] - shares[:, 1]) * lengths[shares[:, 0]] * _COPY
+    given = (shares, lengths, counts, starts, labels, firsts)
+    pool.run(_fill, np.arange(len(shares)), costs, (*given, *columns))
     return SegmentTable(*map(torch.from_numpy, columns))

@@ -1,12 +1,15 @@
-"""The thread pool, after a fork and under other pools, and a cache that cannot be written."""
+"""The threads of the kernels, after a fork and beside other pools, and a cache that is read-only."""
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
 import multiprocessing
 import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import joblib
@@ -16,6 +19,9 @@ import torch
 
 from flash_semicrf.streaming import log_partition, segment_marginals, viterbi
 from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.tasks import fetch_add, take
+from flash_semicrf.streaming.cpu.team import NO_TEAM, find_team
 from flash_semicrf.testing import assert_close, random_problem
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -39,50 +45,181 @@ def everything(problem):
     )
 
 
-def test_balance_gives_every_task_once_and_the_longest_first():
-    costs = np.array([1, 9, 2, 8, 3])
-    shares = pool.balance(costs, 2)
-    assert sorted(np.concatenate(shares).tolist()) == [0, 1, 2, 3, 4]
-    assert [share[0] for share in shares] == [1, 3]
-    loads = [costs[share].sum() for share in shares]
-    assert max(loads) - min(loads) <= 2
+@kernel
+def _count(queue, counts, order):
+    """Count how often each task is done, and note it in the order in which the tasks are taken."""
+    task = take(queue)
+    while task >= 0:
+        counts[task] += 1
+        order[counts.sum() - 1] = task
+        task = take(queue)
 
 
-def test_balance_makes_no_empty_share():
-    assert [share.tolist() for share in pool.balance(np.array([5, 7]), 8)] == [[1], [0]]
-    assert len(pool.balance(np.ones(10))) == torch.get_num_threads()
+@kernel
+def _meet(queue, arrived, met):
+    """Task i counts itself in, and waits (not forever) until the other one has."""
+    task = take(queue)
+    while task >= 0:
+        fetch_add(arrived, 1)
+        for _ in range(500_000_000):
+            if fetch_add(arrived, 0) == 2:
+                met[task] = True
+                break
+        task = take(queue)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 3, 16])
-def test_balance_deals_out_many_small_tasks(num_workers):
-    costs = np.random.default_rng(0).integers(1, 60, size=5000)
-    shares = pool.balance(costs, num_workers)
-    assert sorted(np.concatenate(shares).tolist()) == list(range(5000))
-    loads = [costs[share].sum() for share in shares]
-    assert max(loads) - min(loads) <= costs.max()
-    assert all((np.diff(costs[share]) <= 0).all() for share in shares)
+@kernel
+def _ask_for_too_much(queue, size):
+    if take(queue) >= 0:
+        np.empty(size)[0] = 1.0
 
 
-def test_run_uses_as_many_threads_as_shares():
-    # A barrier passes only if both shares run at the same time.
-    barrier = threading.Barrier(2)
-    names = []
-
-    def work(share):
-        barrier.wait(timeout=30)
-        names.append(threading.current_thread().name)
-
-    pool.run(work, [np.array([0]), np.array([1])])
-    assert len(set(names)) == 2
+@pytest.fixture(params=["team", "python"])
+def threads(request, monkeypatch):
+    """Torch's OpenMP team, and the pool where there is none."""
+    if request.param == "python":
+        monkeypatch.setattr(pool, "_team", lambda: NO_TEAM)
+    else:
+        assert find_team().entry, "this build of torch uses OpenMP"
+    monkeypatch.setattr(pool, "_state", pool._State())
 
 
-def test_run_raises_what_a_worker_raises():
-    def work(share):
-        if share[0] == 1:
-            raise KeyError("in a worker")
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_run_does_every_task_once(threads, count):
+    tasks = np.arange(50)
+    counts, order = np.zeros((2, 50), dtype=np.int64)
+    pool.run(_count, tasks[::-1], np.ones(50), (counts, order), threads=count)
+    assert counts.tolist() == [1] * 50
 
-    with pytest.raises(KeyError, match="in a worker"):
-        pool.run(work, [np.array([0]), np.array([1])])
+
+def test_run_begins_with_the_costliest_tasks():
+    costs = np.array([1.0, 9.0, 2.0, 8.0, 3.0])
+    counts, order = np.zeros((2, 5), dtype=np.int64)
+    # One thread takes the sorted queue of two, as the second may come too late for any task.
+    sort = np.argsort(-costs)
+    _count.launch(NO_TEAM, 1, np.zeros(1, np.int64), sort, costs[sort], (counts, order))
+    assert order.tolist() == [1, 3, 4, 2, 0]
+
+
+def test_run_uses_several_threads_at_once(threads):
+    arrived, met = np.zeros(1, dtype=np.int64), np.zeros(2, dtype=bool)
+    pool.run(_meet, np.arange(2), np.ones(2), (arrived, met), threads=2)
+    assert met.all()
+
+
+def test_run_raises_where_a_kernel_fails(threads):
+    for count in (1, 2):
+        with pytest.raises(MemoryError, match="workspace"):
+            pool.run(_ask_for_too_much, np.arange(4), np.ones(4), (2**59,), threads=count)
+
+
+def test_small_work_and_busy_cores_get_one_thread():
+    state, work = pool._State(), np.full(4, 1e9)
+    state.running = 1
+    assert pool._worthwhile(state, work) == 2
+    assert pool._worthwhile(state, np.ones(4)) == 1  # too small
+    assert pool._worthwhile(state, work[:1]) == 1  # one task
+    state.running = 2
+    assert pool._worthwhile(state, work) == 1  # the other thread of Python has a core
+    state.running = 1
+    # This thread did half of the work in 1 s, so all of it would have taken 2 s alone.
+    pool._learn(state, np.array([5.0, 5.0]), np.array([10.0, 11.0, 11.5]))
+    assert pool._worthwhile(state, work) == 2
+    pool._learn(state, np.array([5.0, 5.0]), np.array([10.0, 11.0, 13.0]))
+    assert pool._worthwhile(state, work) == 1
+    assert 19 < state.alone_until - time.monotonic() <= 20
+
+
+def test_libomp_starts_threads_by_its_own_entry_point():
+    """As on Windows; under Linux this runtime is not the one that torch uses."""
+    found = ctypes.util.find_library("omp5") or ctypes.util.find_library("omp")
+    if found is None:
+        pytest.skip("LLVM's OpenMP runtime (libomp) is not installed")
+    # In a process of its own: two OpenMP runtimes may not get along for long.
+    program = f"""
+import ctypes, numpy as np
+from flash_semicrf.streaming.cpu import pool, team
+from tests.flash_semicrf.streaming.test_threads import _meet
+library = ctypes.CDLL({found!r})
+library.omp_set_num_threads(2)
+found = team.team_of(library, prefer_kmpc=True)
+assert found.entry == 2
+pool._team = lambda: found
+arrived, met = np.zeros(1, dtype=np.int64), np.zeros(2, dtype=bool)
+pool.run(_meet, np.arange(2), np.ones(2), (arrived, met), threads=2)
+assert met.all()
+"""
+    run_in_a_new_process(program)
+
+
+def run_in_a_new_process(program, **environment):
+    """Run a program where warnings are errors; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+OUTLIVE = """
+import threading, time
+import torch
+from flash_semicrf.streaming import log_partition
+from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.tasks import fetch_add, take
+from flash_semicrf.streaming.cpu.team import NO_TEAM, find_team
+from flash_semicrf.streaming.cpu.team import NO_TEAM
+from flash_semicrf.testing import random_problem
+pool._team = lambda: NO_TEAM
+pool._worthwhile = lambda state, costs: min(2, len(costs))
+problem = random_problem(4, 50, 6, 3, seed=1)
+expected = log_partition(problem)
+def later():
+    threading.main_thread().join()
+    time.sleep(0.2)  # the interpreter is shutting down: its pools take no more work
+    print((log_partition(problem) - expected).abs().max().item() < 1e-9)
+threading.Thread(target=later).start()
+"""
+
+
+def test_a_thread_that_outlives_the_main_one_computes():
+    assert run_in_a_new_process(OUTLIVE) == "True\n"
+
+
+FORK = """
+import os, torch
+from flash_semicrf import SemiMarkovCRFHead
+head = SemiMarkovCRFHead(3, 5, hidden_dim=64)
+hidden, lengths = torch.randn(8, 400, 64), torch.full((8,), 400)
+def loss():
+    return float(head.compute_loss(hidden, lengths, torch.zeros(8, 400, dtype=torch.long)))
+torch.set_num_threads(2)
+head.long_segments = "split"
+import warnings
+warnings.simplefilter("ignore")
+expected = loss()
+child = os.fork()
+if child == 0:
+    os._exit(0 if abs(loss() - expected) < 1e-6 * abs(expected) else 1)
+import time
+for _ in range(600):
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done:
+        break
+    time.sleep(0.1)
+else:
+    os.kill(child, 9)
+    raise SystemExit("the child hangs")
+raise SystemExit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_of_a_process_with_a_head_computes():
+    run_in_a_new_process(FORK)
 
 
 def _in_child(problem, queue):

@@ -1,0 +1,55 @@
+"""Tasks of a kernel, handed to its threads one after the other.
+
+Every thread runs the same kernel, which takes a task whenever it is done with one, so that a thread
+on a busy core does fewer of them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit, types
+from numba.extending import intrinsic
+
+__all__ = ["Queue", "fetch_add", "take"]
+
+
+class Queue(NamedTuple):
+    """The tasks, as one thread of a kernel sees them.
+
+    Attributes
+    ----------
+    next : int64 array of shape (1,)
+        Index of the first task that no thread has taken; shared by the threads.
+    tasks : int64 array of shape (N,)
+    costs : float64 array of shape (N,)
+    done : float64 array of shape (1,)
+        Cost of the tasks that this thread has taken.
+    """
+
+    next: np.ndarray
+    tasks: np.ndarray
+    costs: np.ndarray
+    done: np.ndarray
+
+
+@intrinsic
+def fetch_add(typing_context, array, amount):
+    """Add to the first element of an int64 array, atomically; return what it was before."""
+
+    def generate(context, builder, signature, values):
+        counter = context.make_array(signature.args[0])(context, builder, values[0])
+        return builder.atomic_rmw("add", counter.data, values[1], "monotonic")
+
+    return types.int64(array, types.int64), generate
+
+
+@njit(nogil=True)
+def take(queue):
+    """Next task of a `Queue`; -1 when there is none left."""
+    i = fetch_add(queue.next, 1)
+    if i >= queue.tasks.shape[0]:
+        return -1
+    queue.done[0] += queue.costs[i]
+    return queue.tasks[i]

@@ -1,0 +1,210 @@
+"""Torch's own OpenMP threads, entered from compiled kernels.
+
+After a parallel operation torch's threads keep a core each busy for some milliseconds, waiting for
+the next one. A pool beside them competes for these cores, so the kernels run on them instead: by
+``GOMP_parallel`` (libgomp, and libomp on macOS) or ``__kmpc_fork_call`` (libomp on Windows) of the
+very library that torch uses. The addresses are arguments of the kernels: a cached kernel also loads
+where there is no such library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+__all__ = ["NO_TEAM", "Team", "find_team", "run_on_team", "seconds", "team_of"]
+
+_GOMP, _KMPC = 1, 2
+
+_LOCATION = (ctypes.c_int32 * 4)(0, 2, 0, 0)  # flags: compiled for this interface
+_SOURCE = ctypes.create_string_buffer(b";unknown;unknown;0;0;;")
+
+
+class _Ident(ctypes.Structure):
+    """``ident_t`` of LLVM's OpenMP runtime."""
+
+    _fields_ = (("fields", ctypes.c_int32 * 4), ("source", ctypes.c_char_p))
+
+
+_IDENT = _Ident(_LOCATION, ctypes.cast(_SOURCE, ctypes.c_char_p))
+
+
+class Team(NamedTuple):
+    """Where the OpenMP runtime is.
+
+    Attributes
+    ----------
+    entry : int
+        How threads are started: by ``GOMP_parallel``, by ``__kmpc_fork_call``, or 0: not at all.
+    fork : int
+        Address of that function.
+    location : int
+        Its first argument, of ``__kmpc_fork_call``.
+    thread : int
+        Address of ``omp_get_thread_num``.
+    clock : int
+        Address of ``omp_get_wtime``.
+    """
+
+    entry: int
+    fork: int
+    location: int
+    thread: int
+    clock: int
+
+
+NO_TEAM = Team(0, 0, 0, 0, 0)
+
+
+def find_team() -> Team:
+    """Addresses in the OpenMP runtime that torch uses; `NO_TEAM` where it uses none."""
+    if "OpenMP" not in torch.__config__.parallel_info().partition("ATen parallel backend")[2]:
+        return NO_TEAM
+    for library in _libraries():
+        team = team_of(library)
+        if team.entry:
+            return team
+    return NO_TEAM
+
+
+def _libraries() -> list[ctypes.CDLL]:
+    """The library of torch's operations, whose symbols include those of what it depends on."""
+    folder = Path(torch.__file__).parent / "lib"
+    # Windows looks in one library alone, in the one that is loaded already.
+    names = {"win32": ("libiomp5md.dll",), "darwin": ("libtorch_cpu.dylib",)}
+    found = []
+    for name in names.get(sys.platform, ("libtorch_cpu.so",)):
+        path = folder / name
+        try:
+            found.append(ctypes.CDLL(str(path) if path.exists() else name))
+        except OSError:
+            continue
+    return found
+
+
+def team_of(library: ctypes.CDLL, prefer_kmpc: bool = False) -> Team:
+    """The addresses in a library, which may offer both ways to start threads."""
+
+    def address(name: str) -> int:
+        try:
+            return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+        except AttributeError:
+            return 0
+
+    thread, clock = address("omp_get_thread_num"), address("omp_get_wtime")
+    if not (thread and clock):
+        return NO_TEAM
+    gomp, kmpc = address("GOMP_parallel"), address("__kmpc_fork_call")
+    if gomp and not (kmpc and prefer_kmpc):
+        return Team(_GOMP, gomp, 0, thread, clock)
+    if kmpc:
+        return Team(_KMPC, kmpc, ctypes.addressof(_IDENT), thread, clock)
+    return NO_TEAM
+
+
+_BYTES = ir.IntType(8).as_pointer()
+_INT = ir.IntType(32)
+
+
+def _call(builder, address, returned, arguments, variadic=False):
+    """Call a C function by its address."""
+    types_of = [value.type for value in arguments]
+    function = ir.FunctionType(returned, types_of[:3] if variadic else types_of, var_arg=variadic)
+    return builder.call(builder.inttoptr(address, function.as_pointer()), arguments)
+
+
+@intrinsic
+def seconds(typing_context, clock):
+    """Seconds that ``omp_get_wtime`` at the address `clock` gives."""
+
+    def generate(context, builder, signature, values):
+        return _call(builder, values[0], ir.DoubleType(), [])
+
+    return types.float64(clock), generate
+
+
+@intrinsic
+def run_on_team(typing_context, team, num_threads, worker, arguments):
+    """Call ``worker(thread, *arguments)`` on every thread of a team; return whether any failed.
+
+    Parameters
+    ----------
+    team : Team
+        With `NO_TEAM` the one call is in this thread.
+    num_threads : int
+    worker : compiled function
+        It returns nothing.
+    arguments : tuple
+    """
+    given = (types.int64, *arguments)
+    called = worker.get_call_type(typing_context, given, {})
+
+    def generate(context, builder, signature, values):
+        compiled = worker.dispatcher.overloads[called.args]
+        context.active_code_library.add_linking_library(compiled.library)
+        module = builder.module
+        callee = context.declare_function(module, compiled.fndesc)
+        # What a thread gets: where `omp_get_thread_num` is, the arguments, and a place for failure.
+        shared = ir.LiteralStructType(
+            [ir.IntType(64), context.get_value_type(signature.args[3]), _INT]
+        )
+
+        def body(prefix: list, name: str) -> ir.Function:
+            """A C function that takes `prefix`, which it ignores, and the address of `shared`."""
+            form = ir.FunctionType(ir.VoidType(), [*prefix, _BYTES])
+            function = ir.Function(module, form, name=module.get_unique_name(name))
+            function.linkage = "internal"
+            inner = ir.IRBuilder(function.append_basic_block("entry"))
+            data = inner.bitcast(function.args[-1], shared.as_pointer())
+            which, packed, failed = (cgutils.gep_inbounds(inner, data, 0, i) for i in range(3))
+            address = inner.load(which)
+            number = cgutils.alloca_once_value(inner, ir.IntType(64)(0))
+            with inner.if_then(cgutils.is_not_null(inner, address)):
+                thread = _call(inner, address, _INT, [])
+                inner.store(inner.sext(thread, ir.IntType(64)), number)
+            unpacked = cgutils.unpack_tuple(inner, inner.load(packed), len(arguments))
+            status, _ = context.call_conv.call_function(
+                inner, callee, called.return_type, called.args, [inner.load(number), *unpacked]
+            )
+            with cgutils.if_unlikely(inner, status.is_error):
+                inner.store(_INT(1), failed)
+            inner.ret_void()
+            return function
+
+        plain = body([], "team_body")
+        with_ids = body([_INT.as_pointer()] * 2, "team_body_with_ids")
+        addresses = cgutils.unpack_tuple(builder, values[0], len(Team._fields))
+        entry, fork, location, thread, _ = addresses
+        data = cgutils.alloca_once(builder, shared)
+        for i, value in enumerate((thread, values[3], _INT(0))):
+            builder.store(value, cgutils.gep_inbounds(builder, data, 0, i))
+        raw = builder.bitcast(data, _BYTES)
+        count = builder.trunc(values[1], _INT)
+        done = builder.append_basic_block("team_done")
+        alone = builder.append_basic_block("team_of_one")
+        choice = builder.switch(entry, alone)
+        for kind, arguments_of in (
+            (_GOMP, lambda: [plain, raw, count, _INT(0)]),
+            (_KMPC, lambda: [builder.inttoptr(location, _BYTES), _INT(1), with_ids, raw]),
+        ):
+            block = builder.append_basic_block("team_fork")
+            choice.add_case(entry.type(kind), block)
+            builder.position_at_end(block)
+            _call(builder, fork, ir.VoidType(), arguments_of(), variadic=kind == _KMPC)
+            builder.branch(done)
+        builder.position_at_end(alone)
+        builder.call(plain, [raw])
+        builder.branch(done)
+        builder.position_at_end(done)
+        failed = builder.load(cgutils.gep_inbounds(builder, data, 0, 2))
+        return builder.sext(failed, ir.IntType(64))
+
+    return types.int64(team, num_threads, worker, arguments), generate
