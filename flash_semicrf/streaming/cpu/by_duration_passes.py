@@ -36,6 +36,7 @@ from flash_semicrf.streaming.cpu.by_duration_window import (
     slide_right,
     start_segments,
     take_end,
+    whole_level,
 )
 from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.passes import CERTAIN
@@ -154,15 +155,12 @@ def _slide_sums(window, sums):
 
 
 @helper
-def _shift(message, frame):
+def _shift(message, window):
     """Take a whole number off a message and the frames that follow it, and return it."""
-    top = highest(message)
-    if top == -math.inf:
-        return 0.0
-    delta = np.rint(top)
+    delta = whole_level(highest(message), window)
     for c in range(message.shape[0]):
         message[c] -= delta
-        frame[c] -= delta
+        window.frame[c] -= delta
     return delta
 
 
@@ -214,7 +212,7 @@ def forward_pass(
         _emit(window, sums, column, scores, end, has_boundary, position, small, alpha)
         extend_outputs(arrivals.tail, window, sums, column)
         if column == BLOCK - 1 or position == length - 1:
-            shift += _shift(alpha, window.frame)
+            shift += _shift(alpha, window)
             slide_left(window)
             _slide_sums(window, sums)
         if keep:
@@ -322,5 +320,5 @@ def backward_pass(
         start_segments(window, column, arrivals.bias, start, has_boundary, position, eta)
         _depart(eta, arrivals, weights, row, small, sums, beta)
         if column == 0:
-            shift += _shift(beta, window.frame)
+            shift += _shift(beta, window)
             slide_right(window)

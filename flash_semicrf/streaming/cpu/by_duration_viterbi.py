@@ -29,6 +29,7 @@ from flash_semicrf.streaming.cpu.by_duration_window import (
     highest,
     make_window,
     slide_left,
+    whole_level,
 )
 from flash_semicrf.streaming.cpu.jit import helper, kernel
 from flash_semicrf.streaming.cpu.model import array_of, cost_of, end_term
@@ -93,7 +94,7 @@ def _max_pass(scores, start, end, has_boundary, length, arrivals, alpha_rows, or
         extend_best(arrivals.tail, window, origins, column, position, origin_rows)
         top = highest(alpha)
         last = column == _BLOCK - 1
-        shift = np.rint(top) if last and top > NEG_INF else 0.0
+        shift = whole_level(top, window) if last else 0.0
         offsets[position + 1] = offsets[position] + shift
         if last:
             for c in range(num_labels):

@@ -27,10 +27,13 @@ __all__ = [
     "slide_right",
     "start_segments",
     "take_end",
+    "whole_level",
 ]
 
 FLOOR = -1e300
 """A forbidden value: finite, so that the difference of two is not NaN."""
+
+_MASKED = -1e4  # levels below it are those of finite masks
 
 _JUMP = 1e4  # a score beyond it would cost the frame its precision: it is settled at once
 
@@ -79,6 +82,22 @@ def highest(row):
     for value in row:
         top = max(top, value)
     return top
+
+
+@helper
+def whole_level(top, window):
+    """Whole number near the level of a message whose largest entry is `top`; 0 without any.
+
+    Where that is masked, with all segments that end here, it is the level of the segments that go
+    on: a shift by as much as a mask would cost them their digits.
+    """
+    if top == -math.inf:
+        return 0.0
+    if top < _MASKED:
+        for c in range(window.frame.shape[0]):
+            row = window.values[c * window.capacity : (c + 1) * window.capacity]
+            top = max(top, highest(row) + window.frame[c])
+    return np.rint(top)
 
 
 @helper

@@ -103,8 +103,7 @@ class _State(NamedTuple):
     `logs` elements further, their logarithms H plus the label's drift: recentring a frame scales E
     and moves the drift, not the logarithms. Rows of `work` have one element per label, padded to
     whole vectors: those of the sums first, then those that `_Rows` names. Padding is such that
-    every row operation stays harmless: frames of
-    -1e30, sums of 1.
+    every row operation stays harmless: peaks of -inf, sums of 1.
     """
 
     window: np.ndarray  # (2 * (C * capacity + LANES),)
@@ -159,9 +158,8 @@ def _layout(num_labels, padded, capacity, window, transition):
     fill(state.work, rows.log_source, padded, -math.inf)
     for c in range(padded):
         inside = c < num_labels
-        state.work[rows.frame + c] = 0.0 if inside else -1e30
-        state.work[rows.window_peak + c] = window.peak[c] if inside else 0.0
-        state.work[rows.transition_peak + c] = transition.peak[c] if inside else -2e30
+        state.work[rows.window_peak + c] = window.peak[c] if inside else -math.inf
+        state.work[rows.transition_peak + c] = transition.peak[c] if inside else -math.inf
     return state, rows
 
 
@@ -333,6 +331,25 @@ def _recentre_block(work, window, rows, num_labels, capacity, step, base, longes
 
 
 @helper
+def _highest_live(state, rows, window, longer, top, shift, capacity, step, base):
+    """Level of a step's messages whose largest is `top`, and of the sources still to be used.
+
+    Where all segments that end at a step are masked, the messages are far below the sources of
+    those that go on, which must not be shifted by as much.
+    """
+    num_labels = window.peak.shape[0]
+    longest = window.bias.shape[1] - 1
+    count = min(step, longest)
+    for c in range(num_labels):
+        first = state.logs + c * capacity + step - count - base
+        offset = state.work[rows.frame + c] - state.work[rows.drift + c] + window.peak[c]
+        for i in range(first, first + count):
+            top = max(top, state.window[i] + offset)
+        top = max(top, longer[c] + longer[num_labels] - shift)
+    return top
+
+
+@helper
 def _first_sources(state, rows, first, opening, position, has_boundary, capacity, base, longest):
     """Put source 0 of every label into the buffer, each in a frame of its own."""
     for c in range(first.shape[0]):
@@ -447,9 +464,14 @@ def message_pass(
                     x = work[rows.alpha + c] + closing[position, c]
                     work[rows.alpha + c] = x if x > NEG_INF else -math.inf
             top = max_row(work, rows.alpha, 0, 0, 0.0, 0, padded)
-            alive = top > -1e29  # above the padding
+            alive = top > -math.inf
             if i == steps - 1 and alive:
-                delta = np.rint(top)
+                level = top
+                if level < -_MASK:
+                    level = _highest_live(
+                        state, rows, window, longer, top, shift, capacity, step, base
+                    )
+                delta = np.rint(level)
                 shift += delta
                 top -= delta
                 for c in range(num_labels):

@@ -121,7 +121,16 @@ def _max_pass(
                 frame, window, step + 1 - longest - base, capacity, bias, TILE + longest,
                 step + 1 >= longest,
             )  # fmt: skip
-            shift = np.rint(top) if i == TILE - 1 and top > NEG_INF else 0.0
+            shift = 0.0
+            if i == TILE - 1 and top > NEG_INF:
+                if top < -MASK:
+                    # All that ends here is masked: what goes on must not be shifted by as much.
+                    for c in range(num_labels):
+                        top = max(top, rest[c] + frame[c])
+                        newest = c * capacity + step - base
+                        for j in range(newest - min(step, longest - 1), newest + 1):
+                            top = max(top, window[j] + frame[c])
+                shift = np.rint(top)
             offset[step + 1] = offset[step] + shift
             for c in range(num_labels):
                 alpha[step, c] -= shift

@@ -1,4 +1,4 @@
-"""The threads of the kernels, after a fork and beside other pools, and a cache that is read-only."""
+"""The threads of the kernels, after forks and beside other pools; caches that cannot be written."""
 
 from __future__ import annotations
 
