@@ -175,7 +175,7 @@ def center_scores(scores: Tensor, lengths: Tensor, mode: str = "position") -> tu
     if mode == "position":
         shift = scores.detach().amax(-1)
         shift = torch.where(valid & (shift > NEG_INF), shift, 0.0).to(wide)
-        return scores.to(wide) - shift[..., None], shift.sum(1)
+        return scores - shift[..., None], shift.sum(1)  # promoted before it is subtracted
     if mode == "sequence":
         counted = valid[..., None] & (scores > NEG_INF)
         inside = torch.where(counted, scores, 0.0)

@@ -113,6 +113,8 @@ def _prepared(potentials: Potentials) -> tuple[Potentials, Tensor]:
         # Masks, or NaN in the padding. One label at 0 and the others at -1e9 is no problem for
         # the kernels, but all of them at -1e9 would be: exponents need their digits.
         parts = common_parts(named["scores"], potentials.lengths)
-        named = {name: value.double() for name, value in named.items()}
-        named["scores"], offset = named["scores"] - parts[..., None], running_total(parts)
+        if bool(parts.any()):
+            # In float64: a float32 difference would round what is left.
+            named = {name: value.double() for name, value in named.items()}
+            named["scores"], offset = named["scores"] - parts[..., None], running_total(parts)
     return potentials.replace(**named), offset

@@ -261,6 +261,19 @@ def test_huge_scores_common_to_all_labels_change_no_marginals(by_duration):
     ]
 
 
+@pytest.mark.parametrize("by_duration", [False, True], ids=["static", "by_duration"])
+def test_large_float32_scores_cost_the_others_no_digits(by_duration):
+    case = Case(9, 4, 2, by_duration=by_duration, tail=not by_duration, dtype=torch.float32)
+    problem = case.problem()
+    scores, bias = problem.scores.clone(), problem.duration_bias.clone()
+    scores[..., 0] += 2e4  # of a label that is forbidden
+    bias[:, 0] = -math.inf
+    problem = problem.replace(scores=scores, duration_bias=bias)
+    wide = problem.to(torch.float64)
+    assert_close(TRITON.log_partition(problem), REFERENCE.log_partition(wide))
+    assert_close(TRITON.viterbi(problem)[0], REFERENCE.viterbi(wide)[0])
+
+
 def test_masks_that_cannot_be_avoided_keep_their_score():
     problem = Case(17, 5, 2).problem()
     scores = problem.scores.clone()
