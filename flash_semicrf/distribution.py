@@ -29,7 +29,6 @@ from flash_semicrf.segments import (
     segments_to_table,
 )
 from flash_semicrf.streaming import log_partition, segment_marginals, viterbi
-from flash_semicrf.streaming.posterior import explicit_start
 from flash_semicrf.validation import check_labels, check_potentials, check_table
 
 __all__ = ["SemiCRFDistribution"]
@@ -59,9 +58,6 @@ class SemiCRFDistribution(Distribution):
     Notes
     -----
     `event_shape` is (T,), that of labels per position; events of shorter sequences have padding.
-    `mode` and `topk` are those of the probability: where the problem has no initial scores, the
-    first segment's term is a log-sum-exp there as in `log_prob`, not the maximum that
-    `flash_semicrf.streaming.viterbi` takes (``docs/conventions.md``).
 
     Examples
     --------
@@ -167,8 +163,7 @@ class SemiCRFDistribution(Distribution):
     @property
     def mode(self) -> ViterbiResult:
         """Most probable segmentation of each sequence; `scores` are its log-probabilities."""
-        problem = explicit_start(self.potentials)
-        found = viterbi(problem, self._backend, constraints=self.constraints)
+        found = viterbi(self.potentials, self._backend, constraints=self.constraints)
         return ViterbiResult(found.scores - self.log_partition.detach(), found.segments)
 
     def topk(self, k: int) -> NBestResult:
@@ -179,8 +174,7 @@ class SemiCRFDistribution(Distribution):
         NBestResult
             Its scores (B, k) are log-probabilities, -inf where there are fewer segmentations.
         """
-        problem = explicit_start(self.potentials)
-        found = n_best(problem, k, self._backend, constraints=self.constraints)
+        found = n_best(self.potentials, k, self._backend, constraints=self.constraints)
         return NBestResult(found.scores - self.log_partition.detach()[:, None], found.segments)
 
     def sample(

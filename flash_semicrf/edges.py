@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, initial_term
+from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, explicit_start
 from flash_semicrf.tail import unrolled
 
 __all__ = ["check_edge_memory", "edge_bytes", "edge_tensor"]
@@ -44,15 +44,13 @@ def check_edge_memory(potentials: Potentials, threshold: float) -> None:
         )
 
 
-def edge_tensor(potentials: Potentials, semiring: str = "log") -> Tensor:
+def edge_tensor(potentials: Potentials) -> Tensor:
     """Edge tensor of a problem.
 
     Parameters
     ----------
     potentials : Potentials
         Checked; see `flash_semicrf.validation.check_potentials`.
-    semiring : {"log", "max"}
-        How the transition term of a first segment sums over its free source label.
 
     Returns
     -------
@@ -77,9 +75,7 @@ def edge_tensor(potentials: Potentials, semiring: str = "log") -> Tensor:
     content = _content(p)
     between = p.transition.transpose(-1, -2)  # (C_dst, C_src), or (K, C_dst, C_src)
     later = content[:, 1:, ..., None] + between
-    first = p.initial_scores
-    if first is None:
-        first = initial_term(p.transition, semiring)  # (C,), or (K, C)
+    first = explicit_start(p).initial_scores  # (C,), or (K, C)
     start = (content[:, :1] + first)[..., None]
     closed = torch.full_like(start, -math.inf).expand(*start.shape[:-1], num_labels - 1)
     edges = torch.cat([torch.cat([start, closed], -1), later], 1)

@@ -55,7 +55,7 @@ class DecodingMixin:
                 hidden_states, lengths, use_triton, backend
             )
             _, table = self._run(viterbi_table, centered, backend, constraints)
-            return score_segments(problem, table, "max")
+            return score_segments(problem, table)
 
     def decode_with_traceback(
         self,
@@ -94,7 +94,7 @@ class DecodingMixin:
             check_traceback_length(max_traceback_length, problem.lengths)
             scores, table = self._run(viterbi_table, centered, backend, constraints)
             # Segment scores are those of the model, not of the centred problem.
-            rows = score_rows(problem, table, "max")
+            rows = score_rows(problem, table)
             segments = table_to_segments(table, problem.batch_size, rows)
             return ViterbiResult(scores + offset, segments)
 
@@ -123,7 +123,7 @@ class DecodingMixin:
             each of shape (B, T, C); expected counts of transitions and durations.
         """
         with torch.no_grad(), full_precision(hidden_states):
-            _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
+            problem, _, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
             return self._run(segment_marginals, problem, backend, constraints)
 
     def _run(

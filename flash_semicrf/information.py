@@ -26,10 +26,9 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.observations import Constraints, constrain
-from flash_semicrf.potentials import NEG_INF, Potentials
+from flash_semicrf.potentials import NEG_INF, Potentials, explicit_start
 from flash_semicrf.streaming.expectations import centered, expected_score, position_marginals
 from flash_semicrf.streaming.interface import check_feasible, log_partition
-from flash_semicrf.streaming.posterior import explicit_start
 from flash_semicrf.validation import check_potentials
 
 __all__ = ["cross_entropy", "entropy", "kl_divergence", "position_entropy"]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials, accumulator_dtype, initial_term
+from flash_semicrf.potentials import Potentials, accumulator_dtype, explicit_start
 
 __all__ = ["SegmentMarginals", "expected_score", "expected_segments"]
 
@@ -126,9 +126,7 @@ def expected_score(potentials: Potentials, marginals: SegmentMarginals) -> Tenso
     p, m = potentials, marginals
     if m.transition is None or m.duration is None:
         raise ValueError("`marginals` must hold expected counts; got counts=False.")
-    initial = p.initial_scores
-    if initial is None:
-        initial = initial_term(p.transition)
+    initial = explicit_start(p).initial_scores
     if initial.dim() == 2:
         raise ValueError("`potentials` with (K, C, C) transitions must have `initial_scores`.")
     total = inner_product(p.scores, m.position, IMPOSSIBLE)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.observations import Constraints
-from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype
+from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, explicit_start
 from flash_semicrf.segments import SegmentTable, ViterbiResult, covered_positions, table_to_segments
 from flash_semicrf.streaming import segment_marginals, viterbi_table
 from flash_semicrf.validation import check_choice, check_potentials
@@ -107,10 +107,11 @@ def minimum_risk(
 def _feasibility(p: Potentials) -> Potentials:
     """The problem whose segmentations all score 0, or -inf where they are forbidden."""
     wide = accumulator_dtype(p.device)
+    # Of explicit initial scores: zeros of transitions would score the number of sources.
     return p.replace(
         **{
             name: torch.zeros_like(value, dtype=wide).masked_fill(value <= NEG_INF, -torch.inf)
-            for name, value in p.parameters().items()
+            for name, value in explicit_start(p).parameters().items()
         }
     )
 

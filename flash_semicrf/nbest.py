@@ -51,9 +51,8 @@ def n_best(
 ) -> NBestResult:
     """Find the n best segmentations of each sequence.
 
-    They are distinct, and scored as `flash_semicrf.streaming.viterbi` does: the first one is its
-    result. Without `initial_scores` the first segment's transition term is a maximum, so this
-    order may not be that of probability (``docs/conventions.md``).
+    They are distinct and in the order of their probability: the first one is the result of
+    `flash_semicrf.streaming.viterbi`.
 
     Parameters
     ----------
@@ -93,7 +92,7 @@ def n_best(
     scores, table = n_best_table(p, n, backend, constraints=constraints)
     count, ranks = scores.shape
     with torch.no_grad():
-        rows = score_rows(p, table._replace(sequence=table.sequence % count), "max")
+        rows = score_rows(p, table._replace(sequence=table.sequence % count))
     found = table_to_segments(table, ranks * count, rows)
     available = (scores > -torch.inf).sum(1).tolist()
     segments = [found[b::count][: available[b]] for b in range(count)]
@@ -117,7 +116,7 @@ def n_best_table(
     """
     n = check_positive_int("n", n)
     given = check_potentials(potentials)
-    p = constrain(given, constraints, "max")
+    p = constrain(given, constraints)
     chosen = choose(backend, p)
     with torch.no_grad():
         if chosen.name == "reference":

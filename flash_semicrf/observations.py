@@ -7,8 +7,8 @@ scores, so that every kernel, gradient and decoder serves them as it is:
 - where no segment may start, start scores are -inf;
 - where a segment must start, at t, none may cover both t-1 and t. Every label gets two copies with
   the same parameters. The stretches between forced boundaries allow them in turn, so a segment,
-  having one label, ends with its stretch. The free source of the first segment would count twice in
-  a sum: log 2 taken off position 0 makes up for it.
+  having one label, ends with its stretch. The first segment's transition term stays that of the
+  original labels.
 
 Cost: that of the problem; with forced boundaries, that of 2C labels. A boundary that the allowed
 labels imply, those of t-1 and t having none in common, needs no copies.
@@ -22,7 +22,6 @@ Incomplete Annotations, COLING 2008.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from torch import Tensor
 from flash_semicrf.constraints import forbid
 from flash_semicrf.marginals import SegmentMarginals
 from flash_semicrf.observation_masks import masks
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.potentials import Potentials, explicit_start
 from flash_semicrf.segments import (
     Segment,
     SegmentTable,
@@ -169,34 +168,28 @@ class Constraints:
         joined[sequence, position] = position != runs.start[row]
         return cls(labels=labels, forbidden_boundaries=joined, ignore_index=ignore_index)
 
-    def apply(self, potentials: Potentials, semiring: str = "log") -> Potentials:
+    def apply(self, potentials: Potentials) -> Potentials:
         """Return the problem whose segmentations are those that agree.
 
         Parameters
         ----------
         potentials : Potentials
-        semiring : {"log", "max"}
-            What the problem is for. Matters where boundaries are forced and `initial_scores`
-            absent: for the other one, all scores would be off by log 2.
 
         Returns
         -------
         Potentials
-            With the same C labels or, where copies were needed, 2C: `fold_table` and
-            `fold_marginals` bring results back. Differentiable in `potentials`.
+            With the same C labels or, where copies were needed, 2C, and `initial_scores`:
+            `fold_table` and `fold_marginals` bring results back. Differentiable in `potentials`.
 
         Raises
         ------
         TypeError, ValueError
             For bad input: naming the argument and the index.
         """
-        check_choice("semiring", semiring, ("log", "max"))
-        return constrain(check_potentials(potentials), self, semiring)
+        return constrain(check_potentials(potentials), self)
 
 
-def constrain(
-    potentials: Potentials, constraints: Constraints | None, semiring: str = "log"
-) -> Potentials:
+def constrain(potentials: Potentials, constraints: Constraints | None) -> Potentials:
     """`Constraints.apply` for checked potentials; no constraints change nothing."""
     p, known = potentials, constraints
     if known is None:
@@ -210,7 +203,7 @@ def constrain(
     if forced is not None and allowed is not None:
         forced[:, 1:] &= (allowed[:, 1:] & allowed[:, :-1]).any(-1)
     if forced is not None and bool(forced.any()):
-        return _alternating(p, allowed, forced, semiring)
+        return _alternating(p, allowed, forced)
     return p.replace(scores=forbid(p.scores, allowed))
 
 
@@ -246,19 +239,16 @@ def fold_marginals(marginals: SegmentMarginals, num_labels: int) -> SegmentMargi
     return SegmentMarginals(**folded)
 
 
-def _alternating(
-    p: Potentials, allowed: Tensor | None, forced: Tensor, semiring: str
-) -> Potentials:
+def _alternating(p: Potentials, allowed: Tensor | None, forced: Tensor) -> Potentials:
     """Two copies of every label, allowed in turn between the boundaries forced (B, T)."""
-    copies = {name: torch.cat([value, value], -1) for name, value in p.parameters().items()}
+    # The free source of the first segment would otherwise count every label twice.
+    parameters = explicit_start(p).parameters()
+    copies = {name: torch.cat([value, value], -1) for name, value in parameters.items()}
     copies["transition"] = torch.cat([copies["transition"]] * 2, -2)
     odd = forced.cumsum(1).remainder(2).bool()[..., None]
     turns = [~odd, odd] if allowed is None else [allowed & ~odd, allowed & odd]
     turns = torch.cat([turn.expand(p.scores.shape) for turn in turns], -1)
-    scores = forbid(copies["scores"], turns)
-    if semiring == "log" and p.initial_scores is None:
-        scores = torch.cat([scores[:, :1] - math.log(2), scores[:, 1:]], 1)
-    return p.replace(**copies | {"scores": scores})
+    return p.replace(**copies | {"scores": forbid(copies["scores"], turns)})
 
 
 def _rows(table: SegmentTable, keep: Tensor) -> SegmentTable:

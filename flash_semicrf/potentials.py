@@ -9,7 +9,7 @@ has the score
 with durations ``t - s`` in 1..K. With ``duration_tail`` there is no longest duration: k > K scores
 ``duration_bias[K-1, c] + (k - K) * duration_tail[c]``. A transition of shape (K, C, C) is indexed
 by the duration of the segment arrived in: ``transition[t-s-1, c', c]``, the last row for longer
-ones. The first segment has no source label: its transition term is the semiring sum over c' of
+ones. The first segment has no source label: its transition term is the log-sum-exp over c' of
 ``transition[..., c', c]``, or ``initial_scores[c]`` where given. ``final_scores[c]`` is added for
 the last segment. Minus infinity, and anything <= `NEG_INF`, forbids. ``docs/conventions.md``
 explains the same for users.
@@ -25,12 +25,14 @@ from torch import Tensor
 from flash_semicrf.segments import SegmentTable, covered_positions
 
 __all__ = [
+    "BY_POSITION",
     "NEG_INF",
     "Potentials",
     "accumulator_dtype",
     "bias_rows",
     "center_scores",
     "content_rows",
+    "explicit_start",
     "initial_term",
     "score_rows",
     "score_segments",
@@ -39,6 +41,9 @@ __all__ = [
 
 NEG_INF = -1e38
 """Scores at or below this value count as minus infinity: they forbid."""
+
+BY_POSITION = ("scores", "start_scores", "end_scores")
+"""Parameters of shape (B, T, C); the others are shared by all sequences."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,8 @@ def center_scores(scores: Tensor, lengths: Tensor, mode: str = "position") -> tu
     Returns
     -------
     centred : Tensor of shape (B, T, C)
+        In float64 with "position": a float32 difference would round what it is to leave unchanged.
+        Else in the dtype of the scores.
     offset : float64 Tensor of shape (B,)
         Add it to log Z, and to any score, of the centred problem.
 
@@ -164,22 +171,22 @@ def center_scores(scores: Tensor, lengths: Tensor, mode: str = "position") -> tu
         For an unknown mode.
     """
     valid = torch.arange(scores.shape[1], device=scores.device) < lengths[:, None]
+    wide = accumulator_dtype(scores.device)
     if mode == "position":
         shift = scores.detach().amax(-1)
-        shift = torch.where(valid & (shift > NEG_INF), shift, 0.0)
-        return scores - shift[..., None], shift.sum(1, dtype=accumulator_dtype(scores.device))
+        shift = torch.where(valid & (shift > NEG_INF), shift, 0.0).to(wide)
+        return scores - shift[..., None], shift.sum(1)  # promoted before it is subtracted
     if mode == "sequence":
         counted = valid[..., None] & (scores > NEG_INF)
         inside = torch.where(counted, scores, 0.0)
-        mean = inside.sum(1) / counted.sum(1).clamp(min=1)
-        scores = scores - mean[:, None]
+        mean = inside.sum(1, dtype=wide) / counted.sum(1).clamp(min=1)
+        scores = (scores.to(wide) - mean[:, None]).to(scores.dtype)
     if mode in ("sequence", "none"):
-        wide = accumulator_dtype(scores.device)
         return scores, torch.zeros(len(scores), dtype=wide, device=scores.device)
     raise ValueError(f'`centering` must be "position", "sequence" or "none"; got {mode!r}.')
 
 
-def score_rows(potentials: Potentials, table: SegmentTable, semiring: str = "log") -> Tensor:
+def score_rows(potentials: Potentials, table: SegmentTable) -> Tensor:
     """Score of each row of a segment table, its transition and boundary terms included.
 
     Parameters
@@ -187,8 +194,6 @@ def score_rows(potentials: Potentials, table: SegmentTable, semiring: str = "log
     potentials : Potentials
     table : SegmentTable
         Rows ordered by sequence, then start; each sequence tiled from 0 to its length.
-    semiring : {"log", "max"}
-        How the transition term of a first segment sums over its free source label.
 
     Returns
     -------
@@ -197,7 +202,7 @@ def score_rows(potentials: Potentials, table: SegmentTable, semiring: str = "log
     """
     p = potentials
     sequence, _, stop, label = table
-    total = content_rows(p, table) + _transition_rows(p, table, semiring)
+    total = content_rows(p, table) + _transition_rows(p, table)
     if p.final_scores is not None:
         last = stop == p.lengths[sequence]
         total = total + torch.where(last, p.final_scores[label], 0.0)
@@ -239,48 +244,59 @@ def table_rows(potentials: Potentials, duration: Tensor) -> Tensor:
 
 
 def bias_rows(potentials: Potentials, duration: Tensor, label: Tensor) -> Tensor:
-    """Score of each duration (N,) of a label (N,), the tail included, (N,)."""
+    """Score of each duration (N,) of a label (N,), the tail included, float64 (N,)."""
     p = potentials
+    wide = accumulator_dtype(p.device)
+    bias = p.duration_bias[table_rows(p, duration), label].to(wide)
     if p.duration_tail is None:
-        return p.duration_bias[duration - 1, label]
+        return bias
     beyond = duration - p.max_duration
-    tail = torch.where(beyond > 0, beyond.clamp(min=1) * p.duration_tail[label], 0.0)
-    return p.duration_bias[table_rows(p, duration), label] + tail
+    tail = beyond.clamp(min=1) * p.duration_tail[label].to(wide)
+    return bias + torch.where(beyond > 0, tail, 0.0)
 
 
-def _transition_rows(p: Potentials, table: SegmentTable, semiring: str) -> Tensor:
+def _transition_rows(p: Potentials, table: SegmentTable) -> Tensor:
     """Transition term of each row; the first row of a sequence gets the initial term."""
     sequence, start, stop, label = table
     k = table_rows(p, stop - start)
     source = torch.roll(label, 1)
     by_duration = p.transition.dim() == 3
     between = p.transition[k, source, label] if by_duration else p.transition[source, label]
-    return torch.where(start == 0, _initial_rows(p, k, label, semiring), between)
+    initial = explicit_start(p).initial_scores
+    first = initial[k, label] if initial.dim() == 2 else initial[label]
+    return torch.where(start == 0, first, between)
 
 
-def _initial_rows(p: Potentials, k: Tensor, label: Tensor, semiring: str) -> Tensor:
-    initial = p.initial_scores
-    if initial is None:
-        initial = initial_term(p.transition, semiring)
-    return initial[k, label] if initial.dim() == 2 else initial[label]
+def initial_term(transition: Tensor) -> Tensor:
+    """Log-sum-exp of a (..., C_src, C_dst) transition over its source labels: (..., C_dst).
 
-
-def initial_term(transition: Tensor, semiring: str = "log") -> Tensor:
-    """Semiring sum of a (..., C_src, C_dst) transition over its source labels: (..., C_dst)."""
-    if semiring == "max":
-        return transition.amax(-2)
+    In float64, and differentiable.
+    """
     # A column that is wholly forbidden has the value -inf and no gradient; log-sum-exp has NaN.
     dead = (transition <= NEG_INF).all(-2)
-    safe = torch.where(dead.unsqueeze(-2), 0.0, transition)
+    wide = transition.to(accumulator_dtype(transition.device))
+    safe = torch.where(dead.unsqueeze(-2), 0.0, wide)
     return torch.where(dead, -torch.inf, torch.logsumexp(safe, -2))
 
 
-def score_segments(potentials: Potentials, table: SegmentTable, semiring: str = "log") -> Tensor:
+def explicit_start(potentials: Potentials) -> Potentials:
+    """The same problem with the first segment's transition term as `initial_scores`.
+
+    As initial scores it is one more parameter that the score is linear in, and transitions count
+    only between segments. Shape (C,); (K, C), by the first segment's duration, for (K, C, C)
+    transitions. Differentiable.
+    """
+    if potentials.initial_scores is not None:
+        return potentials
+    return potentials.replace(initial_scores=initial_term(potentials.transition))
+
+
+def score_segments(potentials: Potentials, table: SegmentTable) -> Tensor:
     """Score of one segmentation per sequence.
 
     Parameters
     ----------
-    potentials, table, semiring
+    potentials, table
         As for `score_rows`.
 
     Returns
@@ -288,6 +304,6 @@ def score_segments(potentials: Potentials, table: SegmentTable, semiring: str = 
     float64 Tensor of shape (B,)
         Differentiable in every parameter; -inf for a segmentation that is forbidden.
     """
-    rows = score_rows(potentials, table, semiring)
+    rows = score_rows(potentials, table)
     zero = torch.zeros(potentials.batch_size, dtype=rows.dtype, device=rows.device)
     return zero.index_add(0, table.sequence, rows)

@@ -248,6 +248,7 @@ class SemiMarkov:
         Returns
         -------
         Tensor of shape (B,)
+            With `KMaxSemiring` too: a path has one score.
         """
         return score_parts(self.semiring, potentials, parts)
 
@@ -291,7 +292,9 @@ def _cleaned(edges: Tensor, lengths: Tensor, log_domain: bool) -> Tensor:
             )
     # Compared as the dtype rounds it.
     limit = float(torch.tensor(NEG_INF, dtype=edges.dtype))
-    if log_domain and low <= limit and bool(((edges <= limit) & (edges > -math.inf)).any()):
+    # `low` may be that of an entry since blanked: then it is NaN, or below all others.
+    maybe = log_domain and not low > limit
+    if maybe and bool(((edges <= limit) & (edges > -math.inf)).any()):
         edges = edges.masked_fill(edges <= limit, -math.inf)
     return edges
 

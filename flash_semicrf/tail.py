@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.potentials import Potentials, accumulator_dtype
 
 __all__ = ["fold_durations", "unrolled"]
 
@@ -23,15 +23,18 @@ def unrolled(potentials: Potentials) -> Potentials:
     Returns
     -------
     Potentials
-        With K = max(K, T), differentiable; the problem itself where it has no tail.
+        With K = max(K, T) and `duration_bias` in float64, differentiable; the problem itself where
+        it has no tail.
     """
     p = potentials
     if p.duration_tail is None:
         return p
     beyond = max(0, p.num_positions - p.max_duration)
-    steps = torch.arange(1, beyond + 1, device=p.device, dtype=p.duration_bias.dtype)
-    longer = p.duration_bias[-1] + steps[:, None] * p.duration_tail
-    changed = {"duration_bias": torch.cat([p.duration_bias, longer])}
+    wide = accumulator_dtype(p.device)
+    bias = p.duration_bias.to(wide)
+    steps = torch.arange(1, beyond + 1, device=p.device, dtype=wide)
+    longer = bias[-1] + steps[:, None] * p.duration_tail.to(wide)
+    changed = {"duration_bias": torch.cat([bias, longer])}
     for name, dims in (("transition", 3), ("initial_scores", 2)):
         value = getattr(p, name)
         if value is not None and value.dim() == dims:

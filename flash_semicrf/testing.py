@@ -49,7 +49,7 @@ def enumerate_segmentations(
 
 
 def enumerate_scores(
-    potentials: Potentials, index: int, semiring: str = "log"
+    potentials: Potentials, index: int
 ) -> tuple[list[list[tuple[int, int, int]]], Tensor]:
     """All segmentations of sequence `index` and their scores by `score_segments`.
 
@@ -72,7 +72,7 @@ def enumerate_scores(
         [[Segment(s, t - 1, c) for s, t, c in segmentation] for segmentation in segmentations],
         device=p.device,
     )
-    return segmentations, score_segments(many, table, semiring)
+    return segmentations, score_segments(many, table)
 
 
 def random_problem(
@@ -112,7 +112,8 @@ def random_problem(
     scale : float
         Standard deviation of every parameter.
     integers : bool
-        Round every parameter, so that scores tie exactly.
+        Round every parameter, so that scores tie exactly; with initial scores, since without them
+        the first segment's term is a log-sum-exp.
     dtype, device
         Of the parameters.
     seed : int
@@ -141,7 +142,7 @@ def random_problem(
         lengths=lengths.to(device),
         start_scores=draw(b, t, c) if boundary else None,
         end_scores=draw(b, t, c) if boundary else None,
-        initial_scores=draw(c) if ends else None,
+        initial_scores=draw(c) if ends or integers else None,
         final_scores=draw(c) if ends else None,
         duration_tail=draw(c) if tail else None,
     )

@@ -113,7 +113,7 @@ class PosteriorMixin:
             with torch.no_grad():
                 table = find(centered(problem))
                 # Scores of segments are those of the model, not of the centred problem.
-                rows = score_rows(problem, table._replace(sequence=table.sequence % count), "max")
+                rows = score_rows(problem, table._replace(sequence=table.sequence % count))
             found = table_to_segments(table, number * count, rows)
             for place, i in enumerate(batch):
                 result[i] = [

@@ -219,7 +219,7 @@ class PredictionMixin:
             with torch.no_grad():
                 _, table = viterbi_table(centered(problem))
                 # Scores of segments are those of the model, not of the centred problem.
-                rows = score_rows(problem, table, "max")
+                rows = score_rows(problem, table)
             decoded = table_to_segments(table, problem.batch_size, rows)
             for i, segments in zip(batch, decoded, strict=True):
                 result[i] = segments
@@ -258,7 +258,7 @@ class PredictionMixin:
         result: list[Any] = [None] * len(sequences.values)
         for batch, problem in self._problems(sequences):
             with torch.no_grad():
-                marginals = segment_marginals(centered(problem))
+                marginals = segment_marginals(problem)
                 selected = select(marginals, problem.lengths).cpu().numpy()
             for i, row, length in zip(batch, selected, problem.lengths.tolist(), strict=True):
                 result[i] = row[:length].copy()

@@ -68,8 +68,8 @@ def torch_struct(inputs: dict[str, Tensor], job: str) -> Job:
         return _torch_struct_edges(inputs["edges"])
     scores, transition, bias = inputs["scores"], inputs["transition"], inputs["duration_bias"]
     K = bias.shape[0]
-    # The first segment's source label is free: log-sum-exp (log) or maximum (decoding) over it.
-    first = transition.amax(0) if job == "decode" else transition.logsumexp(0)
+    # The first segment's source label is free: log-sum-exp over it.
+    first = transition.logsumexp(0)
 
     def chain() -> Tensor:
         """edge[b, n, c_dst, c_src]: label c_src at position n, c_dst at n + 1."""

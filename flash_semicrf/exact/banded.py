@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flash_semicrf.exact.scan import num_durations
 from flash_semicrf.exact.tree import binary_tree, close_tree, multiply_pairs, transfer_matrices
-from flash_semicrf.semirings.base import Semiring
+from flash_semicrf.semirings.base import Semiring, components
 from flash_semicrf.sparse import (
     BandedMatrix,
     apply_permutation,
@@ -56,11 +56,12 @@ def _run(semiring: Semiring, edges: Tensor, lengths: Tensor) -> tuple[Tensor, in
         return binary_tree(semiring, edges, lengths), 0
     num_labels = edges.shape[-1]
     x = transfer_matrices(semiring, edges, lengths)
-    present = (x.detach() != semiring.zero[0]).flatten(0, 2).any(0)
+    (zero,) = components(semiring.zero)
+    present = (x.detach() != zero).flatten(0, 2).any(0)
     order, lu, ld = _narrowest(present, durations, num_labels)
     levels = 0
     if x.shape[2] > 2 and _pays(lu + ld + 1, len(order)):
-        band = BandedMatrix.from_dense(apply_permutation(x[0], order), lu, ld, semiring.zero[0])
+        band = BandedMatrix.from_dense(apply_permutation(x[0], order), lu, ld, zero)
         while band.data.shape[1] > 2 and _pays(band.lu + band.ld + 1, band.size):
             band = _multiply_pairs(semiring, band)
             levels += 1
@@ -84,8 +85,8 @@ def _narrowest(present: Tensor, durations: int, num_labels: int) -> tuple[Tensor
     found = []
     for order in orders:
         row, column = apply_permutation(present, order).nonzero().unbind(1)
-        offset = column - row
-        found.append((order, max(0, int(offset.max())), max(0, -int(offset.min()))))
+        offset = torch.cat([column - row, row.new_zeros(1)])  # of the diagonal, which may be empty
+        found.append((order, int(offset.max()), -int(offset.min())))
     return min(found, key=lambda each: each[1] + each[2])
 
 

@@ -132,10 +132,10 @@ def viterbi_table(
         As `log_partition`, and where a sequence has no feasible segmentation: naming it.
     """
     num_labels = check_potentials(potentials).num_labels
-    p = constrain(potentials, constraints, "max")
+    p = constrain(potentials, constraints)
     check_edge_memory(p, threshold)
     with torch.no_grad():
-        edges = edge_tensor(p, "max")
+        edges = edge_tensor(p)
         alpha = forward_messages(MaxSemiring(), edges, p.lengths + 1)[0]
         everyone = torch.arange(p.batch_size, device=p.device)
         scores = alpha[everyone, p.lengths].amax(-1)

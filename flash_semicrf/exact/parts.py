@@ -117,7 +117,8 @@ def score_parts(semiring: Semiring, potentials: Tensor, parts: Tensor) -> Tensor
     shape = (len(parts), int(count.max()))
     values = semiring.full(semiring.one, shape, potentials).clone()
     values[:, owner, place] = semiring.convert(potentials[index])
-    return semiring.unconvert(semiring.prod(values))
+    answer = semiring.unconvert(semiring.prod(values))
+    return answer[0] if answer.dim() == 2 else answer  # of the k best of one path, the only one
 
 
 def hsmm_edges(init: Tensor, trans_z: Tensor, trans_l: Tensor, emission: Tensor) -> Tensor:
@@ -125,8 +126,8 @@ def hsmm_edges(init: Tensor, trans_z: Tensor, trans_l: Tensor, emission: Tensor)
 
     Parameters
     ----------
-    init : Tensor of shape (C,)
-        ``log P(z_1 = c)``, the label of the first segment.
+    init : Tensor of shape (C,) or (B, C)
+        ``log P(z_1 = c)``, the label of the first segment; one for all sequences or one each.
     trans_z : Tensor of shape (C, C)
         ``trans_z[c, c'] = log P(next segment has label c' | this one has c)``.
     trans_l : Tensor of shape (C, K)
@@ -159,10 +160,10 @@ def hsmm_edges(init: Tensor, trans_z: Tensor, trans_l: Tensor, emission: Tensor)
     >>> edges.shape  # 4 observations, durations 1 and 2
     torch.Size([1, 4, 3, 1, 1])
     """
-    num_labels = init.shape[0] if init.dim() == 1 else -1
+    num_labels = init.shape[-1] if init.dim() in (1, 2) else -1
     num_durations = emission.shape[2] if emission.dim() == 4 else -1
     shapes = {
-        "init": (init, (num_labels,)),
+        "init": (init, (*emission.shape[: init.dim() - 1], num_labels)),
         "trans_z": (trans_z, (num_labels, num_labels)),
         "trans_l": (trans_l, (num_labels, num_durations)),
         "emission": (emission, (*emission.shape[:2], num_durations, num_labels)),
@@ -170,10 +171,10 @@ def hsmm_edges(init: Tensor, trans_z: Tensor, trans_l: Tensor, emission: Tensor)
     for name, (value, shape) in shapes.items():
         if tuple(value.shape) != shape:
             raise ValueError(
-                f"`{name}` must fit init (C,), trans_z (C, C), trans_l (C, K) and emission "
-                f"(B, N, K, C); got {tuple(value.shape)}."
+                f"`{name}` must fit init (C,) or (B, C), trans_z (C, C), trans_l (C, K) and "
+                f"emission (B, N, K, C); got {tuple(value.shape)}."
             )
     own = (emission + trans_l.T)[..., None]
-    first = own[:, :1] + init[:, None]
+    first = own[:, :1] + init[..., None, None, :, None]
     closed = torch.full_like(first, -math.inf).expand(*first.shape[:-1], num_labels - 1)
     return torch.cat([torch.cat([first, closed], -1), own[:, 1:] + trans_z.T], 1)

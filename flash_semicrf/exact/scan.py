@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.potentials import accumulator_dtype
-from flash_semicrf.semirings.base import Semiring
+from flash_semicrf.semirings.base import Element, Semiring
 
 __all__ = ["block_length", "linear_scan", "message", "num_durations", "select_ends"]
 
@@ -31,9 +31,7 @@ def block_length(steps: int) -> int:
     return max(1, math.isqrt(steps))
 
 
-def message(
-    semiring: Semiring, element: tuple[float, ...], shape: tuple[int, ...], edges: Tensor
-) -> Tensor:
+def message(semiring: Semiring, element: Element, shape: tuple[int, ...], edges: Tensor) -> Tensor:
     """``semiring.full`` in the accumulator's dtype, so that sums of hundreds of steps stay exact.
 
     In float32 every step would round log Z anew, and marginals with it: to 1e-4 at N = 256.

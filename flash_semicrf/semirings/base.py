@@ -5,7 +5,8 @@ A semiring has a sum, a product that distributes over it, and their neutral elem
 according to the semiring it is given.
 
 Values are tensors with one leading axis of `size` components: (size, ...). ``convert`` makes them
-of potentials and ``unconvert`` makes the answer of them.
+of potentials and ``unconvert`` makes the answer of them. Methods may be called on a class that
+needs no arguments, as in torch-struct: ``LogSemiring.sum(x)``.
 
 References
 ----------
@@ -14,14 +15,43 @@ J. Goodman, Semiring Parsing, Computational Linguistics 1999.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import update_wrapper
 
 import torch
 from torch import Tensor
 
-__all__ = ["Semiring", "as_semiring"]
+__all__ = ["Element", "Semiring", "as_semiring", "components"]
+
+Element = float | tuple[float, ...]
+"""A neutral element: a number, or a tuple of `size` numbers."""
 
 
+def components(element: Element) -> tuple[float, ...]:
+    """A neutral element as a tuple of its components."""
+    return element if isinstance(element, tuple) else (element,)
+
+
+class _Method:
+    """A method that may be called on the class too: on an instance made without arguments."""
+
+    def __init__(self, function: Callable) -> None:
+        self._function = function
+        update_wrapper(self, function)
+
+    def __get__(self, instance: Semiring | None, owner: type[Semiring]) -> Callable:
+        return self._function.__get__(owner() if instance is None else instance, owner)
+
+
+def _callable_on_class(cls: type) -> type:
+    for name, value in list(vars(cls).items()):
+        if inspect.isfunction(value) and not name.startswith("_"):
+            setattr(cls, name, _Method(value))
+    return cls
+
+
+@_callable_on_class
 class Semiring:
     """Base of all semirings; a subclass gives ``zero``, ``one``, ``sum`` and ``mul``.
 
@@ -29,7 +59,7 @@ class Semiring:
     ----------
     size : int
         Components of a value.
-    zero, one : tuple of `size` floats
+    zero, one : float, or tuple of `size` floats
         Neutral elements of the sum and of the product; zero times anything is zero.
     num_potentials : int
         Edge tensors that ``convert`` takes: 1, or 2 for what compares two distributions.
@@ -48,11 +78,15 @@ class Semiring:
     """
 
     size: int = 1
-    zero: tuple[float, ...]
-    one: tuple[float, ...]
+    zero: Element
+    one: Element
     num_potentials: int = 1
     log_domain: bool = True
     edge_gradient: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        _callable_on_class(cls)
 
     def sum(self, x: Tensor, dim: int = -1) -> Tensor:
         """Sum of values over one axis, counted from the end (so `dim` < 0)."""
@@ -76,7 +110,7 @@ class Semiring:
 
     # What follows from the above
 
-    def full(self, element: tuple[float, ...], shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def full(self, element: Element, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Tensor of shape (size, *shape), a view, that holds `zero` or `one` everywhere."""
         column = torch.tensor(element, dtype=like.dtype, device=like.device)
         return column.view(self.size, *(1,) * len(shape)).expand(self.size, *shape)
@@ -85,12 +119,20 @@ class Semiring:
         """Sum of two values, entry by entry."""
         return self.sum(torch.stack([a, b], -1), -1)
 
+    def times(self, *values: Tensor) -> Tensor:
+        """Product of any number of values, entry by entry."""
+        product = values[0]
+        for value in values[1:]:
+            product = self.mul(product, value)
+        return product
+
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
         """Sum over the last axis of the products."""
         return self.sum(self.mul(a, b), -1)
 
-    def prod(self, x: Tensor) -> Tensor:
-        """Product over the last axis, in pairs."""
+    def prod(self, x: Tensor, dim: int = -1) -> Tensor:
+        """Product over one axis, counted from the end, in pairs."""
+        x = x.movedim(dim, -1)
         while x.shape[-1] > 1:
             half = x.shape[-1] // 2
             paired = self.mul(x[..., 0 : 2 * half : 2], x[..., 1 : 2 * half : 2])

@@ -11,6 +11,7 @@ T. Chen, B. Xu, C. Zhang and C. Guestrin, Training Deep Nets with Sublinear Memo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -96,8 +97,9 @@ class CheckpointShardSemiring(CheckpointSemiring):
         """Matrix product, shard by shard."""
         batch = torch.broadcast_shapes(a.shape[1:-2], b.shape[1:-2])
         (rows, inner), columns = a.shape[-2:], b.shape[-1]
-        a = a.expand(self.size, *batch, rows, inner).flatten(1, -3)
-        b = b.expand(self.size, *batch, inner, columns).flatten(1, -3)
+        count = math.prod(batch)  # 1 without batch axes
+        a = a.expand(self.size, *batch, rows, inner).reshape(self.size, count, rows, inner)
+        b = b.expand(self.size, *batch, inner, columns).reshape(self.size, count, inner, columns)
         matrices, height = self._shard(rows, inner, columns)
         parts = [
             torch.cat([self.run(self.inner.matmul, x, right) for x in left.split(height, -2)], -2)

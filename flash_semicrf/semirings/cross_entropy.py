@@ -7,6 +7,7 @@ chaining independent pieces adds all components.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -37,8 +38,10 @@ class CrossEntropySemiring(Semiring):
     one = (0.0, 0.0, 0.0)
     num_potentials = 2
 
-    def convert(self, potentials: Tensor) -> Tensor:
-        """Values of a stacked pair of potentials (2, ...)."""
+    def convert(self, potentials: Tensor | Sequence[Tensor]) -> Tensor:
+        """Values of a pair of potentials, which may be stacked in front: (2, ...)."""
+        if not isinstance(potentials, Tensor):
+            potentials = torch.stack(list(potentials))
         return torch.cat([potentials, torch.zeros_like(potentials[:1])])
 
     def sum(self, x: Tensor, dim: int = -1) -> Tensor:

@@ -47,8 +47,8 @@ class LogSemiring(Semiring):
     2.0
     """
 
-    zero = (-math.inf,)
-    one = (0.0,)
+    zero = -math.inf
+    one = 0.0
 
     def sum(self, x: Tensor, dim: int = -1) -> Tensor:
         """Log-sum-exp."""

@@ -24,8 +24,8 @@ class MaxSemiring(Semiring):
     [1.0, 0.0, 0.0]
     """
 
-    zero = (-math.inf,)
-    one = (0.0,)
+    zero = -math.inf
+    one = 0.0
 
     def sum(self, x: Tensor, dim: int = -1) -> Tensor:
         """Maximum; the gradient goes to the first of equal entries, to none if all are -inf."""

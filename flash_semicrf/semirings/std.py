@@ -24,8 +24,8 @@ class StdSemiring(Semiring):
     4.25
     """
 
-    zero = (0.0,)
-    one = (1.0,)
+    zero = 0.0
+    one = 1.0
     log_domain = False
 
     def sum(self, x: Tensor, dim: int = -1) -> Tensor:

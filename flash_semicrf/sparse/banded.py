@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from flash_semicrf.potentials import NEG_INF
 from flash_semicrf.semirings import LogSemiring, MaxSemiring, Semiring
-from flash_semicrf.semirings.base import as_semiring
+from flash_semicrf.semirings.base import as_semiring, components
 
 __all__ = ["BandedMatrix"]
 
@@ -141,7 +141,7 @@ class BandedMatrix:
             raise ValueError(f"`semiring` must have values of size 1; got {semiring.size}.")
         if self.size != other.size:
             raise ValueError(f"`other` must have n = {self.size} rows; got {other.size}.")
-        zero = semiring.zero[0]
+        (zero,) = components(semiring.zero)
         for name, matrix in (("self", self), ("other", other)):
             if matrix.fill != zero and not max(matrix.fill, zero) <= NEG_INF:
                 raise ValueError(
@@ -191,7 +191,8 @@ def _columns(n: int, lu: int, ld: int, device: torch.device) -> tuple[Tensor, Te
 
 
 def _multiply(left: BandedMatrix, right: BandedMatrix, semiring: Semiring) -> BandedMatrix:
-    n, zero, width = left.size, semiring.zero[0], left.lu + left.ld + 1
+    n, width = left.size, left.lu + left.ld + 1
+    (zero,) = components(semiring.zero)
     # Row i of left meets rows i - ld .. i + lu of right: (1, ..., n, width, diagonals of right).
     rows = pad(_values(right, zero), (0, width, left.ld, left.lu), value=zero)
     rows = rows.unfold(-2, width, 1).transpose(-1, -2)

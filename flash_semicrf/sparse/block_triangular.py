@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.semirings import Semiring
-from flash_semicrf.semirings.base import as_semiring
+from flash_semicrf.semirings.base import as_semiring, components
 from flash_semicrf.validation import check_positive_int
 
 __all__ = ["BlockTriangularMatrix", "block_triang_matmul"]
@@ -132,7 +132,7 @@ class BlockTriangularMatrix:
         """
         K, C = self.K, self.C
         batch = self.values.shape[:-3]
-        zero = (0.0,) if semiring is None else _fitting(semiring, self).zero
+        zero = components(0.0 if semiring is None else _fitting(semiring, self).zero)
         blocks = self.values.new_empty((*batch, K * K, C, C))
         for component, value in zip(blocks if len(zero) > 1 else [blocks], zero, strict=True):
             component.fill_(value)

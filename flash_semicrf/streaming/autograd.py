@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.potentials import BY_POSITION, Potentials
 from flash_semicrf.streaming.dispatch import Backend, choose
 
-__all__ = ["BY_POSITION", "NAMES", "Once", "SemiCRFStreaming", "scaled_gradient"]
+__all__ = ["NAMES", "Once", "SemiCRFStreaming", "scaled_gradient"]
 
 NAMES = (
     "scores",
@@ -29,7 +29,6 @@ _REASON = (
     'log_partition() is differentiable once by this backend; pass backend="reference" for second '
     "derivatives."
 )
-BY_POSITION = ("scores", "start_scores", "end_scores")
 
 
 def scaled_gradient(gradient: Tensor, weight: Tensor, by_position: bool) -> Tensor:

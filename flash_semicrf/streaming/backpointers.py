@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import NEG_INF, Potentials, initial_term
+from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.streaming.dispatch import choose
-from flash_semicrf.streaming.interface import potentials_of_cumulative
+from flash_semicrf.streaming.interface import maximum_start, potentials_of_cumulative
 from flash_semicrf.tail import unrolled
 
 __all__ = ["semi_crf_streaming_viterbi_with_backpointers"]
@@ -28,8 +28,9 @@ def semi_crf_streaming_viterbi_with_backpointers(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Best scores and, for every position and label, the last segment that reaches them best.
 
-    Cost is T(KC + C²) beyond that of the messages, in tensor operations; memory O(TC). With a
-    duration tail, K is T.
+    Without `initial_scores` the first segment's transition term is, as in release 0.2.0, the
+    largest over its free source label; `viterbi` takes their log-sum-exp. Cost is T(KC + C²) beyond
+    that of the messages, in tensor operations; memory O(TC). With a duration tail, K is T.
 
     Parameters
     ----------
@@ -49,7 +50,8 @@ def semi_crf_streaming_viterbi_with_backpointers(
         after a sequence's end. Ties: the shortest.
     bp_c : int64 Tensor of shape (B, T, C)
         Label of the segment before it, or -1 if it is the first. Ties: the label whose own best
-        segment is the shortest, then the lowest, so that walking back gives what `viterbi` does.
+        segment is the shortest, then the lowest, so that walking back gives what `viterbi` does
+        with the same initial scores.
     final_labels : int64 Tensor of shape (B,)
         Label of the best last segment; -1 where nothing is feasible. Ties: the shortest segment,
         then the lowest label.
@@ -60,6 +62,7 @@ def semi_crf_streaming_viterbi_with_backpointers(
         For bad input.
     """
     p = potentials_of_cumulative(cum_scores, transition, duration_bias, lengths, K, **options)
+    p = maximum_start(p)
     with torch.no_grad():
         alpha = choose(backend, p).max_messages(p)
         p = unrolled(p)
@@ -112,7 +115,7 @@ def _sources(p: Potentials, alpha: Tensor, k: int) -> Tensor:
     value = torch.full_like(alpha[:, :-1], -torch.inf)
     for c in range(p.num_labels):
         value = torch.maximum(value, alpha[:, :-1, c, None] + matrix[c])
-    initial = initial_term(matrix, "max") if p.initial_scores is None else p.initial_scores
+    initial = p.initial_scores
     value[:, 0] = (initial[k - 1] if initial.dim() == 2 else initial).to(alpha)
     return value if p.start_scores is None else value + p.start_scores.to(alpha)
 

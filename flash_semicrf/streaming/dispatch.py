@@ -58,7 +58,7 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Log Z, its derivative along a direction, and that of its gradient.
 
-        The problem has `initial_scores` (see `flash_semicrf.streaming.posterior.explicit_start`);
+        The problem has `initial_scores` (see `flash_semicrf.potentials.explicit_start`);
         the direction is finite everywhere, its padding 0, and gives all that the problem gives.
 
         Returns log Z (B,), ``mean`` (B,) = <direction, gradient> = E[score by the direction], and
@@ -69,8 +69,8 @@ class Backend(Protocol):
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Best score alpha_t(c) of the segmentations of ``[0, t)`` that end in c, (B, T+1, C).
 
-        alpha_0 = 0, the free source of the first segment; float64; rows after a sequence's end are
-        arbitrary.
+        alpha_0 = 0, and does not enter the others: the first segment's transition term is that of
+        `messages`. In float64; rows after a sequence's end are arbitrary.
         """
 
     def viterbi(self, potentials: Potentials) -> tuple[Tensor, SegmentTable]:

@@ -22,8 +22,14 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.marginals import IMPOSSIBLE, inner_product
-from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, center_scores
-from flash_semicrf.streaming.autograd import BY_POSITION, NAMES, Once, scaled_gradient
+from flash_semicrf.potentials import (
+    BY_POSITION,
+    NEG_INF,
+    Potentials,
+    accumulator_dtype,
+    center_scores,
+)
+from flash_semicrf.streaming.autograd import NAMES, Once, scaled_gradient
 from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.validation import check_finite_or_forbidden
 
@@ -52,7 +58,7 @@ def expected_score(
     ----------
     p, q : Potentials
         Checked, of the same shapes, with initial scores; see
-        `flash_semicrf.streaming.posterior.explicit_start`. If one has final scores, both have.
+        `flash_semicrf.potentials.explicit_start`. If one has final scores, both have.
         Without q, p itself is taken for it, as a constant.
     backend : str
 

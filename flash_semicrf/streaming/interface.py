@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.observations import Constraints, constrain, fold_table
-from flash_semicrf.potentials import Potentials, score_rows, score_segments
+from flash_semicrf.potentials import Potentials, accumulator_dtype, score_rows, score_segments
 from flash_semicrf.segments import SegmentTable, ViterbiResult, table_to_segments
 from flash_semicrf.streaming import reference
 from flash_semicrf.streaming.autograd import NAMES, SemiCRFStreaming
@@ -100,7 +100,7 @@ def viterbi(
     p = check_potentials(potentials)
     with torch.no_grad():
         scores, table = _viterbi(p, backend, constraints)
-        rows = score_rows(p, table, "max")
+        rows = score_rows(p, table)
     return ViterbiResult(scores, table_to_segments(table, p.batch_size, rows))
 
 
@@ -115,7 +115,7 @@ def _viterbi(
     p: Potentials, backend: str, constraints: Constraints | None = None
 ) -> tuple[Tensor, SegmentTable]:
     with torch.no_grad():
-        constrained = constrain(p, constraints, "max")
+        constrained = constrain(p, constraints)
         scores, table = choose(backend, constrained).viterbi(constrained)
     check_feasible(scores, constraints is not None)
     return scores, table if constrained is p else fold_table(table, p.num_labels)
@@ -161,11 +161,19 @@ def potentials_of_cumulative(
         raise ValueError(
             f"`duration_bias` must have shape (K={K}, C); got {tuple(duration_bias.shape)}."
         )
-    wide = cum_scores if cum_scores.device.type == "mps" else cum_scores.double()
+    wide = cum_scores.to(accumulator_dtype(cum_scores.device))
     scores = wide[:, 1:] - wide[:, :-1]
-    if cum_scores.dtype != torch.float64:
-        scores = scores.float()
     return check_potentials(Potentials(scores, transition, duration_bias, lengths, **options))
+
+
+def maximum_start(potentials: Potentials) -> Potentials:
+    """The problem with release 0.2.0's first segment in its max semiring, as `initial_scores`.
+
+    Without `initial_scores` its transition term is there the largest over the free source label.
+    """
+    if potentials.initial_scores is not None:
+        return potentials
+    return potentials.replace(initial_scores=potentials.transition.amax(-2))
 
 
 def _check_cumulative(cum_scores: Tensor) -> None:
@@ -211,6 +219,8 @@ def semi_crf_streaming_forward(
         Longest duration, in positions.
     semiring : {"log", "max"}
         Log-sum-exp over all segmentations, or their maximum (differentiable along the best one).
+        As in release 0.2.0 the maximum goes over the free source label of the first segment too,
+        so that without `initial_scores` it is not the score of `viterbi`.
     use_triton : bool
         False runs the plain PyTorch loop in place of Triton kernels, for tensors on a GPU.
     num_warps : int
@@ -246,8 +256,9 @@ def semi_crf_streaming_forward(
     )  # fmt: skip
     backend = resolve_use_triton(backend, use_triton, p)
     if semiring == "max":
+        p = maximum_start(p)
         _, table = _viterbi(p, backend)
-        return score_segments(p, table, "max").to(cum_scores.dtype)
+        return score_segments(p, table).to(cum_scores.dtype)
     return _log_partition(p, backend).to(cum_scores.dtype)
 
 
@@ -276,6 +287,7 @@ def compute_edge_block_streaming(
     Returns
     -------
     Tensor of shape (B, C_dst, C_src)
+        In the dtype of `cum_scores`, rounded once.
 
     Raises
     ------
@@ -292,6 +304,8 @@ def compute_edge_block_streaming(
         raise ValueError(
             f"`start` must be in [0, T-k={num_positions - k}]; got {start} with k={k}."
         )
-    content = cum_scores[:, start + k] - cum_scores[:, start] + duration_bias[k - 1]
+    wide = accumulator_dtype(cum_scores.device)
+    sums, bias = cum_scores.to(wide), duration_bias[k - 1].to(wide)
+    content = sums[:, start + k] - sums[:, start] + bias
     matrix = transition[k - 1] if transition.dim() == 3 else transition
-    return content[:, :, None] + matrix.T
+    return (content[:, :, None] + matrix.T).to(cum_scores.dtype)

@@ -21,26 +21,14 @@ from flash_semicrf.potentials import (
     Potentials,
     center_scores,
     content_rows,
-    initial_term,
+    explicit_start,
     table_rows,
 )
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.validation import check_potentials, check_rows
 
-__all__ = ["explicit_start", "segment_marginals", "segment_probabilities"]
-
-
-def explicit_start(potentials: Potentials) -> Potentials:
-    """The same distribution with the first segment's term as `initial_scores`.
-
-    Without them that term is a log-sum-exp over transitions. As initial scores it is one more
-    parameter that the score is linear in, and transitions count only between segments. Shape (C,);
-    (K, C), by the first segment's duration, for (K, C, C) transitions. Differentiable.
-    """
-    if potentials.initial_scores is not None:
-        return potentials
-    return potentials.replace(initial_scores=initial_term(potentials.transition))
+__all__ = ["segment_marginals", "segment_probabilities"]
 
 
 def segment_marginals(

@@ -19,7 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, initial_term
+from flash_semicrf.potentials import (
+    BY_POSITION,
+    NEG_INF,
+    Potentials,
+    accumulator_dtype,
+    explicit_start,
+)
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.cpu.streams import streams, uniform
 from flash_semicrf.tail import unrolled
@@ -27,7 +33,6 @@ from flash_semicrf.tail import unrolled
 __all__ = ["ReferenceBackend", "blank_and_upcast", "log_partition", "sample", "viterbi"]
 
 _MASK = 1e4
-_BY_POSITION = ("scores", "start_scores", "end_scores")
 
 
 def log_partition(potentials: Potentials, semiring: str = "log") -> Tensor:
@@ -56,7 +61,7 @@ def blank_and_upcast(potentials: Potentials) -> Potentials:
     p = p.to(accumulator_dtype(p.device))
     clean = {n: v.masked_fill(dead[n], -torch.inf) for n, v in p.parameters().items()}
     padding = torch.arange(p.num_positions, device=p.device) >= p.lengths[:, None]
-    for name in clean.keys() & {"scores", "start_scores", "end_scores"}:
+    for name in clean.keys() & set(BY_POSITION):
         clean[name] = clean[name].masked_fill(padding[..., None], 0.0)
     return p.replace(**clean)
 
@@ -74,7 +79,7 @@ def _messages(p: Potentials, semiring: str) -> tuple[list[Tensor], list[Tensor]]
     all longer durations.
     """
     sums = _sums(p)
-    first = initial_term(p.transition, semiring) if p.initial_scores is None else p.initial_scores
+    first = explicit_start(p).initial_scores
     k_shape = (p.batch_size, p.max_duration, p.num_labels)
     # sources[s] is gamma_s (+ start_s) by duration: (B, K, C), or (B, 1, C) for static transitions.
     sources = [first.expand(k_shape)]
@@ -311,13 +316,13 @@ class ReferenceBackend:
         self, potentials: Potentials, wanted: set[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Log Z and gradients; see `flash_semicrf.streaming.dispatch.Backend`."""
-        if wanted <= set(_BY_POSITION):
+        if wanted <= set(BY_POSITION):
             return _differentiate(potentials, wanted)
         # Gradients of shared parameters are wanted for each sequence: one sequence at a time.
         sequences = range(potentials.batch_size)
         parts = [_differentiate(_sequence(potentials, b), wanted) for b in sequences]
         found = {
-            name: torch.cat([g[name] if name in _BY_POSITION else g[name][None] for _, g in parts])
+            name: torch.cat([g[name] if name in BY_POSITION else g[name][None] for _, g in parts])
             for name in wanted
         }
         return torch.cat([log_z for log_z, _ in parts]), found
@@ -341,7 +346,7 @@ class ReferenceBackend:
         log_z, mean, products = zip(*parts, strict=True)
         found = {}
         for name in wanted:
-            each = [p[name] if name in _BY_POSITION else p[name][None] for p in products]
+            each = [p[name] if name in BY_POSITION else p[name][None] for p in products]
             found[name] = torch.cat(each)
         return torch.cat(log_z), torch.stack(mean), found
 
@@ -361,7 +366,7 @@ class ReferenceBackend:
 
 def _sequence(p: Potentials, b: int) -> Potentials:
     """The problem of one sequence of a batch."""
-    own = {n: v[b : b + 1] for n, v in p.parameters().items() if n in _BY_POSITION}
+    own = {n: v[b : b + 1] for n, v in p.parameters().items() if n in BY_POSITION}
     return p.replace(lengths=p.lengths[b : b + 1], **own)
 
 

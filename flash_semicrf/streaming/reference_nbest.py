@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials, initial_term
+from flash_semicrf.potentials import Potentials, explicit_start
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.reference import blank_and_upcast
 
@@ -89,8 +89,7 @@ def _lists(p: Potentials, b: int, number: int) -> list[list[list[_Path]]]:
     start, end = (None if x is None else x[b].tolist() for x in (p.start_scores, p.end_scores))
     by_duration = p.transition.expand(p.max_duration, p.num_labels, p.num_labels)
     into = by_duration.transpose(1, 2).tolist()  # [k - 1][label][source]
-    first = initial_term(p.transition, "max") if p.initial_scores is None else p.initial_scores
-    first = first.expand(p.max_duration, p.num_labels).tolist()
+    first = explicit_start(p).initial_scores.expand(p.max_duration, p.num_labels).tolist()
     lists: list[list[list[_Path]]] = [[[] for _ in range(p.num_labels)]]
     for t in range(1, int(p.lengths[b]) + 1):
         lists.append([])

@@ -13,6 +13,7 @@ from flash_semicrf.segments import ViterbiResult
 from flash_semicrf.streaming.autograd import SemiCRFStreaming
 from flash_semicrf.streaming.backpointers import semi_crf_streaming_viterbi_with_backpointers
 from flash_semicrf.streaming.interface import (
+    maximum_start,
     potentials_of_cumulative,
     semi_crf_streaming_forward,
     viterbi,
@@ -152,7 +153,8 @@ def semi_crf_streaming_viterbi_triton(
     Returns
     -------
     ViterbiResult
-        Scores in float64.
+        Scores in float64. Without `initial_scores` the first segment's transition term is, as in
+        release 0.2.0, the largest over its free source label.
 
     Raises
     ------
@@ -161,4 +163,4 @@ def semi_crf_streaming_viterbi_triton(
     """
     with torch.no_grad():
         p = potentials_of_cumulative(cum_scores, transition, duration_bias, lengths, K, **options)
-    return viterbi(p, "triton")
+    return viterbi(maximum_start(p), "triton")

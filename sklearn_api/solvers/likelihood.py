@@ -98,7 +98,7 @@ class LinearLikelihood:
         pairs = pairs[inner - 1]
 
         weight, duration = torch.from_numpy(self.weights)[sequence], stop - start
-        self.gold_weights = self.row_weights[self.gold // self.num_outputs, 0]
+        self.gold_weights = np.repeat(self.weights, lengths)[self.gold // self.num_outputs]
 
         def count(index: torch.Tensor, rows: Any, *shape: int) -> np.ndarray:
             found = torch.bincount(index, weight[rows], minlength=int(np.prod(shape)))
@@ -203,8 +203,7 @@ class LinearLikelihood:
 
     def _gold_score(self, scores: np.ndarray, shared: dict[str, torch.Tensor]) -> float:
         """Weighted sum of the scores of the gold segmentations."""
-        terms = scores.ravel()[self.gold] * self.gold_weights
-        total = float(terms.sum(dtype=np.float64))
+        total = float(np.dot(scores.ravel()[self.gold].astype(np.float64), self.gold_weights))
         for name, counts in self.gold_counts.items():
             value = shared[name].double().numpy()
             total += float((counts * np.where(np.isfinite(value), value, 0.0)).sum())

@@ -89,7 +89,7 @@ def test_n_best_are_the_first_of_those_that_agree(name, backend):
     problem, known, posterior = constrained(name)
     found = n_best(problem, 9, backend, constraints=known)
     for b in range(len(posterior)):
-        segmentations, scores = oracle(problem, known, b, "max")
+        segmentations, scores = oracle(problem, known, b)
         best = scores.sort(descending=True).values[:9]
         assert_close(found.scores[b, : len(best)], best)
         assert bool((found.scores[b, len(best) :] == -math.inf).all())

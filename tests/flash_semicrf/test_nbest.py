@@ -25,7 +25,7 @@ def assert_enumerated(problem, found):
     """Scores are the highest of the enumeration, and each segmentation has its score."""
     number = found.scores.shape[1]
     for b in range(problem.batch_size):
-        segmentations, scores = enumerate_scores(problem, b, "max")
+        segmentations, scores = enumerate_scores(problem, b)
         score_of = dict(zip(map(tuple, segmentations), scores.tolist(), strict=True))
         best = scores[scores > -math.inf].sort(descending=True).values[:number]
         assert_close(found.scores[b, : len(best)], best)

@@ -196,7 +196,7 @@ def test_decoding_finds_the_best_segmentation(options):
     result = head.decode_with_traceback(hidden, lengths)
     potentials, offset = head.potentials(hidden, lengths)
     for index in range(len(lengths)):
-        segmentations, scores = enumerate_scores(potentials, index, "max")
+        segmentations, scores = enumerate_scores(potentials, index)
         found = [(s.start, s.end + 1, s.label) for s in result.segments[index]]
         assert_close(scores[segmentations.index(found)], scores.max())
         assert_close(result.scores[index], scores.max() + offset[index])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flash_semicrf import SemiMarkov
-from flash_semicrf.semirings import LogSemiring, MaxSemiring, StdSemiring
+from flash_semicrf.semirings import KMaxSemiring, LogSemiring, MaxSemiring, StdSemiring
 from flash_semicrf.testing import assert_close, enumerate_segmentations
 from tests.flash_semicrf.edge_paths import path_scores, paths, random_edges
 
@@ -34,6 +34,13 @@ def test_every_path_has_its_score():
         assert torch.equal(SemiMarkov.to_parts(*SemiMarkov.from_parts(parts)).double(), parts)
         assert_close(SemiMarkov(LogSemiring).score(edges, parts)[0], expected)
         assert_close(SemiMarkov(StdSemiring).score(edges.exp(), parts)[0], expected.exp())
+
+
+def test_a_path_has_one_score_among_the_k_best_too():
+    edges = random_edges(2, 4, 3, 2, 2)
+    parts = SemiMarkov.to_parts(torch.tensor([[0, 1, -1, 0, 1], [1, -1, 0, -1, 0]]), (2, 3))
+    found = SemiMarkov(KMaxSemiring(3)).score(edges, parts)
+    assert_close(found, SemiMarkov(LogSemiring).score(edges, parts))
 
 
 def test_scores_of_a_ragged_batch_skip_what_is_forbidden_elsewhere():
@@ -114,9 +121,32 @@ def test_hsmm_of_normalised_durations_has_probabilities_that_sum_to_one():
     assert_close(SemiMarkov(LogSemiring).sum(edges), torch.zeros(2).double())
 
 
+def test_hsmm_takes_initial_probabilities_of_each_sequence():
+    init, trans_z, trans_l, emission = hsmm(5, 3, 3, seed=4)
+    each = torch.stack([init, torch.randn(3, dtype=torch.float64).log_softmax(0)])
+    edges = SemiMarkov.hsmm(each, trans_z, trans_l, emission)
+    for b in range(2):
+        alone = SemiMarkov.hsmm(each[b], trans_z, trans_l, emission[b : b + 1])
+        assert torch.equal(edges[b : b + 1], alone)
+
+
+def test_hsmm_with_initial_probabilities_before_a_first_transition():
+    # As torch-struct writes it: the first edge has a source, drawn from `init`, as all others have.
+    init, trans_z, trans_l, emission = hsmm(4, 2, 3, seed=1)
+    edges = (emission + trans_l.T)[..., None] + trans_z.T
+    edges[:, 0] += init
+    moved = torch.logsumexp(init[:, None] + trans_z, 0)
+    ours = SemiMarkov.hsmm(moved, trans_z, trans_l, emission)
+    total = SemiMarkov(LogSemiring).sum(ours)
+    assert_close(total, SemiMarkov(LogSemiring).sum(edges))
+    assert not torch.allclose(
+        total, SemiMarkov(LogSemiring).sum(SemiMarkov.hsmm(init, trans_z, trans_l, emission))
+    )
+
+
 def test_hsmm_shapes_are_checked():
     init, trans_z, trans_l, emission = hsmm(4, 2, 3, seed=0)
-    for bad in ((init[:1], trans_z), (init, trans_z[:1])):
+    for bad in ((init[:1], trans_z), (init, trans_z[:1]), (init.expand(3, 2), trans_z)):
         with pytest.raises(ValueError, match="must fit init"):
             SemiMarkov.hsmm(*bad, trans_l, emission)
     with pytest.raises(ValueError, match="`trans_l` must fit"):

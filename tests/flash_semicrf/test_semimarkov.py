@@ -367,6 +367,24 @@ def test_neg_inf_forbids_as_minus_infinity_does():
         assert_close(actual, SemiMarkov(LogSemiring).sum(edges.to(dtype)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", [*ALGORITHMS.values(), {"use_banded": True}], ids=str)
+def test_unusable_nan_leaves_the_rule_of_neg_inf_on(options, dtype):
+    edges = torch.full((2, 3, 3, 2, 2), -2e38, dtype=dtype)
+    edges[1] = 0.0
+    edges[:, :, 0] = math.nan
+    found = SemiMarkov(LogSemiring).sum(edges, **options)
+    assert found[0] == -math.inf and found[1].isfinite()
+
+
+@pytest.mark.parametrize("semiring", [LogSemiring, MaxSemiring, StdSemiring])
+@pytest.mark.parametrize("durations", [2, 3])
+def test_banded_tree_without_any_entry(durations, semiring):
+    zero = semiring.zero
+    edges = torch.full((1, 4, durations, 2, 2), zero)
+    assert SemiMarkov(semiring).sum(edges, use_banded=True).tolist() == [zero]
+
+
 def test_tree_that_cannot_fit_is_refused_with_its_bytes():
     edges = torch.zeros(1, 1, 1, 1, 1).expand(8, 255, 100, 24, 24)
     with pytest.raises(ValueError) as info:

@@ -123,6 +123,19 @@ def test_k_best_scores_and_paths(shape, k):
         assert_close(engine.marginals(edges, **algorithm).detach(), torch.stack(paths))
 
 
+@pytest.mark.parametrize("name", ["log", "max", "std"])
+def test_semirings_called_on_the_class(name):
+    mine, other = PAIRS[name]
+    a, b = torch.rand(2, 3, 4, dtype=torch.float64)
+    for operation in ("mul", "plus", "times", "dot"):
+        assert_close(getattr(mine, operation)(a, b), getattr(other, operation)(a, b))
+    for operation in ("sum", "prod", "convert"):
+        assert_close(getattr(mine, operation)(a), getattr(other, operation)(a))
+    assert_close(mine.sum(a, dim=-2), other.sum(a, dim=-2))
+    assert_close(mine.times(a, b, a), other.times(a, b, a))
+    assert_close(mine.matmul(a[None], b.T[None]), other.matmul(a[None], b.T[None]))
+
+
 def test_sequences_of_several_lengths_one_at_a_time():
     edges = draw("usual").repeat(2, 1, 1, 1, 1)
     lengths = [24, 2, 7, 1]

@@ -10,10 +10,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from skorch.callbacks import EpochTimer
 
+from flash_semicrf import SemiMarkovCRFHead
 from flash_semicrf.segments import SegmentTable
 from sklearn_api import SemiCRFSegmenter
 from sklearn_api.building import split_sequences
 from sklearn_api.sequences import LabelCodec, check_X, check_y
+from sklearn_api.solvers.likelihood import LinearLikelihood
 from tests.sklearn_api.test_estimator_checks import EXPECTED_FAILURES
 
 LABELS = np.array(["a", "b", "c"])
@@ -290,3 +292,23 @@ SPARSE_FAILURES = {
 )
 def test_lbfgs_estimator_check(estimator, check):
     check(estimator)
+
+
+def test_float32_scores_have_the_loss_of_their_float64_copy():
+    # Weights and tails in float32 would put the gold scores off, and log Z not.
+    head = SemiMarkovCRFHead(
+        3, 4, hidden_dim=2, initial_scores=True, final_scores=True, duration_tail=-0.1
+    ).double()
+    lengths = np.array([30, 2000])
+    start = [torch.arange(0, length, 10) for length in lengths]
+    table = SegmentTable(
+        torch.repeat_interleave(torch.tensor([0, 1]), torch.tensor([len(s) for s in start])),
+        torch.cat(start), torch.cat(start) + 10, torch.cat(start) // 10 % 3,
+    )  # fmt: skip
+    scores = 100 * np.random.default_rng(0).random((2030, 3), dtype=np.float32)
+    weights = np.array([0.1, 0.7])
+    losses = [
+        LinearLikelihood(head, None, lengths, table, weights, dtype).loss(scores.astype(dtype))
+        for dtype in (np.float32, np.float64)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)

@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.potentials import BY_POSITION, Potentials
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.masks import HUGE, common_parts, running_total
 from flash_semicrf.validation import extremes
@@ -37,6 +37,8 @@ class NumbaBackend:
         """Log Z and gradients; see `flash_semicrf.streaming.dispatch.Backend`."""
         problem, offset = _prepared(potentials)
         log_z, found = _algorithm(potentials).gradients(problem, wanted)
+        for name in wanted & set(BY_POSITION):
+            found[name] = found[name].to(potentials.dtype)
         return log_z + offset[:, -1], found
 
     def messages(self, potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,5 +113,8 @@ def _prepared(potentials: Potentials) -> tuple[Potentials, Tensor]:
         # Masks, or NaN in the padding. One label at 0 and the others at -1e9 is no problem for
         # the kernels, but all of them at -1e9 would be: exponents need their digits.
         parts = common_parts(named["scores"], potentials.lengths)
-        named["scores"], offset = named["scores"] - parts[..., None], running_total(parts)
+        if bool(parts.any()):
+            # In float64: a float32 difference would round what is left.
+            named = {name: value.double() for name, value in named.items()}
+            named["scores"], offset = named["scores"] - parts[..., None], running_total(parts)
     return potentials.replace(**named), offset

@@ -81,7 +81,7 @@ def _batch_of(p: Potentials) -> _Batch:
     p = p.to(torch.float64)  # what kernels compile for: they take too long to do it twice
     scores = array_of(p.scores)
     has_boundary, start, end = boundary_arrays(p, scores)
-    arrivals = arrivals_of(p, "log")
+    arrivals = arrivals_of(p)
     return _Batch(
         scores, start, end, has_boundary, p.initial_scores is None, array_of(p.lengths),
         end_term(p), arrivals, weights_of(arrivals),

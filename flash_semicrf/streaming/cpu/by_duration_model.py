@@ -85,12 +85,12 @@ def labels_and_durations(rows: np.ndarray, max_duration: int, num_labels: int) -
     return np.swapaxes(used.reshape(*rows.shape[:-1], num_labels, max_duration), -1, -2)
 
 
-def arrivals_of(potentials: Potentials, semiring: str) -> Arrivals:
-    """Prepare the scores; `semiring` sums out the first segment's source label."""
+def arrivals_of(potentials: Potentials) -> Arrivals:
+    """Prepare the scores."""
     p = potentials
     transition = forbid(array_of(p.transition)).swapaxes(0, 1)
     bias = rows_of(forbid(array_of(p.duration_bias)))
-    first = rows_of(start_term(p, semiring)) + bias
+    first = rows_of(start_term(p)) + bias
     return Arrivals(p.max_duration, bias, rows_of(transition).ravel(), first, tail_term(p))
 
 

@@ -202,7 +202,7 @@ def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
     p = p.to(torch.float64)
     scores = array_of(p.scores)
     has_boundary, start, end = boundary_arrays(p, scores)
-    arrivals = arrivals_of(p, "max")
+    arrivals = arrivals_of(p)
     last, lengths = end_term(p), array_of(p.lengths)
     alpha = np.zeros(scores.shape)
     longer = scores.shape if p.duration_tail is not None else (p.batch_size, 1, 1)

@@ -124,14 +124,14 @@ def padded_labels(num_labels: int) -> int:
     return -(-num_labels // LANES) * LANES
 
 
-def start_term(potentials: Potentials, semiring: str) -> np.ndarray:
+def start_term(potentials: Potentials) -> np.ndarray:
     """What the first segment gets in place of a transition: (C,), or (K, C) by duration."""
     p = potentials
     if p.initial_scores is not None:
         first = forbid(array_of(p.initial_scores))
         by_label_only = p.transition.dim() == 3 and first.ndim == 1
         return np.tile(first, (p.max_duration, 1)) if by_label_only else first
-    return forbid(array_of(initial_term(p.transition.detach().double(), semiring)))
+    return forbid(array_of(initial_term(p.transition.detach())))
 
 
 def tail_term(potentials: Potentials) -> np.ndarray | None:

@@ -302,7 +302,7 @@ def n_best(potentials: Potentials, alpha: Tensor, number: int) -> tuple[Tensor, 
     has_tail = tail is not None
     tail = tail if has_tail else np.full(p.num_labels, -np.inf)
     transition = forbid(array_of(p.transition)).reshape(-1, p.num_labels, p.num_labels)
-    first = np.ascontiguousarray(np.broadcast_to(start_term(p, "max"), bias.shape))
+    first = np.ascontiguousarray(np.broadcast_to(start_term(p), bias.shape))
     lengths = array_of(p.lengths)
     best = np.full((p.batch_size, number), -np.inf)
     counts = np.zeros((p.batch_size, number), dtype=np.int64)

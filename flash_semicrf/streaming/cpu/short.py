@@ -44,7 +44,7 @@ def model_of(p: Potentials) -> Model | None:
     peak = _finite_peak(duration, 1)
     duration = duration - peak[:, None]
     transition = forbid(array_of(p.transition)) + peak
-    first, last = start_term(p, "log") + peak, end_term(p)
+    first, last = start_term(p) + peak, end_term(p)
     peaks = _finite_peak(first, 0), _finite_peak(last, 0)
     parts = [duration, transition, first - peaks[0], last - peaks[1]]
     for part in parts:

@@ -95,7 +95,7 @@ def _batch_of(p: Potentials) -> _Batch:
     has_boundary, start, end = boundary_arrays(p, scores)
     transition = forbid(array_of(p.transition))
     return _Batch(
-        scores, start, end, has_boundary, array_of(p.lengths), start_term(p, "log"), end_term(p),
+        scores, start, end, has_boundary, array_of(p.lengths), start_term(p), end_term(p),
         window_of(p), transition_of(transition), transition_of(transition.T),
     )  # fmt: skip
 

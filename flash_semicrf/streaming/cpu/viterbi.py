@@ -243,7 +243,7 @@ def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
     best = np.empty(p.batch_size)
     starts, labels = np.empty((2, p.batch_size, p.num_positions if decode else 1), dtype=np.int64)
     counts = np.empty(p.batch_size, dtype=np.int64)
-    first, last, transition = start_term(p, "max"), end_term(p), forbid(array_of(p.transition))
+    first, last, transition = start_term(p), end_term(p), forbid(array_of(p.transition))
     found = (alpha, sources, longer, went_on, offset, best, starts, labels, counts)
     given = (scores, start, end, has_boundary, lengths, first, last, transition, bias)
     pool.run(

@@ -200,7 +200,7 @@ def boundary_kernel(
             x = tl.load(scores_ptr + t * C + label, mask=inner, other=float("-inf"))
             top = tl.max(x, 1)[:, None]
             counted = allowed(x) & (is_deep(x, top) == 0)
-            x = tl.where(counted, settled(x.to(tl.float64), top.to(tl.float64)), 0.0)
+            x = tl.where(counted, settled(x, top), 0.0)
             # The sum up to and including position t, less that of t itself.
             prefix = prefix + tl.cumsum(x, 0) - x
             h = tl.log(tl.where(start > 0, start, 1.0)) + log_z - eta - prefix

@@ -36,7 +36,7 @@ def _deep_content(scores_ptr, p, length, k, longest, label, C, CP: tl.constexpr,
         inside = (label < C) & (p - back < length)
         x = tl.load(scores_ptr + (p - back) * C + label, mask=inside, other=float("-inf"))
         top = tl.max(x, 0)
-        deep = tl.where(is_deep(x, top), settled(x, top).to(tl.float64), 0.0)
+        deep = tl.where(is_deep(x, top), settled(x, top), 0.0)
         total += tl.where(k > back, deep[None, :], 0.0)
     return total
 
@@ -151,7 +151,7 @@ def longer_gradient_kernel(
                     h += deep_window(scores_ptr + row, p, K, label, C, CP)
                 top = tl.max(x, 0)
                 mask = is_deep(x, top)
-                deep = tl.where(mask, settled(x, top).to(tl.float64), 0.0)
+                deep = tl.where(mask, settled(x, top), 0.0)
                 newest_deep = tl.where(tl.max(mask.to(tl.int32), 0) == 1, p, newest_deep)
             h = tl.where(p - K >= born, h, float("-inf"))  # none before the K-th position
             peak = tl.where(born <= p, peak, float("-inf"))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.potentials import Potentials, explicit_start
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming.masks import common_parts, running_total
 from flash_semicrf.streaming.triton.by_duration import (
@@ -160,14 +160,15 @@ def messages(potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
 
 def max_messages(potentials: Potentials) -> Tensor:
     """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
-    alpha = run_passes(potentials, prepare(potentials), False, True).alpha
+    p = explicit_start(potentials)  # the kernels' own first term is a maximum in the max pass
+    alpha = run_passes(p, prepare(p), False, True).alpha
     left_out = running_total(common_parts(potentials.scores, potentials.lengths))
     return alpha + left_out[..., None]
 
 
 def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
-    p = potentials
+    p = explicit_start(potentials)
     B, T, C = p.scores.shape
     inputs = prepare(p)
     best, alpha, _, longer, _ = run_passes(p, inputs, False, True)

@@ -52,7 +52,7 @@ def score_factors(x, R: tl.constexpr):
     Returns
     -------
     rows : tuple of R tensors
-        The scores less the common part of their row, by `settled`.
+        The scores less the common part of their row, float64, by `settled`.
     factors, shifts : tuples of R
         exp(rows - shift), with a whole shift near the largest of each row.
     common : scalar
@@ -71,9 +71,9 @@ def score_factors(x, R: tl.constexpr):
         shift = round_whole(tl.where(allowed(top), top - out, 0.0).to(tl.float64))
         common += out.to(tl.float64)
         rows = rows + (row,)
-        exponents = exponents + (tl.where(allowed(row), row.to(tl.float64) - shift, -1000.0),)
+        exponents = exponents + (tl.where(allowed(row), row - shift, -1000.0),)
         shifts = shifts + (shift,)
-    factors = exp_rows(exponents, rows[0].dtype == tl.float32, R)
+    factors = exp_rows(exponents, x[0].dtype == tl.float32, R)
     ok = rows[0] == rows[0]
     for i in tl.static_range(R):
         ok = ok & ((high_word(factors[i]) > _SMALLEST_FACTOR) | (allowed(rows[i]) == 0))

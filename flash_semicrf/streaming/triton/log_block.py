@@ -49,7 +49,7 @@ def _window_logs(
             place = (block * R + r) * direction * stride
             x = tl.load(score_ptr + place + label, mask=label < C, other=float("-inf"))
             x = settled(x, tl.max(x, 0))
-            prefix += tl.where(allowed(x), x.to(tl.float64), 0.0)  # no linear block has deep ones
+            prefix += tl.where(allowed(x), x, 0.0)  # no linear block has deep ones
 
 
 @triton.jit
@@ -206,12 +206,12 @@ def log_steps(
         is_mask = is_deep(x, top)
         x = settled(x, top)
         # Deep scores go to the sources one by one: a running sum would keep nothing beside them.
-        deep = tl.where(is_mask, x.to(tl.float64), 0.0)
+        deep = tl.where(is_mask, x, 0.0)
         if tl.max(is_mask.to(tl.int32), 0) == 1:
             _lower_window(raw_ptr, deep, here, reach, ring, label, CP, R)
             lowered += deep
             has_deep = has_deep | 1
-        prefix += tl.where(allowed(x), x.to(tl.float64) - deep, 0.0)
+        prefix += tl.where(allowed(x), x - deep, 0.0)
         born = tl.where(allowed(x), born, here + 1)
         alpha = _window_sum(raw_ptr, log_window_ptr, here, reach, ring, born, label, CP, R)
         if HAS_TAIL:

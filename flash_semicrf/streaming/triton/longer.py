@@ -75,7 +75,7 @@ def _add_sources(
     place = (first + row) * direction * stride + label[None, :]
     x = tl.load(score_ptr + place, mask=label[None, :] < C, other=float("-inf"))
     x = settled(x, tl.max(x, 1)[:, None])
-    x = tl.where(allowed(x), x.to(tl.float64), 0.0)
+    x = tl.where(allowed(x), x, 0.0)
     before = tl.load(prefix_ptr + label)[None, :] + (tl.cumsum(x, 0) - x)
     offset = tl.load(raw_offset_ptr + row)
     source = tl.load(raw_ptr + row * CP + label[None, :])
@@ -114,5 +114,5 @@ def deep_window(scores_ptr, p, K, label, C, CP: tl.constexpr):
     for back in range(1, tl.minimum(K, p) + 1):
         x = tl.load(scores_ptr + (p - back) * C + label, mask=label < C, other=float("-inf"))
         top = tl.max(x, 0)
-        total += tl.where(is_deep(x, top), settled(x, top).to(tl.float64), 0.0)
+        total += tl.where(is_deep(x, top), settled(x, top), 0.0)
     return total

@@ -194,7 +194,7 @@ def _settled_rows(rows, inside, count, R: tl.constexpr):
     masked = inside != inside
     for i in tl.static_range(R):
         top = tl.max(rows[i], 0)
-        row = settled(rows[i], top).to(tl.float64)
+        row = settled(rows[i], top)
         mask = is_deep(rows[i], top) | (allowed(row) == 0)
         values = values + (row,)
         counted = counted + (tl.where(mask, 0.0, row),)

@@ -56,8 +56,9 @@ def common_part(top):
 
 @triton.jit
 def settled(x, top):
-    """Scores of a position less their common part, -inf where they forbid."""
-    return tl.where(allowed(x), x - common_part(top), float("-inf"))
+    """Scores of a position less their common part, float64, -inf where they forbid."""
+    rest = x.to(tl.float64) - common_part(top).to(tl.float64)
+    return tl.where(allowed(x), rest, float("-inf"))
 
 
 @triton.jit

@@ -216,7 +216,7 @@ def pass_kernel(
                 tl.store(raw_row + i * CP, sources[i])
                 tl.store(raw_offset + i, row_offset)
                 row_offset += shifts[i]
-                prefix += tl.where(allowed(x[i]), x[i].to(tl.float64), 0.0)
+                prefix += tl.where(allowed(x[i]), x[i], 0.0)
             tl.store(rates_ptr + slot * CP + label, rate)
             g = new_g
             newest = new_newest

@@ -69,7 +69,7 @@ def prefix_kernel(
             x = x.to(tl.float32)
         top = tl.max(x, 0)
         deep = is_deep(x, top)
-        x = settled(x, top).to(tl.float64)
+        x = settled(x, top)
         common += common_part(top).to(tl.float64)
         total += tl.where(allowed(x) & (deep == 0), x, 0.0)
         below += tl.where(deep, x, 0.0)

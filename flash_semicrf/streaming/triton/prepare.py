@@ -20,15 +20,14 @@ _SMALL = tl.constexpr(-230.0)  # e^-230 = 1e-100
 
 
 @triton.jit
-def _first_term(a_src_dst, initial_ptr, label, C, HAS_INITIAL: tl.constexpr, MAX: tl.constexpr):
-    """Initial scores, or the semiring sum of A over source labels; a_src_dst is [dst, src]."""
+def _first_term(a_src_dst, initial_ptr, label, C, HAS_INITIAL: tl.constexpr):
+    """Initial scores, or the log-sum-exp of A over source labels; a_src_dst is [dst, src]."""
     if HAS_INITIAL:
         first = wide(tl.load(initial_ptr + label, mask=label < C, other=float("-inf")))
     else:
         first = tl.max(a_src_dst, 1)
-        if not MAX:
-            safe = tl.where(first > float("-inf"), first, 0.0)
-            first = safe + tl.log(tl.sum(tl.exp(a_src_dst - safe[:, None]), 1))
+        safe = tl.where(first > float("-inf"), first, 0.0)
+        first = safe + tl.log(tl.sum(tl.exp(a_src_dst - safe[:, None]), 1))
     return first
 
 
@@ -81,7 +80,7 @@ def prepare_kernel(
                 extreme = (a > _LARGE) | ((a < _SMALL) & (a > float("-inf")))
                 tl.store(matrix_ptr + to, tl.where(extreme, float("nan"), tl.exp(a)))
             if direction == 0:
-                first = _first_term(a, initial_ptr, label, C, HAS_INITIAL, MAX)
+                first = _first_term(a, initial_ptr, label, C, HAS_INITIAL)
                 tl.store(first_ptr + label, first)
         last = tl.where(label < C, 0.0, float("-inf")).to(tl.float64)
         if HAS_FINAL:

@@ -73,7 +73,7 @@ def longer_segment_kernel(
                 best = tl.where(born <= p, best, float("-inf"))
                 top = tl.max(x, 0)
                 mask = is_deep(x, top)
-                more += tl.where(mask, settled(x, top).to(tl.float64), 0.0)
+                more += tl.where(mask, settled(x, top), 0.0)
                 newest_deep = tl.where(tl.max(mask.to(tl.int32), 0) == 1, p, newest_deep)
             start = tl.where(h >= best, p - K, start)
             best = tl.maximum(best, h) + more
@@ -109,7 +109,7 @@ def last_segment_kernel(
             x = tl.load(scores_ptr + place - (k - 1) * C, mask=live, other=float("-inf"))
             alive = alive & allowed(x)
             top = tl.max(x, 1)[:, None]
-            deep += tl.where(is_deep(x, top), settled(x, top).to(tl.float64), 0.0)
+            deep += tl.where(is_deep(x, top), settled(x, top), 0.0)
         value = tl.load(sources_ptr + place - (k - 1) * C, mask=live & alive, other=float("-inf"))
         value += tl.load(log_window_ptr + k * CP + label) + deep
         duration = tl.where(value > best, k, duration)

@@ -74,6 +74,15 @@ def test_shards_hold_no_more_than_they_may():
         assert semiring.matmul_terms(7, 6, 5, 4) == max(sizes)
 
 
+@pytest.mark.parametrize("inner", [LogSemiring(), KMaxSemiring(2)])
+def test_shards_of_one_matrix_need_no_batch_axis(inner):
+    a, b = (inner.convert(torch.randn(shape)) for shape in ((3, 4), (4, 2)))
+    found = CheckpointShardSemiring(inner, 9).matmul(a, b)
+    torch.testing.assert_close(found, inner.matmul(a, b))
+    empty = CheckpointShardSemiring(inner).matmul(a[:, None][:, :0], b[:, None][:, :0])
+    assert empty.shape == (inner.size, 0, 3, 2)
+
+
 def test_shards_broadcast_and_are_recomputed():
     a = torch.randn(1, 3, 1, 2, 4, dtype=torch.float64, requires_grad=True)
     b = torch.randn(1, 1, 5, 4, 2, dtype=torch.float64, requires_grad=True)

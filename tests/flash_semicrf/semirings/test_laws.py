@@ -141,6 +141,56 @@ def test_k_must_be_a_positive_integer():
             KMaxSemiring(bad)
 
 
+def test_a_pair_of_potentials_need_not_be_stacked():
+    pair = [torch.randn(3, 4), torch.randn(3, 4)]
+    for semiring in (CrossEntropySemiring(), KLDivergenceSemiring()):
+        expected = semiring.convert(torch.stack(pair))
+        assert torch.equal(semiring.convert(pair), expected)
+        assert torch.equal(semiring.convert(tuple(pair)), expected)
+
+
+@pytest.mark.parametrize("semiring", SEMIRINGS, ids=lambda s: type(s).__name__)
+def test_products_of_many_values_and_over_any_axis(semiring):
+    x = values(semiring, 2, 3, seed=5)
+    expected = semiring.mul(semiring.mul(x[..., 0], x[..., 1]), x[..., 2])
+    assert_same(semiring, semiring.times(*x.unbind(-1)), expected)
+    assert_same(semiring, semiring.prod(x.transpose(-1, -2), -2), expected)
+    assert torch.equal(semiring.times(x), x)
+
+
+@pytest.mark.parametrize(
+    "semiring", [type(s) for s in SEMIRINGS if type(s).__init__ is object.__init__]
+)
+def test_methods_of_a_class_are_those_of_its_instance(semiring):
+    made = semiring()
+    a, b = values(made, 3, 3, seed=1), values(made, 3, 3, seed=2)
+    for name in ("mul", "plus", "times", "dot", "matmul"):
+        assert torch.equal(getattr(semiring, name)(a, b), getattr(made, name)(a, b))
+    for name in ("sum", "prod", "unconvert"):
+        assert torch.equal(getattr(semiring, name)(a), getattr(made, name)(a))
+    potential = potentials(made, 3, seed=3)
+    assert torch.equal(semiring.convert(potential), made.convert(potential))
+    assert (semiring.zero, semiring.one, semiring.size) == (made.zero, made.one, made.size)
+
+
+def test_semirings_of_numbers_have_numbers_for_neutral_elements():
+    x = torch.randn(4)
+    for semiring in (LogSemiring, MaxSemiring, StdSemiring):
+        assert_close(semiring.plus(x, torch.full_like(x, semiring.zero)), x)
+        assert_close(semiring.times(x, torch.full_like(x, semiring.one)), x)
+
+
+def test_user_semirings_are_callable_on_the_class_too():
+    class Doubled(LogSemiring):
+        def mul(self, a, b):
+            return 2 * super().mul(a, b)
+
+    one = torch.ones(2)
+    assert Doubled.mul(one, one).tolist() == Doubled().mul(one, one).tolist() == [4.0, 4.0]
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'k'"):
+        KMaxSemiring.sum(one)
+
+
 def test_a_class_stands_for_its_instance():
     assert isinstance(as_semiring(LogSemiring), LogSemiring)
     semiring = KMaxSemiring(2)

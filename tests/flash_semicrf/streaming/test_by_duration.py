@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.nbest import n_best
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.potentials import Potentials, explicit_start
 from flash_semicrf.streaming import log_partition, segment_marginals, viterbi
 from flash_semicrf.streaming.dispatch import BACKENDS, record_backends
-from flash_semicrf.streaming.posterior import explicit_start
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
 from tests.flash_semicrf.cases import LONG_SHAPES, Case, gradients_of, with_gradients
 

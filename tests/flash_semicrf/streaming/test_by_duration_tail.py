@@ -10,12 +10,11 @@ import math
 import pytest
 import torch
 
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.potentials import Potentials, explicit_start
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming import log_partition
 from flash_semicrf.streaming.dispatch import BACKENDS
 from flash_semicrf.streaming.expectations import _direction
-from flash_semicrf.streaming.posterior import explicit_start
 from flash_semicrf.tail import fold_durations, unrolled
 from flash_semicrf.testing import assert_close, random_problem
 from tests.flash_semicrf.cases import Case, gradients_of, with_gradients

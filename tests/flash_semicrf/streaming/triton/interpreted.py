@@ -28,6 +28,7 @@ from flash_semicrf.streaming import (
     viterbi_table,
 )
 from flash_semicrf.streaming.dispatch import record_backends
+from flash_semicrf.streaming.interface import maximum_start
 from flash_semicrf.testing import assert_close, random_problem
 from tests.flash_semicrf.cases import gradients_of, with_gradients
 from tests.flash_semicrf.streaming.triton.interpreter_cases import (
@@ -165,7 +166,7 @@ def test_names_of_release_0_2_0():
     arguments = (cum_scores, problem.transition, problem.duration_bias, problem.lengths, 5)
     log_z = launch_streaming_triton_kernel(*arguments)
     assert_close(log_z, REFERENCE.log_partition(problem))
-    best = viterbi(problem, "reference")
+    best = viterbi(maximum_start(problem), "reference")
     assert_close(launch_streaming_triton_kernel(*arguments, semiring="max"), best.scores)
     assert semi_crf_streaming_viterbi_triton(*arguments).segments == best.segments
     assert_close(launch_streaming_triton_kernel_max_bp(*arguments)[0], best.scores)
@@ -258,6 +259,19 @@ def test_huge_scores_common_to_all_labels_change_no_marginals(by_duration):
     assert [s.label for s in viterbi(shifted, "triton").segments[0]] == [
         s.label for s in viterbi(exact, "reference").segments[0]
     ]
+
+
+@pytest.mark.parametrize("by_duration", [False, True], ids=["static", "by_duration"])
+def test_large_float32_scores_cost_the_others_no_digits(by_duration):
+    case = Case(9, 4, 2, by_duration=by_duration, tail=not by_duration, dtype=torch.float32)
+    problem = case.problem()
+    scores, bias = problem.scores.clone(), problem.duration_bias.clone()
+    scores[..., 0] += 2e4  # of a label that is forbidden
+    bias[:, 0] = -math.inf
+    problem = problem.replace(scores=scores, duration_bias=bias)
+    wide = problem.to(torch.float64)
+    assert_close(TRITON.log_partition(problem), REFERENCE.log_partition(wide))
+    assert_close(TRITON.viterbi(problem)[0], REFERENCE.viterbi(wide)[0])
 
 
 def test_masks_that_cannot_be_avoided_keep_their_score():

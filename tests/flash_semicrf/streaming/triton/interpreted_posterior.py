@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from flash_semicrf.information import entropy, position_entropy
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.potentials import Potentials, explicit_start
 from flash_semicrf.sampling import sample_table
 from flash_semicrf.streaming import segment_probabilities
 from flash_semicrf.streaming.dispatch import record_backends
 from flash_semicrf.streaming.expectations import _direction
-from flash_semicrf.streaming.posterior import explicit_start
 from flash_semicrf.tail import unrolled
 from flash_semicrf.testing import assert_close
 from tests.flash_semicrf.cases import gradients_of, with_gradients

@@ -107,7 +107,7 @@ def test_viterbi_path_has_the_best_score(setting):
     assert_near(best, viterbi(problem, "reference").scores, 1e-9)
     table = type(table)(*(column.cpu() for column in table))
     check_table(table, problem)
-    assert_near(score_segments(problem.to(torch.float64), table, "max"), best, 1e-9)
+    assert_near(score_segments(problem.to(torch.float64), table), best, 1e-9)
 
 
 @pytest.mark.parametrize("setting", POSTERIOR)
