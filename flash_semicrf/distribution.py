@@ -105,10 +105,22 @@ class SemiCRFDistribution(Distribution):
 
     @property
     def log_partition(self) -> Tensor:
-        """Log Z, float64 Tensor of shape (B,), differentiable in the parameters; computed once."""
-        if self._log_partition is None:
-            self._log_partition = log_partition(self._given, self._backend)
-        return self._log_partition
+        """Log Z, float64 Tensor of shape (B,), differentiable in the parameters; computed once.
+
+        What was computed under `torch.no_grad` is computed again for a graph that needs it.
+        """
+        known = self._log_partition
+        wanted = torch.is_grad_enabled() and any(
+            value.requires_grad for value in self._given.parameters().values()
+        )
+        if known is None or (wanted and not known.requires_grad):
+            known = self._log_partition = log_partition(self._given, self._backend)
+        return known
+
+    def _constant(self) -> Tensor:
+        """Log Z without its gradient, which nothing computes for it."""
+        with torch.no_grad():
+            return self.log_partition.detach()
 
     def log_prob(self, value: Tensor | SegmentTable | Sequence[Sequence[Segment]]) -> Tensor:
         """Log-probability of segmentations.
@@ -169,7 +181,7 @@ class SemiCRFDistribution(Distribution):
         """Most probable segmentation of each sequence; `scores` are its log-probabilities."""
         problem = explicit_start(self.potentials)
         found = viterbi(problem, self._backend, constraints=self.constraints)
-        return ViterbiResult(found.scores - self.log_partition.detach(), found.segments)
+        return ViterbiResult(found.scores - self._constant(), found.segments)
 
     def topk(self, k: int) -> NBestResult:
         """The k most probable segmentations of each sequence, in order.
@@ -181,7 +193,7 @@ class SemiCRFDistribution(Distribution):
         """
         problem = explicit_start(self.potentials)
         found = n_best(problem, k, self._backend, constraints=self.constraints)
-        return NBestResult(found.scores - self.log_partition.detach()[:, None], found.segments)
+        return NBestResult(found.scores - self._constant()[:, None], found.segments)
 
     def sample(
         self,

@@ -15,7 +15,7 @@ from flash_semicrf.observations import Constraints, constrain, fold_table
 from flash_semicrf.potentials import Potentials, score_rows, score_segments
 from flash_semicrf.segments import SegmentTable, ViterbiResult, table_to_segments
 from flash_semicrf.streaming import reference
-from flash_semicrf.streaming.autograd import NAMES, SemiCRFStreaming
+from flash_semicrf.streaming.autograd import NAMES, LogPartition, apply
 from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.validation import check_choice, check_positive_int, check_potentials
 
@@ -69,7 +69,7 @@ def _log_partition(p: Potentials, backend: str) -> Tensor:
     chosen = choose(backend, p)
     if chosen.name == "reference":
         return reference.log_partition(p)  # autograd differentiates it, as often as one likes
-    return SemiCRFStreaming.apply(chosen, p.lengths, *map(p.parameters().get, NAMES))
+    return apply(LogPartition, chosen, p.lengths, *map(p.parameters().get, NAMES))
 
 
 def viterbi(

@@ -37,12 +37,12 @@ class SemiCRFStreamingTriton(SemiCRFStreaming):
     parameters None, or left out at the end.
     """
 
-    @staticmethod
-    def forward(ctx, backend: None, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
+    @classmethod
+    def apply(cls, backend: None, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
         """Compute log Z, and the gradients that will be asked for."""
         if backend not in (None, "triton"):
             raise ValueError(f'`backend` must be None or "triton"; got {backend!r}.')
-        return SemiCRFStreaming.forward(ctx, "triton", lengths, *parameters)
+        return SemiCRFStreaming.apply("triton", lengths, *parameters)
 
 
 def launch_streaming_triton_kernel(
