@@ -58,6 +58,7 @@ from flash_semicrf.streaming import log_partition
 from flash_semicrf.streaming.interface import resolve_use_triton
 from flash_semicrf.validation import (
     check_choice,
+    check_eager,
     check_finite_or_forbidden,
     check_labels,
     check_lengths,
@@ -330,6 +331,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
 
     def _checked(self, hidden_states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Check the input; return it in the working dtype with zeros as padding."""
+        check_eager()
         device = self.transition.device
         channels = self.hidden_dim or self.num_classes
         wanted = "D=hidden_dim" if self.hidden_dim else "C=num_classes"

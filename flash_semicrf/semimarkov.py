@@ -30,7 +30,7 @@ from flash_semicrf.exact.tree import binary_tree, tree_bytes
 from flash_semicrf.exact.vectorized import vectorized_scan
 from flash_semicrf.potentials import NEG_INF
 from flash_semicrf.semirings.base import Semiring, as_semiring
-from flash_semicrf.validation import check_lengths, extremes
+from flash_semicrf.validation import check_eager, check_lengths, extremes
 
 __all__ = ["SemiMarkov"]
 
@@ -125,6 +125,7 @@ class SemiMarkov:
 
     def _edges(self, log_potentials: Tensor | Sequence[Tensor], force_grad: bool) -> list[Tensor]:
         """The tensors that were given, checked for their form."""
+        check_eager()
         count = self.semiring.num_potentials
         single = isinstance(log_potentials, Tensor) and count == 1
         given = [log_potentials] if single else list(log_potentials)

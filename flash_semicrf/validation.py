@@ -18,6 +18,7 @@ from flash_semicrf.segments import SegmentTable
 __all__ = [
     "DEVICE_CHECKS",
     "check_choice",
+    "check_eager",
     "check_finite_or_forbidden",
     "check_labels",
     "check_lengths",
@@ -53,6 +54,25 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         choices = ", ".join(repr(choice) for choice in allowed)
         raise ValueError(f"`{name}` must be one of {choices}; got {value!r}.")
+
+
+def check_eager() -> None:
+    """Raise where a call is being recorded or transformed instead of computed.
+
+    The kernels run outside of PyTorch's operators: a trace would hold their answer to the example
+    as a constant, a transform would not reach into them.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        raise RuntimeError(
+            "flash_semicrf cannot be traced or exported: the result would hold the answer to the "
+            "example input as a constant. Trace the encoder alone and call the CRF on its output."
+        )
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "flash_semicrf does not support the transforms of torch.func (grad, vmap, jacrev, jvp, "
+            "...): differentiate with torch.autograd.grad() or backward(), and put what vmap would "
+            "map over on the batch axis."
+        )
 
 
 def extremes(value: Tensor) -> tuple[float, float]:
@@ -120,8 +140,11 @@ def check_potentials(potentials: Potentials) -> Potentials:
         For something that is not a Potentials, or not a floating-point tensor.
     ValueError
         For a wrong shape, device, length, or a NaN; the message names argument and index.
+    RuntimeError
+        Under `torch.jit.trace` and in transforms of `torch.func`: see `check_eager`.
     """
     p = potentials
+    check_eager()
     if not isinstance(p, Potentials):
         raise TypeError(f"`potentials` must be a Potentials; got {type(p).__name__}.")
     required = {name: getattr(p, name) for name in ("scores", "transition", "duration_bias")}

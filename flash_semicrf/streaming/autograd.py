@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming.dispatch import Backend, choose
@@ -76,11 +77,17 @@ def apply(function: type[torch.autograd.Function], *arguments: object) -> Any:
     """Apply an autograd function; without a graph, to tensors that need no gradient.
 
     ``ctx.needs_input_grad`` goes by ``requires_grad`` alone, whatever the grad mode, which
-    ``forward`` cannot look at: it runs without one.
+    ``forward`` cannot look at: it runs without one. Forward-mode derivatives, which have a mode of
+    their own, are left for PyTorch to refuse.
     """
     if not torch.is_grad_enabled():
-        arguments = tuple(x.detach() if isinstance(x, Tensor) else x for x in arguments)
+        arguments = tuple(map(_constant, arguments))
     return function.apply(*arguments)
+
+
+def _constant(value: object) -> object:
+    is_constant = not isinstance(value, Tensor) or unpack_dual(value).tangent is not None
+    return value if is_constant else value.detach()
 
 
 class LogPartition(torch.autograd.Function):

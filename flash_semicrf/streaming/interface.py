@@ -17,7 +17,12 @@ from flash_semicrf.segments import SegmentTable, ViterbiResult, table_to_segment
 from flash_semicrf.streaming import reference
 from flash_semicrf.streaming.autograd import NAMES, LogPartition, apply
 from flash_semicrf.streaming.dispatch import choose
-from flash_semicrf.validation import check_choice, check_positive_int, check_potentials
+from flash_semicrf.validation import (
+    check_choice,
+    check_eager,
+    check_positive_int,
+    check_potentials,
+)
 
 __all__ = [
     "compute_edge_block_streaming",
@@ -169,6 +174,7 @@ def potentials_of_cumulative(
 
 
 def _check_cumulative(cum_scores: Tensor) -> None:
+    check_eager()
     if not isinstance(cum_scores, Tensor):
         raise TypeError(f"`cum_scores` must be a Tensor; got {type(cum_scores).__name__}.")
     if not cum_scores.is_floating_point():
