@@ -39,7 +39,8 @@ from flash_semicrf.head_inputs import (
     cast,
     check_numbers,
     full_precision,
-    linear,
+    project,
+    update_pruned,
 )
 from flash_semicrf.observations import Constraints
 from flash_semicrf.partial import partial_score
@@ -88,8 +89,8 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
     edge_memory_threshold : float, default=8e9
         Largest edge tensor, and first level of a tree, in bytes, that ``backend="exact"`` and
         "binary_tree_sharded" may build; above it they raise.
-    num_warps : {1, 2, 4, 8, 16, 32}, default=4
-        Warps of a Triton program.
+    num_warps : int, default=4
+        Accepted for compatibility; kernels choose their own launch parameters.
     centering : {"position", "sequence", "none"}, default="position"
         See `flash_semicrf.potentials.center_scores`. "position" does not change the model.
     long_segments : {"split", "error"}, default="split"
@@ -118,15 +119,18 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         ``transition[c_src, c_dst]``, before constraints.
     duration_distribution : DurationDistribution
     tail : GeometricTail or None
-    projection : nn.Linear or None
-    boundary_projection : nn.Linear or None
-        To 2C channels: start scores, then end scores.
+    projection : nn.Module or None
+        An nn.Linear, called with hidden states (B, T, D); any module that returns (B, T, C) may
+        take its place.
+    boundary_projection : nn.Module or None
+        The same, to 2C channels: start scores, then end scores.
     initial_scores, final_scores : Parameter of shape (C,) or None
 
     Notes
     -----
     Half-precision inputs, and inputs under autocast, are computed on in float32. Constraints and
-    minimum durations are configuration: they are not part of ``state_dict``.
+    minimum durations are configuration: they are not part of ``state_dict``, and a head made on the
+    meta device, allocated by ``to_empty`` and loaded keeps them.
 
     Examples
     --------
@@ -196,17 +200,39 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
             values = nn.Parameter(torch.zeros(num_classes)) if present else None
             self.register_parameter(name, values)
 
-        durations = allowed_durations(min_duration, max_duration, num_classes)
-        self.register_buffer("allowed_durations", durations, persistent=False)
-        transitions = allowed_transitions(transition_constraints, num_classes)
-        self.register_buffer("allowed_transitions", transitions, persistent=False)
+        # Plain attributes: a loader that allocates buffers anew would leave them without values.
+        self._allowed_durations = allowed_durations(min_duration, max_duration, num_classes)
+        self._allowed_transitions = allowed_transitions(transition_constraints, num_classes)
 
     # Parameters as the model uses them
 
     @property
+    def allowed_durations(self) -> Tensor | None:
+        """What minimum durations leave, bool Tensor of shape (K, C), or None for everything."""
+        return self._on_device("_allowed_durations")
+
+    @allowed_durations.setter
+    def allowed_durations(self, allowed: Tensor | None) -> None:
+        self._allowed_durations = allowed
+
+    @property
+    def allowed_transitions(self) -> Tensor | None:
+        """What constraints leave, bool Tensor of shape (C, C), or None for everything."""
+        return self._on_device("_allowed_transitions")
+
+    def _on_device(self, name: str) -> Tensor | None:
+        """A mask on the device of the head, where it stays."""
+        mask, device = getattr(self, name), self.transition.device
+        if mask is not None and mask.device != device:
+            mask = mask.to(device)
+            if device.type != "meta":
+                setattr(self, name, mask)
+        return mask
+
+    @property
     def duration_bias(self) -> Tensor:
         """Score of every duration, Tensor of shape (K, C); -inf below the minimum durations."""
-        bias = self.duration_distribution()
+        bias = self.duration_distribution().to(self.transition.device)
         shape = (self.max_duration, self.num_classes)
         if tuple(bias.shape) != shape:
             raise ValueError(
@@ -230,6 +256,8 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
     def parameter_penalty(self, p: float = 2.0) -> Tensor:
         """Return ``||transition||_p^p + ||duration_bias||_p^p``; what is forbidden counts 0.
 
+        Durations that training leaves alone count 0 too: they would add a constant.
+
         Parameters
         ----------
         p : float, default=2.0
@@ -237,7 +265,11 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         """
         if not p > 0:
             raise ValueError(f"`p` must be > 0; got {p}.")
-        terms = (self.constrained_transition, self.duration_bias)
+        update_pruned(self)
+        terms, bias = [self.constrained_transition], self.duration_bias
+        learned = any(x.requires_grad for x in self.duration_distribution.parameters())
+        if learned or bias.requires_grad:
+            terms.append(bias)
         return sum(term[term > NEG_INF].abs().pow(p).sum() for term in terms)
 
     # From hidden states to a problem
@@ -284,9 +316,11 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         hidden, lengths = self._checked(hidden_states, lengths)
         scores, start, end = hidden, None, None
         if self.projection is not None:
-            scores = linear(self.projection, hidden)
+            scores = project(self.projection, "projection", hidden, self.num_classes)
         if self.boundary_projection is not None:
-            start, end = linear(self.boundary_projection, hidden).chunk(2, dim=-1)
+            module, channels = self.boundary_projection, 2 * self.num_classes
+            boundary = project(module, "boundary_projection", hidden, channels)
+            start, end = boundary.chunk(2, dim=-1)
         return self.potentials_of_scores(scores, lengths, start, end)
 
     def potentials_of_scores(
@@ -310,6 +344,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         Potentials
             With the head's transitions, durations, and scores of the first and last label.
         """
+        update_pruned(self)
         if self.centering == "sequence":
             scores, _ = center_scores(scores, lengths, "sequence")
         return Potentials(

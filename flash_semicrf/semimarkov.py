@@ -291,7 +291,7 @@ def _cleaned(edges: Tensor, lengths: Tensor, log_domain: bool) -> Tensor:
                 f"`log_potentials` must be {wanted}; got {float(edges[index])} at index {index}."
             )
     # Compared as the dtype rounds it.
-    limit = float(torch.tensor(NEG_INF, dtype=edges.dtype))
+    limit = float(torch.tensor(NEG_INF, dtype=edges.dtype, device="cpu"))
     if log_domain and low <= limit and bool(((edges <= limit) & (edges > -math.inf)).any()):
         edges = edges.masked_fill(edges <= limit, -math.inf)
     return edges

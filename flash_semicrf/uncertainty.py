@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flash_semicrf.edges import check_edge_memory, edge_tensor
 from flash_semicrf.exact.inference import EDGE_BACKENDS
+from flash_semicrf.head_inputs import full_precision
 from flash_semicrf.information import categorical_entropy, entropy
 from flash_semicrf.marginals import SegmentMarginals
 from flash_semicrf.nn import SemiMarkovCRFHead
@@ -129,7 +130,7 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
             If a sequence has no feasible segmentation, or the edge tensor asked for is larger than
             `edge_memory_threshold`.
         """
-        with torch.autocast(hidden_states.device.type, enabled=False):
+        with full_precision(hidden_states):
             _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
             if backend not in EDGE_BACKENDS:
                 return entropy(problem, backend)

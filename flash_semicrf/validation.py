@@ -18,6 +18,7 @@ from flash_semicrf.segments import SegmentTable
 __all__ = [
     "DEVICE_CHECKS",
     "check_choice",
+    "check_data",
     "check_eager",
     "check_finite_or_forbidden",
     "check_labels",
@@ -75,6 +76,12 @@ def check_eager() -> None:
         )
 
 
+def check_data(name: str, value: object) -> None:
+    """Raise where a tensor is on the meta device, which has shapes and no numbers."""
+    if isinstance(value, Tensor) and value.is_meta:
+        raise ValueError(f"`{name}` must hold data; got a tensor on the meta device.")
+
+
 def extremes(value: Tensor) -> tuple[float, float]:
     """Smallest and largest entry of a tensor, NaN if there is one.
 
@@ -89,14 +96,17 @@ def extremes(value: Tensor) -> tuple[float, float]:
 
 
 def check_finite_or_forbidden(name: str, value: Tensor) -> bool:
-    """Raise where a tensor holds NaN or plus infinity; return whether any entry forbids."""
-    if value.numel() == 0:
+    """Raise where a tensor holds NaN or plus infinity; return whether any entry forbids.
+
+    A tensor on the meta device holds nothing.
+    """
+    if value.numel() == 0 or value.is_meta:
         return False
     value = value.detach()
     low, high = extremes(value)
     if high < math.inf:
         # NEG_INF as this dtype rounds it: a float32 keeps -9.99999968e37 of it.
-        return low <= float(torch.tensor(NEG_INF, dtype=value.dtype))
+        return low <= float(torch.tensor(NEG_INF, dtype=value.dtype, device="cpu"))
     bad = value.isnan() | (value == math.inf)
     index = tuple(bad.nonzero()[0].tolist())
     raise ValueError(
@@ -154,6 +164,7 @@ def check_potentials(potentials: Potentials) -> Potentials:
         if not value.is_floating_point():
             raise TypeError(f"`{name}` must have a floating-point dtype; got {value.dtype}.")
     _check_shapes(p)
+    check_data("scores", p.scores)
     for name, value in p.parameters().items():
         if value.device != p.device:
             raise ValueError(
