@@ -114,7 +114,7 @@ class SemiMarkov:
         given = self._edges(log_potentials, force_grad)
         edges = given[0] if len(given) == 1 else torch.stack(given)
         if lengths is None:
-            lengths = torch.full((edges.shape[-5],), edges.shape[-4] + 1)
+            lengths = torch.full((edges.shape[-5],), edges.shape[-4] + 1, device=edges.device)
         lengths = check_lengths(lengths, edges.shape[-5], edges.shape[-4] + 1).to(edges.device)
         edges = _cleaned(edges, lengths, self.semiring.log_domain)
         run = self._algorithm(edges, lengths, use_linear_scan, use_vectorized, use_banded)

@@ -44,7 +44,7 @@ def to_parts(sequence: Tensor, extra: tuple[int, int], lengths: Tensor | None = 
     num_labels, num_durations = extra
     batch, nodes = sequence.shape
     if lengths is None:
-        lengths = torch.full((batch,), nodes)
+        lengths = torch.full((batch,), nodes, device=sequence.device)
     lengths = check_lengths(lengths, batch, nodes).to(sequence.device)
     inside = torch.arange(nodes, device=sequence.device) < lengths[:, None]
     wrong = inside & ((sequence < -1) | (sequence >= num_labels))

@@ -58,7 +58,7 @@ def measure_effective_bandwidth(adj: Tensor | BandedMatrix, fill_value: float | 
         column = row[:, None] + offset
         fill = adj.fill if fill_value is None else fill_value
         present = _present(adj.data, fill) & (column >= 0) & (column < adj.size)
-        outside = _present(torch.tensor(adj.fill, dtype=adj.data.dtype), fill)
+        outside = _present(adj.data.new_tensor(adj.fill), fill)
         if adj.data.numel() and bool(outside) and min(adj.lu, adj.ld) < adj.size - 1:
             return adj.size - 1
         distance = offset.abs().expand_as(present)
@@ -158,9 +158,9 @@ def rcm_ordering_from_adjacency(adj: Tensor) -> tuple[Tensor, bool]:
         from scipy.sparse import csr_array
         from scipy.sparse.csgraph import reverse_cuthill_mckee
     except ImportError:
-        return torch.arange(n), False
+        return torch.arange(n, device="cpu"), False
     if n == 0:
-        return torch.arange(0), True
+        return torch.arange(0, device="cpu"), True
     present = _present(adj.detach(), None).reshape(-1, n, n).any(0)
     graph = csr_array((present | present.T).cpu().numpy())
     order = reverse_cuthill_mckee(graph, symmetric_mode=True)

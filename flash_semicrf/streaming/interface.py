@@ -289,7 +289,7 @@ def compute_edge_block_streaming(
         For bad input, a segment outside the sequence or a duration outside 1..K.
     """
     _check_cumulative(cum_scores)
-    one = torch.ones(len(cum_scores), dtype=torch.int64)
+    one = torch.ones(len(cum_scores), dtype=torch.int64, device=cum_scores.device)
     check_potentials(Potentials(cum_scores[:, :1], transition, duration_bias, one))
     num_positions, max_duration = cum_scores.shape[1] - 1, len(duration_bias)
     if not 1 <= k <= max_duration:

@@ -32,6 +32,7 @@ from tests.flash_semicrf.cases import message_of
 PROBLEM = random_problem()
 LENGTHS = PROBLEM.lengths
 SCORES = PROBLEM.scores
+CUMULATIVE = torch.nn.functional.pad(SCORES.cumsum(1), (0, 0, 1, 0))
 EDGES = torch.zeros(2, 3, 3, 2, 2)
 
 
@@ -58,8 +59,11 @@ ENTRIES = {
     "segment_marginals": (of_scores(lambda p: segment_marginals(p).position), SCORES),
     "entropy": (of_scores(entropy), SCORES),
     "distribution": (of_scores(SemiCRFDistribution), SCORES),
-    "forward": (of_cumulative(semi_crf_streaming_forward), SCORES),
-    "back-pointers": (of_cumulative(semi_crf_streaming_viterbi_with_backpointers), SCORES),
+    "forward": (of_cumulative(semi_crf_streaming_forward), CUMULATIVE),
+    "back-pointers": (
+        of_cumulative(lambda *x: semi_crf_streaming_viterbi_with_backpointers(*x)[0]),
+        CUMULATIVE,
+    ),
     "head": (of_head("forward"), SCORES),
     "head.decode": (of_head("decode"), SCORES),
     "head.decode_with_traceback": (of_head("decode_with_traceback"), SCORES),
@@ -79,6 +83,20 @@ def test_traces_and_transforms_are_refused(name):
     assert traced.startswith("flash_semicrf cannot be traced or exported: ")
     mapped = message_of(RuntimeError, vmap(call), value[None])
     assert mapped.startswith("flash_semicrf does not support the transforms of torch.func ")
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_results_are_where_the_input_is_whatever_the_default_device(name):
+    call, value = ENTRIES[name]
+    torch.manual_seed(0)
+    expected = call(value)
+    torch.manual_seed(0)
+    with torch.device("meta"):  # a tensor made without a device would have no data
+        found = call(value)
+    if isinstance(expected, dict):
+        expected, found = expected["partition"], found["partition"]
+    if isinstance(expected, torch.Tensor):
+        assert_close(found, expected)
 
 
 @pytest.mark.parametrize("transform", [grad, jacrev])
