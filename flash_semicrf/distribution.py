@@ -30,7 +30,13 @@ from flash_semicrf.segments import (
 )
 from flash_semicrf.streaming import log_partition, segment_marginals, viterbi
 from flash_semicrf.streaming.posterior import explicit_start
-from flash_semicrf.validation import check_labels, check_potentials, check_table
+from flash_semicrf.validation import (
+    check_columns,
+    check_labels,
+    check_positive_int,
+    check_potentials,
+    check_table,
+)
 
 __all__ = ["SemiCRFDistribution"]
 
@@ -160,11 +166,17 @@ class SemiCRFDistribution(Distribution):
     def _table_of(self, value: Tensor | SegmentTable | Sequence[Sequence[Segment]]) -> SegmentTable:
         p = self.potentials
         if isinstance(value, SegmentTable):
+            check_columns(value, None, "value")
             return value.to(p.device)
         if isinstance(value, Tensor):
             check_labels(value, p.lengths, p.num_positions, p.num_labels)
             labels = value.to(p.device)
             return labels_to_table(labels, p.lengths, p.max_duration, "error", p.unlimited)
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(
+                "`value` must be labels in a Tensor, a SegmentTable or lists of Segment; got "
+                f"{type(value).__name__}."
+            )
         return segments_to_table(value, p.device)
 
     def entropy(self) -> Tensor:
@@ -214,9 +226,10 @@ class SemiCRFDistribution(Distribution):
         SegmentTable
             Its `sequence` is sample * B + b; `log_prob` takes it.
         """
+        shape = [check_positive_int("sample_shape", n) for n in sample_shape]
         return sample_table(
             self.potentials,
-            math.prod(sample_shape),
+            math.prod(shape),
             seed,
             self._backend,
             constraints=self.constraints,

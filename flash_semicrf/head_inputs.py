@@ -11,7 +11,13 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from flash_semicrf.exact.inference import EDGE_BACKENDS
 from flash_semicrf.streaming.dispatch import BACKENDS
-from flash_semicrf.validation import check_choice, check_data, check_positive_int
+from flash_semicrf.validation import (
+    check_choice,
+    check_data,
+    check_number,
+    check_positive_int,
+    check_tensor,
+)
 
 __all__ = [
     "backend_name",
@@ -36,8 +42,7 @@ def backend_name(backend: str, use_triton: bool) -> str:
 
 def full_precision(hidden_states: Tensor) -> torch.autocast:
     """Switch autocast off; refuse what is no tensor with data before anything reads its device."""
-    if not isinstance(hidden_states, Tensor):
-        raise TypeError(f"`hidden_states` must be a Tensor; got {type(hidden_states).__name__}.")
+    check_tensor("hidden_states", hidden_states)
     check_data("hidden_states", hidden_states)
     return torch.autocast(hidden_states.device.type, enabled=False)
 
@@ -96,15 +101,16 @@ def cast(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def check_numbers(init_scale: float, edge_memory_threshold: float, num_warps: int) -> None:
-    if not 0 <= init_scale < float("inf"):
-        raise ValueError(f"`init_scale` must be finite and >= 0; got {init_scale}.")
-    if not edge_memory_threshold > 0:
-        raise ValueError(f"`edge_memory_threshold` must be > 0; got {edge_memory_threshold}.")
+    check_number("init_scale", init_scale, zero=True)
+    check_number("edge_memory_threshold", edge_memory_threshold, infinite=True)
     check_positive_int("num_warps", num_warps)
 
 
 def check_traceback_length(limit: int | None, lengths: Tensor) -> None:
-    if limit is None or int(lengths.max()) <= limit:
+    if limit is None:
+        return
+    limit = check_positive_int("max_traceback_length", limit, 2**63 - 1)
+    if int(lengths.max()) <= limit:
         return
     index = int(lengths.argmax())
     raise ValueError(

@@ -63,8 +63,10 @@ from flash_semicrf.validation import (
     check_finite_or_forbidden,
     check_labels,
     check_lengths,
+    check_number,
     check_positive_int,
     check_table,
+    check_tensor,
 )
 
 __all__ = ["SemiMarkovCRFHead"]
@@ -182,7 +184,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         self.centering = centering
         self.long_segments = long_segments
 
-        self.transition = nn.Parameter(init_scale * torch.randn(num_classes, num_classes))
+        self.transition = nn.Parameter(float(init_scale) * torch.randn(num_classes, num_classes))
         is_learned = duration_distribution in (None, "learned")
         self.duration_distribution = create_duration_distribution(
             duration_distribution,
@@ -263,8 +265,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         p : float, default=2.0
             Power, > 0.
         """
-        if not p > 0:
-            raise ValueError(f"`p` must be > 0; got {p}.")
+        p = check_number("p", p, infinite=True)
         update_pruned(self)
         terms, bias = [self.constrained_transition], self.duration_bias
         learned = any(x.requires_grad for x in self.duration_distribution.parameters())
@@ -344,6 +345,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         Potentials
             With the head's transitions, durations, and scores of the first and last label.
         """
+        check_tensor("scores", scores)
         update_pruned(self)
         if self.centering == "sequence":
             scores, _ = center_scores(scores, lengths, "sequence")
@@ -501,15 +503,14 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
             )
         if not is_table:
             check_labels(labels, problem.lengths, problem.num_positions, self.num_classes)
-        device = labels.label.device if is_table else labels.device
-        if device != problem.device:
-            raise ValueError(
-                f"`labels` must be on the device of `hidden_states`, {problem.device}; "
-                f"got {device}."
-            )
         if is_table:
             check_table(labels, problem)
             return labels
+        if labels.device != problem.device:
+            raise ValueError(
+                f"`labels` must be on the device of `hidden_states`, {problem.device}; "
+                f"got {labels.device}."
+            )
         limits = (self.max_duration, self.long_segments, problem.unlimited)
         return labels_to_table(labels, problem.lengths, *limits)
 

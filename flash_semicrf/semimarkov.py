@@ -30,7 +30,13 @@ from flash_semicrf.exact.tree import binary_tree, tree_bytes
 from flash_semicrf.exact.vectorized import vectorized_scan
 from flash_semicrf.potentials import NEG_INF
 from flash_semicrf.semirings.base import Semiring, as_semiring
-from flash_semicrf.validation import check_eager, check_lengths, extremes
+from flash_semicrf.validation import (
+    check_eager,
+    check_lengths,
+    check_number,
+    check_tensor,
+    extremes,
+)
 
 __all__ = ["SemiMarkov"]
 
@@ -62,8 +68,7 @@ class SemiMarkov:
 
     def __init__(self, semiring: Semiring | type[Semiring], memory_limit: float = 8e9) -> None:
         self.semiring = as_semiring(semiring)
-        if not memory_limit > 0:
-            raise ValueError(f"`memory_limit` must be > 0; got {memory_limit}.")
+        check_number("memory_limit", memory_limit, infinite=True)
         self.memory_limit = memory_limit
 
     def logpartition(
@@ -127,16 +132,18 @@ class SemiMarkov:
         """The tensors that were given, checked for their form."""
         check_eager()
         count = self.semiring.num_potentials
-        single = isinstance(log_potentials, Tensor) and count == 1
-        given = [log_potentials] if single else list(log_potentials)
+        is_tensor = isinstance(log_potentials, Tensor)
+        if not is_tensor and not isinstance(log_potentials, (list, tuple)):
+            check_tensor("log_potentials", log_potentials)
+        given = [log_potentials] if is_tensor and count == 1 else list(log_potentials)
+        for edges in given:
+            check_tensor("log_potentials", edges)
         if len(given) != count:
             raise ValueError(
                 f"`log_potentials` must hold {count} edge tensors for "
                 f"{type(self.semiring).__name__}; got {len(given)}."
             )
         for edges in given:
-            if not isinstance(edges, Tensor):
-                raise TypeError(f"`log_potentials` must be a Tensor; got {type(edges).__name__}.")
             if not edges.is_floating_point():
                 raise TypeError(
                     f"`log_potentials` must have a floating-point dtype; got {edges.dtype}."

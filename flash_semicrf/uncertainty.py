@@ -25,7 +25,7 @@ from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.semimarkov import SemiMarkov
 from flash_semicrf.semirings import EntropySemiring
-from flash_semicrf.validation import check_choice, check_potentials
+from flash_semicrf.validation import check_choice, check_number, check_potentials
 
 __all__ = ["UncertaintySemiMarkovCRFHead"]
 
@@ -188,10 +188,7 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         """
         check_choice("reduction", reduction, ("mean", "sum", "none"))
         check_choice("focus_mode", focus_mode, ("high_uncertainty", "boundary_regions"))
-        if not 0 <= uncertainty_weight < math.inf:
-            raise ValueError(
-                f"`uncertainty_weight` must be finite and >= 0; got {uncertainty_weight}."
-            )
+        uncertainty_weight = check_number("uncertainty_weight", uncertainty_weight, zero=True)
         loss = self.compute_loss(hidden_states, lengths, labels, use_triton, backend, "none")
         marginals = self.marginals(hidden_states, lengths, use_triton, backend)
         measure = _label_uncertainty if focus_mode == "high_uncertainty" else _boundary_uncertainty

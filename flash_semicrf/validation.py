@@ -6,12 +6,12 @@ Every message says what must hold, what came, and where.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from flash_semicrf.checks import check_int, check_number, check_positive_int, check_tensor
 from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.segments import SegmentTable
 
@@ -20,13 +20,17 @@ __all__ = [
     "check_choice",
     "check_data",
     "check_eager",
+    "check_columns",
     "check_finite_or_forbidden",
+    "check_int",
     "check_labels",
     "check_lengths",
+    "check_number",
     "check_positive_int",
     "check_potentials",
     "check_rows",
     "check_table",
+    "check_tensor",
     "extremes",
     "refuse",
 ]
@@ -40,14 +44,6 @@ On a GPU each look at a value waits for the device, so a backend may offer one l
 
 
 _DURATIONS = "must have durations in [1, K={}]"
-
-
-def check_positive_int(name: str, value: object) -> int:
-    """Return `value` as an int >= 1, or raise."""
-    is_integer = hasattr(value, "__index__") and not isinstance(value, (bool, Tensor))
-    if not is_integer or operator.index(value) < 1:
-        raise ValueError(f"`{name}` must be an integer >= 1; got {value!r}.")
-    return operator.index(value)
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -115,8 +111,7 @@ def check_finite_or_forbidden(name: str, value: Tensor) -> bool:
 
 
 def _check_form_of_lengths(lengths: Tensor, batch_size: int) -> None:
-    if not isinstance(lengths, Tensor):
-        raise TypeError(f"`lengths` must be a Tensor; got {type(lengths).__name__}.")
+    check_tensor("lengths", lengths)
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"`lengths` must have an integer dtype; got {lengths.dtype}.")
     if tuple(lengths.shape) != (batch_size,):
@@ -159,8 +154,7 @@ def check_potentials(potentials: Potentials) -> Potentials:
         raise TypeError(f"`potentials` must be a Potentials; got {type(p).__name__}.")
     required = {name: getattr(p, name) for name in ("scores", "transition", "duration_bias")}
     for name, value in (required | p.parameters()).items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"`{name}` must be a Tensor; got {type(value).__name__}.")
+        check_tensor(name, value)
         if not value.is_floating_point():
             raise TypeError(f"`{name}` must have a floating-point dtype; got {value.dtype}.")
     _check_shapes(p)
@@ -236,8 +230,7 @@ def check_labels(
 
     Entries equal to `ignore_index` are valid too.
     """
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"`labels` must be a Tensor; got {type(labels).__name__}.")
+    check_tensor("labels", labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"`labels` must have an integer dtype; got {labels.dtype}.")
     shape = (len(lengths), num_positions)
@@ -246,6 +239,7 @@ def check_labels(
     inside = torch.arange(num_positions, device=labels.device) < lengths.to(labels.device)[:, None]
     outside = inside & ((labels < 0) | (labels >= num_labels))
     if ignore_index is not None:
+        check_int("ignore_index", ignore_index)
         outside &= labels != ignore_index
     if bool(outside.any()):
         index = tuple(outside.nonzero()[0].tolist())
@@ -255,14 +249,34 @@ def check_labels(
         )
 
 
+def check_columns(table: SegmentTable, device: torch.device | None, name: str = "table") -> None:
+    """Raise unless `table` is a SegmentTable of int64 tensors of one length, on a device if any."""
+    if not isinstance(table, SegmentTable):
+        raise TypeError(f"`{name}` must be a SegmentTable; got {type(table).__name__}.")
+    for column, value in table._asdict().items():
+        check_tensor(f"{name}.{column}", value)
+        if value.dtype != torch.int64:
+            raise TypeError(f"`{name}.{column}` must have dtype int64; got {value.dtype}.")
+        if tuple(value.shape) != (table.sequence.numel(),):
+            raise ValueError(
+                f"The columns of `{name}` must have one shape (N,); got "
+                f"{tuple(table.sequence.shape)} for `sequence` and {tuple(value.shape)} for "
+                f"`{column}`."
+            )
+        if device is not None and value.device != device:
+            raise ValueError(
+                f"`{name}.{column}` must be on the device of the scores, {device}; "
+                f"got {value.device}."
+            )
+
+
 def check_rows(table: SegmentTable, potentials: Potentials) -> None:
     """Raise unless every row of `table` is a segment inside its sequence, of an allowed duration.
 
     Unlike `check_table`, the rows need not tile the sequences.
     """
     p = potentials
-    if not isinstance(table, SegmentTable):
-        raise TypeError(f"`table` must be a SegmentTable; got {type(table).__name__}.")
+    check_columns(table, p.device)
     sequence, start, stop, label = table
     known = (sequence >= 0) & (sequence < p.batch_size)
     duration = stop - start
@@ -287,6 +301,7 @@ def _wrong_durations(p: Potentials, duration: Tensor, label: Tensor) -> Tensor:
 def check_table(table: SegmentTable, potentials: Potentials) -> None:
     """Raise unless the rows of `table` tile every sequence of `potentials` with valid segments."""
     p = potentials
+    check_columns(table, p.device)
     sequence, start, stop, label = table
     count = torch.bincount(sequence, minlength=p.batch_size)
     if len(count) != p.batch_size or bool((count == 0).any()):

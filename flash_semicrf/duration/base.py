@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -168,10 +169,14 @@ def given_numbers(value: float | Sequence[float] | Tensor, name: str) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach()
     try:
-        return torch.as_tensor(value, device="cpu")
-    except (TypeError, ValueError, RuntimeError):
-        kind = type(value).__name__
-        raise TypeError(f"`{name}` must be a number or an array of numbers; got {kind}.") from None
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiuO":
+            raise TypeError
+        return torch.from_numpy(np.array(array, dtype=np.float64))
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"`{name}` must be a number or an array of numbers; got {value!r}."
+        ) from None
 
 
 def per_label(

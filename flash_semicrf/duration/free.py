@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flash_semicrf.validation import check_finite_or_forbidden
+from flash_semicrf.validation import check_finite_or_forbidden, check_number
 
 from .base import DurationDistribution, add_dtype_and_device, add_values, given_numbers, one_of
 from .fitting import duration_counts, smooth_log_histogram
@@ -44,8 +44,7 @@ class LearnedDuration(DurationDistribution):
         learnable: bool = True,
     ) -> None:
         super().__init__(max_duration, num_classes)
-        if not 0 <= init_scale < float("inf"):
-            raise ValueError(f"`init_scale` must be finite and >= 0; got {init_scale}.")
+        init_scale = check_number("init_scale", init_scale, zero=True)
         self.learnable = bool(learnable)
         shape = (self.max_duration, self.num_classes)
         if init_bias is None:
@@ -88,10 +87,9 @@ class LearnedDuration(DurationDistribution):
         **kwargs
             Further arguments of the class.
         """
-        if not 0 < pseudo_count < float("inf"):
-            raise ValueError(f"`pseudo_count` must be finite and > 0; got {pseudo_count}.")
-        if bandwidth is not None and not 0 <= bandwidth < float("inf"):
-            raise ValueError(f"`bandwidth` must be finite and >= 0; got {bandwidth}.")
+        check_number("pseudo_count", pseudo_count)
+        if bandwidth is not None:
+            check_number("bandwidth", bandwidth, zero=True)
         counts = duration_counts(durations, labels, max_duration, num_classes)
         table = torch.from_numpy(smooth_log_histogram(counts, pseudo_count, bandwidth))
         return cls(max_duration, num_classes, init_bias=table, **kwargs)

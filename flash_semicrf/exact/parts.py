@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.semirings.base import Semiring
-from flash_semicrf.validation import check_lengths
+from flash_semicrf.validation import check_lengths, check_tensor
 
 __all__ = ["from_parts", "hsmm_edges", "score_parts", "to_parts"]
 
@@ -41,6 +41,7 @@ def to_parts(sequence: Tensor, extra: tuple[int, int], lengths: Tensor | None = 
     >>> parts.nonzero().tolist()  # b, n, k, c_dst, c_src
     [[0, 0, 1, 1, 0], [0, 1, 2, 0, 1]]
     """
+    check_tensor("sequence", sequence)
     num_labels, num_durations = extra
     batch, nodes = sequence.shape
     if lengths is None:
@@ -93,6 +94,7 @@ def from_parts(edge: Tensor) -> tuple[Tensor, tuple[int, int]]:
     >>> from_parts(to_parts(sequence, (2, 3)))
     (tensor([[ 0,  1, -1,  0]]), (2, 3))
     """
+    check_tensor("edge", edge)
     batch, steps, num_durations, num_labels, _ = edge.shape
     sequence = torch.full((batch, steps + 1), -1, device=edge.device)
     owner, node, duration, target, source = edge.nonzero().unbind(1)
@@ -103,6 +105,8 @@ def from_parts(edge: Tensor) -> tuple[Tensor, tuple[int, int]]:
 
 def score_parts(semiring: Semiring, potentials: Tensor, parts: Tensor) -> Tensor:
     """Semiring product of the edges that `parts` marks; see `flash_semicrf.SemiMarkov.score`."""
+    check_tensor("potentials", potentials)
+    check_tensor("parts", parts)
     if potentials.shape != parts.shape:
         raise ValueError(
             f"`parts` must have the shape of `potentials`, {tuple(potentials.shape)}; got "
@@ -159,6 +163,9 @@ def hsmm_edges(init: Tensor, trans_z: Tensor, trans_l: Tensor, emission: Tensor)
     >>> edges.shape  # 4 observations, durations 1 and 2
     torch.Size([1, 4, 3, 1, 1])
     """
+    given = {"init": init, "trans_z": trans_z, "trans_l": trans_l, "emission": emission}
+    for name, value in given.items():
+        check_tensor(name, value)
     num_labels = init.shape[0] if init.dim() == 1 else -1
     num_durations = emission.shape[2] if emission.dim() == 4 else -1
     shapes = {

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from flash_semicrf.checks import check_positive_int
 from flash_semicrf.semirings.base import Semiring, as_semiring
 
 __all__ = ["CheckpointSemiring", "CheckpointShardSemiring"]
@@ -88,9 +89,7 @@ class CheckpointShardSemiring(CheckpointSemiring):
 
     def __init__(self, semiring: Semiring | type[Semiring], max_size: int = 2**24) -> None:
         super().__init__(semiring)
-        if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 1:
-            raise ValueError(f"`max_size` must be an integer >= 1; got {max_size!r}.")
-        self.max_size = max_size
+        self.max_size = check_positive_int("max_size", max_size, 2**63 - 1)
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """Matrix product, shard by shard."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flash_semicrf.potentials import NEG_INF
 from flash_semicrf.sparse.banded import BandedMatrix
-from flash_semicrf.validation import check_positive_int
+from flash_semicrf.validation import check_positive_int, check_tensor
 
 __all__ = [
     "apply_permutation",
@@ -71,6 +71,7 @@ def measure_effective_bandwidth(adj: Tensor | BandedMatrix, fill_value: float | 
 
 
 def _check_square(name: str, matrix: Tensor) -> None:
+    check_tensor(name, matrix)
     if matrix.dim() < 2 or matrix.shape[-1] != matrix.shape[-2]:
         raise ValueError(
             f"`{name}` must have shape (n, n) or (batch, n, n); got {tuple(matrix.shape)}."
@@ -195,6 +196,7 @@ def apply_permutation(potentials: Tensor, perm: Tensor) -> Tensor:
             [1., 0.]])
     """
     _check_square("potentials", potentials)
+    check_tensor("perm", perm)
     n = potentials.shape[-1]
     perm = perm.to(potentials.device)
     if tuple(perm.shape) != (n,) or not torch.equal(

@@ -22,6 +22,7 @@ from flash_semicrf.validation import (
     check_eager,
     check_positive_int,
     check_potentials,
+    check_tensor,
 )
 
 __all__ = [
@@ -175,8 +176,7 @@ def potentials_of_cumulative(
 
 def _check_cumulative(cum_scores: Tensor) -> None:
     check_eager()
-    if not isinstance(cum_scores, Tensor):
-        raise TypeError(f"`cum_scores` must be a Tensor; got {type(cum_scores).__name__}.")
+    check_tensor("cum_scores", cum_scores)
     if not cum_scores.is_floating_point():
         raise TypeError(f"`cum_scores` must have a floating-point dtype; got {cum_scores.dtype}.")
     shape = tuple(cum_scores.shape)
