@@ -9,15 +9,28 @@ import math
 import numbers
 import operator
 
+import torch
 from torch import Tensor
 
-__all__ = ["check_int", "check_number", "check_positive_int", "check_tensor"]
+__all__ = [
+    "check_floating_dtype",
+    "check_int",
+    "check_number",
+    "check_positive_int",
+    "check_tensor",
+]
 
 
 def check_tensor(name: str, value: object) -> None:
     """Raise unless `value` is a Tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a Tensor; got {type(value).__name__}.")
+
+
+def check_floating_dtype(name: str, value: object) -> None:
+    """Raise unless `value` is a floating-point torch.dtype."""
+    if not isinstance(value, torch.dtype) or not value.is_floating_point:
+        raise TypeError(f"`{name}` must be a floating-point torch.dtype; got {value!r}.")
 
 
 def check_int(name: str, value: object) -> int:

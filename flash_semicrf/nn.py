@@ -61,6 +61,7 @@ from flash_semicrf.validation import (
     check_choice,
     check_eager,
     check_finite_or_forbidden,
+    check_floating_dtype,
     check_labels,
     check_lengths,
     check_number,
@@ -114,6 +115,8 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         duration K. "geometric" learns it for each label, from the slope of the last two duration
         scores on; of the "geometric" distribution it is the rate itself, and nothing is added.
         Numbers are fixed rates; -inf leaves a label with K.
+    accum_dtype : torch.dtype, default=torch.float64
+        Accepted for compatibility; sums are in float64 (float32 on devices without it) in any case.
 
     Attributes
     ----------
@@ -166,6 +169,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         final_scores: bool = False,
         boundary_scores: bool = False,
         duration_tail: str | float | Sequence[float] | Tensor | GeometricTail | None = None,
+        accum_dtype: torch.dtype = torch.float64,
     ) -> None:
         super().__init__()
         self.num_classes = check_positive_int("num_classes", num_classes)
@@ -176,11 +180,13 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         check_choice("centering", centering, ("position", "sequence", "none"))
         check_choice("long_segments", long_segments, ("split", "error"))
         check_numbers(init_scale, edge_memory_threshold, num_warps)
+        check_floating_dtype("accum_dtype", accum_dtype)
         if boundary_scores and hidden_dim is None:
             raise ValueError("`boundary_scores`=True needs `hidden_dim`; got hidden_dim=None.")
         self.init_scale = init_scale
         self.edge_memory_threshold = edge_memory_threshold
         self.num_warps = num_warps
+        self.accum_dtype = accum_dtype
         self.centering = centering
         self.long_segments = long_segments
 

@@ -12,6 +12,7 @@ EMNLP 2008.
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
@@ -57,6 +58,8 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         backend: str = "auto",
         normalize: bool = True,
         use_triton: bool = True,
+        *,
+        use_streaming: bool | None = None,
     ) -> Tensor:
         """P(a segment starts at position t).
 
@@ -68,6 +71,9 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
             Divide by Z, which makes a probability of the total weight (sum of exp(score)) of the
             segmentations with a boundary at t. Without, the logarithm of that weight is returned:
             log P + log Z, -inf for a position where no segment can start.
+        use_streaming : bool, optional
+            Deprecated, as in release 0.2.0: True is ``backend="streaming"``, False
+            ``backend="exact"``.
 
         Returns
         -------
@@ -75,6 +81,8 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
             Without gradient. Probabilities in the working dtype: 1 at position 0, 0 after a
             sequence's end. Log-weights in float64, -inf after the end.
         """
+        if use_streaming is not None:
+            backend = _backend_of(use_streaming, backend)
         marginals = self.marginals(hidden_states, lengths, use_triton, backend)
         boundary = marginals.boundary.clamp(max=1.0)
         if normalize:
@@ -197,6 +205,17 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         if reduction == "none":
             return loss
         return loss.mean() if reduction == "mean" else loss.sum()
+
+
+def _backend_of(use_streaming: bool, backend: str) -> str:
+    """The backend that a deprecated argument stands for."""
+    named = "streaming" if use_streaming else "exact"
+    if backend not in ("auto", named):
+        raise ValueError(f"`backend`={backend!r} contradicts `use_streaming`={use_streaming}.")
+    warnings.warn(
+        f'`use_streaming` is deprecated; pass backend="{named}".', DeprecationWarning, stacklevel=3
+    )
+    return named
 
 
 def _label_uncertainty(marginals: SegmentMarginals, lengths: Tensor) -> Tensor:

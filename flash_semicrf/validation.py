@@ -11,7 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flash_semicrf.checks import check_int, check_number, check_positive_int, check_tensor
+from flash_semicrf.checks import (
+    check_floating_dtype,
+    check_int,
+    check_number,
+    check_positive_int,
+    check_tensor,
+)
 from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.segments import SegmentTable
 
@@ -22,6 +28,7 @@ __all__ = [
     "check_eager",
     "check_columns",
     "check_finite_or_forbidden",
+    "check_floating_dtype",
     "check_int",
     "check_labels",
     "check_lengths",

@@ -19,8 +19,8 @@ def to_parts(sequence: Tensor, extra: tuple[int, int], lengths: Tensor | None = 
     Parameters
     ----------
     sequence : integer Tensor of shape (B, N)
-        Label of each node that the path visits, -1 for the others. Node 0 and the last node must
-        be visited.
+        Label of each node that the path visits, -1 for the others. Node 0 must be visited. A path
+        that stops before the last node has no edge after the last one that it visits.
     extra : (C, K)
         Labels, and entries of the duration axis (longest duration + 1).
     lengths : integer Tensor of shape (B,), optional
@@ -49,14 +49,12 @@ def to_parts(sequence: Tensor, extra: tuple[int, int], lengths: Tensor | None = 
     lengths = check_lengths(lengths, batch, nodes).to(sequence.device)
     inside = torch.arange(nodes, device=sequence.device) < lengths[:, None]
     wrong = inside & ((sequence < -1) | (sequence >= num_labels))
-    everyone = torch.arange(batch, device=sequence.device)
-    for node in (torch.zeros_like(lengths), lengths - 1):
-        wrong[everyone, node] |= sequence[everyone, node] < 0
+    wrong[:, 0] |= sequence[:, 0] < 0
     if bool(wrong.any()):
         index = tuple(wrong.nonzero()[0].tolist())
         raise ValueError(
             f"`sequence` must hold labels in [0, C-1={num_labels - 1}] or -1, and a label at the "
-            f"first and the last node; got {int(sequence[index])} at index {index}."
+            f"first node; got {int(sequence[index])} at index {index}."
         )
     owner, node = (inside & (sequence >= 0)).nonzero().unbind(1)
     label = sequence[owner, node]

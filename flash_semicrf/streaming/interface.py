@@ -20,6 +20,7 @@ from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.validation import (
     check_choice,
     check_eager,
+    check_floating_dtype,
     check_positive_int,
     check_potentials,
     check_tensor,
@@ -202,6 +203,7 @@ def semi_crf_streaming_forward(
     final_scores: Tensor | None = None,
     duration_tail: Tensor | None = None,
     backend: str = "auto",
+    accum_dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """Log partition function, or best score, from cumulative scores.
 
@@ -223,6 +225,8 @@ def semi_crf_streaming_forward(
         Accepted for compatibility; kernels choose their own launch parameters.
     start_scores, end_scores, initial_scores, final_scores, duration_tail, backend
         As in `Potentials` and `log_partition`.
+    accum_dtype : torch.dtype
+        Accepted for compatibility; sums are in float64 (float32 on devices without it) in any case.
 
     Returns
     -------
@@ -245,6 +249,7 @@ def semi_crf_streaming_forward(
     """
     check_choice("semiring", semiring, ("log", "max"))
     check_positive_int("num_warps", num_warps)
+    check_floating_dtype("accum_dtype", accum_dtype)
     p = potentials_of_cumulative(
         cum_scores, transition, duration_bias, lengths, K,
         start_scores=start_scores, end_scores=end_scores,
