@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flash_semicrf.potentials import NEG_INF, Potentials, score_rows
 from flash_semicrf.segments import SegmentTable
+from flash_semicrf.validation import check_data
 
 __all__ = ["allowed_durations", "allowed_transitions", "check_gold", "forbid"]
 
@@ -29,7 +30,7 @@ def allowed_durations(
     Returns
     -------
     bool Tensor of shape (K, C) or None
-        Row k-1 is duration k. None when everything is allowed.
+        Row k-1 is duration k; on the CPU. None when everything is allowed.
 
     Raises
     ------
@@ -51,6 +52,7 @@ def allowed_durations(
                 )
         shortest = [min_duration.get(label, 1) for label in range(num_classes)]
     elif hasattr(min_duration, "__len__"):
+        check_data("min_duration", min_duration)
         shortest = min_duration.tolist() if hasattr(min_duration, "tolist") else list(min_duration)
         if len(shortest) != num_classes:
             raise ValueError(
@@ -65,10 +67,11 @@ def allowed_durations(
                 f"`min_duration` must be an integer in [1, K={max_duration}]; "
                 f"got {value!r} for label {label}."
             )
-    shortest = torch.tensor([operator.index(value) for value in shortest])
-    if int(shortest.max()) == 1:
+    if max(shortest) == 1:
         return None
-    return torch.arange(1, max_duration + 1)[:, None] >= shortest
+    # On the CPU, where a mask has data: the default device may be the meta device.
+    shortest = torch.tensor([operator.index(value) for value in shortest], device="cpu")
+    return torch.arange(1, max_duration + 1, device="cpu")[:, None] >= shortest
 
 
 def _is_int(value: object) -> bool:
@@ -99,7 +102,9 @@ def allowed_transitions(constraints: object, num_classes: int) -> Tensor | None:
     """
     if constraints is None:
         return None
-    allowed = torch.as_tensor(constraints)
+    check_data("transition_constraints", constraints)
+    is_tensor = isinstance(constraints, Tensor)
+    allowed = constraints if is_tensor else torch.as_tensor(constraints, device="cpu")
     if allowed.dtype != torch.bool:
         raise TypeError(f"`transition_constraints` must have dtype bool; got {allowed.dtype}.")
     if tuple(allowed.shape) != (num_classes, num_classes):

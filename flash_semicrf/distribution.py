@@ -29,7 +29,13 @@ from flash_semicrf.segments import (
     segments_to_table,
 )
 from flash_semicrf.streaming import log_partition, segment_marginals, viterbi
-from flash_semicrf.validation import check_labels, check_potentials, check_table
+from flash_semicrf.validation import (
+    check_columns,
+    check_labels,
+    check_positive_int,
+    check_potentials,
+    check_table,
+)
 
 __all__ = ["SemiCRFDistribution"]
 
@@ -101,10 +107,22 @@ class SemiCRFDistribution(Distribution):
 
     @property
     def log_partition(self) -> Tensor:
-        """Log Z, float64 Tensor of shape (B,), differentiable in the parameters; computed once."""
-        if self._log_partition is None:
-            self._log_partition = log_partition(self._given, self._backend)
-        return self._log_partition
+        """Log Z, float64 Tensor of shape (B,), differentiable in the parameters; computed once.
+
+        What was computed under `torch.no_grad` is computed again for a graph that needs it.
+        """
+        known = self._log_partition
+        wanted = torch.is_grad_enabled() and any(
+            value.requires_grad for value in self._given.parameters().values()
+        )
+        if known is None or (wanted and not known.requires_grad):
+            known = self._log_partition = log_partition(self._given, self._backend)
+        return known
+
+    def _constant(self) -> Tensor:
+        """Log Z without its gradient, which nothing computes for it."""
+        with torch.no_grad():
+            return self.log_partition.detach()
 
     def log_prob(self, value: Tensor | SegmentTable | Sequence[Sequence[Segment]]) -> Tensor:
         """Log-probability of segmentations.
@@ -144,11 +162,17 @@ class SemiCRFDistribution(Distribution):
     def _table_of(self, value: Tensor | SegmentTable | Sequence[Sequence[Segment]]) -> SegmentTable:
         p = self.potentials
         if isinstance(value, SegmentTable):
+            check_columns(value, None, "value")
             return value.to(p.device)
         if isinstance(value, Tensor):
             check_labels(value, p.lengths, p.num_positions, p.num_labels)
             labels = value.to(p.device)
             return labels_to_table(labels, p.lengths, p.max_duration, "error", p.unlimited)
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(
+                "`value` must be labels in a Tensor, a SegmentTable or lists of Segment; got "
+                f"{type(value).__name__}."
+            )
         return segments_to_table(value, p.device)
 
     def entropy(self) -> Tensor:
@@ -164,7 +188,7 @@ class SemiCRFDistribution(Distribution):
     def mode(self) -> ViterbiResult:
         """Most probable segmentation of each sequence; `scores` are its log-probabilities."""
         found = viterbi(self.potentials, self._backend, constraints=self.constraints)
-        return ViterbiResult(found.scores - self.log_partition.detach(), found.segments)
+        return ViterbiResult(found.scores - self._constant(), found.segments)
 
     def topk(self, k: int) -> NBestResult:
         """The k most probable segmentations of each sequence, in order.
@@ -175,7 +199,7 @@ class SemiCRFDistribution(Distribution):
             Its scores (B, k) are log-probabilities, -inf where there are fewer segmentations.
         """
         found = n_best(self.potentials, k, self._backend, constraints=self.constraints)
-        return NBestResult(found.scores - self.log_partition.detach()[:, None], found.segments)
+        return NBestResult(found.scores - self._constant()[:, None], found.segments)
 
     def sample(
         self,
@@ -196,9 +220,10 @@ class SemiCRFDistribution(Distribution):
         SegmentTable
             Its `sequence` is sample * B + b; `log_prob` takes it.
         """
+        shape = [check_positive_int("sample_shape", n) for n in sample_shape]
         return sample_table(
             self.potentials,
-            math.prod(sample_shape),
+            math.prod(shape),
             seed,
             self._backend,
             constraints=self.constraints,

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils.prune import BasePruningMethod
 
 from flash_semicrf.exact.inference import EDGE_BACKENDS
 from flash_semicrf.streaming.dispatch import BACKENDS
-from flash_semicrf.validation import check_choice
+from flash_semicrf.validation import (
+    check_choice,
+    check_data,
+    check_number,
+    check_positive_int,
+    check_tensor,
+)
 
 __all__ = [
     "backend_name",
@@ -16,8 +25,11 @@ __all__ = [
     "check_numbers",
     "check_traceback_length",
     "full_precision",
-    "linear",
+    "project",
+    "update_pruned",
 ]
+
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def backend_name(backend: str, use_triton: bool) -> str:
@@ -29,15 +41,59 @@ def backend_name(backend: str, use_triton: bool) -> str:
 
 
 def full_precision(hidden_states: Tensor) -> torch.autocast:
-    """Switch autocast off, and refuse what is not a tensor before anything asks its device."""
-    if not isinstance(hidden_states, Tensor):
-        raise TypeError(f"`hidden_states` must be a Tensor; got {type(hidden_states).__name__}.")
+    """Switch autocast off; refuse what is no tensor with data before anything reads its device."""
+    check_tensor("hidden_states", hidden_states)
+    check_data("hidden_states", hidden_states)
     return torch.autocast(hidden_states.device.type, enabled=False)
 
 
-def linear(projection: nn.Linear, hidden: Tensor) -> Tensor:
-    dtype = hidden.dtype
-    return F.linear(hidden, projection.weight.to(dtype), projection.bias.to(dtype))
+def project(projection: nn.Module, name: str, hidden: Tensor, channels: int) -> Tensor:
+    """Call a projection, with floating parameters and buffers in the dtype of its input.
+
+    Parameters
+    ----------
+    projection : nn.Module
+        From (B, T, D) to (B, T, channels).
+    name : str
+        For messages.
+    hidden : Tensor of shape (B, T, D)
+    channels : int
+
+    Returns
+    -------
+    Tensor of shape (B, T, channels)
+        In float32 or wider.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a module that returns something else.
+    """
+    values = itertools.chain(projection.named_parameters(), projection.named_buffers())
+    cast_values = {
+        key: value.to(hidden.dtype)
+        for key, value in values
+        if value.dtype in _FLOATING and value.dtype != hidden.dtype
+    }
+    # The module is called in either case: its hooks, adapters and parametrizations take part.
+    scores = functional_call(projection, cast_values, hidden) if cast_values else projection(hidden)
+    wanted = f"a floating Tensor of shape {(*hidden.shape[:2], channels)}"
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+        raise TypeError(f"`{name}` must return {wanted}; got {got}.")
+    if tuple(scores.shape) != (*hidden.shape[:2], channels):
+        raise ValueError(f"`{name}` must return {wanted}; got {tuple(scores.shape)}.")
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def update_pruned(module: nn.Module) -> None:
+    """Compute what `torch.nn.utils.prune` has replaced among a module's own parameters.
+
+    It does so in a hook that PyTorch runs before ``forward`` and before no other method.
+    """
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod):
+            hook(module, ())
 
 
 def cast(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -45,16 +101,16 @@ def cast(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def check_numbers(init_scale: float, edge_memory_threshold: float, num_warps: int) -> None:
-    if not 0 <= init_scale < float("inf"):
-        raise ValueError(f"`init_scale` must be finite and >= 0; got {init_scale}.")
-    if not edge_memory_threshold > 0:
-        raise ValueError(f"`edge_memory_threshold` must be > 0; got {edge_memory_threshold}.")
-    if num_warps not in (1, 2, 4, 8, 16, 32):
-        raise ValueError(f"`num_warps` must be 1, 2, 4, 8, 16 or 32; got {num_warps}.")
+    check_number("init_scale", init_scale, zero=True)
+    check_number("edge_memory_threshold", edge_memory_threshold, infinite=True)
+    check_positive_int("num_warps", num_warps)
 
 
 def check_traceback_length(limit: int | None, lengths: Tensor) -> None:
-    if limit is None or int(lengths.max()) <= limit:
+    if limit is None:
+        return
+    limit = check_positive_int("max_traceback_length", limit, 2**63 - 1)
+    if int(lengths.max()) <= limit:
         return
     index = int(lengths.argmax())
     raise ValueError(

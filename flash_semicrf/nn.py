@@ -39,7 +39,8 @@ from flash_semicrf.head_inputs import (
     cast,
     check_numbers,
     full_precision,
-    linear,
+    project,
+    update_pruned,
 )
 from flash_semicrf.observations import Constraints
 from flash_semicrf.partial import partial_score
@@ -58,11 +59,15 @@ from flash_semicrf.streaming import log_partition
 from flash_semicrf.streaming.interface import resolve_use_triton
 from flash_semicrf.validation import (
     check_choice,
+    check_eager,
     check_finite_or_forbidden,
+    check_floating_dtype,
     check_labels,
     check_lengths,
+    check_number,
     check_positive_int,
     check_table,
+    check_tensor,
 )
 
 __all__ = ["SemiMarkovCRFHead"]
@@ -87,8 +92,8 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
     edge_memory_threshold : float, default=8e9
         Largest edge tensor, and first level of a tree, in bytes, that ``backend="exact"`` and
         "binary_tree_sharded" may build; above it they raise.
-    num_warps : {1, 2, 4, 8, 16, 32}, default=4
-        Warps of a Triton program.
+    num_warps : int, default=4
+        Accepted for compatibility; kernels choose their own launch parameters.
     centering : {"position", "sequence", "none"}, default="position"
         See `flash_semicrf.potentials.center_scores`. "position" does not change the model.
     long_segments : {"split", "error"}, default="split"
@@ -110,6 +115,8 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         duration K. "geometric" learns it for each label, from the slope of the last two duration
         scores on; of the "geometric" distribution it is the rate itself, and nothing is added.
         Numbers are fixed rates; -inf leaves a label with K.
+    accum_dtype : torch.dtype, default=torch.float64
+        Accepted for compatibility; sums are in float64 (float32 on devices without it) in any case.
 
     Attributes
     ----------
@@ -117,15 +124,18 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         ``transition[c_src, c_dst]``, before constraints.
     duration_distribution : DurationDistribution
     tail : GeometricTail or None
-    projection : nn.Linear or None
-    boundary_projection : nn.Linear or None
-        To 2C channels: start scores, then end scores.
+    projection : nn.Module or None
+        An nn.Linear, called with hidden states (B, T, D); any module that returns (B, T, C) may
+        take its place.
+    boundary_projection : nn.Module or None
+        The same, to 2C channels: start scores, then end scores.
     initial_scores, final_scores : Parameter of shape (C,) or None
 
     Notes
     -----
     Half-precision inputs, and inputs under autocast, are computed on in float32. Constraints and
-    minimum durations are configuration: they are not part of ``state_dict``.
+    minimum durations are configuration: they are not part of ``state_dict``, and a head made on the
+    meta device, allocated by ``to_empty`` and loaded keeps them.
 
     Examples
     --------
@@ -159,6 +169,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         final_scores: bool = False,
         boundary_scores: bool = False,
         duration_tail: str | float | Sequence[float] | Tensor | GeometricTail | None = None,
+        accum_dtype: torch.dtype = torch.float64,
     ) -> None:
         super().__init__()
         self.num_classes = check_positive_int("num_classes", num_classes)
@@ -169,15 +180,17 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         check_choice("centering", centering, ("position", "sequence", "none"))
         check_choice("long_segments", long_segments, ("split", "error"))
         check_numbers(init_scale, edge_memory_threshold, num_warps)
+        check_floating_dtype("accum_dtype", accum_dtype)
         if boundary_scores and hidden_dim is None:
             raise ValueError("`boundary_scores`=True needs `hidden_dim`; got hidden_dim=None.")
         self.init_scale = init_scale
         self.edge_memory_threshold = edge_memory_threshold
         self.num_warps = num_warps
+        self.accum_dtype = accum_dtype
         self.centering = centering
         self.long_segments = long_segments
 
-        self.transition = nn.Parameter(init_scale * torch.randn(num_classes, num_classes))
+        self.transition = nn.Parameter(float(init_scale) * torch.randn(num_classes, num_classes))
         is_learned = duration_distribution in (None, "learned")
         self.duration_distribution = create_duration_distribution(
             duration_distribution,
@@ -195,17 +208,39 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
             values = nn.Parameter(torch.zeros(num_classes)) if present else None
             self.register_parameter(name, values)
 
-        durations = allowed_durations(min_duration, max_duration, num_classes)
-        self.register_buffer("allowed_durations", durations, persistent=False)
-        transitions = allowed_transitions(transition_constraints, num_classes)
-        self.register_buffer("allowed_transitions", transitions, persistent=False)
+        # Plain attributes: a loader that allocates buffers anew would leave them without values.
+        self._allowed_durations = allowed_durations(min_duration, max_duration, num_classes)
+        self._allowed_transitions = allowed_transitions(transition_constraints, num_classes)
 
     # Parameters as the model uses them
 
     @property
+    def allowed_durations(self) -> Tensor | None:
+        """What minimum durations leave, bool Tensor of shape (K, C), or None for everything."""
+        return self._on_device("_allowed_durations")
+
+    @allowed_durations.setter
+    def allowed_durations(self, allowed: Tensor | None) -> None:
+        self._allowed_durations = allowed
+
+    @property
+    def allowed_transitions(self) -> Tensor | None:
+        """What constraints leave, bool Tensor of shape (C, C), or None for everything."""
+        return self._on_device("_allowed_transitions")
+
+    def _on_device(self, name: str) -> Tensor | None:
+        """A mask on the device of the head, where it stays."""
+        mask, device = getattr(self, name), self.transition.device
+        if mask is not None and mask.device != device:
+            mask = mask.to(device)
+            if device.type != "meta":
+                setattr(self, name, mask)
+        return mask
+
+    @property
     def duration_bias(self) -> Tensor:
         """Score of every duration, Tensor of shape (K, C); -inf below the minimum durations."""
-        bias = self.duration_distribution()
+        bias = self.duration_distribution().to(self.transition.device)
         shape = (self.max_duration, self.num_classes)
         if tuple(bias.shape) != shape:
             raise ValueError(
@@ -229,14 +264,19 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
     def parameter_penalty(self, p: float = 2.0) -> Tensor:
         """Return ``||transition||_p^p + ||duration_bias||_p^p``; what is forbidden counts 0.
 
+        Durations that training leaves alone count 0 too: they would add a constant.
+
         Parameters
         ----------
         p : float, default=2.0
             Power, > 0.
         """
-        if not p > 0:
-            raise ValueError(f"`p` must be > 0; got {p}.")
-        terms = (self.constrained_transition, self.duration_bias)
+        p = check_number("p", p, infinite=True)
+        update_pruned(self)
+        terms, bias = [self.constrained_transition], self.duration_bias
+        learned = any(x.requires_grad for x in self.duration_distribution.parameters())
+        if learned or bias.requires_grad:
+            terms.append(bias)
         return sum(term[term > NEG_INF].abs().pow(p).sum() for term in terms)
 
     # From hidden states to a problem
@@ -283,9 +323,11 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         hidden, lengths = self._checked(hidden_states, lengths)
         scores, start, end = hidden, None, None
         if self.projection is not None:
-            scores = linear(self.projection, hidden)
+            scores = project(self.projection, "projection", hidden, self.num_classes)
         if self.boundary_projection is not None:
-            start, end = linear(self.boundary_projection, hidden).chunk(2, dim=-1)
+            module, channels = self.boundary_projection, 2 * self.num_classes
+            boundary = project(module, "boundary_projection", hidden, channels)
+            start, end = boundary.chunk(2, dim=-1)
         return self.potentials_of_scores(scores, lengths, start, end)
 
     def potentials_of_scores(
@@ -309,6 +351,8 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         Potentials
             With the head's transitions, durations, and scores of the first and last label.
         """
+        check_tensor("scores", scores)
+        update_pruned(self)
         if self.centering == "sequence":
             scores, _ = center_scores(scores, lengths, "sequence")
         return Potentials(
@@ -330,6 +374,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
 
     def _checked(self, hidden_states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Check the input; return it in the working dtype with zeros as padding."""
+        check_eager()
         device = self.transition.device
         channels = self.hidden_dim or self.num_classes
         wanted = "D=hidden_dim" if self.hidden_dim else "C=num_classes"
@@ -464,15 +509,14 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
             )
         if not is_table:
             check_labels(labels, problem.lengths, problem.num_positions, self.num_classes)
-        device = labels.label.device if is_table else labels.device
-        if device != problem.device:
-            raise ValueError(
-                f"`labels` must be on the device of `hidden_states`, {problem.device}; "
-                f"got {device}."
-            )
         if is_table:
             check_table(labels, problem)
             return labels
+        if labels.device != problem.device:
+            raise ValueError(
+                f"`labels` must be on the device of `hidden_states`, {problem.device}; "
+                f"got {labels.device}."
+            )
         limits = (self.max_duration, self.long_segments, problem.unlimited)
         return labels_to_table(labels, problem.lengths, *limits)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import Segment, SegmentTable, covered_positions, segments_to_table
-from flash_semicrf.validation import check_labels, refuse
+from flash_semicrf.validation import check_columns, check_labels, check_tensor, refuse
 
 if TYPE_CHECKING:
     from flash_semicrf.observations import Constraints, Positions, Segments
@@ -141,7 +141,7 @@ def _table(name: str, value: Segments | None, p: Potentials) -> SegmentTable | N
         return None
     if isinstance(value, SegmentTable):
         table = value
-        _check_device(name, table.start, p)
+        check_columns(table, p.device, name)
     else:
         _check_lists(name, value, p)
         segments = [[_segment(name, b, x) for x in given] for b, given in enumerate(value)]
@@ -172,7 +172,8 @@ def _segment(name: str, sequence: int, given: tuple[int, int, int] | Segment) ->
 
 
 def _integers(name: str, sequence: int, values: Sequence[object]) -> list[int]:
-    if not all(hasattr(value, "__index__") for value in values):
+    # A bool would count as a position: lists of them are a mask, which has to be a Tensor.
+    if not all(hasattr(value, "__index__") and not isinstance(value, bool) for value in values):
         raise TypeError(f"`{name}` must hold integers; got {values!r} in sequence {sequence}.")
     return [operator.index(value) for value in values]
 
@@ -187,8 +188,7 @@ def _check_lists(name: str, value: object, p: Potentials) -> None:
 
 
 def _check_mask(name: str, value: Tensor, shape: tuple[int, ...], p: Potentials) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"`{name}` must be a Tensor; got {type(value).__name__}.")
+    check_tensor(name, value)
     if value.dtype != torch.bool:
         raise TypeError(f"`{name}` must have dtype bool; got {value.dtype}.")
     if tuple(value.shape) != shape:

@@ -40,7 +40,7 @@ from flash_semicrf.segments import (
     labels_to_table,
     limit_durations,
 )
-from flash_semicrf.validation import check_choice, check_potentials
+from flash_semicrf.validation import check_choice, check_int, check_potentials
 
 __all__ = ["Constraints", "constrain", "fold_marginals", "fold_table", "unfold_table"]
 
@@ -148,6 +148,7 @@ class Constraints:
         tensor([[False,  True, False, False]])
         """
         check_choice("long_segments", long_segments, ("split", "error"))
+        check_int("ignore_index", ignore_index)
         runs = labels_to_table(labels, lengths)
         runs = _rows(runs, runs.label != ignore_index)
         if long_segments == "error":

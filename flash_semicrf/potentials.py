@@ -22,6 +22,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from flash_semicrf.checks import check_tensor
 from flash_semicrf.segments import SegmentTable, covered_positions
 
 __all__ = [
@@ -170,6 +171,8 @@ def center_scores(scores: Tensor, lengths: Tensor, mode: str = "position") -> tu
     ValueError
         For an unknown mode.
     """
+    check_tensor("scores", scores)
+    check_tensor("lengths", lengths)
     valid = torch.arange(scores.shape[1], device=scores.device) < lengths[:, None]
     wide = accumulator_dtype(scores.device)
     if mode == "position":

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flash_semicrf.checks import check_tensor
+
 __all__ = [
     "Segment",
     "SegmentTable",
@@ -140,6 +142,8 @@ def labels_to_table(
     """
     if long_segments not in ("split", "error"):
         raise ValueError(f'`long_segments` must be "split" or "error"; got {long_segments!r}.')
+    check_tensor("labels", labels)
+    check_tensor("lengths", lengths)
     batch_size, num_positions = labels.shape
     position = torch.arange(num_positions, device=labels.device)
     valid = position < lengths[:, None]
@@ -185,6 +189,7 @@ def limit_durations(
     duration = table.stop - table.start
     too_long = duration > max_duration
     if unlimited is not None:
+        check_tensor("unlimited", unlimited)
         too_long &= ~unlimited.to(table.label.device)[table.label]
     if not bool(too_long.any()):
         return table
@@ -215,11 +220,15 @@ def segments_to_table(
     segments: Sequence[Sequence[Segment]], device: torch.device | str = "cpu"
 ) -> SegmentTable:
     """Flatten lists of `Segment` (inclusive ends), one list per sequence, into a table."""
-    rows = [
-        (b, segment.start, segment.end + 1, segment.label)
-        for b, sequence in enumerate(segments)
-        for segment in sequence
-    ]
+    rows = []
+    for b, sequence in enumerate(segments):
+        for segment in sequence:
+            if not isinstance(segment, Segment):
+                raise TypeError(
+                    f"`segments` must hold Segment objects; got {type(segment).__name__} in "
+                    f"sequence {b}."
+                )
+            rows.append((b, segment.start, segment.end + 1, segment.label))
     columns = torch.tensor(rows, dtype=torch.int64, device=device).reshape(-1, 4)
     return SegmentTable(*columns.unbind(1))
 

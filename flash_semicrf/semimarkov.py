@@ -30,7 +30,13 @@ from flash_semicrf.exact.tree import binary_tree, tree_bytes
 from flash_semicrf.exact.vectorized import vectorized_scan
 from flash_semicrf.potentials import NEG_INF
 from flash_semicrf.semirings.base import Semiring, as_semiring
-from flash_semicrf.validation import check_lengths, extremes
+from flash_semicrf.validation import (
+    check_eager,
+    check_lengths,
+    check_number,
+    check_tensor,
+    extremes,
+)
 
 __all__ = ["SemiMarkov"]
 
@@ -62,8 +68,7 @@ class SemiMarkov:
 
     def __init__(self, semiring: Semiring | type[Semiring], memory_limit: float = 8e9) -> None:
         self.semiring = as_semiring(semiring)
-        if not memory_limit > 0:
-            raise ValueError(f"`memory_limit` must be > 0; got {memory_limit}.")
+        check_number("memory_limit", memory_limit, infinite=True)
         self.memory_limit = memory_limit
 
     def logpartition(
@@ -114,7 +119,7 @@ class SemiMarkov:
         given = self._edges(log_potentials, force_grad)
         edges = given[0] if len(given) == 1 else torch.stack(given)
         if lengths is None:
-            lengths = torch.full((edges.shape[-5],), edges.shape[-4] + 1)
+            lengths = torch.full((edges.shape[-5],), edges.shape[-4] + 1, device=edges.device)
         lengths = check_lengths(lengths, edges.shape[-5], edges.shape[-4] + 1).to(edges.device)
         edges = _cleaned(edges, lengths, self.semiring.log_domain)
         run = self._algorithm(edges, lengths, use_linear_scan, use_vectorized, use_banded)
@@ -125,17 +130,20 @@ class SemiMarkov:
 
     def _edges(self, log_potentials: Tensor | Sequence[Tensor], force_grad: bool) -> list[Tensor]:
         """The tensors that were given, checked for their form."""
+        check_eager()
         count = self.semiring.num_potentials
-        single = isinstance(log_potentials, Tensor) and count == 1
-        given = [log_potentials] if single else list(log_potentials)
+        is_tensor = isinstance(log_potentials, Tensor)
+        if not is_tensor and not isinstance(log_potentials, (list, tuple)):
+            check_tensor("log_potentials", log_potentials)
+        given = [log_potentials] if is_tensor and count == 1 else list(log_potentials)
+        for edges in given:
+            check_tensor("log_potentials", edges)
         if len(given) != count:
             raise ValueError(
                 f"`log_potentials` must hold {count} edge tensors for "
                 f"{type(self.semiring).__name__}; got {len(given)}."
             )
         for edges in given:
-            if not isinstance(edges, Tensor):
-                raise TypeError(f"`log_potentials` must be a Tensor; got {type(edges).__name__}.")
             if not edges.is_floating_point():
                 raise TypeError(
                     f"`log_potentials` must have a floating-point dtype; got {edges.dtype}."
@@ -291,7 +299,7 @@ def _cleaned(edges: Tensor, lengths: Tensor, log_domain: bool) -> Tensor:
                 f"`log_potentials` must be {wanted}; got {float(edges[index])} at index {index}."
             )
     # Compared as the dtype rounds it.
-    limit = float(torch.tensor(NEG_INF, dtype=edges.dtype))
+    limit = float(torch.tensor(NEG_INF, dtype=edges.dtype, device="cpu"))
     # `low` may be that of an entry since blanked: then it is NaN, or below all others.
     maybe = log_domain and not low > limit
     if maybe and bool(((edges <= limit) & (edges > -math.inf)).any()):

@@ -12,19 +12,21 @@ EMNLP 2008.
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
 
 from flash_semicrf.edges import check_edge_memory, edge_tensor
 from flash_semicrf.exact.inference import EDGE_BACKENDS
+from flash_semicrf.head_inputs import full_precision
 from flash_semicrf.information import categorical_entropy, entropy
 from flash_semicrf.marginals import SegmentMarginals
 from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.semimarkov import SemiMarkov
 from flash_semicrf.semirings import EntropySemiring
-from flash_semicrf.validation import check_choice, check_potentials
+from flash_semicrf.validation import check_choice, check_number, check_potentials
 
 __all__ = ["UncertaintySemiMarkovCRFHead"]
 
@@ -56,6 +58,8 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         backend: str = "auto",
         normalize: bool = True,
         use_triton: bool = True,
+        *,
+        use_streaming: bool | None = None,
     ) -> Tensor:
         """P(a segment starts at position t).
 
@@ -67,6 +71,9 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
             Divide by Z, which makes a probability of the total weight (sum of exp(score)) of the
             segmentations with a boundary at t. Without, the logarithm of that weight is returned:
             log P + log Z, -inf for a position where no segment can start.
+        use_streaming : bool, optional
+            Deprecated, as in release 0.2.0: True is ``backend="streaming"``, False
+            ``backend="exact"``.
 
         Returns
         -------
@@ -74,6 +81,8 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
             Without gradient. Probabilities in the working dtype: 1 at position 0, 0 after a
             sequence's end. Log-weights in float64, -inf after the end.
         """
+        if use_streaming is not None:
+            backend = _backend_of(use_streaming, backend)
         marginals = self.marginals(hidden_states, lengths, use_triton, backend)
         boundary = marginals.boundary.clamp(max=1.0)
         if normalize:
@@ -129,7 +138,7 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
             If a sequence has no feasible segmentation, or the edge tensor asked for is larger than
             `edge_memory_threshold`.
         """
-        with torch.autocast(hidden_states.device.type, enabled=False):
+        with full_precision(hidden_states):
             _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
             if backend not in EDGE_BACKENDS:
                 return entropy(problem, backend)
@@ -187,10 +196,7 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         """
         check_choice("reduction", reduction, ("mean", "sum", "none"))
         check_choice("focus_mode", focus_mode, ("high_uncertainty", "boundary_regions"))
-        if not 0 <= uncertainty_weight < math.inf:
-            raise ValueError(
-                f"`uncertainty_weight` must be finite and >= 0; got {uncertainty_weight}."
-            )
+        uncertainty_weight = check_number("uncertainty_weight", uncertainty_weight, zero=True)
         loss = self.compute_loss(hidden_states, lengths, labels, use_triton, backend, "none")
         marginals = self.marginals(hidden_states, lengths, use_triton, backend)
         measure = _label_uncertainty if focus_mode == "high_uncertainty" else _boundary_uncertainty
@@ -199,6 +205,17 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         if reduction == "none":
             return loss
         return loss.mean() if reduction == "mean" else loss.sum()
+
+
+def _backend_of(use_streaming: bool, backend: str) -> str:
+    """The backend that a deprecated argument stands for."""
+    named = "streaming" if use_streaming else "exact"
+    if backend not in ("auto", named):
+        raise ValueError(f"`backend`={backend!r} contradicts `use_streaming`={use_streaming}.")
+    warnings.warn(
+        f'`use_streaming` is deprecated; pass backend="{named}".', DeprecationWarning, stacklevel=3
+    )
+    return named
 
 
 def _label_uncertainty(marginals: SegmentMarginals, lengths: Tensor) -> Tensor:

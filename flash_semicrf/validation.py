@@ -6,25 +6,38 @@ Every message says what must hold, what came, and where.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from flash_semicrf.checks import (
+    check_floating_dtype,
+    check_int,
+    check_number,
+    check_positive_int,
+    check_tensor,
+)
 from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.segments import SegmentTable
 
 __all__ = [
     "DEVICE_CHECKS",
     "check_choice",
+    "check_data",
+    "check_eager",
+    "check_columns",
     "check_finite_or_forbidden",
+    "check_floating_dtype",
+    "check_int",
     "check_labels",
     "check_lengths",
+    "check_number",
     "check_positive_int",
     "check_potentials",
     "check_rows",
     "check_table",
+    "check_tensor",
     "extremes",
     "refuse",
 ]
@@ -40,19 +53,36 @@ On a GPU each look at a value waits for the device, so a backend may offer one l
 _DURATIONS = "must have durations in [1, K={}]"
 
 
-def check_positive_int(name: str, value: object) -> int:
-    """Return `value` as an int >= 1, or raise."""
-    is_integer = hasattr(value, "__index__") and not isinstance(value, (bool, Tensor))
-    if not is_integer or operator.index(value) < 1:
-        raise ValueError(f"`{name}` must be an integer >= 1; got {value!r}.")
-    return operator.index(value)
-
-
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Raise unless `value` is one of `allowed`."""
     if value not in allowed:
         choices = ", ".join(repr(choice) for choice in allowed)
         raise ValueError(f"`{name}` must be one of {choices}; got {value!r}.")
+
+
+def check_eager() -> None:
+    """Raise where a call is being recorded or transformed instead of computed.
+
+    The kernels run outside of PyTorch's operators: a trace would hold their answer to the example
+    as a constant, a transform would not reach into them.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        raise RuntimeError(
+            "flash_semicrf cannot be traced or exported: the result would hold the answer to the "
+            "example input as a constant. Trace the encoder alone and call the CRF on its output."
+        )
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "flash_semicrf does not support the transforms of torch.func (grad, vmap, jacrev, jvp, "
+            "...): differentiate with torch.autograd.grad() or backward(), and put what vmap would "
+            "map over on the batch axis."
+        )
+
+
+def check_data(name: str, value: object) -> None:
+    """Raise where a tensor is on the meta device, which has shapes and no numbers."""
+    if isinstance(value, Tensor) and value.is_meta:
+        raise ValueError(f"`{name}` must hold data; got a tensor on the meta device.")
 
 
 def extremes(value: Tensor) -> tuple[float, float]:
@@ -69,14 +99,17 @@ def extremes(value: Tensor) -> tuple[float, float]:
 
 
 def check_finite_or_forbidden(name: str, value: Tensor) -> bool:
-    """Raise where a tensor holds NaN or plus infinity; return whether any entry forbids."""
-    if value.numel() == 0:
+    """Raise where a tensor holds NaN or plus infinity; return whether any entry forbids.
+
+    A tensor on the meta device holds nothing.
+    """
+    if value.numel() == 0 or value.is_meta:
         return False
     value = value.detach()
     low, high = extremes(value)
     if high < math.inf:
         # NEG_INF as this dtype rounds it: a float32 keeps -9.99999968e37 of it.
-        return low <= float(torch.tensor(NEG_INF, dtype=value.dtype))
+        return low <= float(torch.tensor(NEG_INF, dtype=value.dtype, device="cpu"))
     bad = value.isnan() | (value == math.inf)
     index = tuple(bad.nonzero()[0].tolist())
     raise ValueError(
@@ -85,8 +118,7 @@ def check_finite_or_forbidden(name: str, value: Tensor) -> bool:
 
 
 def _check_form_of_lengths(lengths: Tensor, batch_size: int) -> None:
-    if not isinstance(lengths, Tensor):
-        raise TypeError(f"`lengths` must be a Tensor; got {type(lengths).__name__}.")
+    check_tensor("lengths", lengths)
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"`lengths` must have an integer dtype; got {lengths.dtype}.")
     if tuple(lengths.shape) != (batch_size,):
@@ -120,17 +152,20 @@ def check_potentials(potentials: Potentials) -> Potentials:
         For something that is not a Potentials, or not a floating-point tensor.
     ValueError
         For a wrong shape, device, length, or a NaN; the message names argument and index.
+    RuntimeError
+        Under `torch.jit.trace` and in transforms of `torch.func`: see `check_eager`.
     """
     p = potentials
+    check_eager()
     if not isinstance(p, Potentials):
         raise TypeError(f"`potentials` must be a Potentials; got {type(p).__name__}.")
     required = {name: getattr(p, name) for name in ("scores", "transition", "duration_bias")}
     for name, value in (required | p.parameters()).items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"`{name}` must be a Tensor; got {type(value).__name__}.")
+        check_tensor(name, value)
         if not value.is_floating_point():
             raise TypeError(f"`{name}` must have a floating-point dtype; got {value.dtype}.")
     _check_shapes(p)
+    check_data("scores", p.scores)
     for name, value in p.parameters().items():
         if value.device != p.device:
             raise ValueError(
@@ -202,8 +237,7 @@ def check_labels(
 
     Entries equal to `ignore_index` are valid too.
     """
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"`labels` must be a Tensor; got {type(labels).__name__}.")
+    check_tensor("labels", labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"`labels` must have an integer dtype; got {labels.dtype}.")
     shape = (len(lengths), num_positions)
@@ -212,6 +246,7 @@ def check_labels(
     inside = torch.arange(num_positions, device=labels.device) < lengths.to(labels.device)[:, None]
     outside = inside & ((labels < 0) | (labels >= num_labels))
     if ignore_index is not None:
+        check_int("ignore_index", ignore_index)
         outside &= labels != ignore_index
     if bool(outside.any()):
         index = tuple(outside.nonzero()[0].tolist())
@@ -221,14 +256,34 @@ def check_labels(
         )
 
 
+def check_columns(table: SegmentTable, device: torch.device | None, name: str = "table") -> None:
+    """Raise unless `table` is a SegmentTable of int64 tensors of one length, on a device if any."""
+    if not isinstance(table, SegmentTable):
+        raise TypeError(f"`{name}` must be a SegmentTable; got {type(table).__name__}.")
+    for column, value in table._asdict().items():
+        check_tensor(f"{name}.{column}", value)
+        if value.dtype != torch.int64:
+            raise TypeError(f"`{name}.{column}` must have dtype int64; got {value.dtype}.")
+        if tuple(value.shape) != (table.sequence.numel(),):
+            raise ValueError(
+                f"The columns of `{name}` must have one shape (N,); got "
+                f"{tuple(table.sequence.shape)} for `sequence` and {tuple(value.shape)} for "
+                f"`{column}`."
+            )
+        if device is not None and value.device != device:
+            raise ValueError(
+                f"`{name}.{column}` must be on the device of the scores, {device}; "
+                f"got {value.device}."
+            )
+
+
 def check_rows(table: SegmentTable, potentials: Potentials) -> None:
     """Raise unless every row of `table` is a segment inside its sequence, of an allowed duration.
 
     Unlike `check_table`, the rows need not tile the sequences.
     """
     p = potentials
-    if not isinstance(table, SegmentTable):
-        raise TypeError(f"`table` must be a SegmentTable; got {type(table).__name__}.")
+    check_columns(table, p.device)
     sequence, start, stop, label = table
     known = (sequence >= 0) & (sequence < p.batch_size)
     duration = stop - start
@@ -253,6 +308,7 @@ def _wrong_durations(p: Potentials, duration: Tensor, label: Tensor) -> Tensor:
 def check_table(table: SegmentTable, potentials: Potentials) -> None:
     """Raise unless the rows of `table` tile every sequence of `potentials` with valid segments."""
     p = potentials
+    check_columns(table, p.device)
     sequence, start, stop, label = table
     count = torch.bincount(sequence, minlength=p.batch_size)
     if len(count) != p.batch_size or bool((count == 0).any()):

@@ -10,12 +10,12 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.potentials import Potentials, center_scores
 
-__all__ = ["pad_sparse", "problem_of_scores", "project_sparse"]
+__all__ = ["linear_layers", "pad_sparse", "problem_of_scores", "project_sparse"]
 
 
 def pad_sparse(values: list[sp.csr_array]) -> tuple[Tensor, Tensor]:
@@ -38,6 +38,29 @@ def pad_sparse(values: list[sp.csr_array]) -> tuple[Tensor, Tensor]:
     return x, torch.from_numpy(lengths)
 
 
+def linear_layers(head: SemiMarkovCRFHead) -> list[nn.Linear]:
+    """The projections of a head, whose weights are multiplied with sparse features.
+
+    Raises
+    ------
+    TypeError
+        For a module that does more than its weights say: another class, adapters, hooks, pruning
+        or a parametrization.
+    """
+    layers = []
+    for name in ("projection", "boundary_projection"):
+        layer = getattr(head, name)
+        if layer is None:
+            continue
+        if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
+            raise TypeError(
+                f"`{name}` must be a plain nn.Linear, without hooks or pruning, for sparse X, "
+                f"which is multiplied with its weights; got {type(layer).__name__}. Pass dense X."
+            )
+        layers.append(layer)
+    return layers
+
+
 def project_sparse(head: SemiMarkovCRFHead, x: Tensor) -> Tensor:
     """Scores by a head's projections.
 
@@ -51,7 +74,7 @@ def project_sparse(head: SemiMarkovCRFHead, x: Tensor) -> Tensor:
     Tensor of shape (B, T, C), or (B, T, 3C) with boundary scores
         Scores of labels, starts and ends; differentiable in the projections.
     """
-    layers = [layer for layer in (head.projection, head.boundary_projection) if layer is not None]
+    layers = linear_layers(head)
     count, length, width = x.shape
     sequence, position, column = x.indices()
     rows = torch.sparse_coo_tensor(
@@ -61,7 +84,10 @@ def project_sparse(head: SemiMarkovCRFHead, x: Tensor) -> Tensor:
         is_coalesced=True,
         check_invariants=False,
     )
-    scores = [torch.sparse.mm(rows, layer.weight.T) + layer.bias for layer in layers]
+    scores = []
+    for layer in layers:
+        product = torch.sparse.mm(rows, layer.weight.T)
+        scores.append(product if layer.bias is None else product + layer.bias)
     return torch.cat(scores, -1).view(count, length, -1)
 
 

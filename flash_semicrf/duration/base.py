@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flash_semicrf.potentials import accumulator_dtype
-from flash_semicrf.validation import check_positive_int
+from flash_semicrf.validation import check_finite_or_forbidden, check_positive_int
 
 
 class DurationDistribution(nn.Module):
@@ -100,25 +101,48 @@ class NormalizedDuration(DurationDistribution):
         K and C.
     learnable : bool, default=True
         Whether the values are parameters, or buffers that training leaves alone.
+    learn_rate : bool, optional
+        Other name of `learnable`, as in release 0.2.0.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Attributes that hold the values, each of shape (C,): what pruning and parametrizations put
+        there, not what they are made of.
     """
 
-    def __init__(self, max_duration: int, num_classes: int, *, learnable: bool = True) -> None:
+    names: tuple[str, ...]
+
+    def __init__(
+        self,
+        max_duration: int,
+        num_classes: int,
+        *,
+        learnable: bool = True,
+        learn_rate: bool | None = None,
+    ) -> None:
         super().__init__(max_duration, num_classes)
-        self.learnable = bool(learnable)
+        self.learnable = bool(learnable if learn_rate is None else learn_rate)
 
     def forward(self) -> Tensor:
         """Return log-probabilities of shape (K, C): their log-sum-exp over durations is 0."""
-        values = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        dtype = next(iter(values.values())).dtype
-        wide = {name: value.to(accumulator_dtype(value.device)) for name, value in values.items()}
-        return torch.log_softmax(self._log_weights(**wide), dim=0).to(dtype)
+        values = [getattr(self, name) for name in self.names]
+        wide = [value.to(accumulator_dtype(value.device)) for value in values]
+        return torch.log_softmax(self._log_weights(*wide), dim=0).to(values[0].dtype)
 
-    def _log_weights(self, **values: Tensor) -> Tensor:
+    def _log_weights(self, *values: Tensor) -> Tensor:
         """Log-probabilities (K, C), up to a constant for each label, of the module's values."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, learnable={self.learnable}"
+
+
+def one_of(name: str, value: object, other: str, alias: object) -> object:
+    """The value of an argument that has two names; raises where both are given."""
+    if value is not None and alias is not None:
+        raise TypeError(f"`{name}` and `{other}` are one argument; got both.")
+    return alias if value is None else value
 
 
 def add_values(module: nn.Module, name: str, values: Tensor, learnable: bool) -> None:
@@ -129,10 +153,53 @@ def add_values(module: nn.Module, name: str, values: Tensor, learnable: bool) ->
         module.register_buffer(name, values)
 
 
-def per_label(value: float | Sequence[float] | Tensor, name: str, num_classes: int) -> Tensor:
-    """Return a new (C,) tensor from one number for all labels or one number for each."""
-    given = torch.as_tensor(value).detach()
-    values = given.to(torch.get_default_dtype())
+def add_dtype_and_device(module: nn.Module) -> None:
+    """Give a module without values a buffer ``like`` whose dtype and device follow the module.
+
+    It is empty: there is nothing in it to save, and nothing to lose where a loader makes a module
+    on the meta device and allocates its buffers later.
+    """
+    device = torch.get_default_device()
+    device = "cpu" if device.type == "meta" else device
+    module.register_buffer("like", torch.empty(0, device=device), persistent=False)
+
+
+def given_numbers(value: float | Sequence[float] | Tensor, name: str) -> Tensor:
+    """A user's numbers as a tensor that holds them, whatever the default device."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiuO":
+            raise TypeError
+        return torch.from_numpy(np.array(array, dtype=np.float64))
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"`{name}` must be a number or an array of numbers; got {value!r}."
+        ) from None
+
+
+def per_label(
+    value: float | Sequence[float] | Tensor, name: str, num_classes: int, *, forbidden: bool = False
+) -> Tensor:
+    """Return a new (C,) tensor from one number for all labels or one number for each.
+
+    Parameters
+    ----------
+    value : float or array-like of shape (C,)
+    name : str
+        Of the argument, for messages.
+    num_classes : int
+        C.
+    forbidden : bool
+        Accept -inf, which forbids.
+
+    Returns
+    -------
+    Tensor of shape (C,)
+        In the default dtype, on the default device.
+    """
+    values = given_numbers(value, name).to(torch.get_default_dtype())
     if values.ndim == 0:
         values = values.expand(num_classes)
     if tuple(values.shape) != (num_classes,):
@@ -140,8 +207,9 @@ def per_label(value: float | Sequence[float] | Tensor, name: str, num_classes: i
             f"`{name}` must be a number or have shape (C={num_classes},); "
             f"got shape {tuple(values.shape)}."
         )
-    finite = torch.isfinite(values)
-    if not finite.all():
-        index = int((~finite).nonzero()[0])
+    if forbidden:
+        check_finite_or_forbidden(name, values)
+    elif not values.is_meta and not bool(torch.isfinite(values).all()):
+        index = int((~torch.isfinite(values)).nonzero()[0])
         raise ValueError(f"`{name}` must be finite; got {values[index].item()} at index {index}.")
-    return values.clone()
+    return values.to(torch.get_default_device(), copy=True)

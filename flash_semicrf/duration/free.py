@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flash_semicrf.validation import check_finite_or_forbidden
+from flash_semicrf.validation import check_finite_or_forbidden, check_number
 
-from .base import DurationDistribution, add_values
+from .base import DurationDistribution, add_dtype_and_device, add_values, given_numbers, one_of
 from .fitting import duration_counts, smooth_log_histogram
 
 
@@ -44,16 +44,15 @@ class LearnedDuration(DurationDistribution):
         learnable: bool = True,
     ) -> None:
         super().__init__(max_duration, num_classes)
-        if not 0 <= init_scale < float("inf"):
-            raise ValueError(f"`init_scale` must be finite and >= 0; got {init_scale}.")
+        init_scale = check_number("init_scale", init_scale, zero=True)
         self.learnable = bool(learnable)
         shape = (self.max_duration, self.num_classes)
         if init_bias is None:
             values = torch.randn(shape) * init_scale
         else:
-            values = _check_table(torch.as_tensor(init_bias).detach(), "init_bias", shape)
+            values = _check_table(given_numbers(init_bias, "init_bias"), "init_bias", shape)
             check_finite_or_forbidden("init_bias", values)
-            values = values.to(torch.get_default_dtype(), copy=True)
+            values = values.to(torch.get_default_device(), torch.get_default_dtype(), copy=True)
         add_values(self, "duration_bias", values, learnable)
 
     def forward(self) -> Tensor:
@@ -88,10 +87,9 @@ class LearnedDuration(DurationDistribution):
         **kwargs
             Further arguments of the class.
         """
-        if not 0 < pseudo_count < float("inf"):
-            raise ValueError(f"`pseudo_count` must be finite and > 0; got {pseudo_count}.")
-        if bandwidth is not None and not 0 <= bandwidth < float("inf"):
-            raise ValueError(f"`bandwidth` must be finite and >= 0; got {bandwidth}.")
+        check_number("pseudo_count", pseudo_count)
+        if bandwidth is not None:
+            check_number("bandwidth", bandwidth, zero=True)
         counts = duration_counts(durations, labels, max_duration, num_classes)
         table = torch.from_numpy(smooth_log_histogram(counts, pseudo_count, bandwidth))
         return cls(max_duration, num_classes, init_bias=table, **kwargs)
@@ -110,6 +108,8 @@ class CallableDuration(DurationDistribution):
     function : callable
         Takes the durations 1..K as a float Tensor of shape (K,) and returns a floating Tensor of
         shape (K, C). An nn.Module is registered, so its parameters are trained and saved.
+    func : callable
+        Other name of `function`, as in release 0.2.0.
 
     Examples
     --------
@@ -123,18 +123,24 @@ class CallableDuration(DurationDistribution):
     """
 
     def __init__(
-        self, max_duration: int, num_classes: int, function: Callable[[Tensor], Tensor]
+        self,
+        max_duration: int,
+        num_classes: int,
+        function: Callable[[Tensor], Tensor] | None = None,
+        *,
+        func: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__(max_duration, num_classes)
+        function = one_of("function", function, "func", func)
         if not callable(function):
             raise TypeError(f"`function` must be callable; got {type(function).__name__}.")
         self.function = function
-        durations = torch.arange(1, self.max_duration + 1, dtype=torch.get_default_dtype())
-        self.register_buffer("durations", durations, persistent=False)
+        add_dtype_and_device(self)
 
     def forward(self) -> Tensor:
         """Return the function's scores, checked to have shape (K, C)."""
-        scores = self.function(self.durations)
+        dtype, device = self.like.dtype, self.like.device
+        scores = self.function(torch.arange(1, self.max_duration + 1, dtype=dtype, device=device))
         return _check_table(scores, "function", (self.max_duration, self.num_classes))
 
     def extra_repr(self) -> str:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from scipy.special import gammaln
 from torch import Tensor
 
-from .base import NormalizedDuration, add_values, per_label
+from .base import NormalizedDuration, add_dtype_and_device, add_values, per_label
 from .fitting import duration_counts, moments, tilt_to_mean
 
 # Fitted values stay inside these bounds: at them a distribution is, to working precision, its own
@@ -34,6 +34,8 @@ class GeometricDuration(NormalizedDuration):
         Initial logit of the probability p that a segment ends after any position.
     learnable : bool, default=True
         Whether ``logit`` is a parameter (True) or a buffer (False).
+    learn_rate : bool, optional
+        Other name of `learnable`, as in release 0.2.0.
 
     Examples
     --------
@@ -42,6 +44,8 @@ class GeometricDuration(NormalizedDuration):
     tensor([0.5714, 0.2857, 0.1429])
     """
 
+    names = ("logit",)
+
     def __init__(
         self,
         max_duration: int,
@@ -49,9 +53,10 @@ class GeometricDuration(NormalizedDuration):
         init_logit: float | Tensor = -1.0,
         *,
         learnable: bool = True,
+        learn_rate: bool | None = None,
     ) -> None:
-        super().__init__(max_duration, num_classes, learnable=learnable)
-        add_values(self, "logit", per_label(init_logit, "init_logit", num_classes), learnable)
+        super().__init__(max_duration, num_classes, learnable=learnable, learn_rate=learn_rate)
+        add_values(self, "logit", per_label(init_logit, "init_logit", num_classes), self.learnable)
 
     def _log_weights(self, logit: Tensor) -> Tensor:
         failures = torch.arange(self.max_duration, device=logit.device, dtype=logit.dtype)
@@ -87,6 +92,8 @@ class NegativeBinomialDuration(NormalizedDuration):
         Initial log r and logit of p.
     learnable : bool, default=True
         Whether ``log_r`` and ``logit`` are parameters (True) or buffers (False).
+    learn_rate : bool, optional
+        Other name of `learnable`, as in release 0.2.0.
 
     Notes
     -----
@@ -101,6 +108,8 @@ class NegativeBinomialDuration(NormalizedDuration):
     tensor([0.3077, 0.3077, 0.2308, 0.1538])
     """
 
+    names = ("log_r", "logit")
+
     def __init__(
         self,
         max_duration: int,
@@ -109,10 +118,11 @@ class NegativeBinomialDuration(NormalizedDuration):
         init_logit: float | Tensor = -1.0,
         *,
         learnable: bool = True,
+        learn_rate: bool | None = None,
     ) -> None:
-        super().__init__(max_duration, num_classes, learnable=learnable)
-        add_values(self, "log_r", per_label(init_log_r, "init_log_r", num_classes), learnable)
-        add_values(self, "logit", per_label(init_logit, "init_logit", num_classes), learnable)
+        super().__init__(max_duration, num_classes, learnable=learnable, learn_rate=learn_rate)
+        add_values(self, "log_r", per_label(init_log_r, "init_log_r", num_classes), self.learnable)
+        add_values(self, "logit", per_label(init_logit, "init_logit", num_classes), self.learnable)
 
     def _log_weights(self, log_r: Tensor, logit: Tensor) -> Tensor:
         steps = torch.arange(self.max_duration, device=logit.device, dtype=logit.dtype)
@@ -156,6 +166,8 @@ class PoissonDuration(NormalizedDuration):
         Initial log lambda; lambda is near the mean duration when that is well inside 1..K.
     learnable : bool, default=True
         Whether ``log_lambda`` is a parameter (True) or a buffer (False).
+    learn_rate : bool, optional
+        Other name of `learnable`, as in release 0.2.0.
 
     Examples
     --------
@@ -164,6 +176,8 @@ class PoissonDuration(NormalizedDuration):
     tensor([0.6000, 0.3000, 0.1000])
     """
 
+    names = ("log_lambda",)
+
     def __init__(
         self,
         max_duration: int,
@@ -171,10 +185,11 @@ class PoissonDuration(NormalizedDuration):
         init_log_lambda: float | Tensor = 1.0,
         *,
         learnable: bool = True,
+        learn_rate: bool | None = None,
     ) -> None:
-        super().__init__(max_duration, num_classes, learnable=learnable)
+        super().__init__(max_duration, num_classes, learnable=learnable, learn_rate=learn_rate)
         values = per_label(init_log_lambda, "init_log_lambda", num_classes)
-        add_values(self, "log_lambda", values, learnable)
+        add_values(self, "log_lambda", values, self.learnable)
 
     def _log_weights(self, log_lambda: Tensor) -> Tensor:
         durations = torch.arange(
@@ -208,13 +223,14 @@ class UniformDuration(NormalizedDuration):
     tensor([-1.3863, -1.3863])
     """
 
+    names = ("like",)
+
     def __init__(self, max_duration: int, num_classes: int) -> None:
         super().__init__(max_duration, num_classes, learnable=False)
-        # A buffer, so that dtype and device follow the module; constant, so not in state_dict.
-        self.register_buffer("log_probability", torch.zeros(num_classes), persistent=False)
+        add_dtype_and_device(self)
 
-    def _log_weights(self, log_probability: Tensor) -> Tensor:
-        return log_probability.expand(self.max_duration, self.num_classes)
+    def _log_weights(self, like: Tensor) -> Tensor:
+        return like.new_zeros(self.max_duration, self.num_classes)
 
     @classmethod
     def from_segments(cls, durations, labels, max_duration, num_classes, **kwargs):

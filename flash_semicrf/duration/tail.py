@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flash_semicrf.validation import check_finite_or_forbidden, check_positive_int
+from flash_semicrf.validation import check_positive_int
 
-from .base import DurationDistribution, add_values
+from .base import DurationDistribution, add_values, per_label
 from .fitting import tail_counts
 
 __all__ = ["GeometricTail", "create_duration_tail"]
@@ -53,16 +53,8 @@ class GeometricTail(nn.Module):
         super().__init__()
         self.num_classes = check_positive_int("num_classes", num_classes)
         self.learnable = bool(learnable)
-        values = torch.as_tensor(log_rate).detach().to(torch.get_default_dtype())
-        if values.ndim == 0:
-            values = values.expand(num_classes)
-        if tuple(values.shape) != (num_classes,):
-            raise ValueError(
-                f"`log_rate` must be a number or have shape (C={num_classes},); "
-                f"got shape {tuple(values.shape)}."
-            )
-        check_finite_or_forbidden("log_rate", values)
-        add_values(self, "log_rate", values.clone(), learnable)
+        values = per_label(log_rate, "log_rate", num_classes, forbidden=True)
+        add_values(self, "log_rate", values, learnable)
 
     def forward(self) -> Tensor:
         """Return the log-rates, a Tensor of shape (C,)."""
@@ -72,9 +64,9 @@ class GeometricTail(nn.Module):
     def from_scores(cls, duration_bias: Tensor, **kwargs) -> GeometricTail:
         """Continue the last two scores (K, C) of each label, falling by 1/K to 5 a position."""
         max_duration, num_classes = duration_bias.shape
-        slowest = torch.full((num_classes,), -1.0 / max_duration, dtype=torch.float64)
+        slowest = torch.full((num_classes,), -1.0 / max_duration, dtype=torch.float64, device="cpu")
         rate = slowest
-        if max_duration > 1:
+        if max_duration > 1 and not duration_bias.is_meta:
             last = duration_bias.detach().double().cpu()
             step = last[-1] - last[-2]
             rate = torch.where(torch.isfinite(step), step, slowest)
@@ -136,7 +128,7 @@ def create_duration_tail(
     Raises
     ------
     ValueError
-        For another string, or the wrong number of labels.
+        For another string, the wrong number of labels, or a rate that is NaN or inf.
     """
     if tail is None:
         return None
@@ -153,4 +145,5 @@ def create_duration_tail(
         if distribution.tail_log_rate() is not None:
             return None
         return GeometricTail.from_scores(distribution())
-    return GeometricTail(distribution.num_classes, tail, learnable=False)
+    rates = per_label(tail, "duration_tail", distribution.num_classes, forbidden=True)
+    return GeometricTail(distribution.num_classes, rates, learnable=False)

@@ -79,9 +79,11 @@ def _narrowest(present: Tensor, durations: int, num_labels: int) -> tuple[Tensor
     """Ordering with the narrowest band, and the diagonals above and below that it has."""
     size = len(present)
     reverse_cuthill_mckee, _ = rcm_ordering_from_adjacency(present.float())
-    by_label = torch.arange(size).view(durations, num_labels).T.flatten()
-    snake = snake_ordering(durations, num_labels)
-    orders = [torch.arange(size), by_label, snake, reverse_cuthill_mckee]
+    with torch.device("cpu"):
+        given = torch.arange(size)
+        snake = snake_ordering(durations, num_labels)
+    by_label = given.view(durations, num_labels).T.flatten()
+    orders = [given, by_label, snake, reverse_cuthill_mckee]
     found = []
     for order in orders:
         row, column = apply_permutation(present, order).nonzero().unbind(1)

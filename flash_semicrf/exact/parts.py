@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.semirings.base import Semiring
-from flash_semicrf.validation import check_lengths
+from flash_semicrf.validation import check_lengths, check_tensor
 
 __all__ = ["from_parts", "hsmm_edges", "score_parts", "to_parts"]
 
@@ -19,8 +19,8 @@ def to_parts(sequence: Tensor, extra: tuple[int, int], lengths: Tensor | None = 
     Parameters
     ----------
     sequence : integer Tensor of shape (B, N)
-        Label of each node that the path visits, -1 for the others. Node 0 and the last node must
-        be visited.
+        Label of each node that the path visits, -1 for the others. Node 0 must be visited. A path
+        that stops before the last node has no edge after the last one that it visits.
     extra : (C, K)
         Labels, and entries of the duration axis (longest duration + 1).
     lengths : integer Tensor of shape (B,), optional
@@ -41,21 +41,20 @@ def to_parts(sequence: Tensor, extra: tuple[int, int], lengths: Tensor | None = 
     >>> parts.nonzero().tolist()  # b, n, k, c_dst, c_src
     [[0, 0, 1, 1, 0], [0, 1, 2, 0, 1]]
     """
+    check_tensor("sequence", sequence)
     num_labels, num_durations = extra
     batch, nodes = sequence.shape
     if lengths is None:
-        lengths = torch.full((batch,), nodes)
+        lengths = torch.full((batch,), nodes, device=sequence.device)
     lengths = check_lengths(lengths, batch, nodes).to(sequence.device)
     inside = torch.arange(nodes, device=sequence.device) < lengths[:, None]
     wrong = inside & ((sequence < -1) | (sequence >= num_labels))
-    everyone = torch.arange(batch, device=sequence.device)
-    for node in (torch.zeros_like(lengths), lengths - 1):
-        wrong[everyone, node] |= sequence[everyone, node] < 0
+    wrong[:, 0] |= sequence[:, 0] < 0
     if bool(wrong.any()):
         index = tuple(wrong.nonzero()[0].tolist())
         raise ValueError(
             f"`sequence` must hold labels in [0, C-1={num_labels - 1}] or -1, and a label at the "
-            f"first and the last node; got {int(sequence[index])} at index {index}."
+            f"first node; got {int(sequence[index])} at index {index}."
         )
     owner, node = (inside & (sequence >= 0)).nonzero().unbind(1)
     label = sequence[owner, node]
@@ -93,6 +92,7 @@ def from_parts(edge: Tensor) -> tuple[Tensor, tuple[int, int]]:
     >>> from_parts(to_parts(sequence, (2, 3)))
     (tensor([[ 0,  1, -1,  0]]), (2, 3))
     """
+    check_tensor("edge", edge)
     batch, steps, num_durations, num_labels, _ = edge.shape
     sequence = torch.full((batch, steps + 1), -1, device=edge.device)
     owner, node, duration, target, source = edge.nonzero().unbind(1)
@@ -103,6 +103,8 @@ def from_parts(edge: Tensor) -> tuple[Tensor, tuple[int, int]]:
 
 def score_parts(semiring: Semiring, potentials: Tensor, parts: Tensor) -> Tensor:
     """Semiring product of the edges that `parts` marks; see `flash_semicrf.SemiMarkov.score`."""
+    check_tensor("potentials", potentials)
+    check_tensor("parts", parts)
     if potentials.shape != parts.shape:
         raise ValueError(
             f"`parts` must have the shape of `potentials`, {tuple(potentials.shape)}; got "
@@ -160,6 +162,9 @@ def hsmm_edges(init: Tensor, trans_z: Tensor, trans_l: Tensor, emission: Tensor)
     >>> edges.shape  # 4 observations, durations 1 and 2
     torch.Size([1, 4, 3, 1, 1])
     """
+    given = {"init": init, "trans_z": trans_z, "trans_l": trans_l, "emission": emission}
+    for name, value in given.items():
+        check_tensor(name, value)
     num_labels = init.shape[-1] if init.dim() in (1, 2) else -1
     num_durations = emission.shape[2] if emission.dim() == 4 else -1
     shapes = {

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from flash_semicrf.checks import check_positive_int
 from flash_semicrf.semirings.base import Semiring, as_semiring
 
 __all__ = ["CheckpointSemiring", "CheckpointShardSemiring"]
@@ -29,6 +30,8 @@ class CheckpointSemiring(Semiring):
     Parameters
     ----------
     semiring : Semiring or subclass
+    min_size : int, default=0
+        Products of matrices that hold fewer numbers at once are kept, not recomputed.
 
     Examples
     --------
@@ -40,9 +43,10 @@ class CheckpointSemiring(Semiring):
     5.0
     """
 
-    def __init__(self, semiring: Semiring | type[Semiring]) -> None:
+    def __init__(self, semiring: Semiring | type[Semiring], min_size: int = 0) -> None:
         inner = as_semiring(semiring)
         self.inner = inner
+        self.min_size = 0 if min_size == 0 else check_positive_int("min_size", min_size, 2**63 - 1)
         self.size, self.zero, self.one = inner.size, inner.zero, inner.one
         self.num_potentials, self.log_domain = inner.num_potentials, inner.log_domain
 
@@ -64,7 +68,12 @@ class CheckpointSemiring(Semiring):
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """Matrix product of the inner semiring, recomputed in the backward pass."""
-        return self.run(self.inner.matmul, a, b)
+        return self.inner.matmul(a, b) if self._small(a, b) else self.run(self.inner.matmul, a, b)
+
+    def _small(self, a: Tensor, b: Tensor) -> bool:
+        """Whether a product is below `min_size`."""
+        count = math.prod(torch.broadcast_shapes(a.shape[1:-2], b.shape[1:-2]))
+        return self.inner.matmul_terms(count, *a.shape[-2:], b.shape[-1]) < self.min_size
 
     def matmul_terms(self, count: int, rows: int, inner: int, columns: int) -> int:
         """As the inner semiring."""
@@ -85,16 +94,20 @@ class CheckpointShardSemiring(CheckpointSemiring):
     semiring : Semiring or subclass
     max_size : int, default=2**24
         Numbers that a product of shards may hold at once. One row of one product is the least.
+    min_size : int, default=0
+        As for `CheckpointSemiring`.
     """
 
-    def __init__(self, semiring: Semiring | type[Semiring], max_size: int = 2**24) -> None:
-        super().__init__(semiring)
-        if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 1:
-            raise ValueError(f"`max_size` must be an integer >= 1; got {max_size!r}.")
-        self.max_size = max_size
+    def __init__(
+        self, semiring: Semiring | type[Semiring], max_size: int = 2**24, min_size: int = 0
+    ) -> None:
+        super().__init__(semiring, min_size)
+        self.max_size = check_positive_int("max_size", max_size, 2**63 - 1)
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """Matrix product, shard by shard."""
+        if self._small(a, b):
+            return self.inner.matmul(a, b)
         batch = torch.broadcast_shapes(a.shape[1:-2], b.shape[1:-2])
         (rows, inner), columns = a.shape[-2:], b.shape[-1]
         count = math.prod(batch)  # 1 without batch axes

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from flash_semicrf.checks import check_positive_int
 from flash_semicrf.semirings.base import Semiring
 
 __all__ = ["KMaxSemiring"]
@@ -32,9 +33,7 @@ class KMaxSemiring(Semiring):
     """
 
     def __init__(self, k: int) -> None:
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"`k` must be an integer >= 1; got {k!r}.")
-        self.size = k
+        self.size = k = check_positive_int("k", k)
         self.zero = (-math.inf,) * k
         self.one = (0.0,) + (-math.inf,) * (k - 1)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from flash_semicrf.checks import check_tensor
 from flash_semicrf.potentials import NEG_INF
 from flash_semicrf.semirings import LogSemiring, MaxSemiring, Semiring
 from flash_semicrf.semirings.base import as_semiring, components
@@ -59,6 +60,7 @@ class BandedMatrix:
 
     def __post_init__(self) -> None:
         _check_bands(self.lu, self.ld)
+        check_tensor("data", self.data)
         columns = self.lu + self.ld + 1
         if self.data.dim() < 2 or self.data.shape[-1] != columns:
             raise ValueError(
@@ -85,6 +87,7 @@ class BandedMatrix:
             If the matrices are not square, or `lu` or `ld` is negative.
         """
         _check_bands(lu, ld)
+        check_tensor("dense", dense)
         if dense.dim() < 2 or dense.shape[-1] != dense.shape[-2]:
             raise ValueError(f"`dense` must have shape (batch, n, n); got {tuple(dense.shape)}.")
         n = dense.shape[-1]

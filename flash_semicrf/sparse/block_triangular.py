@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flash_semicrf.semirings import Semiring
 from flash_semicrf.semirings.base import as_semiring, components
-from flash_semicrf.validation import check_positive_int
+from flash_semicrf.validation import check_positive_int, check_tensor
 
 __all__ = ["BlockTriangularMatrix", "block_triang_matmul"]
 
@@ -59,6 +59,8 @@ class BlockTriangularMatrix:
     def __post_init__(self) -> None:
         check_positive_int("K", self.K)
         check_positive_int("C", self.C)
+        check_tensor("values", self.values)
+        check_tensor("block_indices", self.block_indices)
         count = self.block_indices.shape[0] if self.block_indices.dim() == 2 else -1
         if tuple(self.block_indices.shape) != (count, 2):
             raise ValueError(
@@ -100,6 +102,7 @@ class BlockTriangularMatrix:
         """
         for name, value in (("K", K), ("C", C), ("span", span)):
             check_positive_int(name, value)
+        check_tensor("dense", dense)
         if dense.dim() < 2 or tuple(dense.shape[-2:]) != (K * C, K * C):
             raise ValueError(
                 f"`dense` must have shape (batch, {K * C}, {K * C}) for K={K} and C={C}; "
@@ -108,6 +111,7 @@ class BlockTriangularMatrix:
         k = torch.arange(K, device=dense.device)
         stored = k[:, None] + k[None, :] < span
         if duration_mask is not None:
+            check_tensor("duration_mask", duration_mask)
             if duration_mask.dtype != torch.bool or tuple(duration_mask.shape) != (K, K):
                 raise ValueError(
                     f"`duration_mask` must be a bool Tensor of shape ({K}, {K}); got "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flash_semicrf.potentials import NEG_INF
 from flash_semicrf.sparse.banded import BandedMatrix
-from flash_semicrf.validation import check_positive_int
+from flash_semicrf.validation import check_positive_int, check_tensor
 
 __all__ = [
     "apply_permutation",
@@ -58,7 +58,7 @@ def measure_effective_bandwidth(adj: Tensor | BandedMatrix, fill_value: float | 
         column = row[:, None] + offset
         fill = adj.fill if fill_value is None else fill_value
         present = _present(adj.data, fill) & (column >= 0) & (column < adj.size)
-        outside = _present(torch.tensor(adj.fill, dtype=adj.data.dtype), fill)
+        outside = _present(adj.data.new_tensor(adj.fill), fill)
         if adj.data.numel() and bool(outside) and min(adj.lu, adj.ld) < adj.size - 1:
             return adj.size - 1
         distance = offset.abs().expand_as(present)
@@ -71,6 +71,7 @@ def measure_effective_bandwidth(adj: Tensor | BandedMatrix, fill_value: float | 
 
 
 def _check_square(name: str, matrix: Tensor) -> None:
+    check_tensor(name, matrix)
     if matrix.dim() < 2 or matrix.shape[-1] != matrix.shape[-2]:
         raise ValueError(
             f"`{name}` must have shape (n, n) or (batch, n, n); got {tuple(matrix.shape)}."
@@ -158,9 +159,9 @@ def rcm_ordering_from_adjacency(adj: Tensor) -> tuple[Tensor, bool]:
         from scipy.sparse import csr_array
         from scipy.sparse.csgraph import reverse_cuthill_mckee
     except ImportError:
-        return torch.arange(n), False
+        return torch.arange(n, device="cpu"), False
     if n == 0:
-        return torch.arange(0), True
+        return torch.arange(0, device="cpu"), True
     present = _present(adj.detach(), None).reshape(-1, n, n).any(0)
     graph = csr_array((present | present.T).cpu().numpy())
     order = reverse_cuthill_mckee(graph, symmetric_mode=True)
@@ -195,6 +196,7 @@ def apply_permutation(potentials: Tensor, perm: Tensor) -> Tensor:
             [1., 0.]])
     """
     _check_square("potentials", potentials)
+    check_tensor("perm", perm)
     n = potentials.shape[-1]
     perm = perm.to(potentials.device)
     if tuple(perm.shape) != (n,) or not torch.equal(

@@ -7,13 +7,23 @@ backward pass.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from flash_semicrf.potentials import BY_POSITION, Potentials
 from flash_semicrf.streaming.dispatch import Backend, choose
 
-__all__ = ["NAMES", "Once", "SemiCRFStreaming", "scaled_gradient"]
+__all__ = [
+    "NAMES",
+    "LogPartition",
+    "Once",
+    "SemiCRFStreaming",
+    "apply",
+    "scaled_gradient",
+]
 
 NAMES = (
     "scores",
@@ -61,16 +71,25 @@ class Once(torch.autograd.Function):
         raise RuntimeError(ctx.reason)
 
 
-class SemiCRFStreaming(torch.autograd.Function):
-    """Log Z of a batch by a streaming backend, with its gradient.
+def apply(function: type[torch.autograd.Function], *arguments: object) -> Any:
+    """Apply an autograd function; without a graph, to tensors that need no gradient.
 
-    Call it as ``SemiCRFStreaming.apply(backend, lengths, scores, transition, duration_bias,
-    start_scores, end_scores, initial_scores, final_scores, duration_tail)``, `backend` being a name
-    or a `Backend`, with the parameters of `flash_semicrf.Potentials`, the optional ones None, or
-    left out at the end; most users want `flash_semicrf.streaming.log_partition`. Returns log Z of
-    shape (B,) in float64. Without anything that requires a gradient only O(KC) memory per sequence
-    is used. Differentiable once: a second derivative raises.
+    ``ctx.needs_input_grad`` goes by ``requires_grad`` alone, whatever the grad mode, which
+    ``forward`` cannot look at: it runs without one. Forward-mode derivatives, which have a mode of
+    their own, are left for PyTorch to refuse.
     """
+    if not torch.is_grad_enabled():
+        arguments = tuple(map(_constant, arguments))
+    return function.apply(*arguments)
+
+
+def _constant(value: object) -> object:
+    is_constant = not isinstance(value, Tensor) or unpack_dual(value).tangent is not None
+    return value if is_constant else value.detach()
+
+
+class LogPartition(torch.autograd.Function):
+    """Log Z of a batch by a streaming backend, with its gradient: see `SemiCRFStreaming`."""
 
     @staticmethod
     def forward(ctx, backend: str | Backend, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
@@ -100,3 +119,20 @@ class SemiCRFStreaming(torch.autograd.Function):
             if torch.is_grad_enabled():  # create_graph=True
                 found[name] = Once.apply(found[name], log_z, _REASON)
         return (None, None, *(found.get(name) for name in ctx.given))
+
+
+class SemiCRFStreaming(LogPartition):
+    """Log Z of a batch by a streaming backend, with its gradient.
+
+    Call it as ``SemiCRFStreaming.apply(backend, lengths, scores, transition, duration_bias,
+    start_scores, end_scores, initial_scores, final_scores, duration_tail)``, `backend` being a name
+    or a `Backend`, with the parameters of `flash_semicrf.Potentials`, the optional ones None, or
+    left out at the end; most users want `flash_semicrf.streaming.log_partition`. Returns log Z of
+    shape (B,) in float64. Without anything that requires a gradient, and under `torch.no_grad`,
+    only O(KC) memory per sequence is used. Differentiable once: a second derivative raises.
+    """
+
+    @classmethod
+    def apply(cls, backend: str | Backend, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
+        """Compute log Z, and the gradients that will be asked for."""
+        return apply(LogPartition, backend, lengths, *parameters)

@@ -29,7 +29,7 @@ from flash_semicrf.potentials import (
     accumulator_dtype,
     center_scores,
 )
-from flash_semicrf.streaming.autograd import NAMES, Once, scaled_gradient
+from flash_semicrf.streaming.autograd import NAMES, Once, apply, scaled_gradient
 from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.validation import check_finite_or_forbidden
 
@@ -46,7 +46,7 @@ def centered(potentials: Potentials) -> Potentials:
     p = potentials
     wide = accumulator_dtype(p.device)
     rest = {n: v if v.dtype == wide else v.to(wide) for n, v in p.parameters().items()}
-    return p.replace(**rest | {"scores": _Centered.apply(p.scores, p.lengths)})
+    return p.replace(**rest | {"scores": apply(_Centered, p.scores, p.lengths)})
 
 
 def expected_score(
@@ -71,13 +71,13 @@ def expected_score(
     """
     values = list(map(p.parameters().get, NAMES))
     if q is None:
-        return _OwnScore.apply(backend, p.lengths, *values)
-    return _ExpectedScore.apply(backend, p.lengths, *values, *map(q.parameters().get, NAMES))
+        return apply(_OwnScore, backend, p.lengths, *values)
+    return apply(_ExpectedScore, backend, p.lengths, *values, *map(q.parameters().get, NAMES))
 
 
 def position_marginals(p: Potentials, backend: str = "auto") -> Tensor:
     """P(position t has label c), (B, T, C) in the dtype of the scores, differentiable once."""
-    return _PositionMarginals.apply(backend, p.lengths, *map(p.parameters().get, NAMES))
+    return apply(_PositionMarginals, backend, p.lengths, *map(p.parameters().get, NAMES))
 
 
 def _named(values: tuple[Tensor | None, ...], lengths: Tensor) -> Potentials:

@@ -15,9 +15,16 @@ from flash_semicrf.observations import Constraints, constrain, fold_table
 from flash_semicrf.potentials import Potentials, accumulator_dtype, score_rows, score_segments
 from flash_semicrf.segments import SegmentTable, ViterbiResult, table_to_segments
 from flash_semicrf.streaming import reference
-from flash_semicrf.streaming.autograd import NAMES, SemiCRFStreaming
+from flash_semicrf.streaming.autograd import NAMES, LogPartition, apply
 from flash_semicrf.streaming.dispatch import choose
-from flash_semicrf.validation import check_choice, check_positive_int, check_potentials
+from flash_semicrf.validation import (
+    check_choice,
+    check_eager,
+    check_floating_dtype,
+    check_positive_int,
+    check_potentials,
+    check_tensor,
+)
 
 __all__ = [
     "compute_edge_block_streaming",
@@ -69,7 +76,7 @@ def _log_partition(p: Potentials, backend: str) -> Tensor:
     chosen = choose(backend, p)
     if chosen.name == "reference":
         return reference.log_partition(p)  # autograd differentiates it, as often as one likes
-    return SemiCRFStreaming.apply(chosen, p.lengths, *map(p.parameters().get, NAMES))
+    return apply(LogPartition, chosen, p.lengths, *map(p.parameters().get, NAMES))
 
 
 def viterbi(
@@ -177,8 +184,8 @@ def maximum_start(potentials: Potentials) -> Potentials:
 
 
 def _check_cumulative(cum_scores: Tensor) -> None:
-    if not isinstance(cum_scores, Tensor):
-        raise TypeError(f"`cum_scores` must be a Tensor; got {type(cum_scores).__name__}.")
+    check_eager()
+    check_tensor("cum_scores", cum_scores)
     if not cum_scores.is_floating_point():
         raise TypeError(f"`cum_scores` must have a floating-point dtype; got {cum_scores.dtype}.")
     shape = tuple(cum_scores.shape)
@@ -204,6 +211,7 @@ def semi_crf_streaming_forward(
     final_scores: Tensor | None = None,
     duration_tail: Tensor | None = None,
     backend: str = "auto",
+    accum_dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """Log partition function, or best score, from cumulative scores.
 
@@ -227,6 +235,8 @@ def semi_crf_streaming_forward(
         Accepted for compatibility; kernels choose their own launch parameters.
     start_scores, end_scores, initial_scores, final_scores, duration_tail, backend
         As in `Potentials` and `log_partition`.
+    accum_dtype : torch.dtype
+        Accepted for compatibility; sums are in float64 (float32 on devices without it) in any case.
 
     Returns
     -------
@@ -249,6 +259,7 @@ def semi_crf_streaming_forward(
     """
     check_choice("semiring", semiring, ("log", "max"))
     check_positive_int("num_warps", num_warps)
+    check_floating_dtype("accum_dtype", accum_dtype)
     p = potentials_of_cumulative(
         cum_scores, transition, duration_bias, lengths, K,
         start_scores=start_scores, end_scores=end_scores,
@@ -295,7 +306,7 @@ def compute_edge_block_streaming(
         For bad input, a segment outside the sequence or a duration outside 1..K.
     """
     _check_cumulative(cum_scores)
-    one = torch.ones(len(cum_scores), dtype=torch.int64)
+    one = torch.ones(len(cum_scores), dtype=torch.int64, device=cum_scores.device)
     check_potentials(Potentials(cum_scores[:, :1], transition, duration_bias, one))
     num_positions, max_duration = cum_scores.shape[1] - 1, len(duration_bias)
     if not 1 <= k <= max_duration:

@@ -45,7 +45,7 @@ def n_best(potentials: Potentials, number: int) -> tuple[Tensor, SegmentTable]:
         `sequence` is rank * B + b.
     """
     p = blank_and_upcast(potentials).to("cpu")
-    scores = torch.full((p.batch_size, number), -torch.inf, dtype=torch.float64)
+    scores = p.scores.new_full((p.batch_size, number), -torch.inf, dtype=torch.float64)
     walks: list[tuple[int, list[tuple[int, int, int]]]] = []
     for b in range(p.batch_size):
         lists = _lists(p, b, number)
@@ -56,7 +56,7 @@ def n_best(potentials: Potentials, number: int) -> tuple[Tensor, SegmentTable]:
             scores[b, rank] = path.score
             walks.append((rank * p.batch_size + b, _walk(lists, length, path)))
     rows = [(index, *row) for index, walk in sorted(walks) for row in walk]
-    columns = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4).T.contiguous()
+    columns = p.lengths.new_tensor(rows).reshape(-1, 4).T.contiguous()
     table = SegmentTable(*columns).to(potentials.device)
     return scores.to(potentials.device), table
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flash_semicrf.checks import check_tensor
 from flash_semicrf.segments import ViterbiResult
 from flash_semicrf.streaming.autograd import SemiCRFStreaming
 from flash_semicrf.streaming.backpointers import semi_crf_streaming_viterbi_with_backpointers
@@ -38,12 +39,12 @@ class SemiCRFStreamingTriton(SemiCRFStreaming):
     parameters None, or left out at the end.
     """
 
-    @staticmethod
-    def forward(ctx, backend: None, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
+    @classmethod
+    def apply(cls, backend: None, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
         """Compute log Z, and the gradients that will be asked for."""
         if backend not in (None, "triton"):
             raise ValueError(f'`backend` must be None or "triton"; got {backend!r}.')
-        return SemiCRFStreaming.forward(ctx, "triton", lengths, *parameters)
+        return SemiCRFStreaming.apply("triton", lengths, *parameters)
 
 
 def launch_streaming_triton_kernel(
@@ -109,7 +110,10 @@ def launch_streaming_triton_backward(
     TypeError, ValueError
         As for `launch_streaming_triton_kernel`.
     """
-    given = [x.detach().requires_grad_() for x in (cum_scores, transition, duration_bias)]
+    named = {"cum_scores": cum_scores, "transition": transition, "duration_bias": duration_bias}
+    for name, value in named.items():
+        check_tensor(name, value)
+    given = [value.detach().requires_grad_() for value in named.values()]
     with torch.enable_grad():
         log_z = semi_crf_streaming_forward(*given, lengths, K, backend="triton", **options)
         weight = torch.ones_like(log_z) if grad_output is None else grad_output.to(log_z)

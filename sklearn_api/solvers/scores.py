@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flash_semicrf.nn import SemiMarkovCRFHead
 from sklearn_api.solvers.features import stack_rows
+from sklearn_api.sparse_batches import linear_layers
 from sklearn_api.training import pad_values
 
 __all__ = ["sparse_scores"]
@@ -32,7 +33,7 @@ def sparse_scores(
     lengths : int64 Tensor of shape (B,)
     """
     rows = stack_rows(values)
-    layers = [layer for layer in (head.projection, head.boundary_projection) if layer is not None]
+    layers = linear_layers(head)
     # Only the weights of columns that occur: a sentence has few of many thousands.
     occurring, index = np.unique(rows.indices, return_inverse=True)
     rows = sp.csr_array((rows.data, index, rows.indptr), shape=(rows.shape[0], len(occurring)))
@@ -40,7 +41,8 @@ def sparse_scores(
     outputs = []
     for layer in layers:
         weight = layer.weight.detach().cpu()[:, columns].T.contiguous().numpy()
-        outputs.append(rows @ weight + layer.bias.detach().cpu().numpy())
+        bias = 0.0 if layer.bias is None else layer.bias.detach().cpu().numpy()
+        outputs.append(rows @ weight + bias)
     stops = np.cumsum([value.shape[0] for value in values])
     x, lengths = pad_values(np.split(np.concatenate(outputs, axis=1), stops[:-1]))
     parts = x.to(head.transition.device).split(head.num_classes, dim=-1)

@@ -33,7 +33,7 @@ from tests.flash_semicrf.test_nn import (
             ValueError,
             "`edge_memory_threshold` must be > 0; got 0.",
         ),
-        ({"num_warps": 3}, ValueError, "`num_warps` must be 1, 2, 4, 8, 16 or 32; got 3."),
+        ({"num_warps": 0}, ValueError, "`num_warps` must be an integer >= 1; got 0."),
         (
             {"centering": "mean"},
             ValueError,
@@ -63,6 +63,21 @@ from tests.flash_semicrf.test_nn import (
             {"min_duration": {1: 1.5}},
             ValueError,
             "`min_duration` must be an integer in [1, K=3]; got 1.5 for label 1.",
+        ),
+        (
+            {"min_duration": {"a": 2}},
+            ValueError,
+            "`min_duration` must have keys in [0, C-1=1]; got 'a'.",
+        ),
+        (
+            {"duration_tail": float("nan")},
+            ValueError,
+            "`duration_tail` must be finite or -inf (forbidden); got nan at index (0,).",
+        ),
+        (
+            {"duration_tail": True},
+            TypeError,
+            "`duration_tail` must be a number or an array of numbers; got True.",
         ),
         (
             {"min_duration": {2: 1}},

@@ -25,6 +25,13 @@ def test_parts_and_sequences_are_inverse():
     assert (back[2] == -1).all()  # no edge tells the label of a single node
 
 
+def test_a_path_that_stops_early_has_no_edge_after_that():
+    sequence = torch.tensor([[1, -1, 0, -1, -1], [0, -1, -1, -1, -1]])
+    parts = SemiMarkov.to_parts(sequence, (2, 3))
+    assert parts.nonzero().tolist() == [[0, 0, 2, 0, 1]]  # b, n, k, c_dst, c_src
+    assert torch.equal(SemiMarkov.from_parts(parts)[0][0], sequence[0])
+
+
 def test_every_path_has_its_score():
     edges = random_edges(1, 4, 3, 2, 2)
     for path, expected in zip(paths(5, 3, 2), path_scores(edges[0], 5), strict=True):
@@ -58,8 +65,7 @@ def test_scores_of_a_ragged_batch_skip_what_is_forbidden_elsewhere():
 @pytest.mark.parametrize(
     "sequence, message",
     [
-        ([[-1, 0, 0]], r"first and the last node; got -1 at index \(0, 0\)"),
-        ([[0, 0, -1]], r"got -1 at index \(0, 2\)"),
+        ([[-1, 0, 0]], r"a label at the first node; got -1 at index \(0, 0\)"),
         ([[0, 2, 0]], r"in \[0, C-1=1\] or -1.*got 2 at index \(0, 1\)"),
         ([[0, 0, -1, 0]], r"at most K-1=1 apart; got 2 after index \(0, 1\)"),
     ],

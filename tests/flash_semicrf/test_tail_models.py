@@ -137,9 +137,11 @@ def test_tail_arguments_are_checked():
     durations = GeometricDuration(3, 2)
     with pytest.raises(ValueError, match='`duration_tail` must be None, "geometric" or rates'):
         create_duration_tail("linear", durations)
-    with pytest.raises(ValueError, match=r"`log_rate` must be a number or have shape \(C=2,\)"):
+    with pytest.raises(
+        ValueError, match=r"`duration_tail` must be a number or have shape \(C=2,\)"
+    ):
         create_duration_tail([0.0, 0.0, 0.0], durations)
-    with pytest.raises(ValueError, match="`log_rate` must be finite"):
+    with pytest.raises(ValueError, match="`duration_tail` must be finite"):
         create_duration_tail(math.nan, durations)
     with pytest.raises(ValueError, match="must have num_classes=2; got 3"):
         create_duration_tail(GeometricTail(3), durations)

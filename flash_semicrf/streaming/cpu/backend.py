@@ -107,7 +107,7 @@ def _prepared(potentials: Potentials) -> tuple[Potentials, Tensor]:
     dtypes = {value.dtype for value in potentials.parameters().values()}
     wide = torch.float32 if dtypes == {torch.float32} else torch.float64
     named = {name: value.detach().to(wide) for name, value in potentials.parameters().items()}
-    offset = torch.zeros(1, 1, dtype=torch.float64)
+    offset = torch.zeros(1, 1, dtype=torch.float64, device="cpu")
     low, high = extremes(named["scores"])
     if not (low > -HUGE and high < HUGE):
         # Masks, or NaN in the padding. One label at 0 and the others at -1e9 is no problem for

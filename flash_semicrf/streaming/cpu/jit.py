@@ -1,20 +1,23 @@
 """How the CPU kernels are compiled.
 
 A `Kernel` is a function of a queue of tasks, compiled together with its launch on several threads.
-Kernels release the GIL and are cached on disk. Two things numba does not do by itself:
+Kernels release the GIL and are cached on disk. Three things numba does not do by itself:
 
 - its cache looks only at the file of the kernel called, not at those of the kernels inlined into
-  it:
-  here the stamp of every cached kernel is a digest of all the kernels' sources;
+  it: here the stamp of every cached kernel is a digest of all the kernels' sources;
 - where no cache folder can be written (a read-only install without a home) kernels are compiled
-  anew in each process instead of failing.
+  anew in each process instead of failing;
+- a cache file that is damaged, or that cannot be read or written any more, costs a compilation and
+  one warning.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
+import linecache
+import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,10 +31,12 @@ __all__ = ["OPTIONS", "Kernel", "helper", "inlined", "kernel"]
 
 
 def _digest() -> str:
-    """Digest of the sources of all kernels."""
+    """Digest of the sources of all kernels, wherever this package was imported from."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    files = importlib.resources.files(__package__).iterdir()
+    for file in sorted(files, key=lambda file: file.name):
+        if file.name.endswith(".py"):
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
@@ -43,14 +48,52 @@ class _KernelCacheImpl(CompileResultCacheImpl):
 
     def __init__(self, function: Callable) -> None:
         super().__init__(function)
-        own = hashlib.sha256(Path(function.__code__.co_filename).read_bytes()).hexdigest()
+        # Not by the file's path alone: the module may be in an archive.
+        lines = linecache.getlines(function.__code__.co_filename, function.__globals__)
+        own = hashlib.sha256("".join(lines).encode()).hexdigest()
         self._locator.get_source_stamp = lambda: _STAMP + own
 
 
 class _KernelCache(FunctionCache):
-    """A function cache that is stale as soon as any kernel's source changes."""
+    """A function cache that is stale as soon as any kernel's source changes, and may be broken."""
 
     _impl_class = _KernelCacheImpl
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Compiled code for a signature, or None."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:  # unpickling something else may raise anything
+            _warn_once(self.cache_path, error)
+        try:
+            self.flush()  # or what is compiled now could not be added to it
+        except OSError:
+            self.disable()
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep compiled code for a signature, if possible."""
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _warn_once(self.cache_path, error)
+            self.disable()
+
+
+_warned = False
+
+
+def _warn_once(path: str, error: Exception) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            f"Compiled kernels in {path} cannot be used ({type(error).__name__}: {error}); they "
+            "are compiled again. Remove the folder if this does not end by itself, or set "
+            "NUMBA_CACHE_DIR to one that can be written.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 OPTIONS = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}

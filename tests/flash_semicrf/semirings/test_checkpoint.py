@@ -93,10 +93,29 @@ def test_shards_broadcast_and_are_recomputed():
         assert not semiring.matmul(a, b).requires_grad
 
 
+@pytest.mark.parametrize("kind", [CheckpointSemiring, CheckpointShardSemiring])
+def test_products_below_the_least_size_are_kept(kind):
+    calls = []
+
+    class Counting(LogSemiring):
+        def matmul(self, a, b):
+            calls.append(a.shape)
+            return super().matmul(a, b)
+
+    a = torch.randn(1, 3, 2, 4, requires_grad=True)  # 3 products of 2 x 4 x 2 numbers
+    for min_size, recomputed in ((48, 1), (49, 0)):
+        calls.clear()
+        product = kind(Counting(), min_size=min_size).matmul(a, a.transpose(-1, -2))
+        product.sum().backward()
+        assert len(calls) == 1 + recomputed
+
+
 def test_max_size_must_be_a_positive_integer():
     for bad in (0, 2.0, True):
         with pytest.raises(ValueError, match="`max_size` must be an integer >= 1"):
             CheckpointShardSemiring(LogSemiring, bad)
+    with pytest.raises(ValueError, match="`min_size` must be an integer >= 1; got -1"):
+        CheckpointSemiring(LogSemiring, min_size=-1)
 
 
 def test_exports():

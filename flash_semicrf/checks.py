@@ -1,0 +1,62 @@
+"""Checks of single arguments; they need nothing else of this package.
+
+Every message says what must hold and what came.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "check_floating_dtype",
+    "check_int",
+    "check_number",
+    "check_positive_int",
+    "check_tensor",
+]
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Raise unless `value` is a Tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}` must be a Tensor; got {type(value).__name__}.")
+
+
+def check_floating_dtype(name: str, value: object) -> None:
+    """Raise unless `value` is a floating-point torch.dtype."""
+    if not isinstance(value, torch.dtype) or not value.is_floating_point:
+        raise TypeError(f"`{name}` must be a floating-point torch.dtype; got {value!r}.")
+
+
+def check_int(name: str, value: object) -> int:
+    """Return `value` as an int that 64 bits hold, or raise."""
+    if not _is_int(value) or abs(operator.index(value)) >= 2**63:
+        raise ValueError(f"`{name}` must be an integer of 64 bits; got {value!r}.")
+    return operator.index(value)
+
+
+def check_positive_int(name: str, value: object, largest: int = 2**31 - 1) -> int:
+    """Return `value` as an int from 1 to `largest`, or raise."""
+    if not _is_int(value) or operator.index(value) < 1:
+        raise ValueError(f"`{name}` must be an integer >= 1; got {value!r}.")
+    if operator.index(value) > largest:
+        raise ValueError(f"`{name}` must be at most {largest}; got {value!r}.")
+    return operator.index(value)
+
+
+def _is_int(value: object) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, (bool, Tensor))
+
+
+def check_number(name: str, value: object, *, zero: bool = False, infinite: bool = False) -> float:
+    """Return `value` as a float > 0, or raise; `zero` and `infinite` allow those too."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (is_number and (value > 0 or (zero and value == 0)) and (infinite or value < math.inf)):
+        finite, low = "" if infinite else "finite and ", ">= 0" if zero else "> 0"
+        raise ValueError(f"`{name}` must be {finite}{low}; got {value!r}.")
+    return float(value)
