@@ -339,6 +339,7 @@ class SegmentationNet(NeuralNet):
             Where training diverges.
         """
         self.num_positions_ = int(train.lengths.sum())
+        self.first_epoch_ = len(self.history) + 1
         self.iterator_train__seed = seed
         self.max_epochs = epochs
         self.train_split = None if valid is None else predefined_split(valid)
@@ -351,6 +352,7 @@ class SegmentationNet(NeuralNet):
                     self.notify("on_train_end", X=train, y=None)
                     raise
             self.notify("on_train_end", X=train, y=None)
+            check_state(self)
         finally:
             # A saved model must not carry its validation data.
             self.train_split = None
@@ -430,9 +432,10 @@ class SegmentationNet(NeuralNet):
             raise
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Raise where an epoch left numbers that are not finite."""
+        """Raise where the first epoch left numbers that are not finite; `run` looks again."""
         super().on_epoch_end(net, **kwargs)
-        check_state(self)
+        if len(self.history) == self.first_epoch_:
+            check_state(self)
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """One forward and backward pass, drawing from the private random state."""
