@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from flash_semicrf.duration import (
     create_duration_distribution,
 )
 from flash_semicrf.nn import SemiMarkovCRFHead
+from flash_semicrf.potentials import NEG_INF
 from flash_semicrf.segments import SegmentTable
 from sklearn_api.encoders import Standardize, make_encoder
 from sklearn_api.sequences import Sequences
@@ -49,7 +51,7 @@ def resolve_device(device: str) -> torch.device:
     Raises
     ------
     ValueError
-        For a name torch does not know, or CUDA where there is none.
+        For a name torch does not know, or a device that is not present.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,8 +59,21 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"`device` must be a torch device or 'auto'; got {device!r}.") from error
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"`device` is {device!r}, but CUDA is not available here.")
+    if resolved.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (resolved.index or 0) >= count:
+            here = "CUDA is not available here" if not count else f"there are {count} CUDA devices"
+            raise ValueError(f"`device` is {device!r}, but {here}.")
+        return resolved
+    if resolved.type == "meta":
+        raise ValueError("`device` must hold values; got 'meta', which holds shapes only.")
+    try:
+        torch.zeros(1, device=resolved)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"`device` is {device!r}, which is not available here: {reason}"
+        ) from error
     return resolved
 
 
@@ -99,7 +114,7 @@ def build_module(
             hidden_dim,
             duration_distribution=_durations(estimator, table, max_duration),
             long_segments="error",
-            min_duration=_min_duration(estimator),
+            min_duration=_min_duration(estimator, max_duration),
             transition_constraints=_transitions(estimator, table),
             initial_scores=True,
             final_scores=True,
@@ -146,16 +161,22 @@ def _tail(
     )
 
 
-def _min_duration(estimator: Any) -> int | dict[int, int]:
-    """Minimum durations with class indices for labels; the head checks the numbers."""
+def _min_duration(estimator: Any, max_duration: int) -> int | dict[int, int]:
+    """Minimum durations with class indices for labels."""
     given = estimator.min_duration
-    if not isinstance(given, dict):
-        return given
     classes = estimator.classes_.tolist()
-    for label in given:
+    by_label = given if isinstance(given, dict) else dict.fromkeys(classes, given)
+    for label, value in by_label.items():
         if label not in classes:
             raise ValueError(f"The labels of `min_duration` must be in {classes}; got {label!r}.")
-    return {classes.index(label): value for label, value in given.items()}
+        is_int = isinstance(value, Integral) and not isinstance(value, bool)
+        if not is_int or not 1 <= value <= max_duration:
+            where = f" for label {label!r}" if isinstance(given, dict) else ""
+            raise ValueError(
+                f"`min_duration` must be an integer in [1, max_duration={max_duration}]; got "
+                f"{value!r}{where}."
+            )
+    return {classes.index(label): value for label, value in by_label.items()}
 
 
 def _transitions(estimator: Any, table: SegmentTable) -> Tensor | None:
@@ -176,7 +197,7 @@ def _transitions(estimator: Any, table: SegmentTable) -> Tensor | None:
 
 
 def check_allowed(module: SegmentationModule, table: SegmentTable, classes: np.ndarray) -> None:
-    """Raise if the constraints of a model forbid a training segment.
+    """Raise if a model forbids a training segment, by its constraints or a duration of -inf.
 
     Parameters
     ----------
@@ -186,24 +207,39 @@ def check_allowed(module: SegmentationModule, table: SegmentTable, classes: np.n
         Names of the labels, for the message.
     """
     head = module.head
-    forbidden = torch.zeros(len(table.start), dtype=torch.bool)
-    if head.allowed_durations is not None:
-        duration = (table.stop - table.start).clamp(max=head.max_duration)
-        forbidden |= ~head.allowed_durations.cpu()[duration - 1, table.label]
+    duration = table.stop - table.start
+    if head.duration_tail is not None:
+        rate = head.duration_tail.detach().cpu()[table.label]
+        beyond = (rate <= NEG_INF) & (duration > head.max_duration)
+        if bool(beyond.any()):
+            raise ValueError(
+                "`duration_tail` must be above -inf for labels with segments longer than "
+                f"max_duration={head.max_duration}; got {_first_segment(table, beyond, classes)}."
+            )
+    bias = head.duration_bias.detach().cpu()
+    forbidden = bias[duration.clamp(max=head.max_duration) - 1, table.label] <= NEG_INF
     if head.allowed_transitions is not None:
         same = table.sequence[1:] == table.sequence[:-1]
         allowed = head.allowed_transitions.cpu()[table.label[:-1], table.label[1:]]
         forbidden[1:] |= same & ~allowed
     if bool(forbidden.any()):
-        n = int(forbidden.nonzero()[0])
-        start, stop = int(table.start[n]), int(table.stop[n])
-        names = classes.tolist()
-        before = f", after label {names[table.label[n - 1]]!r}" if start else ""
         raise ValueError(
-            f"`y` must hold only segments that `min_duration` and `transition_constraints` allow; "
-            f"got label {names[table.label[n]]!r} at positions {start}..{stop - 1} (duration "
-            f"{stop - start}{before}) in sequence {int(table.sequence[n])}."
+            "`y` must hold only segments that `min_duration`, `duration_distribution` and "
+            "`transition_constraints` allow; got "
+            f"{_first_segment(table, forbidden, classes)}."
         )
+
+
+def _first_segment(table: SegmentTable, chosen: Tensor, classes: np.ndarray) -> str:
+    """Label, place and duration of the first of the chosen segments, and the label before it."""
+    n = int(chosen.nonzero()[0])
+    start, stop = int(table.start[n]), int(table.stop[n])
+    names = classes.tolist()
+    before = f", after label {names[table.label[n - 1]]!r}" if start else ""
+    return (
+        f"label {names[table.label[n]]!r} at positions {start}..{stop - 1} (duration "
+        f"{stop - start}{before}) in sequence {int(table.sequence[n])}"
+    )
 
 
 def build_net(estimator: Any, module: SegmentationModule, rng: PrivateRNG) -> SegmentationNet:

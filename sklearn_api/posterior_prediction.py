@@ -116,7 +116,5 @@ class PosteriorMixin:
                 rows = score_rows(problem, table._replace(sequence=table.sequence % count))
             found = table_to_segments(table, number * count, rows)
             for place, i in enumerate(batch):
-                result[i] = [
-                    self._renamed(segments) for segments in found[place::count] if segments
-                ]
+                result[i] = self._renamed([rows for rows in found[place::count] if rows])
         return result[0] if sequences.layout.kind == "single" else result

@@ -93,10 +93,10 @@ class PredictionMixin:
         Returns
         -------
         list of Segment, or list of such lists with `groups` or many sequences
-            Ends are inclusive, labels are those of ``classes_``.
+            Ends are inclusive, labels are those of ``classes_``, as Python objects.
         """
         sequences = self._check_input(X, groups)
-        named = [self._renamed(segments) for segments in self._decode(sequences)]
+        named = self._renamed(self._decode(sequences))
         return named[0] if sequences.layout.kind == "single" else named
 
     def predict_proba(self, X: Any, groups: Any = None) -> np.ndarray:
@@ -243,9 +243,10 @@ class PredictionMixin:
 
         return [self.classes_[index] for index in self._marginals(sequences, choose)]
 
-    def _renamed(self, segments: list[Segment]) -> list[Segment]:
+    def _renamed(self, segmentations: list[list[Segment]]) -> list[list[Segment]]:
         """Segments with class indices as segments with labels."""
-        return [replace(segment, label=self.classes_[segment.label]) for segment in segments]
+        names = self.classes_.tolist()
+        return [[replace(s, label=names[s.label]) for s in segments] for segments in segmentations]
 
     def _named(self, segments: list[Segment]) -> list[tuple[int, int, Any]]:
         """Half-open ``(start, stop, label)`` of segments with class indices."""

@@ -6,6 +6,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -15,6 +16,7 @@ from skorch.history import History
 from torch import nn
 
 from flash_semicrf.duration import DURATION_DISTRIBUTIONS
+from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.segments import SegmentTable, limit_durations
 from sklearn_api.building import (
     build_module,
@@ -23,7 +25,9 @@ from sklearn_api.building import (
     resolve_device,
 )
 from sklearn_api.encoders import ENCODERS
-from sklearn_api.persistence import VersionedMixin
+from sklearn_api.interrupts import interruptible
+from sklearn_api.parameters import check_parameters
+from sklearn_api.persistence import VersionedMixin, missing_attributes
 from sklearn_api.posterior_prediction import PosteriorMixin
 from sklearn_api.prediction import PredictionMixin
 from sklearn_api.routed_params import RoutedParamsMixin
@@ -148,7 +152,8 @@ class SemiCRFSegmenter(
     verbose : int, default=0
         1 prints a line per epoch or iteration.
     callbacks : list of skorch callbacks, default=None
-        Copied, then added to the net.
+        Copied, then added to the net. One that ends training raises
+        `sklearn_api.training.StopTraining`; a KeyboardInterrupt counts as Ctrl-C.
     **skorch_params
         ``module__*`` go to the encoder, ``optimizer__*``, ``iterator_train__*``,
         ``iterator_valid__*`` and ``callbacks__*`` to the skorch net.
@@ -168,6 +173,8 @@ class SemiCRFSegmenter(
         penalty.
     n_iter_ : int
         Epochs or iterations run.
+    interrupted_ : bool
+        Whether Ctrl-C cut the last call of `fit` or `partial_fit` short.
 
     Notes
     -----
@@ -194,7 +201,7 @@ class SemiCRFSegmenter(
     >>> rng = np.random.default_rng(0)
     >>> X = [(labels == "wave")[:, None] + 0.3 * rng.normal(size=(len(labels), 1)) for labels in y]
     >>> segmenter = SemiCRFSegmenter(random_state=0).fit(X, y)
-    >>> [(s.start, s.end, str(s.label)) for s in segmenter.predict_segments(X)[0]]
+    >>> [(s.start, s.end, s.label) for s in segmenter.predict_segments(X)[0]]
     [(0, 19, 'rest'), (20, 29, 'wave'), (30, 44, 'rest')]
     """
 
@@ -212,7 +219,11 @@ class SemiCRFSegmenter(
             callable,
         ],
         "duration_init": [StrOptions({"empirical", "default"})],
-        "duration_tail": [None, StrOptions({"geometric"}), Real],
+        "duration_tail": [
+            None,
+            StrOptions({"geometric"}),
+            Interval(Real, -np.inf, None, closed="left"),
+        ],
         "min_duration": [Interval(Integral, 1, None, closed="left"), dict],
         "transition_constraints": [None, StrOptions({"observed"}), "array-like"],
         "boundary_scores": ["boolean"],
@@ -342,6 +353,12 @@ class SemiCRFSegmenter(
         Returns
         -------
         self
+
+        Warns
+        -----
+        ConvergenceWarning
+            On Ctrl-C, which ends training and keeps the model so far; inside a search or another
+            loop of scikit-learn or joblib the KeyboardInterrupt is raised again.
         """
         start_anew = not (self.warm_start and hasattr(self, "net_"))
         sequences, table = self._prepare(X, y, groups, start_anew)
@@ -352,11 +369,15 @@ class SemiCRFSegmenter(
             self._rebuild_net()
         check_allowed(self.module_, table, self.classes_)
         if self.solver == "lbfgs":
-            fit_lbfgs(self, sequences, table, start_anew, sample_weight)
+            with interruptible(self, keep=True):
+                fit_lbfgs(self, sequences, table, start_anew, sample_weight)
             return self
         hold_out = self.early_stopping
         dataset, valid = training_datasets(self, sequences, table, sample_weight, hold_out)
-        self.net_.run(dataset, valid, epochs=self.max_epochs, seed=self._seed + self.n_iter_)
+        with interruptible(self, keep=True):
+            self.net_.run(dataset, valid, epochs=self.max_epochs, seed=self._seed + self.n_iter_)
+            if valid is None:
+                self.net_.check_result(dataset)
         return self
 
     @available_if(offers_partial_fit)
@@ -370,6 +391,9 @@ class SemiCRFSegmenter(
         sample_weight: Any = None,
     ) -> SemiCRFSegmenter:
         """Run one epoch over the given sequences, from the current parameters.
+
+        Ctrl-C raises KeyboardInterrupt, so that it ends the caller's loop, too; the model keeps
+        what it has learnt so far.
 
         Parameters
         ----------
@@ -395,7 +419,8 @@ class SemiCRFSegmenter(
             self._build(sequences, table)
         check_allowed(self.module_, table, self.classes_)
         dataset, _ = training_datasets(self, sequences, table, sample_weight)
-        self.net_.run(dataset, epochs=1, seed=self._seed + self.n_iter_)
+        with interruptible(self, keep=False):
+            self.net_.run(dataset, epochs=1, seed=self._seed + self.n_iter_)
         return self
 
     def _prepare(
@@ -403,6 +428,7 @@ class SemiCRFSegmenter(
     ) -> tuple[Sequences, SegmentTable]:
         """Checked training data; sets what is learnt from the data alone when starting anew."""
         self._check_extra_params()
+        check_parameters(self)
         check_solver(self)
         sequences = check_X(
             self,
@@ -447,6 +473,15 @@ class SemiCRFSegmenter(
         rng = PrivateRNG(self._seed + len(history), resolve_device(self.device))
         self.net_ = build_net(self, self.module_, rng)
         self.net_.history = history
+
+    def _missing_attributes(self) -> list[str]:
+        if not hasattr(self, "net_"):
+            return []
+        fitted = ("classes_", "max_duration_", "n_features_in_", "_seed", "_single_classes")
+        with PrivateRNG(0, torch.device("cpu")).use():
+            head = SemiMarkovCRFHead(1, 1, 1)
+        missing = missing_attributes(self.module_.head, head)
+        return [*(n for n in fitted if not hasattr(self, n)), *(f"head.{n}" for n in missing)]
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

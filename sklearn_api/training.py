@@ -25,13 +25,13 @@ from skorch.utils import to_tensor
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from flash_semicrf.constraints import check_gold
 from flash_semicrf.duration import DurationDistribution
 from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.potentials import score_segments
+from flash_semicrf.potentials import Potentials, score_segments
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming import log_partition
 from sklearn_api.crop_likelihood import core_rows, crop_loss
+from sklearn_api.divergence import all_finite, check_state, diverged
 from sklearn_api.encoders import Standardize
 from sklearn_api.sparse_batches import pad_sparse, problem_of_scores, project_sparse
 
@@ -43,6 +43,7 @@ __all__ = [
     "SegmentationModule",
     "SegmentationNet",
     "SequenceDataset",
+    "StopTraining",
     "bucketed_loader",
     "collate_sequences",
 ]
@@ -281,6 +282,13 @@ class SegmentationModule(nn.Module):
         return total
 
 
+class StopTraining(KeyboardInterrupt):
+    """Raised by a callback that ends training where it should end.
+
+    skorch lets callbacks raise KeyboardInterrupt for that, which is also what Ctrl-C raises.
+    """
+
+
 class SegmentationNet(NeuralNet):
     """skorch net whose loss is the CRF's negative log-likelihood per position.
 
@@ -313,7 +321,7 @@ class SegmentationNet(NeuralNet):
         epochs: int,
         seed: int,
     ) -> SegmentationNet:
-        """Train from the current parameters; Ctrl-C ends training and keeps them.
+        """Train from the current parameters.
 
         Parameters
         ----------
@@ -322,18 +330,52 @@ class SegmentationNet(NeuralNet):
             Most epochs to run.
         seed : int
             Of the order of the batches.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            On Ctrl-C, once training has ended as it does after the last epoch.
+        ValueError
+            Where training diverges.
         """
         self.num_positions_ = int(train.lengths.sum())
+        self.first_epoch_ = len(self.history) + 1
         self.iterator_train__seed = seed
         self.max_epochs = epochs
         self.train_split = None if valid is None else predefined_split(valid)
         try:
-            self.partial_fit(train)
+            self.notify("on_train_begin", X=train, y=None)
+            try:
+                self.fit_loop(train)
+            except KeyboardInterrupt as error:
+                if not self._stopped_by_callback(error):
+                    self.notify("on_train_end", X=train, y=None)
+                    raise
+            self.notify("on_train_end", X=train, y=None)
+            check_state(self)
         finally:
             # A saved model must not carry its validation data.
             self.train_split = None
-        self._set_training(False)
+            self._set_training(False)
         return self
+
+    def _stopped_by_callback(self, error: KeyboardInterrupt) -> bool:
+        """Whether a callback ended training, rather than the user."""
+        stopping = [cb for _, cb in self.callbacks_ if isinstance(cb, EarlyStopping)]
+        return isinstance(error, StopTraining) or any(cb.misses_ >= cb.patience for cb in stopping)
+
+    def check_result(self, dataset: SequenceDataset) -> None:
+        """Raise if training diverged with its last step, which no loss has seen.
+
+        Parameters
+        ----------
+        dataset : SequenceDataset
+            Its shortest sequences are evaluated.
+        """
+        keys = next(iter(dataset.sampler(self.batch_size, False, 0)))
+        inputs, columns = dataset.collate([dataset[key] for key in keys])
+        with torch.no_grad():
+            self.get_loss(self.infer(inputs), columns, X=inputs, training=True)
 
     def get_loss(
         self,
@@ -346,39 +388,54 @@ class SegmentationNet(NeuralNet):
         lengths = to_tensor(X["lengths"], device=self.device)
         columns = to_tensor(tuple(y_true), device=self.device)
         table = SegmentTable(*columns[:4])
-        if training:
-            hidden = y_pred.detach()
-            # One pass: a sum is finite only if all of its terms are. Where it is not, look closer:
-            # padding may hold anything, and large terms may overflow.
-            if not bool(hidden.sum().isfinite()):
-                padding = torch.arange(hidden.shape[1], device=hidden.device) >= lengths[:, None]
-                self._check_finite(hidden.isfinite().all(-1) | padding)
-        head = self.module_.head
-        if X["x"].is_sparse:
-            problem = problem_of_scores(head, y_pred, lengths)
-        else:
-            problem, _ = head.potentials(y_pred, lengths)
-        if "crop" in X:
-            nll = crop_loss(problem, table, to_tensor(X["crop"], device=self.device))
-        else:
-            gold = score_segments(problem, table)
-            check_gold(gold, problem, table)
-            nll = log_partition(problem) - gold
+        problem = self._problem(y_pred, lengths, X["x"].is_sparse, training)
+        try:
+            if "crop" in X:
+                nll = crop_loss(problem, table, to_tensor(X["crop"], device=self.device))
+            else:
+                nll = log_partition(problem) - score_segments(problem, table)
+        except ValueError:
+            check_state(self)  # Parameters that are not finite are no fault of the data.
+            raise
         if len(columns) == 5:
             nll = nll * columns[4]
         loss = nll.sum() / lengths.sum()
-        if training:
-            if self.alpha:
-                loss = loss + self.alpha / self.num_positions_ * self.module_.penalty()
-            self._check_finite(loss.detach().isfinite())
+        if training and self.alpha:
+            loss = loss + self.alpha / self.num_positions_ * self.module_.penalty()
+        if not bool(loss.detach().isfinite()):
+            raise diverged(self, "the loss", training)
         return loss
 
-    def _check_finite(self, finite: Tensor) -> None:
-        if not bool(finite.all()):
-            raise ValueError(
-                f"Training diverged in epoch {len(self.history)}: the encoder's output or the loss "
-                "is not finite. Scale the features or lower `learning_rate`."
-            )
+    def _problem(self, y_pred: Tensor, lengths: Tensor, sparse: bool, training: bool) -> Potentials:
+        """The problem of a batch; raises where its scores are not finite."""
+        head = self.module_.head
+        try:
+            if sparse:
+                problem = problem_of_scores(head, y_pred, lengths)
+            else:
+                problem, _ = head.potentials(y_pred, lengths)
+        except ValueError as error:
+            if y_pred.dim() == 3 and not all_finite(lengths, y_pred):
+                raise diverged(self, "the encoder's output", training) from error
+            raise
+        if not all_finite(lengths, problem.scores, problem.start_scores, problem.end_scores):
+            raise diverged(self, "a score", training)
+        return problem
+
+    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """One step of the optimiser."""
+        try:
+            return super().train_step(batch, **fit_params)
+        except RuntimeError as error:
+            if "without overflow" in str(error):  # torch's word on a step of 1e38
+                raise diverged(self, "a step") from error
+            raise
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Raise where the first epoch left numbers that are not finite; `run` looks again."""
+        super().on_epoch_end(net, **kwargs)
+        if len(self.history) == self.first_epoch_:
+            check_state(self)
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """One forward and backward pass, drawing from the private random state."""
@@ -430,6 +487,11 @@ class LossRecorder(Callback):
 
 class PlateauStopping(EarlyStopping):
     """Stop when the monitored loss no longer improves; epochs without it do not count."""
+
+    def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Load the best epoch, if that was asked for and one has ended."""
+        if net.history:
+            super().on_train_end(net, **kwargs)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Compare the last epoch with the best."""

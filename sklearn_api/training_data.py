@@ -11,7 +11,7 @@ from sklearn_api.building import split_sequences
 from sklearn_api.crops import crop_long
 from sklearn_api.sequences import Sequences
 from sklearn_api.training import SequenceDataset
-from sklearn_api.weights import WeightedDataset, check_sample_weight
+from sklearn_api.weights import WeightedDataset, training_weights
 
 __all__ = ["training_datasets"]
 
@@ -39,7 +39,7 @@ def training_datasets(
     train : Dataset
     valid : Dataset or None
     """
-    weights = check_sample_weight(sample_weight, sequences.layout)
+    weights = training_weights(estimator, sample_weight, sequences.layout)
     whole = SequenceDataset(sequences.values, table)
     if not hold_out:
         return _derived(estimator, whole, weights), None

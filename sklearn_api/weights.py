@@ -20,10 +20,11 @@ from torch.utils.data import Dataset, Sampler
 
 from flash_semicrf.segments import SegmentTable
 from sklearn_api.crops import CroppedDataset
+from sklearn_api.parameters import check_largest
 from sklearn_api.sequences import Layout
 from sklearn_api.training import SequenceDataset
 
-__all__ = ["WeightedDataset", "check_sample_weight", "with_class_weight"]
+__all__ = ["WeightedDataset", "check_sample_weight", "training_weights", "with_class_weight"]
 
 
 def check_sample_weight(sample_weight: Any, layout: Layout) -> list[np.ndarray] | None:
@@ -72,6 +73,22 @@ def check_sample_weight(sample_weight: Any, layout: Layout) -> list[np.ndarray] 
             )
     if not any(one.any() for one in weights):
         raise ValueError("`sample_weight` must not be zero everywhere.")
+    return weights
+
+
+def training_weights(estimator: Any, sample_weight: Any, layout: Layout) -> list[np.ndarray] | None:
+    """Weights as `check_sample_weight` returns them, none so large that training would overflow.
+
+    Parameters
+    ----------
+    estimator : SemiCRFSegmenter
+    sample_weight, layout : see `check_sample_weight`
+        With the weights of classes in them.
+    """
+    weights = check_sample_weight(sample_weight, layout)
+    times = "" if estimator.class_weight is None else "` times `class_weight"
+    for i, one in enumerate(weights or []):
+        check_largest(f"sample_weight{times}", one.max(), estimator.dtype, f" in sequence {i}")
     return weights
 
 

@@ -17,7 +17,7 @@ from sklearn_api.solvers.features import FeatureMatrix, stack_rows
 from sklearn_api.solvers.lbfgs import minimize
 from sklearn_api.solvers.likelihood import LinearLikelihood
 from sklearn_api.solvers.objective import LinearObjective
-from sklearn_api.weights import check_sample_weight
+from sklearn_api.weights import training_weights
 
 __all__ = ["check_solver", "fit_lbfgs", "offers_partial_fit"]
 
@@ -44,7 +44,9 @@ def check_solver(estimator: Any) -> None:
         return
     if not isinstance(e.encoder, str) or e.encoder != "linear":
         raise ValueError(f'solver="lbfgs" needs encoder="linear"; got {e.encoder!r}.')
-    for name in ("callbacks", "optimizer", "crop_length"):
+    routed = ("optimizer__", "iterator_train__", "iterator_valid__", "callbacks__")
+    routed = [name for name in e._extra_params() if name.startswith(routed)]
+    for name in ("callbacks", "optimizer", "crop_length", *routed):
         if getattr(e, name) not in (None, False, [], ()):
             raise ValueError(
                 f"`{name}` needs a solver of mini-batches; got {getattr(e, name)!r} with "
@@ -70,8 +72,20 @@ def fit_lbfgs(
         Start from zero weights and transitions, rather than from the module's.
     sample_weight : array-like, optional
         As for `SemiCRFSegmenter.fit`.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        On Ctrl-C, with the last or best iteration's parameters in the module.
+    ValueError
+        Where the objective or its gradient is not finite.
+
+    Warns
+    -----
+    ConvergenceWarning
+        Where `max_iter` ends the search.
     """
-    weights = check_sample_weight(sample_weight, sequences.layout)
+    weights = training_weights(estimator, sample_weight, sequences.layout)
     count = len(sequences.lengths)
     means = np.ones(count) if weights is None else np.array([w.mean() for w in weights])
     module, net = estimator.module_, estimator.net_
@@ -96,37 +110,57 @@ def fit_lbfgs(
         return LinearLikelihood(head, features, lengths, part, means[order], estimator.dtype)
 
     try:
-        training = likelihood(train)
-        objective = LinearObjective(
-            training,
-            [anchor.cpu().double() for anchor in module.duration_anchors()],
-            int(np.isin(table.sequence.numpy(), train).sum()),
-            estimator.alpha,
-            estimator.l1_ratio,
-        )
-        held_out = None if valid is None else likelihood(valid, training.features)
-        progress = _Progress(estimator, objective, held_out)
-        found = minimize(
-            objective,
-            objective.pack(),
-            l1=objective.l1,
-            tol=estimator.tol,
-            # Held-out sequences, if there are any, decide alone.
-            patience=estimator.n_iter_no_change if valid is None else estimator.max_iter + 1,
-            max_iter=estimator.max_iter,
-            callback=progress,
-        )
-        objective.unpack(found.x if progress.best_x is None else progress.best_x)
+        # Steps that overflow are refused by the search.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            training = likelihood(train)
+            objective = LinearObjective(
+                training,
+                [anchor.cpu().double() for anchor in module.duration_anchors()],
+                int(np.isin(table.sequence.numpy(), train).sum()),
+                estimator.alpha,
+                estimator.l1_ratio,
+            )
+            held_out = None if valid is None else likelihood(valid, training.features)
+            progress = _Progress(estimator, objective, held_out)
+            found = minimize(
+                objective,
+                objective.pack(),
+                l1=objective.l1,
+                tol=estimator.tol,
+                # Held-out sequences, if there are any, decide alone.
+                patience=estimator.n_iter_no_change if valid is None else estimator.max_iter + 1,
+                max_iter=estimator.max_iter,
+                callback=progress,
+            )
+            objective.unpack(found.x if progress.best_x is None else progress.best_x)
     finally:
         module.to(device=net.device, dtype=getattr(torch, estimator.dtype))
-    if found.status == "max_iter":
+    _report(estimator, found.status)
+
+
+def _report(estimator: Any, status: str) -> None:
+    """Raise, or warn, where a search has ended before a minimum."""
+    e = estimator
+    if status == "interrupted":
+        raise KeyboardInterrupt
+    if status == "diverged":
+        raise _diverged(e, e.n_iter_ + 1, "the loss or its gradient")
+    if status == "max_iter":
         warnings.warn(
-            f"L-BFGS stopped after max_iter={estimator.max_iter} iterations while the "
-            f"{'loss' if valid is None else 'validation loss'} still decreased by more than "
-            f"tol={estimator.tol} in {estimator.n_iter_no_change}. Raise `max_iter` or `tol`.",
+            f"L-BFGS stopped after max_iter={e.max_iter} iterations while the "
+            f"{'validation loss' if e.early_stopping else 'loss'} still decreased by more than "
+            f"tol={e.tol} in {e.n_iter_no_change}. Raise `max_iter` or `tol`.",
             ConvergenceWarning,
-            stacklevel=3,
+            # `fit_lbfgs`, `fit`, scikit-learn's wrapper, its caller.
+            stacklevel=5,
         )
+
+
+def _diverged(estimator: Any, iteration: int, what: str) -> ValueError:
+    return ValueError(
+        f"Training diverged at iteration {iteration}: {what} is not finite. Scale `X`; large "
+        f"weights of samples and a large `alpha` (now {estimator.alpha:g}) overflow, too."
+    )
 
 
 class _Progress:
@@ -155,6 +189,8 @@ class _Progress:
         if self.held_out is not None:
             valid = self.objective.held_out_loss(self.held_out, x)
             history.record("valid_loss", valid)
+            if not np.isfinite(valid):
+                raise _diverged(e, len(history), "the loss of held-out sequences")
             text += f"  held out {valid:.6f}"
             if valid < self.best:
                 self.best, self.best_x = valid, x

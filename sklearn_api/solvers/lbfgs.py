@@ -40,9 +40,10 @@ class Minimum(NamedTuple):
     x : ndarray of shape (n,)
     losses : list of float
         Value of the whole objective after each iteration.
-    status : {"converged", "max_iter", "precision", "stopped", "interrupted"}
+    status : {"converged", "max_iter", "precision", "stopped", "interrupted", "diverged"}
         "precision": no step improves the objective any more in the dtype of x. "stopped": by the
-        callback. "interrupted": by Ctrl-C.
+        callback. "interrupted": by Ctrl-C. "diverged": the objective, its gradient or the square of
+        the gradient is not finite at x.
     """
 
     x: np.ndarray
@@ -89,35 +90,31 @@ def minimize(
     Minimum
     """
     history = _History(memory, x)
-    value, gradient = function(x)
-    value += _norm(x, l1)
-    slope = _pseudo_gradient(x, gradient, l1)
-    steepest = largest(slope)
-    losses = [value]
-    for iteration in range(1, max_iter + 1):
-        if steepest <= gradient_tol:
-            return Minimum(x, losses[1:], "converged")
-        try:
-            direction = history.direction(slope, value, l1 is not None)
-            found = _search(function, x, value, slope, direction, l1)
-            if found is None and history.count:
-                # The curvature remembered may be to blame, not the precision.
-                history.clear()
-                direction = history.direction(slope, value, False)
-                found = _search(function, x, value, slope, direction, l1)
-        except KeyboardInterrupt:
-            return Minimum(x, losses[1:], "interrupted")
-        if found is None:
-            return Minimum(x, losses[1:], "precision")
-        new, value, new_gradient = found
-        slope = _pseudo_gradient(new, new_gradient, l1)
-        history.add(new, x, new_gradient, gradient, slope)
-        x, gradient, steepest = new, new_gradient, largest(slope)
+    losses: list[float] = []
+    try:
+        value, gradient = function(x)
+        value += _norm(x, l1)
+        slope = _pseudo_gradient(x, gradient, l1)
+        steepest = largest(slope)
         losses.append(value)
-        if callback is not None and callback(iteration, value, steepest, x):
-            return Minimum(x, losses[1:], "stopped")
-        if iteration >= patience and losses[-1 - patience] - value <= tol:
-            return Minimum(x, losses[1:], "converged")
+        for iteration in range(1, max_iter + 1):
+            if steepest <= gradient_tol:
+                return Minimum(x, losses[1:], "converged")
+            found = _step(function, x, value, slope, history, l1)
+            if found is None:
+                finite = np.isfinite(value) and np.isfinite(np.vdot(slope, slope))
+                return Minimum(x, losses[1:], "precision" if finite else "diverged")
+            new, value, new_gradient = found
+            slope = _pseudo_gradient(new, new_gradient, l1)
+            history.add(new, x, new_gradient, gradient, slope)
+            x, gradient, steepest = new, new_gradient, largest(slope)
+            losses.append(value)
+            if callback is not None and callback(iteration, value, steepest, x):
+                return Minimum(x, losses[1:], "stopped")
+            if iteration >= patience and losses[-1 - patience] - value <= tol:
+                return Minimum(x, losses[1:], "converged")
+    except KeyboardInterrupt:
+        return Minimum(x, losses[1:], "interrupted")
     return Minimum(x, losses[1:], "max_iter")
 
 
@@ -131,6 +128,25 @@ def _pseudo_gradient(x: np.ndarray, gradient: np.ndarray, l1: np.ndarray | None)
         return gradient
     shrunk = np.sign(gradient) * np.maximum(np.abs(gradient) - l1, 0)
     return np.where(x == 0, shrunk, gradient + np.sign(x) * l1)
+
+
+def _step(
+    function: Callable[[np.ndarray], tuple[float, np.ndarray]],
+    x: np.ndarray,
+    value: float,
+    slope: np.ndarray,
+    history: _History,
+    l1: np.ndarray | None,
+) -> tuple[np.ndarray, float, np.ndarray] | None:
+    """A better point as `_search` returns it, or None."""
+    direction = history.direction(slope, value, l1 is not None)
+    found = _search(function, x, value, slope, direction, l1)
+    if found is None and history.count:
+        # The curvature remembered may be to blame, not the precision.
+        history.clear()
+        direction = history.direction(slope, value, False)
+        found = _search(function, x, value, slope, direction, l1)
+    return found
 
 
 def _search(

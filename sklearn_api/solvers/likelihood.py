@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.potentials import NEG_INF, Potentials
+from flash_semicrf.potentials import Potentials
 from flash_semicrf.segments import SegmentTable, covered_positions
 from flash_semicrf.streaming.dispatch import choose
 from sklearn_api.solvers.features import FeatureMatrix
@@ -117,14 +117,6 @@ class LinearLikelihood:
         }
         if self.head.duration_tail is not None:
             beyond = (duration - longest).clamp(min=0)
-            impossible = (beyond > 0) & (self.head.duration_tail.detach() <= NEG_INF)[label]
-            if bool(impossible.any()):
-                n = int(impossible.nonzero()[0])
-                raise ValueError(
-                    f"`duration_tail` must be above -inf for labels with segments longer than "
-                    f"max_duration={longest}; got one of duration {int(duration[n])}, label index "
-                    f"{int(label[n])}."
-                )
             found = torch.bincount(label, weight * beyond, minlength=num_labels)
             self.gold_counts["duration_tail"] = found.numpy()
 

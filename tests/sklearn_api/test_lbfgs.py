@@ -82,7 +82,7 @@ def test_lbfgs_learns_durations_beyond_max_duration(durations, tail):
 
 def test_lbfgs_tail_of_a_label_that_must_not_have_one():
     X, y = problem()
-    with pytest.raises(ValueError, match="`duration_tail` must be above -inf .* duration"):
+    with pytest.raises(ValueError, match="`duration_tail` must be above -inf .*; got label"):
         segmenter(max_duration=2, duration_tail=-np.inf).fit(X, y)
 
 

@@ -1,4 +1,4 @@
-"""Saved models: pickle, joblib, skops, versions, and what an interrupted fit leaves."""
+"""Saved models: pickle, joblib, skops, cloudpickle, and other versions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import warnings
 import joblib
 import numpy as np
 import pytest
-import torch
 from sklearn.exceptions import InconsistentVersionWarning as SklearnInconsistentVersionWarning
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from skorch.callbacks import Callback
 
 from flash_semicrf import __version__
 from sklearn_api import SemiCRFSegmenter
@@ -59,7 +57,12 @@ def through_skops(model):
     return skops_io.loads(saved, trusted=skops_io.get_untrusted_types(data=saved))
 
 
-@pytest.mark.parametrize("trip", [pickled, joblibbed, through_skops])
+def cloudpickled(model):
+    cloudpickle = pytest.importorskip("cloudpickle", reason="comes with distributed (test extra)")
+    return pickle.loads(cloudpickle.dumps(model))
+
+
+@pytest.mark.parametrize("trip", [pickled, joblibbed, through_skops, cloudpickled, copy.deepcopy])
 def test_round_trip_continues_as_if_never_saved(fitted, trip):
     """Same predictions, and the same parameters after one more epoch and after a warm start."""
     X, y = data()
@@ -114,59 +117,27 @@ def test_other_version_warns(fitted, version):
     assert_same_predictions(fitted, model)
 
 
-# Interrupting
+def loaded_without(model, *names):
+    """The model as an earlier version would have saved it, and the warning that it loads with."""
+    state = model.__getstate__()
+    for name in names:
+        del state[name]
+    loaded = SemiCRFSegmenter.__new__(SemiCRFSegmenter)
+    with pytest.warns(InconsistentVersionWarning) as seen:
+        loaded.__setstate__(state)
+    return loaded, seen[0].message
 
 
-class Interrupt(Callback):
-    """Presses Ctrl-C in an epoch: at its end, or after its first batch."""
-
-    def __init__(self, epoch, at_end):
-        self.epoch = epoch
-        self.at_end = at_end
-
-    def on_batch_end(self, net, training=False, **kwargs):
-        if not self.at_end and training and len(net.history) == self.epoch:
-            raise KeyboardInterrupt
-
-    def on_epoch_end(self, net, **kwargs):
-        if self.at_end and len(net.history) == self.epoch:
-            raise KeyboardInterrupt
+def test_parameters_younger_than_the_model_get_their_defaults(fitted):
+    loaded, warning = loaded_without(fitted, "window_length", "class_weight", "_single_classes")
+    assert warning.missing == ["class_weight", "window_length", "_single_classes"]
+    assert "saved without class_weight, window_length, _single_classes" in str(warning)
+    assert loaded.get_params() == fitted.get_params()
+    assert_same_predictions(fitted, loaded)
 
 
-@pytest.mark.parametrize("at_end", [True, False])
-def test_interrupted_fit_keeps_the_model_so_far(at_end):
-    X, y = data()
-    params = {**QUICK, "max_epochs": 50, "batch_size": 1, "dropout": 0.1}
-    model = SemiCRFSegmenter(
-        "mlp", hidden_size=4, num_layers=1, callbacks=[Interrupt(4, at_end)], **params
-    )
-    model.fit(X, y)
-    assert model.n_iter_ == 4
-    assert not model.module_.training
-    if at_end:
-        same = SemiCRFSegmenter("mlp", hidden_size=4, num_layers=1, **{**params, "max_epochs": 4})
-        assert_same_predictions(model, same.fit(X, y))
-    assert_same_predictions(model, pickled(model))
-    model.set_params(callbacks=None, warm_start=True, max_epochs=2).fit(X, y)
-    assert model.n_iter_ == 6
-    assert np.isfinite([row["train_loss"] for row in model.history_[4:]]).all()
-
-
-def test_interrupted_fit_keeps_the_best_epoch_so_far():
-    X, y = data(8)
-    model = SemiCRFSegmenter(
-        early_stopping=True,
-        learning_rate=2.0,
-        callbacks=[Interrupt(6, False)],
-        random_state=0,
-        max_duration=12,
-    ).fit(X, y)
-    losses = [row["valid_loss"] for row in model.history_[:5]]
-    best = int(np.argmin(losses)) + 1
-    assert best < 5
-    again = SemiCRFSegmenter(
-        early_stopping=True, learning_rate=2.0, random_state=0, max_duration=12, max_epochs=best
-    ).fit(X, y)
-    state = model.module_.state_dict()
-    for name, value in again.module_.state_dict().items():
-        assert torch.equal(value, state[name]), name
+def test_parts_younger_than_the_model_are_named(fitted):
+    model = copy.deepcopy(fitted)
+    del model.module_.head.tail
+    _, warning = loaded_without(model)
+    assert warning.missing == ["head.tail"]

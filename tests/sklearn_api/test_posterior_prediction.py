@@ -42,7 +42,7 @@ def short():
 
 
 def tuples(segments):
-    return [(s.start, s.end + 1, str(s.label)) for s in segments]
+    return [(s.start, s.end + 1, s.label) for s in segments]
 
 
 def everything(model, x, longest=None):
