@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,8 +9,14 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
-from flash_semicrf.segments import Segment, SegmentTable, covered_positions, segments_to_table
-from flash_semicrf.validation import check_labels, refuse
+from flash_semicrf.segments import (
+    Segment,
+    SegmentTable,
+    covered_positions,
+    segments_to_table,
+    whole_number,
+)
+from flash_semicrf.validation import check_columns, check_labels, refuse
 
 if TYPE_CHECKING:
     from flash_semicrf.observations import Constraints, Positions, Segments
@@ -141,6 +146,7 @@ def _table(name: str, value: Segments | None, p: Potentials) -> SegmentTable | N
         return None
     if isinstance(value, SegmentTable):
         table = value
+        check_columns(name, table)
         _check_device(name, table.start, p)
     else:
         _check_lists(name, value, p)
@@ -172,9 +178,10 @@ def _segment(name: str, sequence: int, given: tuple[int, int, int] | Segment) ->
 
 
 def _integers(name: str, sequence: int, values: Sequence[object]) -> list[int]:
-    if not all(hasattr(value, "__index__") for value in values):
+    found = list(map(whole_number, values))
+    if None in found:
         raise TypeError(f"`{name}` must hold integers; got {values!r} in sequence {sequence}.")
-    return [operator.index(value) for value in values]
+    return found
 
 
 def _check_lists(name: str, value: object, p: Potentials) -> None:

@@ -18,6 +18,7 @@ from flash_semicrf.segments import SegmentTable
 __all__ = [
     "DEVICE_CHECKS",
     "check_choice",
+    "check_columns",
     "check_finite_or_forbidden",
     "check_labels",
     "check_lengths",
@@ -221,6 +222,17 @@ def check_labels(
         )
 
 
+def check_columns(name: str, table: SegmentTable) -> None:
+    """Raise unless the columns of a table hold integers: other numbers would be cut or misread."""
+    for field, column in table._asdict().items():
+        is_tensor = isinstance(column, Tensor)
+        got = column.dtype if is_tensor else type(column).__name__
+        if not is_tensor or got.is_floating_point or got.is_complex or got == torch.bool:
+            raise TypeError(
+                f"The columns of `{name}` must be integer Tensors; got {got} in `{field}`."
+            )
+
+
 def check_rows(table: SegmentTable, potentials: Potentials) -> None:
     """Raise unless every row of `table` is a segment inside its sequence, of an allowed duration.
 
@@ -229,6 +241,7 @@ def check_rows(table: SegmentTable, potentials: Potentials) -> None:
     p = potentials
     if not isinstance(table, SegmentTable):
         raise TypeError(f"`table` must be a SegmentTable; got {type(table).__name__}.")
+    check_columns("table", table)
     sequence, start, stop, label = table
     known = (sequence >= 0) & (sequence < p.batch_size)
     duration = stop - start
@@ -253,6 +266,7 @@ def _wrong_durations(p: Potentials, duration: Tensor, label: Tensor) -> Tensor:
 def check_table(table: SegmentTable, potentials: Potentials) -> None:
     """Raise unless the rows of `table` tile every sequence of `potentials` with valid segments."""
     p = potentials
+    check_columns("table", table)
     sequence, start, stop, label = table
     count = torch.bincount(sequence, minlength=p.batch_size)
     if len(count) != p.batch_size or bool((count == 0).any()):
