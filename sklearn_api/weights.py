@@ -56,7 +56,7 @@ def check_sample_weight(sample_weight: Any, layout: Layout) -> list[np.ndarray] 
     elif layout.kind != "many":
         rows = _column(sample_weight, "of `X`", int(lengths.sum()), "row")
         weights = np.split(rows, np.cumsum(lengths)[:-1])
-    elif len(sample_weight) and np.ndim(_first(sample_weight)) == 1:
+    elif len(sample_weight) and np.ndim(next(iter(sample_weight))) == 1:
         _check_count(len(sample_weight), len(lengths), "of `X`", "sequence")
         weights = [
             _column(one, f"of sequence {i}", int(n), "position")
@@ -73,10 +73,6 @@ def check_sample_weight(sample_weight: Any, layout: Layout) -> list[np.ndarray] 
     if not any(one.any() for one in weights):
         raise ValueError("`sample_weight` must not be zero everywhere.")
     return weights
-
-
-def _first(values: Any) -> Any:
-    return values.iloc[0] if hasattr(values, "iloc") else values[0]
 
 
 def _column(values: Any, where: str, count: int, unit: str) -> np.ndarray:
