@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from flash_semicrf.constraints import check_gold
 from flash_semicrf.duration import DurationDistribution
 from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.potentials import score_segments
+from flash_semicrf.potentials import score_segments, within_length
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming import log_partition
 from sklearn_api.crop_likelihood import core_rows, crop_loss
@@ -93,7 +93,8 @@ class SequenceDataset(Dataset):
 def pad_values(values: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Stack (T_i, D) arrays into a zero-padded (B, T, D) tensor; also return lengths (B,)."""
     lengths = torch.tensor([len(x) for x in values])
-    x = np.zeros((len(values), int(lengths.max()), values[0].shape[1]), dtype=values[0].dtype)
+    dtype = np.result_type(*{value.dtype for value in values})
+    x = np.zeros((len(values), int(lengths.max()), values[0].shape[1]), dtype)
     for row, value in zip(x, values, strict=True):
         row[: len(value)] = value
     return torch.from_numpy(x), lengths
@@ -261,7 +262,7 @@ class SegmentationModule(nn.Module):
         if x.is_sparse:
             return project_sparse(self.head, x)
         if self.standardize is not None:
-            x = self.standardize(x)
+            x = self.standardize(x).to(self.head.transition.dtype)
         if crop is None:
             return self.encoder(x, lengths)
         hidden = self.encoder(x, lengths + crop[:, 0] + crop[:, 1])
@@ -358,6 +359,7 @@ class SegmentationNet(NeuralNet):
             problem = problem_of_scores(head, y_pred, lengths)
         else:
             problem, _ = head.potentials(y_pred, lengths)
+        problem = within_length(problem)
         if "crop" in X:
             nll = crop_loss(problem, table, to_tensor(X["crop"], device=self.device))
         else:
