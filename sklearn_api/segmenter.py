@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 from skorch.history import History
@@ -16,6 +16,7 @@ from torch import nn
 
 from flash_semicrf.duration import DURATION_DISTRIBUTIONS
 from flash_semicrf.segments import SegmentTable, limit_durations
+from sklearn_api.annotations import as_labels
 from sklearn_api.building import (
     build_module,
     build_net,
@@ -23,8 +24,10 @@ from sklearn_api.building import (
     resolve_device,
 )
 from sklearn_api.encoders import ENCODERS
+from sklearn_api.intervals import Interval
 from sklearn_api.persistence import VersionedMixin
 from sklearn_api.posterior_prediction import PosteriorMixin
+from sklearn_api.precision import cast_features, warn_of_lost_spread
 from sklearn_api.prediction import PredictionMixin
 from sklearn_api.routed_params import RoutedParamsMixin
 from sklearn_api.sequences import GoldSegments, LabelCodec, Sequences, check_X, check_y
@@ -377,7 +380,8 @@ class SemiCRFSegmenter(
             As for `fit`. The first call fixes the classes, the values of "auto" and "observed", and
             where the durations start.
         classes : array-like of shape (C,), optional
-            All labels that will ever come, for the first call; by default those of `y`.
+            All labels that will ever come, for the first call; by default those of `y`. A later
+            call may repeat them.
 
         Returns
         -------
@@ -408,13 +412,19 @@ class SemiCRFSegmenter(
             self,
             X,
             groups,
-            dtype=np.dtype(self.dtype),
+            dtype=None,
             reset=start_anew,
             accept_sparse=self._takes_sparse,
         )
+        if not self._standardizes:
+            warn_of_lost_spread(sequences, self.dtype)
+            sequences = cast_features(sequences, self.dtype)
         gold = check_y(y, sequences.layout, self.tagging)
+        if classes is not None:
+            place = "index {} of `classes`".format
+            classes = np.unique(as_labels(list(classes), "classes", place))
         if start_anew:
-            self.classes_ = np.unique(gold.labels if classes is None else classes)
+            self.classes_ = np.unique(gold.labels) if classes is None else classes
             singles = np.isin(self.classes_, single_labels(self))
             self._single_classes = np.flatnonzero(singles)
             single = np.isin(gold.labels, self.classes_[singles])
@@ -422,6 +432,11 @@ class SemiCRFSegmenter(
             longest = int(duration.max())
             self.max_duration_ = longest if self.max_duration == "auto" else int(self.max_duration)
             self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        elif classes is not None and classes.tolist() != self.classes_.tolist():
+            raise ValueError(
+                "`classes` must be those of the first call of `partial_fit`, "
+                f"{self.classes_.tolist()}; got {classes.tolist()}."
+            )
         return sequences, self._encode(gold)
 
     def _encode(self, gold: GoldSegments) -> SegmentTable:
