@@ -11,7 +11,7 @@ import numpy as np
 from flash_semicrf.segments import Segment, whole_number
 from sklearn_api.containers import num_dimensions
 
-__all__ = ["are_segments", "as_labels", "is_nested", "label_kind", "read_segment"]
+__all__ = ["are_segments", "as_labels", "is_nested", "label_kind", "read_segment", "which_nested"]
 
 _LABELS = "must hold labels of one kind: strings, whole numbers or bools"
 
@@ -23,6 +23,16 @@ def is_nested(entry: Any) -> bool:
     if isinstance(entry, (str, bytes)) or not hasattr(entry, "__len__"):
         return False
     return not hasattr(entry, "shape") or num_dimensions(entry) > 0
+
+
+def which_nested(entries: list[Any] | np.ndarray) -> np.ndarray:
+    """`is_nested` of all entries of a sequence, bool ndarray of shape (N,)."""
+    none = np.zeros(len(entries), dtype=bool)
+    if isinstance(entries, np.ndarray) and entries.ndim == 1 and entries.dtype != object:
+        return none
+    if all(issubclass(kind, (str, Real)) for kind in set(map(type, entries))):
+        return none
+    return np.array([is_nested(entry) for entry in entries], dtype=bool)
 
 
 def are_segments(entries: Iterable[Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -70,7 +71,8 @@ class SemiCRFSegmenter(
     dropout : float, default=0.0
         Dropout of the "mlp", "cnn" and "gru" encoders, in [0, 1).
     max_duration : int or "auto", default="auto"
-        Longest duration of a segment, in positions; "auto" is the longest training segment.
+        Longest duration of a segment, in positions; "auto" is the longest training segment. Where
+        it is more than the longest sequence at hand, the rest costs next to nothing.
     long_segments : {"split", "error"}, default="split"
         What becomes of gold segments longer than `max_duration`, where there is no `duration_tail`:
         cut into near-equal pieces, with a warning, or refused.
@@ -174,15 +176,22 @@ class SemiCRFSegmenter(
 
     Notes
     -----
-    X may be a list, tuple or object array of (T_i, D) arrays; a 3-D array; or a 2-D array, which is
-    **one** sequence, or with `groups` one sequence per id. y is nested in the same way: labels per
-    position, or a list of segments, which can also show two adjacent ones of one label: half-open
-    ``(start, stop, label)`` tuples, or `Segment` objects as `predict_segments` returns them, with
-    inclusive ends. ``encoder="linear"`` takes X of scipy's sparse formats, and never makes it
-    dense. Outputs mirror X: rows for 2-D X, a 1-D object array otherwise.
+    X may be a list, or another ordered collection, of (T_i, D) arrays, frames, tensors or nested
+    lists; a 3-D array; or a 2-D array, which is **one** sequence, or with `groups` one sequence per
+    id. A 1-D signal ``x`` is the sequence ``x.reshape(-1, 1)``. Frames must agree in the names of
+    their columns. y is nested in the same way: labels per position, all strings, whole numbers or
+    bools, or a list of segments, which can also show two adjacent ones of one label: half-open
+    ``(start, stop, label)`` tuples, lists or rows, or `Segment` objects as `predict_segments`
+    returns them, with inclusive ends. ``encoder="linear"`` takes X of scipy's sparse formats, and
+    never makes it dense. Outputs mirror X: rows for 2-D X, a 1-D object array otherwise.
+
+    The encoders that standardise take the statistics of X, and its differences from the mean, in
+    float64, whatever `dtype` is. The others see X as `dtype`: centre features with a large offset,
+    such as times, first.
 
     Cross-validation that splits the rows of a 2-D X glues pieces of one sequence together and so
-    changes the durations; pass a list of sequences to split by sequence.
+    changes the durations; pass a list of sequences (`sklearn_api.as_sequences`) to split by
+    sequence.
 
     References
     ----------
@@ -421,8 +430,9 @@ class SemiCRFSegmenter(
             sequences = cast_features(sequences, self.dtype)
         gold = check_y(y, sequences.layout, self.tagging)
         if classes is not None:
-            place = "index {} of `classes`".format
-            classes = np.unique(as_labels(list(classes), "classes", place))
+            if isinstance(classes, str) or not isinstance(classes, Iterable):
+                raise TypeError(f"`classes` must be an array or list of labels; got {classes!r}.")
+            classes = np.unique(as_labels(list(classes), "classes", "index {}".format))
         if start_anew:
             self.classes_ = np.unique(gold.labels) if classes is None else classes
             singles = np.isin(self.classes_, single_labels(self))

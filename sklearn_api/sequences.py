@@ -18,7 +18,7 @@ import torch
 from sklearn.utils.validation import column_or_1d, validate_data
 
 from flash_semicrf.segments import Segment, SegmentTable, bio_to_segments, segments_to_bio
-from sklearn_api.annotations import as_labels, is_nested, label_kind, read_segment
+from sklearn_api.annotations import as_labels, is_nested, label_kind, read_segment, which_nested
 from sklearn_api.containers import listed, sequences_of, to_host
 from sklearn_api.feature_checks import (
     all_sparse_or_none,
@@ -190,11 +190,12 @@ def group_starts(groups: Any, num_rows: int) -> np.ndarray:
     ValueError
         For a wrong number of ids, a missing one, or one whose rows are not contiguous.
     """
-    groups = column_or_1d(groups)
-    if len(groups) != num_rows:
-        raise ValueError(
-            f"`groups` must have one id per row of `X`: {num_rows}; got {len(groups)}."
-        )
+    groups = np.asarray(to_host(groups, "groups"))
+    if groups.shape == (num_rows, 1):
+        groups = groups[:, 0]
+    if groups.shape != (num_rows,):
+        got = len(groups) if groups.ndim == 1 else f"shape {groups.shape}"
+        raise ValueError(f"`groups` must have one id per row of `X`: {num_rows}; got {got}.")
     # NaN differs from itself; what pandas' NA says of that is not False either.
     missing = np.array([g is None or (g != g) is not False for g in groups.tolist()], dtype=bool)
     if missing.any():
@@ -357,9 +358,7 @@ def _read_part(part: Any, index: int, length: int) -> list[tuple[int, int, Any]]
             f"Sequence {index} of `y` must have shape (T,), or (N, 3) for N segments; got shape "
             f"{part.shape}."
         )
-    nested = np.zeros(len(part), dtype=bool)
-    if not isinstance(part, np.ndarray) or part.ndim == 2 or part.dtype == object:
-        nested = np.array([is_nested(entry) for entry in part], dtype=bool)
+    nested = which_nested(part)
     if nested.any() and not nested.all():
         i, j = int(np.argmax(nested)), int(np.argmin(nested))
         raise ValueError(
@@ -422,16 +421,15 @@ def _tiles(parts: list[list[tuple[int, int, Any]]], lengths: np.ndarray) -> Gold
     for i, part in enumerate(parts):
         expected, length = 0, int(lengths[i])
         for start, stop, label in part:
-            got = f"got positions {start}..{stop - 1} with label {label!r}."
-            if stop > length:
+            if start != expected or stop > length:
+                wanted = (
+                    f"expected a segment that starts at {expected}"
+                    if start != expected
+                    else "expected one that ends there"
+                )
                 raise ValueError(
                     f"The segments of sequence {i} of `y` must tile positions 0..{length - 1} in "
-                    f"order, and no more; {got}"
-                )
-            if start != expected:
-                raise ValueError(
-                    f"The segments of sequence {i} of `y` must tile positions 0..{length - 1} "
-                    f"in order; expected a segment that starts at {expected}, {got}"
+                    f"order; {wanted}, got positions {start}..{stop - 1} with label {label!r}."
                 )
             expected = stop
             rows.append((i, start, stop))

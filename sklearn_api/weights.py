@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from flash_semicrf.segments import SegmentTable
+from sklearn_api.containers import listed
 from sklearn_api.crops import CroppedDataset
 from sklearn_api.sequences import Layout
 from sklearn_api.training import SequenceDataset
@@ -51,6 +52,8 @@ def check_sample_weight(sample_weight: Any, layout: Layout) -> list[np.ndarray] 
     if sample_weight is None:
         return None
     lengths = layout.lengths
+    if not isinstance(sample_weight, Real) and not hasattr(sample_weight, "__array__"):
+        sample_weight = listed(sample_weight, "`sample_weight` must be a number, array or list")
     if isinstance(sample_weight, Real):
         weights = [np.full(n, sample_weight, dtype=np.float64) for n in lengths]
     elif layout.kind != "many":

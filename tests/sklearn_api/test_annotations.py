@@ -111,7 +111,7 @@ REFUSED = {
     "no segments": ([[], [(0, 2, "a")]], "Sequence 0 has 3 positions .* no labels or segments"),
     "beyond the end": (
         [[(0, 3, "a")], [(0, 5, "b")]],
-        "sequence 1 .* 0..1 in order, and no more; got positions 0..4 with label 'b'",
+        "sequence 1 .* 0..1 in order; expected one that ends there, got positions 0..4",
     ),
     "matrix": ([np.zeros((3, 2)), [1, 1]], r"Sequence 0 of `y` .* \(N, 3\) .*; got shape \(3, 2\)"),
 }

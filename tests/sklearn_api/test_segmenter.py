@@ -355,6 +355,8 @@ def test_partial_fit_keeps_its_classes():
         ValueError, match="`classes` must hold labels of one kind.* got 1 at index 1"
     ):
         SemiCRFSegmenter().partial_fit(X, y, classes=["rest", 1])
+    with pytest.raises(TypeError, match="`classes` must be an array or list of labels; got 3"):
+        SemiCRFSegmenter().partial_fit(X, y, classes=3)
 
 
 def test_durations_beyond_all_sequences_are_left_out_of_the_inference():

@@ -107,6 +107,7 @@ def test_layout_restore_keeps_equal_lengths_apart():
         ([np.zeros((2, 3)), np.full((1, 3), np.inf)], None, "Sequence 1 of `X`: .* infinity"),
         ([np.zeros((2, 3)), np.zeros(3)], None, "Sequence 1 of `X`: Expected 2D array"),
         (np.zeros((3, 2)), [0, 0], "`groups` must have one id per row of `X`: 3; got 2"),
+        (np.zeros((3, 2)), 3, r"one id per row of `X`: 3; got shape \(\)"),
         (np.zeros((3, 2)), [0, 1, 0], "id 0 of `groups` appears again at row 2"),
         ([np.zeros((3, 2))], [0, 0, 0], "`X` already holds 1 sequences"),
     ],
