@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,13 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.potentials import Potentials
-from flash_semicrf.segments import Segment, SegmentTable, covered_positions, segments_to_table
+from flash_semicrf.segments import (
+    Segment,
+    SegmentTable,
+    covered_positions,
+    segments_to_table,
+    whole_number,
+)
 from flash_semicrf.validation import check_columns, check_labels, check_tensor, refuse
 
 if TYPE_CHECKING:
@@ -172,10 +177,10 @@ def _segment(name: str, sequence: int, given: tuple[int, int, int] | Segment) ->
 
 
 def _integers(name: str, sequence: int, values: Sequence[object]) -> list[int]:
-    # A bool would count as a position: lists of them are a mask, which has to be a Tensor.
-    if not all(hasattr(value, "__index__") and not isinstance(value, bool) for value in values):
+    found = list(map(whole_number, values))
+    if None in found:
         raise TypeError(f"`{name}` must hold integers; got {values!r} in sequence {sequence}.")
-    return [operator.index(value) for value in values]
+    return found
 
 
 def _check_lists(name: str, value: object, p: Potentials) -> None:

@@ -125,7 +125,7 @@ class Constraints:
             Longest duration K, in positions.
         long_segments : {"split", "error"}
             A run of known labels longer than K is no segment: nothing is said of boundaries inside
-            it (with one warning that counts such runs), or it is refused.
+            it (with one warning that counts such runs, unless K is 1), or it is refused.
         ignore_index : int, default=-100
         unlimited : bool Tensor of shape (C,), optional
             Labels whose segments may be longer than K, as for
@@ -156,7 +156,7 @@ class Constraints:
         short = runs.stop - runs.start <= max_duration
         if unlimited is not None:
             short |= unlimited[runs.label]
-        if not bool(short.all()):
+        if not bool(short.all()) and max_duration > 1:  # with K = 1 all boundaries are known
             warnings.warn(
                 f"{int((~short).sum())} runs of equal known labels are longer than "
                 f"max_duration={max_duration}: they constrain labels, but not boundaries.",

@@ -38,6 +38,7 @@ __all__ = [
     "score_rows",
     "score_segments",
     "table_rows",
+    "within_length",
 ]
 
 NEG_INF = -1e38
@@ -187,6 +188,37 @@ def center_scores(scores: Tensor, lengths: Tensor, mode: str = "position") -> tu
     if mode in ("sequence", "none"):
         return scores, torch.zeros(len(scores), dtype=wide, device=scores.device)
     raise ValueError(f'`centering` must be "position", "sequence" or "none"; got {mode!r}.')
+
+
+def within_length(potentials: Potentials) -> Potentials:
+    """Return the problem without scores of durations that no sequence is long enough for.
+
+    Parameters
+    ----------
+    potentials : Potentials
+
+    Returns
+    -------
+    Potentials
+        With K at most T, and the same segmentations and scores.
+
+    Examples
+    --------
+    >>> zeros = torch.zeros(9, 2)
+    >>> problem = Potentials(zeros[None, :4], zeros[:2], zeros, torch.tensor([4]))
+    >>> within_length(problem).max_duration
+    4
+    """
+    p = potentials
+    longest = p.num_positions
+    if p.max_duration <= longest:
+        return p
+    by_duration = {"duration_bias": p.duration_bias[:longest]}
+    if p.transition.dim() == 3:
+        by_duration["transition"] = p.transition[:longest]
+    if p.initial_scores is not None and p.initial_scores.dim() == 2:
+        by_duration["initial_scores"] = p.initial_scores[:longest]
+    return p.replace(**by_duration)
 
 
 def score_rows(potentials: Potentials, table: SegmentTable) -> Tensor:

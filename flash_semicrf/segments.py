@@ -14,7 +14,8 @@ import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -121,7 +122,7 @@ def labels_to_table(
         Longest duration allowed, in positions.
     long_segments : {"split", "error"}
         A run longer than `max_duration` is cut into near-equal pieces of at most `max_duration`
-        (with one warning that counts the runs), or refused.
+        (with one warning that counts the runs, unless `max_duration` is 1), or refused.
     unlimited : bool Tensor of shape (C,), optional
         Labels whose runs may have any duration: those with a `duration_tail`.
 
@@ -201,12 +202,13 @@ def limit_durations(
             f"label {int(table.label[i])}, duration {int(duration[i])}. Raise `max_duration` or "
             'pass long_segments="split".'
         )
-    warnings.warn(
-        f"{int(too_long.sum())} gold segments are longer than max_duration={max_duration} and "
-        "were split into near-equal pieces.",
-        UserWarning,
-        stacklevel=3,
-    )
+    if max_duration > 1:  # with K = 1, a chain, every position is a piece and nothing is lost
+        warnings.warn(
+            f"{int(too_long.sum())} gold segments are longer than max_duration={max_duration} and "
+            "were split into near-equal pieces.",
+            UserWarning,
+            stacklevel=3,
+        )
     pieces = torch.where(too_long, (duration + max_duration - 1) // max_duration, 1)
     source = _repeated_index(pieces)
     first = torch.cumsum(pieces, 0) - pieces
@@ -219,7 +221,14 @@ def limit_durations(
 def segments_to_table(
     segments: Sequence[Sequence[Segment]], device: torch.device | str = "cpu"
 ) -> SegmentTable:
-    """Flatten lists of `Segment` (inclusive ends), one list per sequence, into a table."""
+    """Flatten lists of `Segment` (inclusive ends), one list per sequence, into a table.
+
+    Raises
+    ------
+    TypeError
+        For something that is not a `Segment`, or a start, end or label that is not a whole number,
+        naming the segment.
+    """
     rows = []
     for b, sequence in enumerate(segments):
         for segment in sequence:
@@ -228,9 +237,37 @@ def segments_to_table(
                     f"`segments` must hold Segment objects; got {type(segment).__name__} in "
                     f"sequence {b}."
                 )
-            rows.append((b, segment.start, segment.end + 1, segment.label))
+            given = (segment.start, segment.end, segment.label)
+            start, end, label = map(whole_number, given)
+            if start is None or end is None or label is None:
+                raise TypeError(
+                    "`segments` must have integers as start, end and label; got "
+                    f"{segment!r} in sequence {b}."
+                )
+            rows.append((b, start, end + 1, label))
     columns = torch.tensor(rows, dtype=torch.int64, device=device).reshape(-1, 4)
     return SegmentTable(*columns.unbind(1))
+
+
+def whole_number(value: Any) -> int | None:
+    """The int that a bound or an index stands for, or None where it is none.
+
+    Floats pass that have no fraction; bools and strings do not.
+
+    Examples
+    --------
+    >>> whole_number(4.0), whole_number(4.9), whole_number(True)
+    (4, None, None)
+    """
+    if type(value) is int:
+        return value
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # of numpy, or a tensor
+        value = value.item()
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer()):
+        return int(value)
+    return None
 
 
 def table_to_segments(
@@ -287,8 +324,9 @@ def bio_to_segments(tags: Sequence[str]) -> list[tuple[int, int, str]]:
     """
     segments: list[tuple[int, int, str]] = []
     for t, tag in enumerate(tags):
-        prefix, _, label = ("I", "", "O") if tag == "O" else tag.partition("-")
-        if prefix not in ("B", "I") or not label:
+        is_text = isinstance(tag, str)
+        prefix, _, label = tag.partition("-") if is_text and tag != "O" else ("I", "", "O")
+        if not is_text or prefix not in ("B", "I") or not label:
             raise ValueError(
                 f'`tags` must be "O", "B-label" or "I-label"; got {tag!r} at index {t}.'
             )
@@ -302,13 +340,29 @@ def bio_to_segments(tags: Sequence[str]) -> list[tuple[int, int, str]]:
 def segments_to_bio(segments: Sequence[tuple[int, int, str]], length: int) -> list[str]:
     """BIO tags of half-open ``(start, stop, label)`` segments; uncovered positions are "O".
 
+    Raises
+    ------
+    ValueError
+        For a segment whose bounds are not whole numbers inside ``0..length``, or that overlaps
+        another one.
+
     Examples
     --------
     >>> segments_to_bio([(0, 2, "NP"), (2, 3, "O")], 3)
     ['B-NP', 'I-NP', 'O']
     """
     tags = ["O"] * length
-    for start, stop, label in segments:
+    for n, (first, last, label) in enumerate(segments):
+        start, stop = whole_number(first), whole_number(last)
+        if start is None or stop is None or not 0 <= start < stop <= length:
+            raise ValueError(
+                f"`segments` must have integer bounds, 0 <= start < stop <= length={length}; got "
+                f"{(first, last, label)!r} at index {n}."
+            )
+        if any(tag != "O" for tag in tags[start:stop]):
+            raise ValueError(
+                f"`segments` must not overlap; got {(first, last, label)!r} at index {n}."
+            )
         if label != "O":
             tags[start] = f"B-{label}"
             tags[start + 1 : stop] = [f"I-{label}"] * (stop - start - 1)

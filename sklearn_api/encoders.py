@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flash_semicrf.potentials import accumulator_dtype
+
 __all__ = [
     "CNNEncoder",
     "GRUEncoder",
@@ -28,6 +30,7 @@ __all__ = [
     "MLPEncoder",
     "Standardize",
     "make_encoder",
+    "position_moments",
 ]
 
 
@@ -205,7 +208,10 @@ class GRUEncoder(nn.Module):
 
 
 class Standardize(nn.Module):
-    """Centre and scale each feature by statistics of the training positions.
+    """Centre and scale each feature by statistics of the training positions, in float64.
+
+    The statistics keep their precision when a module around this one changes its dtype: features
+    with a large offset, such as times, lose theirs only where they are cast before.
 
     Parameters
     ----------
@@ -216,20 +222,36 @@ class Standardize(nn.Module):
     def __init__(self, mean: np.ndarray, std: np.ndarray) -> None:
         super().__init__()
         std = np.where(np.asarray(std) > 0, std, 1.0)
-        self.register_buffer("mean", torch.as_tensor(np.asarray(mean)))
+        self.register_buffer("mean", torch.as_tensor(np.asarray(mean, dtype=np.float64)))
         self.register_buffer("scale", torch.as_tensor(1.0 / std))
 
     @classmethod
     def from_positions(cls, values: list[np.ndarray]) -> Standardize:
-        """Statistics over all positions of all sequences, accumulated in float64."""
-        count = sum(len(x) for x in values)
-        mean = sum(x.sum(0, dtype=np.float64) for x in values) / count
-        square = sum(np.square(x - mean, dtype=np.float64).sum(0) for x in values)
-        return cls(mean, np.sqrt(square / count))
+        """Statistics over all positions of all sequences."""
+        return cls(*position_moments(values))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Standardize:
+        # What `to`, `cuda` and so on do to each buffer: follow to the device, but not to the dtype.
+        device = fn(torch.zeros(1)).device
+        for name, buffer in self.named_buffers():
+            setattr(self, name, buffer.to(device, accumulator_dtype(device)))
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``(x - mean) / std``."""
-        return (x - self.mean) * self.scale
+        """Return ``(x - mean) / std``, in float64 where the device has it."""
+        return (x - self.mean).mul_(self.scale)
+
+
+def position_moments(values: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each feature over all positions, two float64 arrays (D,).
+
+    Differences from the first position are summed: that of a constant is exactly 0.
+    """
+    count = sum(len(x) for x in values)
+    origin = values[0][0].astype(np.float64)
+    mean = origin + sum((x - origin).sum(0) for x in values) / count
+    square = sum(np.square(x - mean).sum(0) for x in values)
+    return mean, np.sqrt(square / count)
 
 
 class _TakesNoLengths(nn.Module):

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import _num_samples
 
-from sklearn_api.sequences import Layout, _group_starts, _holds_sequences
+from sklearn_api.containers import sequences_of
+from sklearn_api.sequences import Layout, group_starts
 
 __all__ = ["read_layout"]
 
@@ -17,7 +18,7 @@ def read_layout(X: Any, groups: Any = None) -> Layout:
 
     Parameters
     ----------
-    X : sequences, in the forms that `SemiCRFSegmenter` takes
+    X : sequences, in the forms that `SemiCRFSegmenter` takes, or what a pipeline makes them of
     groups : array-like of shape (n_rows,), optional
         Used for 2-D X only: one sequence per id.
 
@@ -37,11 +38,12 @@ def read_layout(X: Any, groups: Any = None) -> Layout:
     >>> read_layout(np.zeros((4, 2)), groups=[7, 7, 7, 1]).lengths
     array([3, 1])
     """
-    if _num_samples(X) == 0:
+    items, X = sequences_of(X, raw=True)
+    num_rows = _num_samples(X if items is None else items)
+    if num_rows == 0:
         raise ValueError("`X` must hold at least 1 sequence or row; got 0.")
-    if _holds_sequences(X):
-        return Layout("many", np.array([_num_samples(x) for x in X], dtype=np.int64))
-    num_rows = _num_samples(X)
+    if items is not None:
+        return Layout("many", np.array([_num_samples(x) for x in items], dtype=np.int64))
     if groups is None:
         return Layout("single", np.array([num_rows]))
-    return Layout("groups", np.diff(_group_starts(groups, num_rows), append=num_rows))
+    return Layout("groups", np.diff(group_starts(groups, num_rows), append=num_rows))

@@ -25,6 +25,7 @@ from flash_semicrf.potentials import (
     center_scores,
     score_rows,
     score_segments,
+    within_length,
 )
 from flash_semicrf.segments import (
     Segment,
@@ -34,6 +35,8 @@ from flash_semicrf.segments import (
     table_to_segments,
 )
 from flash_semicrf.streaming import log_partition, segment_marginals, viterbi_table
+from sklearn_api.building import resolve_device
+from sklearn_api.precision import cast_features
 from sklearn_api.sequences import Sequences, check_X, check_y
 from sklearn_api.solvers.scores import sparse_scores
 from sklearn_api.training import pad_values
@@ -188,12 +191,18 @@ class PredictionMixin:
 
     def _check_input(self, X: Any, groups: Any) -> Sequences:
         check_is_fitted(self, "net_")
-        dtype = np.dtype(self.dtype)
-        return check_X(self, X, groups, dtype=dtype, accept_sparse=self._takes_sparse)
+        sequences = check_X(self, X, groups, dtype=None, accept_sparse=self._takes_sparse)
+        return sequences if self._standardizes else cast_features(sequences, self.dtype)
 
     @property
     def _takes_sparse(self) -> bool:
         return isinstance(self.encoder, str) and self.encoder == "linear"
+
+    @property
+    def _standardizes(self) -> bool:
+        """Whether features stay in float64 until the module has centred and scaled them."""
+        named = isinstance(self.encoder, str) and self.encoder != "linear"
+        return named and resolve_device(self.device).type != "mps"  # which has no float64
 
     def _problems(self, sequences: Sequences) -> Iterator[tuple[np.ndarray, Potentials]]:
         """Batches: indices of the sequences, and their problem, not centred."""
@@ -210,7 +219,7 @@ class PredictionMixin:
                     lengths = lengths.to(device)
                     hidden = encode_in_windows(self.module_, x, lengths, self.window_length)
                     problem, _ = head.potentials(hidden, lengths, centered=False)
-            yield batch, problem
+            yield batch, within_length(problem)
 
     def _decode(self, sequences: Sequences) -> list[list[Segment]]:
         """Most probable segments of each sequence, with class indices."""
@@ -237,7 +246,7 @@ class PredictionMixin:
         def choose(marginals: SegmentMarginals, lengths: Tensor) -> Tensor:
             if head.allowed_durations is None and head.allowed_transitions is None:
                 return marginals.position.argmax(-1)
-            problem = _expected_accuracy(marginals.position, lengths, head)
+            problem = within_length(_expected_accuracy(marginals.position, lengths, head))
             batch_size, num_positions, _ = marginals.position.shape
             return table_to_labels(viterbi_table(problem)[1], batch_size, num_positions)
 

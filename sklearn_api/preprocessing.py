@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,21 +12,43 @@ from sklearn.feature_extraction import DictVectorizer, FeatureHasher
 from sklearn.utils import _safe_indexing, get_tags
 from sklearn.utils.validation import check_is_fitted
 
+from flash_semicrf.validation import check_positive_int
+from sklearn_api.containers import listed
 from sklearn_api.sequences import Sequences, check_X, object_array
 from sklearn_api.solvers.features import stack_rows
 
 __all__ = ["PerPosition", "TokenFeatures"]
 
 
-class PerPosition(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
+class _FitTransform:
+    """``fit_transform`` that reads an iterator once."""
+
+    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
+        """Fit, and transform the same sequences.
+
+        Parameters
+        ----------
+        X : as for `fit`
+        y : ignored
+
+        Returns
+        -------
+        As `transform`.
+        """
+        X = list(X) if isinstance(X, Iterator) else X
+        return self.fit(X).transform(X)
+
+
+class PerPosition(_FitTransform, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
     """Fit a transformer on the positions of all sequences and apply it to each sequence.
 
     Parameters
     ----------
     transformer : scikit-learn transformer
         It sees a 2-D array with one row per position, such as `StandardScaler` or `PCA`; it must
-        keep the rows. Of sparse sequences it sees a CSR matrix, such as `MaxAbsScaler` or
-        `TruncatedSVD` take; what it returns sparse stays so.
+        keep the rows. NaN are allowed where it takes them, as `SimpleImputer` does. Of sparse
+        sequences it sees a CSR matrix, such as `MaxAbsScaler` or `TruncatedSVD` take; what it
+        returns sparse stays so.
 
     Attributes
     ----------
@@ -120,15 +143,23 @@ class PerPosition(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
 
     def _check(self, X: Any, reset: bool) -> Sequences:
         # A transformer that takes no sparse rows says so itself.
-        return check_X(self, X, dtype=[np.float64, np.float32], reset=reset, accept_sparse=True)
+        return check_X(
+            self,
+            X,
+            dtype=[np.float64, np.float32],
+            reset=reset,
+            accept_sparse=True,
+            allow_nan=get_tags(self.transformer).input_tags.allow_nan,
+        )
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = get_tags(self.transformer).input_tags.sparse
+        inner = get_tags(self.transformer).input_tags
+        tags.input_tags.sparse, tags.input_tags.allow_nan = inner.sparse, inner.allow_nan
         return tags
 
 
-class TokenFeatures(TransformerMixin, BaseEstimator):
+class TokenFeatures(_FitTransform, TransformerMixin, BaseEstimator):
     """Turn the named features of tokens into sparse rows.
 
     A sequence is a list with one entry per token: a dict of name to value, as sklearn-crfsuite
@@ -175,9 +206,11 @@ class TokenFeatures(TransformerMixin, BaseEstimator):
         self
         """
         if self.n_features is None:
-            self.vectorizer_ = DictVectorizer(dtype=self.dtype).fit(_tokens(X))
+            tokens, _ = _tokens(X)
+            self.vectorizer_ = DictVectorizer(dtype=self.dtype).fit(tokens)
         else:
-            self.vectorizer_ = FeatureHasher(self.n_features, dtype=self.dtype)
+            n_features = check_positive_int("n_features", self.n_features)
+            self.vectorizer_ = FeatureHasher(n_features, dtype=self.dtype)
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -192,8 +225,9 @@ class TokenFeatures(TransformerMixin, BaseEstimator):
         object array of CSR matrices of shape (T_i, n_features)
         """
         check_is_fitted(self)
-        rows = sp.csr_array(self.vectorizer_.transform(_tokens(X)))
-        stops = np.cumsum([len(sequence) for sequence in X])
+        tokens, lengths = _tokens(X)
+        rows = sp.csr_array(self.vectorizer_.transform(tokens))
+        stops = np.cumsum(lengths)
         starts = np.r_[0, stops[:-1]]
         return object_array(rows[a:b] for a, b in zip(starts, stops, strict=True))
 
@@ -205,19 +239,23 @@ class TokenFeatures(TransformerMixin, BaseEstimator):
         return np.array([f"hash{i}" for i in range(self.n_features)], dtype=object)
 
 
-def _tokens(X: Any) -> list[dict[str, Any]]:
-    """Dicts of the features of all tokens, those of strings with the value 1."""
-    tokens = []
-    for i, sequence in enumerate(X):
+def _tokens(X: Any) -> tuple[list[dict[str, Any]], list[int]]:
+    """Dicts of the features of all tokens, those of strings with the value 1; lengths."""
+    tokens, lengths = [], []
+    sequences = listed(X, "`X` must be a list of sequences of tokens")
+    for i, sequence in enumerate(sequences):
+        sequence = listed(sequence, f"Sequence {i} of `X` must be a list of tokens")
         if len(sequence) == 0:
             raise ValueError(f"Every sequence of `X` must have a token; sequence {i} has none.")
         for t, token in enumerate(sequence):
-            if isinstance(token, str):
+            if isinstance(token, str) or not isinstance(token, Iterable):
+                shown = f"the string {token!r}" if isinstance(token, str) else repr(token)
                 raise TypeError(
-                    "A token must be a dict or an iterable of feature names; got the string "
-                    f"{token!r} at position {t} of sequence {i}."
+                    "A token must be a dict or an iterable of feature names; got "
+                    f"{shown} at position {t} of sequence {i}."
                 )
             tokens.append(token if isinstance(token, dict) else dict.fromkeys(token, 1.0))
+        lengths.append(len(sequence))
     if not tokens:
         raise ValueError("`X` must hold at least 1 sequence; got 0 sequences.")
-    return tokens
+    return tokens, lengths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 from flash_semicrf.duration import DURATION_DISTRIBUTIONS
 from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.segments import SegmentTable, limit_durations
+from sklearn_api.annotations import as_labels
 from sklearn_api.building import (
     build_module,
     build_net,
@@ -29,6 +31,7 @@ from sklearn_api.interrupts import interruptible
 from sklearn_api.parameters import check_parameters
 from sklearn_api.persistence import VersionedMixin, missing_attributes
 from sklearn_api.posterior_prediction import PosteriorMixin
+from sklearn_api.precision import cast_features, warn_of_lost_spread
 from sklearn_api.prediction import PredictionMixin
 from sklearn_api.routed_params import RoutedParamsMixin
 from sklearn_api.sequences import GoldSegments, LabelCodec, Sequences, check_X, check_y
@@ -71,7 +74,8 @@ class SemiCRFSegmenter(
     dropout : float, default=0.0
         Dropout of the "mlp", "cnn" and "gru" encoders, in [0, 1).
     max_duration : int or "auto", default="auto"
-        Longest duration of a segment, in positions; "auto" is the longest training segment.
+        Longest duration of a segment, in positions; "auto" is the longest training segment. Where
+        it is more than the longest sequence at hand, the rest costs next to nothing.
     long_segments : {"split", "error"}, default="split"
         What becomes of gold segments longer than `max_duration`, where there is no `duration_tail`:
         cut into near-equal pieces, with a warning, or refused.
@@ -178,15 +182,22 @@ class SemiCRFSegmenter(
 
     Notes
     -----
-    X may be a list, tuple or object array of (T_i, D) arrays; a 3-D array; or a 2-D array, which is
-    **one** sequence, or with `groups` one sequence per id. y is nested in the same way: labels per
-    position, or a list of segments, which can also show two adjacent ones of one label: half-open
-    ``(start, stop, label)`` tuples, or `Segment` objects as `predict_segments` returns them, with
-    inclusive ends. ``encoder="linear"`` takes X of scipy's sparse formats, and never makes it
-    dense. Outputs mirror X: rows for 2-D X, a 1-D object array otherwise.
+    X may be a list, or another ordered collection, of (T_i, D) arrays, frames, tensors or nested
+    lists; a 3-D array; or a 2-D array, which is **one** sequence, or with `groups` one sequence per
+    id. A 1-D signal ``x`` is the sequence ``x.reshape(-1, 1)``. Frames must agree in the names of
+    their columns. y is nested in the same way: labels per position, all strings, whole numbers or
+    bools, or a list of segments, which can also show two adjacent ones of one label: half-open
+    ``(start, stop, label)`` tuples, lists or rows, or `Segment` objects as `predict_segments`
+    returns them, with inclusive ends. ``encoder="linear"`` takes X of scipy's sparse formats, and
+    never makes it dense. Outputs mirror X: rows for 2-D X, a 1-D object array otherwise.
+
+    The encoders that standardise take the statistics of X, and its differences from the mean, in
+    float64, whatever `dtype` is. The others see X as `dtype`: centre features with a large offset,
+    such as times, first.
 
     Cross-validation that splits the rows of a 2-D X glues pieces of one sequence together and so
-    changes the durations; pass a list of sequences to split by sequence.
+    changes the durations; pass a list of sequences (`sklearn_api.as_sequences`) to split by
+    sequence.
 
     References
     ----------
@@ -401,7 +412,8 @@ class SemiCRFSegmenter(
             As for `fit`. The first call fixes the classes, the values of "auto" and "observed", and
             where the durations start.
         classes : array-like of shape (C,), optional
-            All labels that will ever come, for the first call; by default those of `y`.
+            All labels that will ever come, for the first call; by default those of `y`. A later
+            call may repeat them.
 
         Returns
         -------
@@ -434,13 +446,20 @@ class SemiCRFSegmenter(
             self,
             X,
             groups,
-            dtype=np.dtype(self.dtype),
+            dtype=None,
             reset=start_anew,
             accept_sparse=self._takes_sparse,
         )
+        if not self._standardizes:
+            warn_of_lost_spread(sequences, self.dtype)
+            sequences = cast_features(sequences, self.dtype)
         gold = check_y(y, sequences.layout, self.tagging)
+        if classes is not None:
+            if isinstance(classes, str) or not isinstance(classes, Iterable):
+                raise TypeError(f"`classes` must be an array or list of labels; got {classes!r}.")
+            classes = np.unique(as_labels(list(classes), "classes", "index {}".format))
         if start_anew:
-            self.classes_ = np.unique(gold.labels if classes is None else classes)
+            self.classes_ = np.unique(gold.labels) if classes is None else classes
             singles = np.isin(self.classes_, single_labels(self))
             self._single_classes = np.flatnonzero(singles)
             single = np.isin(gold.labels, self.classes_[singles])
@@ -448,6 +467,11 @@ class SemiCRFSegmenter(
             longest = int(duration.max())
             self.max_duration_ = longest if self.max_duration == "auto" else int(self.max_duration)
             self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        elif classes is not None and classes.tolist() != self.classes_.tolist():
+            raise ValueError(
+                "`classes` must be those of the first call of `partial_fit`, "
+                f"{self.classes_.tolist()}; got {classes.tolist()}."
+            )
         return sequences, self._encode(gold)
 
     def _encode(self, gold: GoldSegments) -> SegmentTable:

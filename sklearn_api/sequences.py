@@ -7,6 +7,7 @@ mirrors the input: rows for 2-D X, a 1-D object array for many sequences.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,17 +15,19 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    _check_feature_names,
-    assert_all_finite,
-    check_array,
-    check_consistent_length,
-    column_or_1d,
-    validate_data,
-)
+from sklearn.utils.validation import column_or_1d, validate_data
 
 from flash_semicrf.segments import Segment, SegmentTable, bio_to_segments, segments_to_bio
+from sklearn_api.annotations import as_labels, is_nested, label_kind, read_segment, which_nested
+from sklearn_api.containers import listed, sequences_of, to_host
+from sklearn_api.feature_checks import (
+    all_sparse_or_none,
+    check_finite,
+    check_names,
+    check_num_features,
+    check_sequence,
+    exact_dtype,
+)
 
 __all__ = [
     "GoldSegments",
@@ -33,6 +36,7 @@ __all__ = [
     "Sequences",
     "check_X",
     "check_y",
+    "group_starts",
     "object_array",
 ]
 
@@ -106,6 +110,7 @@ def check_X(
     dtype: Any = np.float32,
     reset: bool = False,
     accept_sparse: bool = False,
+    allow_nan: bool = False,
 ) -> Sequences:
     """Validate X and split it into sequences.
 
@@ -116,12 +121,15 @@ def check_X(
     X : see the class docstring of `SemiCRFSegmenter`
     groups : array-like of shape (n_rows,), optional
         For 2-D X only: one sequence per id; the rows of an id are contiguous.
-    dtype : numpy dtype
-        What the values are converted to.
+    dtype : numpy dtype, list of them, or None
+        What the values are converted to; of a list, to the first unless they are of another one.
+        None: float32 where it holds all values of the dtype given, else float64.
     reset : bool
         True in `fit`.
     accept_sparse : bool
         Take sparse X, as CSR.
+    allow_nan : bool
+        Take NaN, but no infinity.
 
     Returns
     -------
@@ -130,104 +138,80 @@ def check_X(
     Raises
     ------
     ValueError
-        For NaN or infinity, an empty sequence, a wrong number of features or dimensions, naming the
-        sequence.
+        For NaN or infinity, an empty sequence, a wrong number of features or dimensions, or other
+        feature names, naming the sequence.
     TypeError
-        For sparse X that is not accepted.
+        For sparse X that is not accepted, or no collection of sequences.
+
+    Warns
+    -----
+    UserWarning
+        Where some sequences, or fit and this call, differ in whether they have feature names.
     """
-    sparse_format = "csr" if accept_sparse else False
-    if not _holds_sequences(X):
-        X = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else X
-        X = validate_data(estimator, X, reset=reset, dtype=dtype, accept_sparse=sparse_format)
-        if groups is None:
-            return Sequences([X], Layout("single", np.array([X.shape[0]])))
-        starts = _group_starts(groups, X.shape[0])
-        stops = np.append(starts[1:], X.shape[0])
-        values = [X[start:stop] for start, stop in zip(starts, stops, strict=True)]
-        return Sequences(values, Layout("groups", np.diff(stops, prepend=0)))
-    if groups is not None:
-        raise ValueError(
-            "`groups` names the sequence of each row of a 2-D `X`; here `X` already holds "
-            f"{len(X)} sequences."
-        )
-    if len(X) == 0:
-        raise ValueError("`X` must hold at least 1 sequence; got 0 sequences.")
-    values = [_check_sequence(x, i, dtype, sparse_format) for i, x in enumerate(X)]
-    _check_num_features(estimator, X, values, reset)
-    if accept_sparse:
-        values = _all_sparse_or_none(values)
-    lengths = np.array([x.shape[0] for x in values], dtype=np.int64)
-    return Sequences(values, Layout("many", lengths))
-
-
-def _holds_sequences(X: Any) -> bool:
-    """Whether X holds many sequences, rather than the rows of one."""
-    if isinstance(X, (list, tuple)):
-        return len(X) == 0 or _ndim(X[0]) == 2
-    ndim = getattr(X, "ndim", None)
-    if ndim == 3:
-        return True
-    is_object = isinstance(X, np.ndarray) and X.dtype == object
-    return is_object and ndim == 1 and (len(X) == 0 or _ndim(X[0]) == 2)
-
-
-def _ndim(x: Any) -> int:
-    """Dimensions of one element of X; nested lists count by their depth."""
-    if hasattr(x, "ndim"):
-        return x.ndim
-    depth = 0
-    while isinstance(x, (list, tuple)):
-        depth += 1
-        x = x[0] if len(x) else None
-    return depth
-
-
-def _all_sparse_or_none(values: list[Any]) -> list[Any]:
-    """Dense sequences among sparse ones as CSR, too."""
-    if not any(map(sp.issparse, values)):
-        return values
-    return [x if sp.issparse(x) else sp.csr_array(x) for x in values]
-
-
-def _check_sequence(x: Any, index: int, dtype: Any, sparse_format: str | bool) -> Any:
-    if isinstance(x, torch.Tensor):
-        x = x.detach().cpu().numpy()
-    try:
-        return check_array(x, dtype=dtype, input_name="X", accept_sparse=sparse_format)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"Sequence {index} of `X`: {error}") from error
-
-
-def _check_num_features(estimator: Any, X: Any, values: list[np.ndarray], reset: bool) -> None:
-    _check_feature_names(estimator, X[0], reset=reset)
-    if reset:
-        estimator.n_features_in_ = values[0].shape[1]
-    origin = "as in sequence 0" if reset else "as in fit"
-    expected = estimator.n_features_in_
-    for i, x in enumerate(values):
-        if x.shape[1] != expected:
+    options = {
+        "accept_sparse": "csr" if accept_sparse else False,
+        "ensure_all_finite": False,  # NaN and infinity get a message that names their place
+    }
+    items, X = sequences_of(X)
+    if items is None:
+        x = to_host(X, "X")
+        options["dtype"] = exact_dtype(x) if dtype is None else dtype
+        x = validate_data(estimator, x, reset=reset, **options)
+        starts = np.zeros(1, dtype=int) if groups is None else group_starts(groups, x.shape[0])
+        stops = np.append(starts[1:], x.shape[0])
+        values = [x[start:stop] for start, stop in zip(starts, stops, strict=True)]
+        kind = "single" if groups is None else "groups"
+        sequences = Sequences(values, Layout(kind, stops - starts))
+    else:
+        if groups is not None:
             raise ValueError(
-                f"Every sequence of `X` must have {expected} features, {origin}; "
-                f"got {x.shape[1]} in sequence {i}."
+                "`groups` names the sequence of each row of a 2-D `X`; here `X` already holds "
+                f"{len(items)} sequences."
             )
+        if len(items) == 0:
+            raise ValueError("`X` must hold at least 1 sequence; got 0 sequences.")
+        values = [check_sequence(x, i, dtype, options) for i, x in enumerate(items)]
+        check_num_features(estimator, values, reset)
+        check_names(estimator, items, reset)
+        if accept_sparse:
+            values = all_sparse_or_none(values)
+        lengths = np.array([x.shape[0] for x in values], dtype=np.int64)
+        sequences = Sequences(values, Layout("many", lengths))
+    for i, x in enumerate(values):
+        check_finite(x, i, allow_nan)
+    return sequences
 
 
-def _group_starts(groups: Any, num_rows: int) -> np.ndarray:
-    """First row of each group."""
-    groups = column_or_1d(groups)
-    if len(groups) != num_rows:
+def group_starts(groups: Any, num_rows: int) -> np.ndarray:
+    """First row of each group.
+
+    Raises
+    ------
+    ValueError
+        For a wrong number of ids, a missing one, or one whose rows are not contiguous.
+    """
+    groups = np.asarray(to_host(groups, "groups"))
+    if groups.shape == (num_rows, 1):
+        groups = groups[:, 0]
+    if groups.shape != (num_rows,):
+        got = len(groups) if groups.ndim == 1 else f"shape {groups.shape}"
+        raise ValueError(f"`groups` must have one id per row of `X`: {num_rows}; got {got}.")
+    # NaN differs from itself; what pandas' NA says of that is not False either.
+    missing = np.array([g is None or (g != g) is not False for g in groups.tolist()], dtype=bool)
+    if missing.any():
         raise ValueError(
-            f"`groups` must have one id per row of `X`: {num_rows}; got {len(groups)}."
+            f"`groups` must have an id for every row of `X`; got {groups[missing].tolist()[0]!r} "
+            f"at row {int(np.argmax(missing))}."
         )
     starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
-    ids = groups[starts]
-    _, first = np.unique(ids, return_index=True)
-    if len(first) < len(ids):
-        again = np.setdiff1d(np.arange(len(ids)), first)[0]
-        raise ValueError(
-            f"The rows of a group must be contiguous; id {ids.tolist()[again]!r} of `groups` "
-            f"appears again at row {starts[again]}."
-        )
+    seen = set()
+    for start, group in zip(starts, groups[starts].tolist(), strict=True):
+        if group in seen:
+            raise ValueError(
+                f"The rows of a group must be contiguous; id {group!r} of `groups` appears again "
+                f"at row {start}."
+            )
+        seen.add(group)
     return starts
 
 
@@ -269,7 +253,8 @@ def check_y(y: Any, layout: Layout, tagging: str | None = None) -> GoldSegments:
     ----------
     y : nested as X
         Labels per position, whose maximal runs are the segments; or the segments themselves, as
-        half-open ``(start, stop, label)`` tuples or as `Segment` objects, whose end is inclusive.
+        half-open ``(start, stop, label)`` tuples, lists or rows, or as `Segment` objects, whose end
+        is inclusive.
     layout : Layout
     tagging : {None, "bio"}
         "bio": labels per position are BIO tags, read by `flash_semicrf.segments.bio_to_segments`.
@@ -280,74 +265,146 @@ def check_y(y: Any, layout: Layout, tagging: str | None = None) -> GoldSegments:
 
     Raises
     ------
+    TypeError
+        For what holds no labels or segments, or bounds of segments that are not whole numbers.
     ValueError
-        For lengths that do not match X, segments that do not tile their sequence, or targets that
-        are not class labels.
+        For lengths that do not match X, segments that do not tile their sequence, or labels that
+        are missing, of several kinds or not whole numbers.
+
+    Warns
+    -----
+    UserWarning
+        For the label -100, which elsewhere stands for an unknown one.
     """
     if y is None:
         raise ValueError("Fitting and scoring requires y to be passed, but the target y is None.")
-    y = y if hasattr(y, "__len__") else np.asarray(y)
-    in_segments = _is_segments(y) or (len(y) > 0 and _is_segments(y[0]))
-    if layout.kind != "many" and not in_segments:
-        y = column_or_1d(_host(y), warn=True)
-        check_consistent_length(np.empty(int(layout.lengths.sum())), y)
-        return _read_labels(y, layout.lengths, tagging)
-    parts = [y] if layout.kind == "single" else list(y)
-    if len(parts) != len(layout.lengths):
+    lengths = layout.lengths
+    parts = _parts_of_y(y, layout)
+    if len(parts) != len(lengths):
         raise ValueError(
-            f"`y` must have one entry per sequence of `X`: {len(layout.lengths)}; got {len(parts)}."
+            f"`y` must have one entry per sequence of `X`: {len(lengths)}; got {len(parts)}."
         )
-    if _is_segments(parts[0]):
-        return _tiles(parts, layout.lengths)
-    parts = [_check_labels(part, i, layout.lengths[i]) for i, part in enumerate(parts)]
-    return _read_labels(np.concatenate(parts), layout.lengths, tagging)
-
-
-def _host(y: Any) -> Any:
-    return y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else y
-
-
-def _is_segments(y: Any) -> bool:
-    """Whether y is one sequence's list of segments."""
-    is_object = isinstance(y, np.ndarray) and y.dtype == object
-    if not (isinstance(y, (list, tuple)) or is_object) or len(y) == 0:
-        return False
-    first = y[0]
-    return isinstance(first, Segment) or (
-        isinstance(first, tuple) and len(first) == 3 and np.ndim(first[0]) == 0
-    )
-
-
-def _check_labels(labels: Any, index: int, length: int) -> np.ndarray:
-    try:
-        labels = column_or_1d(_host(labels))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"Sequence {index} of `y`: {error}") from error
-    if len(labels) != length:
+    read = [_read_part(part, i, int(lengths[i])) for i, part in enumerate(parts)]
+    in_segments = [isinstance(part, list) for part in read]
+    if any(in_segments) and not all(in_segments):
+        i, j = in_segments.index(True), in_segments.index(False)
         raise ValueError(
-            f"Sequence {index} has {length} positions in `X` and {len(labels)} labels in `y`; "
-            "they must be equal."
+            "`y` must hold either segments or labels per position; got segments in sequence "
+            f"{i} and labels in sequence {j}."
         )
-    return labels
+    if all(in_segments):
+        gold = _tiles(read, lengths)
+    elif tagging is None:
+        gold = _runs(_joined(read), lengths)
+    else:
+        gold = _tiles([_read_tags(tags, i) for i, tags in enumerate(read)], lengths)
+    if label_kind(gold.labels) == "numbers" and (gold.labels == -100).any():
+        count = int((gold.position_labels == -100).sum())
+        warnings.warn(
+            f"`y` holds the label -100 at {count} positions. It is a label like any other here, "
+            "though elsewhere it stands for an unknown one: a later release will read it so.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return gold
 
 
-def _read_labels(labels: np.ndarray, lengths: np.ndarray, tagging: str | None) -> GoldSegments:
-    """Segments of labels per position, or of BIO tags."""
-    if tagging is None:
-        return _runs(labels, lengths)
-    if labels.dtype.kind not in "OSU":
-        raise ValueError(f'`y` must hold BIO tags with tagging="bio"; got dtype {labels.dtype}.')
-    parts = np.split(labels, np.cumsum(lengths)[:-1])
+def _parts_of_y(y: Any, layout: Layout) -> list[Any]:
+    """What y says of each sequence."""
+    y = _array_of(y, "y")
+    if isinstance(y, np.ndarray) and y.ndim == 0:
+        y = y.item()
+    if not isinstance(y, np.ndarray):
+        y = listed(y, "`y` must hold labels or segments, nested as `X`")
+    if layout.kind == "many":
+        return list(y)
+    column = isinstance(y, np.ndarray) and y.ndim == 2 and y.shape[1] == 1
+    if column:
+        y = column_or_1d(y, warn=True)
+    if layout.kind == "single":
+        if len(y) and is_nested(y[0]) and not isinstance(y[0], Segment) and len(y[0]) != 3:
+            raise ValueError(
+                f"`y` must hold the labels or segments of one sequence of {layout.lengths[0]} "
+                f"positions, as `X` does; got {len(y)} entries of {len(y[0])} each. Several "
+                "sequences are a list of arrays of shape (T, D); of 1-D signals, "
+                "`[x.reshape(-1, 1) for x in X]`."
+            )
+        return [y]
+    if len(y) and is_nested(y[0]):
+        return list(y)
+    if len(y) != layout.lengths.sum():
+        raise ValueError(
+            f"`y` must have one label per row of `X`: {layout.lengths.sum()}; got {len(y)}."
+        )
+    stops = np.cumsum(layout.lengths)
+    return [y[a:b] for a, b in zip(stops - layout.lengths, stops, strict=True)]
+
+
+def _array_of(values: Any, name: str) -> Any:
+    """Arrays, tensors, series and frames as an ndarray; all else as it is."""
+    values = to_host(values, name)
+    return np.asarray(values) if hasattr(values, "__array__") else values
+
+
+def _read_part(part: Any, index: int, length: int) -> list[tuple[int, int, Any]] | np.ndarray:
+    """Segments of one sequence, as a list, or its labels, as an array."""
+    part = _array_of(part, f"y[{index}]")
+    if not isinstance(part, np.ndarray):
+        part = listed(part, f"Sequence {index} of `y` must be a list or array")
+    elif part.ndim == 2 and part.shape[1] == 1:
+        part = part[:, 0]
+    elif part.ndim != 1 and part.shape[1:] != (3,):
+        raise ValueError(
+            f"Sequence {index} of `y` must have shape (T,), or (N, 3) for N segments; got shape "
+            f"{part.shape}."
+        )
+    nested = which_nested(part)
+    if nested.any() and not nested.all():
+        i, j = int(np.argmax(nested)), int(np.argmin(nested))
+        raise ValueError(
+            "`y` must hold either segments or labels per position; got "
+            f"the segment {part[i]!r} and the label {part[j]!r} in sequence {index}."
+        )
+    if nested.any() and not isinstance(part, np.ndarray) and _is_column(part):
+        return _read_part(np.asarray(part), index, length)
+    if nested.any():
+        place = f"segment {{}} of sequence {index}"
+        return [read_segment(entry, "y", place.format(n)) for n, entry in enumerate(part)]
+    if len(part) != length:
+        got = f"{len(part)} labels" if len(part) else "no labels or segments"
+        raise ValueError(
+            f"Sequence {index} has {length} positions in `X` and {got} in `y`; they must be equal."
+        )
+    return as_labels(part, "y", lambda t: f"position {t} of sequence {index}")
+
+
+def _is_column(part: list[Any]) -> bool:
+    """Whether a list holds a list of one entry for each position."""
+    return all(not isinstance(entry, Segment) and len(entry) == 1 for entry in part)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Labels of all sequences one after the other; they must be of one kind."""
+    kinds = [label_kind(part) for part in parts]
+    for i, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            raise ValueError(
+                f"`y` must hold labels of one kind; got {kinds[0]} in sequence 0 and {kind} in "
+                f"sequence {i}."
+            )
+    return np.concatenate(parts)
+
+
+def _read_tags(tags: np.ndarray, index: int) -> list[tuple[int, int, str]]:
+    """Segments of one sequence's BIO tags."""
     try:
-        return _tiles([bio_to_segments(part.tolist()) for part in parts], lengths)
+        return bio_to_segments(tags.tolist())
     except ValueError as error:
-        raise ValueError(f'With tagging="bio": {error}') from error
+        raise ValueError(f'With tagging="bio", sequence {index} of `y`: {error}') from error
 
 
 def _runs(labels: np.ndarray, lengths: np.ndarray) -> GoldSegments:
     """Maximal runs of equal labels within each sequence."""
-    assert_all_finite(labels, input_name="y")
-    check_classification_targets(labels)
     offsets = np.cumsum(lengths) - lengths
     opens = np.r_[True, labels[1:] != labels[:-1]]
     opens[offsets] = True
@@ -358,34 +415,34 @@ def _runs(labels: np.ndarray, lengths: np.ndarray) -> GoldSegments:
     return GoldSegments(sequence, start - shift, stop - shift, labels[start])
 
 
-def _tiles(parts: list[Any], lengths: np.ndarray) -> GoldSegments:
+def _tiles(parts: list[list[tuple[int, int, Any]]], lengths: np.ndarray) -> GoldSegments:
     """Segments as the user gave them, which must tile each sequence."""
     rows, labels = [], []
     for i, part in enumerate(parts):
-        expected = 0
-        for segment in part:
-            if isinstance(segment, Segment):
-                start, stop, label = segment.start, segment.end + 1, segment.label
-            else:
-                start, stop, label = segment
-            if start != expected or not start < stop <= lengths[i]:
+        expected, length = 0, int(lengths[i])
+        for start, stop, label in part:
+            if start != expected or stop > length:
+                wanted = (
+                    f"expected a segment that starts at {expected}"
+                    if start != expected
+                    else "expected one that ends there"
+                )
                 raise ValueError(
-                    f"The segments of sequence {i} of `y` must tile positions 0..{lengths[i] - 1} "
-                    f"in order; expected a segment that starts at {expected}, got positions "
-                    f"{start}..{stop - 1} with label {label!r}."
+                    f"The segments of sequence {i} of `y` must tile positions 0..{length - 1} in "
+                    f"order; {wanted}, got positions {start}..{stop - 1} with label {label!r}."
                 )
             expected = stop
             rows.append((i, start, stop))
             labels.append(label)
-        if expected != lengths[i]:
+        if expected != length:
             raise ValueError(
-                f"The segments of sequence {i} of `y` must tile its {lengths[i]} positions; "
-                f"they end after {expected}."
+                f"The segments of sequence {i} of `y` must tile its {length} positions; they end "
+                f"after {expected}."
             )
     sequence, start, stop = np.array(rows, dtype=np.int64).T
-    labels = column_or_1d(labels)
-    assert_all_finite(labels, input_name="y")
-    check_classification_targets(labels)
+    labels = as_labels(
+        labels, "y", lambda n: f"positions {start[n]}..{stop[n] - 1} of sequence {sequence[n]}"
+    )
     return GoldSegments(sequence, start, stop, labels)
 
 
@@ -409,10 +466,10 @@ class LabelCodec:
         ValueError
             For a label that is not among the classes, naming it and its sequence.
         """
-        try:
+        if label_kind(gold.labels) == label_kind(self.classes):
             index = np.searchsorted(self.classes, gold.labels).clip(max=len(self.classes) - 1)
             unseen = self.classes[index] != gold.labels
-        except TypeError:  # labels that do not compare with the classes, as 1 with "a"
+        else:  # 1 is neither "1" nor True
             index = np.zeros(len(gold.labels), dtype=np.int64)
             unseen = np.ones(len(gold.labels), dtype=bool)
         if np.any(unseen):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ def single_labels(estimator: Any) -> list[Any]:
     given = estimator.single_position_labels
     if given is None:
         return []
-    labels = list(given) if isinstance(given, (list, tuple, set, np.ndarray)) else [given]
+    one = isinstance(given, str) or not isinstance(given, Iterable)
+    labels = [given] if one else list(given)
     classes = estimator.classes_.tolist()
     for label in labels:
         if label not in classes:

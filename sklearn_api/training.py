@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flash_semicrf.duration import DurationDistribution
 from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.potentials import Potentials, score_segments
+from flash_semicrf.potentials import Potentials, score_segments, within_length
 from flash_semicrf.segments import SegmentTable
 from flash_semicrf.streaming import log_partition
 from sklearn_api.crop_likelihood import core_rows, crop_loss
@@ -94,7 +94,8 @@ class SequenceDataset(Dataset):
 def pad_values(values: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Stack (T_i, D) arrays into a zero-padded (B, T, D) tensor; also return lengths (B,)."""
     lengths = torch.tensor([len(x) for x in values])
-    x = np.zeros((len(values), int(lengths.max()), values[0].shape[1]), dtype=values[0].dtype)
+    dtype = np.result_type(*{value.dtype for value in values})
+    x = np.zeros((len(values), int(lengths.max()), values[0].shape[1]), dtype)
     for row, value in zip(x, values, strict=True):
         row[: len(value)] = value
     return torch.from_numpy(x), lengths
@@ -262,7 +263,7 @@ class SegmentationModule(nn.Module):
         if x.is_sparse:
             return project_sparse(self.head, x)
         if self.standardize is not None:
-            x = self.standardize(x)
+            x = self.standardize(x).to(self.head.transition.dtype)
         if crop is None:
             return self.encoder(x, lengths)
         hidden = self.encoder(x, lengths + crop[:, 0] + crop[:, 1])
@@ -388,7 +389,7 @@ class SegmentationNet(NeuralNet):
         lengths = to_tensor(X["lengths"], device=self.device)
         columns = to_tensor(tuple(y_true), device=self.device)
         table = SegmentTable(*columns[:4])
-        problem = self._problem(y_pred, lengths, X["x"].is_sparse, training)
+        problem = within_length(self._problem(y_pred, lengths, X["x"].is_sparse, training))
         try:
             if "crop" in X:
                 nll = crop_loss(problem, table, to_tensor(X["crop"], device=self.device))

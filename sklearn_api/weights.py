@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from flash_semicrf.segments import SegmentTable
+from sklearn_api.containers import listed
 from sklearn_api.crops import CroppedDataset
 from sklearn_api.parameters import check_largest
 from sklearn_api.sequences import Layout
@@ -52,12 +53,14 @@ def check_sample_weight(sample_weight: Any, layout: Layout) -> list[np.ndarray] 
     if sample_weight is None:
         return None
     lengths = layout.lengths
+    if not isinstance(sample_weight, Real) and not hasattr(sample_weight, "__array__"):
+        sample_weight = listed(sample_weight, "`sample_weight` must be a number, array or list")
     if isinstance(sample_weight, Real):
         weights = [np.full(n, sample_weight, dtype=np.float64) for n in lengths]
     elif layout.kind != "many":
         rows = _column(sample_weight, "of `X`", int(lengths.sum()), "row")
         weights = np.split(rows, np.cumsum(lengths)[:-1])
-    elif len(sample_weight) and np.ndim(_first(sample_weight)) == 1:
+    elif len(sample_weight) and np.ndim(next(iter(sample_weight))) == 1:
         _check_count(len(sample_weight), len(lengths), "of `X`", "sequence")
         weights = [
             _column(one, f"of sequence {i}", int(n), "position")
@@ -90,10 +93,6 @@ def training_weights(estimator: Any, sample_weight: Any, layout: Layout) -> list
     for i, one in enumerate(weights or []):
         check_largest(f"sample_weight{times}", one.max(), estimator.dtype, f" in sequence {i}")
     return weights
-
-
-def _first(values: Any) -> Any:
-    return values.iloc[0] if hasattr(values, "iloc") else values[0]
 
 
 def _column(values: Any, where: str, count: int, unit: str) -> np.ndarray:

@@ -47,7 +47,7 @@ def encoder_context(encoder: nn.Module) -> Context | None:
     field = getattr(encoder, "receptive_field", None)
     if field is None:
         return None
-    if not isinstance(field, int) or field < 1 or field % 2 == 0:
+    if not isinstance(field, int) or isinstance(field, bool) or field < 1 or field % 2 == 0:
         raise ValueError(
             f"`receptive_field` of an encoder must be an odd integer >= 1 or None; got {field!r}."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -146,9 +147,9 @@ class BoundaryDisplay:
         ImportError
             If matplotlib is missing.
         """
-        if window < 0:
+        if isinstance(window, bool) or not isinstance(window, Integral) or window < 0:
             raise ValueError(f"`window` must be an integer >= 0; got {window!r}.")
-        many = len(boundary_proba) and np.ndim(boundary_proba[0]) > 0
+        many = np.ndim(next(iter(boundary_proba), 0.0)) > 0
         parts = list(boundary_proba) if many else [boundary_proba]
         parts = [_probabilities(part, i) for i, part in enumerate(parts)]
         rows = [part[:, None] for part in parts]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
+from flash_semicrf.validation import check_positive_int
 from sklearn_api.display._drawing import choose_colors, import_matplotlib, open_axes, position_unit
 from sklearn_api.metrics._inputs import read_labels, read_pairs
 from sklearn_api.responses import final_estimator
@@ -213,7 +214,8 @@ class DurationDisplay:
         Raises
         ------
         ValueError
-            If there is no label, or no duration to draw.
+            If there is no label, no duration to draw, or `max_duration` or `bins` is no integer
+            >= 1.
         ImportError
             If matplotlib is missing.
         """
@@ -224,8 +226,10 @@ class DurationDisplay:
         longest += [len(one) for one in modelled.values()]
         if not longest:
             raise ValueError("At least one of `durations` and `modelled` must hold durations.")
-        shown = max(longest) if self.max_duration is None else int(self.max_duration)
-        width = -(-shown // self.bins)
+        shown = max(longest)
+        if self.max_duration is not None:
+            shown = check_positive_int("max_duration", self.max_duration)
+        width = -(-shown // check_positive_int("bins", self.bins))
         edges = np.arange(0, shown + width, width)
         colors = choose_colors(list(self.durations), self.colors)
         count = len(self.durations)

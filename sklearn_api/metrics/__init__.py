@@ -7,7 +7,8 @@ Every metric takes ``(y_true, y_pred)``, each in any of these forms:
   per row;
 - segments of one sequence: a list of ``(start, end, label)`` **tuples**, half-open, in positions,
   or of `flash_semicrf.segments.Segment` (whose end is inclusive), as ``predict_segments`` returns;
-- segments of many sequences: a list of such lists.
+- segments of many sequences: a list of such lists, in which a segment may also be a list, as in
+  JSON, or a row of an array. (Of one sequence alone, a list of three numbers is three labels.)
 
 Labels per position cannot show two adjacent segments of one label: where they occur, pass segments.
 Unless its docstring says otherwise, a metric pools all sequences and then divides.

@@ -46,5 +46,16 @@ def chunk_precision_recall_f1(
                 f"`y_true` and `y_pred` must have the same length; got {len(true)} and {len(pred)} "
                 f"tags in sequence {i}."
             )
-    true, pred = ([bio_to_segments(tags) for tags in y] for y in (y_true, y_pred))
+    true, pred = _segments(y_true, "y_true"), _segments(y_pred, "y_pred")
     return segment_precision_recall_f1(true, pred, ignore_label="O", **kwargs)
+
+
+def _segments(y: Sequence[Sequence[str]], name: str) -> list[list[tuple[int, int, str]]]:
+    """Segments of each sentence's tags."""
+    found = []
+    for i, tags in enumerate(y):
+        try:
+            found.append(bio_to_segments(tags))
+        except ValueError as error:
+            raise ValueError(f"Sequence {i} of `{name}`: {error}") from error
+    return found

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Number
+from numbers import Number
 from typing import Any
 
 import numpy as np
 
-from flash_semicrf.segments import Segment
+from sklearn_api.annotations import are_segments, is_nested, read_segment
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _read(y: Any, name: str) -> tuple[list[Segmentation], bool]:
         if y.ndim == 1 and y.dtype != object:
             return [_read_sequence(y, name, 0)], True
     items = list(y)
-    if items and (_is_label(items[0]) or _is_segment(items[0])):
+    if items and (_is_label(items[0]) or are_segments(items)):
         return [_read_sequence(items, name, 0)], True
     return [_read_sequence(item, name, i) for i, item in enumerate(items)], False
 
@@ -198,51 +198,24 @@ def _is_label(item: Any) -> bool:
     return isinstance(item, str | Number | np.generic)
 
 
-def _is_segment(item: Any) -> bool:
-    """Tell a segment from a sequence of labels."""
-    if isinstance(item, Segment):
-        return True
-    return isinstance(item, tuple) and len(item) == 3 and all(map(_is_integer, item[:2]))
-
-
-def _is_integer(item: Any) -> bool:
-    return isinstance(item, Integral) and not isinstance(item, bool | np.bool_)
-
-
 def _read_sequence(sequence: Any, name: str, i: int) -> Segmentation:
     if isinstance(sequence, str) or not hasattr(sequence, "__len__"):
         raise TypeError(
             f"`{name}` must hold one array or list per sequence; got {sequence!r} at sequence {i}."
         )
-    if isinstance(sequence, list | tuple):
-        if len(sequence) == 0:
-            return Segmentation.empty()
-        if _is_segment(sequence[0]) or isinstance(sequence[0], tuple):
-            return _read_segments(sequence, name, i)
+    is_list = isinstance(sequence, list | tuple)
+    if is_list and len(sequence) == 0:
+        return Segmentation.empty()
+    sequence = sequence if is_list else np.asarray(sequence)
+    may_nest = is_list or sequence.dtype == object or sequence.shape[1:] == (3,)
+    if may_nest and is_nested(next(iter(sequence), None)):
+        return _read_segments(sequence, name, i)
     return _read_positions(sequence, name, i)
 
 
 def _read_segments(segments: Sequence, name: str, i: int) -> Segmentation:
-    # The end of a `Segment` is inclusive.
-    segments = [(s.start, s.end + 1, s.label) if isinstance(s, Segment) else s for s in segments]
-    for n, segment in enumerate(segments):
-        where = f"segment {n} of sequence {i}"
-        if not isinstance(segment, tuple) or len(segment) != 3:
-            raise TypeError(
-                f"Segments of `{name}` must be (start, end, label) tuples with an exclusive end; "
-                f"got {segment!r} as {where}."
-            )
-        start, end, label = segment
-        if not (_is_integer(start) and _is_integer(end) and _is_label(label)):
-            raise TypeError(
-                f"Segments of `{name}` must be (int, int, str or number); got {segment!r} as "
-                f"{where}."
-            )
-        if not 0 <= start < end:
-            raise ValueError(
-                f"Segments of `{name}` must have 0 <= start < end; got start={start} and "
-                f"end={end} as {where}."
-            )
+    places = (f"segment {n} of sequence {i}" for n in range(len(segments)))
+    segments = [read_segment(s, name, place) for s, place in zip(segments, places, strict=True)]
     ordered = sorted(segments, key=lambda segment: segment[:2])
     for (_, end, _), (start, _, _) in zip(ordered, ordered[1:], strict=False):
         if start < end:
@@ -250,7 +223,7 @@ def _read_segments(segments: Sequence, name: str, i: int) -> Segmentation:
                 f"Segments of `{name}` must not overlap; got one that starts at {start} before "
                 f"another ends at {end} in sequence {i}."
             )
-    labels = [x.item() if isinstance(x, np.generic) else x for _, _, x in ordered]
+    labels = [label for _, _, label in ordered]
     ends = np.array([segment[:2] for segment in ordered], dtype=np.int64)
     return Segmentation(ends[:, 0], ends[:, 1], labels, None)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_api.layouts import read_layout
-from sklearn_api.metrics._scorer_base import MetricScorer
+from sklearn_api.metrics._scorer_base import MetricScorer, SequenceScorer
 from sklearn_api.responses import final_estimator, get_response
 from sklearn_api.sequences import check_y
 
@@ -18,7 +18,7 @@ class _PositionScorer(MetricScorer):
     maker = "make_position_scorer"
     responses = ("predict", "predict_proba")
 
-    def __call__(self, estimator: Any, X: Any, y: Any) -> float:
+    def _score(self, estimator: Any, X: Any, y: Any) -> float:
         layout = read_layout(X)
         gold = check_y(y, layout).position_labels
         output = get_response(estimator, self._response_method)(X)
@@ -62,8 +62,8 @@ def make_position_scorer(
     Returns
     -------
     scorer : callable
-        Function of ``(estimator, X, y)``; the larger, the better. It can be pickled if `metric`
-        can.
+        Function of ``(estimator, X, y, groups=None)``; the larger, the better. It can be pickled if
+        `metric` can.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def make_position_scorer(
     return _PositionScorer(metric, greater_is_better, response_method, kwargs)
 
 
-def log_likelihood_scorer(estimator: Any, X: Any, y: Any) -> float:
+class _LogLikelihoodScorer(SequenceScorer):
     """Log-probability that a model gives the true segmentations, in nats per position.
 
     A proper score of the whole distribution over segmentations, boundaries and durations included:
@@ -93,6 +93,8 @@ def log_likelihood_scorer(estimator: Any, X: Any, y: Any) -> float:
     ----------
     estimator : fitted `SemiCRFSegmenter`, or pipeline or search around it
     X, y : sequences and their labels or segments
+    groups : array-like of shape (n_rows,), optional
+        For 2-D X.
 
     Returns
     -------
@@ -108,5 +110,15 @@ def log_likelihood_scorer(estimator: Any, X: Any, y: Any) -> float:
     >>> -0.5 < log_likelihood_scorer(SemiCRFSegmenter(alpha=0.1).fit(X, y), X, y) < 0
     True
     """
-    value = get_response(estimator, "log_likelihood")(X, y)
-    return float(np.sum(value) / read_layout(X).lengths.sum())
+
+    __name__ = "log_likelihood_scorer"
+
+    def __repr__(self) -> str:
+        return self.__name__
+
+    def _score(self, estimator: Any, X: Any, y: Any) -> float:
+        value = get_response(estimator, "log_likelihood")(X, y)
+        return float(np.sum(value) / read_layout(X).lengths.sum())
+
+
+log_likelihood_scorer = _LogLikelihoodScorer()

@@ -1,18 +1,45 @@
-"""What scorers made from a metric have in common."""
+"""What scorers of sequences have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-__all__ = ["MetricScorer"]
+from sklearn.utils.metadata_routing import MetadataRequest
+
+from sklearn_api.layouts import read_layout
+from sklearn_api.nested import as_sequences
+
+__all__ = ["MetricScorer", "SequenceScorer"]
 
 
-class MetricScorer:
-    """Callable ``(estimator, X, y)``; a class, not a closure, so that it can be pickled.
+class SequenceScorer:
+    """Callable ``(estimator, X, y, groups=None)``; a subclass scores in `_score`.
 
-    A subclass says in `maker` which function makes it, in `responses` which methods of an estimator
-    it can score, the default first, and scores in ``__call__``.
+    With metadata routing, scikit-learn hands on `groups`: the sequence of each row of a 2-D X.
+    """
+
+    def __call__(self, estimator: Any, X: Any, y: Any, groups: Any = None) -> float:
+        """Score of a fitted estimator; the larger, the better."""
+        if groups is not None and read_layout(X).kind == "single":
+            X, y = as_sequences(X, groups), as_sequences(y, groups)
+        return self._score(estimator, X, y)
+
+    def _score(self, estimator: Any, X: Any, y: Any) -> float:
+        raise NotImplementedError
+
+    def get_metadata_routing(self) -> MetadataRequest:
+        """Request `groups`, as the splitters do."""
+        request = MetadataRequest(owner=self)
+        request.score.add_request(param="groups", alias=True)
+        return request
+
+
+class MetricScorer(SequenceScorer):
+    """Scorer made from a metric; a class, not a closure, so that it can be pickled.
+
+    A subclass says in `maker` which function makes it, and in `responses` which methods of an
+    estimator it can score, the default first.
 
     Parameters
     ----------

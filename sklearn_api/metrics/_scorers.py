@@ -18,7 +18,7 @@ class _SegmentScorer(MetricScorer):
     maker = "make_segment_scorer"
     responses = ("predict", "predict_segments")
 
-    def __call__(self, estimator: Any, X: Any, y: Any) -> float:
+    def _score(self, estimator: Any, X: Any, y: Any) -> float:
         score = self._metric(y, get_response(estimator, self._response_method)(X), **self._kwargs)
         if isinstance(score, PrecisionRecallF1):
             score = score.f1
@@ -58,8 +58,8 @@ def make_segment_scorer(
     Returns
     -------
     scorer : callable
-        Function of ``(estimator, X, y)``; the larger, the better. It can be pickled if `metric`
-        can.
+        Function of ``(estimator, X, y, groups=None)``; the larger, the better. It can be pickled if
+        `metric` can.
 
     Raises
     ------

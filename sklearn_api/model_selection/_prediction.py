@@ -13,6 +13,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _num_samples
 
+from sklearn_api.annotations import are_segments
 from sklearn_api.layouts import read_layout
 from sklearn_api.model_selection._splitters import SequenceKFold
 from sklearn_api.responses import final_estimator, get_response
@@ -107,7 +108,7 @@ default="predict"
         raise ValueError(f"`method` must be one of {', '.join(_METHODS)}; got {method!r}.")
     by_row = read_layout(X).kind == "single"
     layout = read_layout(X, groups if by_row else None)
-    if by_row and len(y) and isinstance(y[0], (tuple, list)):
+    if by_row and are_segments(y):
         raise ValueError("`y` must hold one label per row of a 2-D `X`; got segments.")
     gold = check_y(y, layout)
     if cv is None or isinstance(cv, Integral):

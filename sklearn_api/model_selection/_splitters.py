@@ -7,11 +7,13 @@ of `X`: of sequences, or of rows.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from numbers import Integral
 from typing import Any
 
 import numpy as np
+from sklearn import get_config
 from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold, StratifiedKFold
 
 from sklearn_api.layouts import read_layout
@@ -60,8 +62,26 @@ class _SequenceSplitter(BaseCrossValidator):
         ------
         train, test : int64 ndarrays
             Sorted indices of sequences for many, of rows for 2-D X.
+
+        Raises
+        ------
+        ValueError
+            For `groups` of rows that scikit-learn passes on without metadata routing: the estimator
+            would not get them, and take the rows of several sequences for one.
         """
         by_row = read_layout(X).kind == "single"
+        if by_row and groups is not None and _called_by_scikit_learn():
+            raise ValueError(
+                "`groups` of the rows of a 2-D `X` reach only the splitter: the estimator would "
+                "take the rows of several sequences for one. Pass `as_sequences(X, groups)` and "
+                "`as_sequences(y, groups)`, or enable metadata routing (see the guide on "
+                "pipelines)."
+            )
+        return self._split(X, y, groups, by_row)
+
+    def _split(
+        self, X: Any, y: Any, groups: Any, by_row: bool
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         layout = read_layout(X, groups if by_row else None)
         if layout.kind == "single":
             yield from self._split_rows(int(layout.lengths[0]))
@@ -87,6 +107,16 @@ class _SequenceSplitter(BaseCrossValidator):
 
     def _split_sequences(self, layout: Layout, y: Any, groups: Any) -> Iterator:
         raise NotImplementedError
+
+
+def _called_by_scikit_learn() -> bool:
+    """Whether a cross-validation or search of scikit-learn called `split`, without routing.
+
+    Its call looks like a user's own, who may well hand the groups to the estimator, too; only the
+    caller tells them apart.
+    """
+    caller = inspect.currentframe().f_back.f_back.f_globals.get("__name__", "")
+    return caller.partition(".")[0] == "sklearn" and not get_config()["enable_metadata_routing"]
 
 
 class SequenceKFold(_SequenceSplitter):
@@ -201,7 +231,8 @@ class SequenceStratifiedKFold(_SequenceSplitter):
 class SequenceGroupKFold(_SequenceSplitter):
     """K folds of whole groups of sequences, such as all recordings of one patient.
 
-    Folds are balanced by their number of positions.
+    Folds are balanced by their number of positions. `groups` of `split` must be given: the group of
+    each sequence; for 2-D X that of each row, where one group is one sequence.
 
     Parameters
     ----------
@@ -221,26 +252,12 @@ class SequenceGroupKFold(_SequenceSplitter):
     def __init__(self, n_splits: int = 5) -> None:
         super().__init__(n_splits)
 
-    def split(
-        self, X: Any, y: Any = None, groups: Any = None
+    def _split(
+        self, X: Any, y: Any, groups: Any, by_row: bool
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Generate indices to split data into training and test set.
-
-        Parameters
-        ----------
-        X : sequences, in the forms that `SemiCRFSegmenter` takes
-        y : ignored
-        groups : array-like
-            The group of each sequence; for 2-D X that of each row, where one group is one sequence.
-
-        Yields
-        ------
-        train, test : int64 ndarrays
-            Sorted indices of sequences for many, of rows for 2-D X.
-        """
         if groups is None:
             raise ValueError("`groups` must be given: one group per sequence; got None.")
-        return super().split(X, y, groups)
+        return super()._split(X, y, groups, by_row)
 
     def _split_sequences(self, layout: Layout, y: Any, groups: Any) -> Iterator:
         groups = np.asarray(groups)

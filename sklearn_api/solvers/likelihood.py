@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.potentials import Potentials, within_length
 from flash_semicrf.segments import SegmentTable, covered_positions
 from flash_semicrf.streaming.dispatch import choose
 from sklearn_api.solvers.features import FeatureMatrix
@@ -166,7 +166,8 @@ class LinearLikelihood:
                 slopes[group.begin : group.stop, columns] = rows[group.cells]
             for name, gradient in gradients.items():
                 # Threads of a BLAS would wait for each other longer than this takes.
-                gradient += np.einsum("b,b...->...", weights, found[name].numpy())
+                summed = np.einsum("b,b...->...", weights, found[name].numpy())
+                gradient[: len(summed)] += summed  # the durations that are reached
         slopes.ravel()[self.gold] -= 1
         if (self.weights != 1).any():
             slopes *= self.row_weights
@@ -214,7 +215,8 @@ class LinearLikelihood:
                 rows = scores[group.begin : group.stop, columns]
                 padded.reshape(-1, num_labels)[group.cells] = rows
                 given[name] = torch.from_numpy(padded)
-            yield group, Potentials(lengths=torch.from_numpy(group.lengths), **given, **shared)
+            problem = Potentials(lengths=torch.from_numpy(group.lengths), **given, **shared)
+            yield group, within_length(problem)
 
 
 def _groups(lengths: np.ndarray) -> list[_Group]:

@@ -439,6 +439,10 @@ BAD = {
         {"boundaries": [[], [0.5]]},
         "`boundaries` must hold integers; got [0.5] in sequence 1.",
     ),
+    "a bool": (
+        {"segments": [[(False, 1, 0)], []]},
+        "`segments` must hold integers; got (False, 1, 0) in sequence 0.",
+    ),
     "the first position always starts a segment": (
         {"forbidden_boundaries": torch.tensor([[False] * 4, [True] * 4])},
         "`forbidden_boundaries` must be in [1, 1] in sequence 1, whose length is 2; got position "
@@ -486,6 +490,11 @@ def test_bad_arguments_are_named():
         Constraints().apply(None)
     with pytest.raises(ValueError, match="`long_segments` must be one of"):
         Constraints.from_labels(torch.zeros(1, 1).long(), torch.tensor([1]), 1, "clamp")
+
+
+def test_runs_of_known_labels_are_cut_into_single_positions_silently():
+    known = Constraints.from_labels(torch.zeros(1, 3).long(), torch.tensor([3]), max_duration=1)
+    assert not bool(known.forbidden_boundaries.any())  # warnings are errors
 
 
 def test_enumeration_is_split_by_a_boundary():

@@ -15,6 +15,7 @@ from flash_semicrf.potentials import (
     initial_term,
     score_rows,
     score_segments,
+    within_length,
 )
 from flash_semicrf.segments import Segment, segments_to_table
 from flash_semicrf.streaming import log_partition
@@ -202,3 +203,24 @@ def test_accumulator_dtype_is_float64_where_there_is_one():
 def test_every_segmentation_is_enumerated_once():
     found = [tuple(segments) for segments in enumerate_segmentations(4, 3, 2)]
     assert len(found) == len(set(found)) == 2 * 1 + 3 * 4 + 3 * 8 + 16 - 2
+
+
+@pytest.mark.parametrize("by_duration", [False, True])
+@pytest.mark.parametrize("tail", [False, True])
+def test_within_length_is_the_same_problem_with_fewer_durations(by_duration, tail):
+    problem = random_problem(2, 3, 6, 2, by_duration=by_duration, ends=True, tail=tail)
+    if by_duration:
+        problem = problem.replace(initial_scores=torch.randn(6, 2, dtype=torch.float64))
+    assert within_length(problem).max_duration == 3
+    assert within_length(problem.replace(duration_bias=problem.duration_bias[:3])).max_duration == 3
+
+    def gradients(p, change):
+        leaves = {name: value.clone().requires_grad_() for name, value in p.parameters().items()}
+        total = log_partition(change(p.replace(**leaves)), "reference").sum()
+        return total, torch.autograd.grad(total, [*leaves.values()], materialize_grads=True)
+
+    total, found = gradients(problem, within_length)
+    expected_total, expected = gradients(problem, lambda p: p)
+    assert_close(total, expected_total)
+    for one, two in zip(found, expected, strict=True):
+        assert_close(one, two)

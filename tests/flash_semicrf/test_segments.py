@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -23,6 +25,7 @@ from flash_semicrf.segments import (
     segments_to_table,
     table_to_labels,
     table_to_segments,
+    whole_number,
 )
 
 
@@ -206,6 +209,33 @@ def test_table_to_segments_keeps_sequences_without_rows():
     assert table_to_segments(segments_to_table([[], []]), 2) == [[], []]
 
 
+@pytest.mark.parametrize("value", [4, 4.0, np.int8(4), np.float32(4), torch.tensor(4), True + 3])
+def test_whole_number_of_what_stands_for_one(value):
+    assert whole_number(value) == 4 and type(whole_number(value)) is int
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        4.9,
+        "4",
+        None,
+        True,
+        np.True_,
+        torch.tensor(True),
+        math.nan,
+        math.inf,
+        4j,
+        torch.ones(1),
+        [4],
+    ],
+)
+def test_whole_number_of_what_stands_for_none(value):
+    assert whole_number(value) is None
+    with pytest.raises(TypeError, match="`segments` must have integers .* in sequence 1"):
+        segments_to_table([[Segment(0, 3, 0)], [Segment(0, value, 0)]])
+
+
 def test_table_to_labels_marks_what_no_segment_covers():
     table = segments_to_table([[Segment(1, 2, 5)], [Segment(0, 0, 3)]])
     assert table_to_labels(table, 2, 4).tolist() == [[-1, 5, 5, -1], [3, -1, -1, -1]]
@@ -245,7 +275,7 @@ def test_bio_to_segments(tags, segments):
     assert bio_to_segments(tags) == segments
 
 
-@pytest.mark.parametrize("tag", ["E-x", "x", "B", "B-", "I-", "", "o"])
+@pytest.mark.parametrize("tag", ["E-x", "x", "B", "B-", "I-", "", "o", None, 3, float("inf")])
 def test_bio_to_segments_names_a_bad_tag(tag):
     with pytest.raises(ValueError) as error:
         bio_to_segments(["O", tag])
@@ -272,3 +302,23 @@ def test_bio_round_trip(batch):
 
 def test_segments_to_bio_fills_gaps():
     assert segments_to_bio([(1, 3, "x")], 4) == ["O", "B-x", "I-x", "O"]
+
+
+@pytest.mark.parametrize(
+    ("segment", "message"),
+    [
+        ((1, 2.5, "x"), r"<= length=4; got \(1, 2.5, 'x'\) at index 1"),
+        ((3, 5, "x"), r"got \(3, 5, 'x'\) at index 1"),
+        ((-1, 2, "x"), r"got \(-1, 2, 'x'\) at index 1"),
+        ((True, 2, "x"), r"got \(True, 2, 'x'\) at index 1"),
+        ((0, 2, "x"), r"must not overlap; got \(0, 2, 'x'\) at index 1"),
+    ],
+)
+def test_segments_to_bio_refuses(segment, message):
+    with pytest.raises(ValueError, match=message):
+        segments_to_bio([(0, 1, "y"), segment], 4)
+
+
+def test_splitting_into_single_positions_is_silent():
+    table = labels_to_table(torch.zeros(1, 3).long(), torch.tensor([3]), max_duration=1)
+    assert table.start.tolist() == [0, 1, 2]  # warnings are errors

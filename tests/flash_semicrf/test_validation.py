@@ -24,6 +24,7 @@ from flash_semicrf.validation import (
     check_lengths,
     check_positive_int,
     check_potentials,
+    check_rows,
     check_table,
 )
 from tests.flash_semicrf.cases import at, message_of
@@ -168,6 +169,16 @@ TABLES = {
 def test_check_table(bad):
     rows, message = TABLES[bad]
     assert message_of(ValueError, check_table, table_of(*rows), PROBLEM) == message
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+@pytest.mark.parametrize("field", SegmentTable._fields)
+@pytest.mark.parametrize("check", [check_table, check_rows])
+def test_tables_hold_integers(check, field, dtype):
+    table = table_of(*GOOD_ROWS)
+    table = table._replace(**{field: getattr(table, field).to(dtype)})
+    expected = f"The columns of `table` must be integer Tensors; got {dtype} in `{field}`."
+    assert message_of(TypeError, check, table, PROBLEM) == expected
 
 
 def test_check_table_takes_a_tiling():

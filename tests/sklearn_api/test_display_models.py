@@ -156,14 +156,15 @@ def test_boundaries_of_a_pipeline(fitted, data):
         (([0, 0], [1, 0.1]), r"must hold a boundary inside a sequence; got none\."),
         (([0, 1], [1, 1.5]), r"must be in \[0, 1\]; got 1\.5 at position 1 of sequence 0\."),
         (([[0, 1]], [[[1, 0]]]), r"shape \(T,\) with T >= 1 per sequence; got shape \(1, 2\)"),
-        (([0, 1, 1], [1, 0.5]), r"inconsistent numbers of samples: \[2, 3\]"),
+        (([0, 1, 1], [1, 0.5]), "Sequence 0 has 2 positions .* and 3 labels"),
     ],
 )
 def test_boundaries_refuse(arguments, message):
     with pytest.raises(ValueError, match=message):
         BoundaryDisplay.from_predictions(*arguments)
-    with pytest.raises(ValueError, match=r"`window` must be an integer >= 0; got -1\."):
-        BoundaryDisplay.from_predictions(*arguments, window=-1)
+    for window in (-1, True, 2.5):
+        with pytest.raises(ValueError, match=rf"`window` must be an integer >= 0; got {window}\."):
+            BoundaryDisplay.from_predictions(*arguments, window=window)
 
 
 def test_missing_matplotlib_is_named(monkeypatch):
@@ -181,3 +182,14 @@ def test_sampling_rate_is_checked(rate):
         DurationDisplay.from_predictions(Y, sampling_rate=rate)
     with pytest.raises(ValueError, match=message):
         BoundaryDisplay.from_predictions([0, 0, 1], [1, 0.2, 0.7], sampling_rate=rate)
+
+
+def test_displays_of_series_with_an_index_of_their_own():
+    pd = pytest.importorskip("pandas", reason="pandas is optional (in the test extra)")
+    y, proba = pd.Series([0, 0, 1], index=[4, 5, 6]), pd.Series([1, 0.2, 0.7], index=[4, 5, 6])
+    one = BoundaryDisplay.from_predictions(y, proba, window=1)
+    many = BoundaryDisplay.from_predictions(pd.Series([y]), pd.Series([proba], [9]), window=1)
+    np.testing.assert_array_equal(one.mean, many.mean)
+    for name in ("bins", "max_duration"):
+        with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1; got"):
+            DurationDisplay.from_predictions(y, **{name: 2.5})

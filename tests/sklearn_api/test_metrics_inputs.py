@@ -199,9 +199,9 @@ def test_empty_list_is_a_sequence_without_segments():
         ),
         (
             [[(0, 5, "a")]],
-            [[(0.0, 3, "a")]],
+            [[(0.5, 3, "a")]],
             TypeError,
-            r"`y_pred` must be \(int, int, str or number\); got \(0\.0, 3, 'a'\) as segment 0",
+            r"`y_pred` must be \(int, int, str or number\); got \(0\.5, 3, 'a'\) as segment 0",
         ),
         (
             [[(0, 5, "a")]],

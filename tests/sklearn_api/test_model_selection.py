@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import sklearn
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 import sklearn_api.model_selection
 from flash_semicrf.segments import Segment
-from sklearn_api import SemiCRFSegmenter
+from sklearn_api import SemiCRFSegmenter, as_sequences
 from sklearn_api.metrics import (
     frame_error_rate,
     log_likelihood_scorer,
@@ -28,7 +28,7 @@ from sklearn_api.model_selection import (
     SequenceStratifiedKFold,
     cross_val_predict,
 )
-from sklearn_api.preprocessing import PerPosition
+from sklearn_api.preprocessing import PerPosition, TokenFeatures
 from sklearn_api.sequences import check_X, check_y, object_array
 
 SPLITTERS = [SequenceKFold(3), SequenceKFold(3, shuffle=True, random_state=0)]
@@ -194,6 +194,59 @@ def test_splitters_show_and_route():
     assert search.n_splits_ == 2
 
 
+# ---- groups of rows
+
+
+def as_rows():
+    X, y = ragged((9, 12, 10, 11))
+    rng = np.random.default_rng(0)
+    X = [(one == "b")[:, None] + 0.3 * rng.normal(size=(len(one), 1)) for one in y]
+    groups = np.repeat(["p", "q", "r", "s"], [len(x) for x in X])
+    return np.concatenate(X), np.concatenate(y), groups
+
+
+def test_groups_of_rows_that_would_reach_only_the_splitter_are_refused():
+    X, y, groups = as_rows()
+    message = r"`groups` of the rows .* reach only the splitter.*`as_sequences\(X, groups\)`"
+    for cv in (SequenceKFold(2), SequenceGroupKFold(2)):
+        with pytest.raises(ValueError, match=message):
+            cross_val_score(Recorder(), X, y, groups=groups, cv=cv)
+        with pytest.raises(ValueError, match=message):
+            GridSearchCV(Recorder(), {}, cv=cv, scoring=lambda *_: 1.0).fit(X, y, groups=groups)
+        assert len(list(cv.split(X, y, groups))) == 2
+
+
+@pytest.mark.parametrize(
+    "scoring",
+    [
+        None,
+        make_position_scorer(accuracy_score),
+        make_segment_scorer(frame_error_rate),
+        log_likelihood_scorer,
+    ],
+    ids=repr,
+)
+def test_groups_of_rows_are_routed_to_fit_and_score(scoring):
+    X, y, groups = as_rows()
+    model = SemiCRFSegmenter(max_epochs=1, random_state=0)
+    options = {"cv": SequenceKFold(2), "scoring": scoring, "error_score": "raise"}
+    nested = as_sequences(X, groups), as_sequences(y, groups)
+    expected = cross_val_score(model, *nested, **options)
+    with sklearn.config_context(enable_metadata_routing=True):
+        model.set_fit_request(groups=True).set_score_request(groups=True)
+        routed = cross_val_score(model, X, y, params={"groups": groups}, **options)
+        with pytest.raises(sklearn.exceptions.UnsetMetadataPassedError):
+            cross_val_score(
+                clone(model).set_fit_request(groups=None),
+                X,
+                y,
+                params={"groups": groups},
+                **options,
+            )
+    np.testing.assert_array_equal(routed, expected)
+    assert pickle.loads(pickle.dumps(log_likelihood_scorer)).__name__ == "log_likelihood_scorer"
+
+
 # ---- cross_val_predict
 
 
@@ -253,6 +306,31 @@ def test_rows_with_groups_are_sequences():
         Recorder(), rows, labels, groups=ids, cv=2, method="predict_segments"
     )
     assert [[(s.start, s.end) for s in one] for one in segments] == [[(0, len(x) - 1)] for x in X]
+
+
+def test_rows_of_frames_with_an_index_of_their_own():
+    pd = pytest.importorskip("pandas", reason="pandas is optional (in the test extra)")
+    X, y, groups = as_rows()
+    index = pd.date_range("2026-01-01", periods=len(y))
+    series = pd.Series(y, index=index)
+    for given in (None, groups):
+        found = cross_val_predict(Recorder(), X, series, groups=given, cv=2)
+        np.testing.assert_array_equal(
+            found, cross_val_predict(Recorder(), X, y, groups=given, cv=2)
+        )
+    frame = pd.DataFrame(X, columns=["u"], index=index)
+    scores = cross_val_score(Recorder(), frame, series, cv=SequenceKFold(2), scoring=lambda *_: 1.0)
+    assert scores.tolist() == [1.0, 1.0]
+
+
+def test_tokens_are_sequences_too():
+    X = [[{"w": c} for c in text] for text in ("abab", "bbaa", "aabb", "abbb")]
+    y = [np.array([token["w"] for token in one]) for one in X]
+    assert [test.tolist() for _, test in SequenceKFold(2).split(X)] == [[0, 1], [2, 3]]
+    pipeline = make_pipeline(TokenFeatures(), SemiCRFSegmenter(max_epochs=1, random_state=0))
+    found = cross_val_predict(pipeline, X, y, cv=2)
+    assert [one.shape for one in found] == [(4,)] * 4
+    assert (pipeline.fit(iter(X), y).predict(iter(X))[0] == pipeline.predict(X)[0]).all()
 
 
 def test_parameters_of_fit_are_split_with_the_sequences():

@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse as sp
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.impute import SimpleImputer
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
@@ -53,6 +54,19 @@ def test_per_position_bad_input():
         PerPosition(DropLast()).fit_transform(ragged())
     with pytest.raises(ValueError, match="must have 3 features, as in fit; got 2 in sequence 0"):
         PerPosition(StandardScaler()).fit(ragged()).transform([np.zeros((2, 2))])
+
+
+def test_per_position_takes_nan_where_its_transformer_does():
+    X = ragged()
+    X[1][2, 0] = np.nan
+    filled = PerPosition(SimpleImputer()).fit_transform(x for x in X)
+    known = np.concatenate(X)[:, 0]
+    assert filled[1][2, 0] == pytest.approx(np.nanmean(known))
+    with pytest.raises(ValueError, match="Sequence 1 of `X`: Input X contains NaN, at position 2"):
+        PerPosition(PCA(2)).fit(X)
+    X[0][0, 0] = np.inf
+    with pytest.raises(ValueError, match="Sequence 0 of `X`: Input X contains infinity"):
+        PerPosition(SimpleImputer()).fit(X)
 
 
 def test_per_position_in_a_searched_pipeline():

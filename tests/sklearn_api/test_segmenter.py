@@ -365,6 +365,40 @@ def test_partial_fit_runs_one_epoch_at_a_time():
     assert segmenter.score(X, y) > 0.95
 
 
+def test_partial_fit_keeps_its_classes():
+    X, y = waves(2)
+    segmenter = SemiCRFSegmenter(random_state=0).partial_fit(X, y, classes={"wave", "rest", "z"})
+    segmenter.partial_fit(X, y, classes=["rest", "wave", "z"])
+    with pytest.raises(
+        ValueError, match=r"`classes` must be those .*'z'\]; got \['rest', 'wave'\]"
+    ):
+        segmenter.partial_fit(X, y, classes=["rest", "wave"])
+    with pytest.raises(
+        ValueError, match="`classes` must hold labels of one kind.* got 1 at index 1"
+    ):
+        SemiCRFSegmenter().partial_fit(X, y, classes=["rest", 1])
+    with pytest.raises(TypeError, match="`classes` must be an array or list of labels; got 3"):
+        SemiCRFSegmenter().partial_fit(X, y, classes=3)
+
+
+def test_durations_beyond_all_sequences_are_left_out_of_the_inference():
+    X, y = waves(2)
+    for params in ({"max_epochs": 1}, {"solver": "lbfgs", "tol": 9.0, "n_iter_no_change": 1}):
+        segmenter = SemiCRFSegmenter(max_duration=10**5, random_state=0, **params).fit(X, y)
+        assert segmenter.max_duration_ == segmenter.module_.head.max_duration == 10**5
+        for _, problem in segmenter._problems(segmenter._check_input(X, None)):
+            assert problem.max_duration == problem.num_positions
+        # On longer sequences longer segments are within reach.
+        x = np.concatenate([*X, *X])
+        assert np.isfinite(segmenter.log_likelihood(x, [(0, len(x), "rest")]))
+
+
+def test_splitting_into_single_positions_is_silent():
+    X, y = waves(2)
+    segmenter = SemiCRFSegmenter(max_duration=1, max_epochs=1).fit(X, y)  # warnings are errors
+    assert {s.duration for one in segmenter.predict_segments(X) for s in one} == {1}
+
+
 def test_warm_start_continues():
     X, y = waves(4)
     segmenter = SemiCRFSegmenter(warm_start=True, **QUICK).fit(X, y)
@@ -465,6 +499,9 @@ def test_continuing_from_a_loaded_model_changes_nothing():
     [
         ({"encoder": "transformer"}, "'encoder' parameter of SemiCRFSegmenter must be"),
         ({"max_duration": 0}, "'max_duration' parameter .* Got 0"),
+        ({"max_duration": True}, "`max_duration` must be a number, not a bool; got True"),
+        ({"hidden_size": np.True_}, "'hidden_size' parameter .* Got"),
+        ({"alpha": True}, "'alpha' parameter .* Got True"),
         ({"alpha": -1.0}, "'alpha' parameter .* Got -1.0"),
         ({"dropout": 1.0}, "'dropout' parameter"),
         ({"min_duration": {"wave": 11}}, "got label 'wave' at positions .* in sequence"),

@@ -55,11 +55,19 @@ def test_token_features_hashed_and_strings():
         ([["word"]], TypeError, "'word' at position 0 of sequence 0"),
         ([[["a"]], []], ValueError, "sequence 1 has none"),
         ([], ValueError, "0 sequences"),
+        ([[{"w": 1}, 3]], TypeError, "got 3 at position 1 of sequence 0"),
+        (["word"], TypeError, "Sequence 0 of `X` must be a list of tokens; got 'word'"),
+        ({"w": 1}, TypeError, "list of sequences of tokens; got a dict"),
     ],
 )
 def test_token_features_refuses(X, error, match):
     with pytest.raises(error, match=match):
         TokenFeatures().fit(X)
+
+
+def test_token_features_bools_are_no_number_of_features():
+    with pytest.raises(ValueError, match="`n_features` must be an integer >= 1; got True"):
+        TokenFeatures(n_features=True).fit([[["a"]]])
 
 
 def test_chunks_in_a_pipeline_and_a_grid():
@@ -84,3 +92,5 @@ def test_chunk_f1_of_broken_tags_and_lengths():
     assert score == (1.0, 1.0, 1.0)
     with pytest.raises(ValueError, match="in sequence 0"):
         chunk_precision_recall_f1([["O"]], [["O", "O"]])
+    with pytest.raises(ValueError, match="Sequence 1 of `y_pred`: .* got None at index 1"):
+        chunk_precision_recall_f1([["O"], ["O", "O"]], [["O"], ["O", None]])

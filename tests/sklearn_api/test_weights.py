@@ -167,3 +167,13 @@ def test_groups_and_weights_are_routed():
             sample_weight=[(1.0, 2.0)[i % 2] for i in part],
         )
         assert_close_models(fitted, direct)
+
+
+def test_weights_of_any_ordered_collection():
+    layout = Layout("many", np.array([2, 1]))
+    for weights in ((w for w in (1.0, 2.0)), {0: 1.0, 1: 2.0}.values()):
+        assert [w.tolist() for w in check_sample_weight(weights, layout)] == [[1.0, 1.0], [2.0]]
+    by_position = (np.full(n, 2.0) for n in (2, 1))
+    assert [w.tolist() for w in check_sample_weight(by_position, layout)] == [[2.0, 2.0], [2.0]]
+    with pytest.raises(TypeError, match="`sample_weight` must be a number, array or list; got a s"):
+        check_sample_weight({1.0, 2.0}, layout)
