@@ -97,7 +97,7 @@ class Named(Callback):
         ([(3, EpochTimer())], "(3, <skorch"),
         (("timer", EpochTimer()), "'timer' at index 0"),
     ],
-    ids=str,
+    ids=["function", "class", "name alone", "number", "numbered", "no list"],
 )
 def test_callbacks_of_a_wrong_type(callbacks, got):
     message = "`callbacks` must hold skorch callbacks, or pairs .*; got " + re.escape(got)

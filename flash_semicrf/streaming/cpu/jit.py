@@ -27,7 +27,7 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from flash_semicrf.streaming.cpu.tasks import Queue
 from flash_semicrf.streaming.cpu.team import Team, run_on_team, seconds
 
-__all__ = ["OPTIONS", "Kernel", "helper", "inlined", "kernel"]
+__all__ = ["OPTIONS", "Kernel", "helper", "inlined", "kernel", "single"]
 
 
 def _digest() -> str:
@@ -100,6 +100,15 @@ OPTIONS = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
 """Of every compiled function."""
 
 
+def _keep(compiled: Callable, function: Callable) -> Callable:
+    """Have a function cached under the name of `function`, where a cache can be written."""
+    try:
+        compiled._cache = _KernelCache(function)
+    except RuntimeError:  # "no locator available": there is nowhere to write the cache
+        pass
+    return compiled
+
+
 class Kernel:
     """A compiled function ``(queue, *arguments)`` that does the tasks of a queue.
 
@@ -130,11 +139,7 @@ class Kernel:
             return failed
 
         self.__doc__ = function.__doc__
-        self._launch = launch
-        try:
-            launch._cache = _KernelCache(function)
-        except RuntimeError:  # "no locator available": there is nowhere to write the cache
-            pass
+        self._launch = _keep(launch, function)
 
     def launch(
         self,
@@ -178,6 +183,11 @@ _LINE = 16
 def kernel(function: Callable, **options: Any) -> Kernel:
     """Compile a kernel: ``nogil``, cached where possible, multiply-adds contracted."""
     return Kernel(function, **options)
+
+
+def single(function: Callable) -> Callable:
+    """Compile a function that is called from Python, in one thread."""
+    return _keep(njit(**OPTIONS)(function), function)
 
 
 def helper(function: Callable) -> Callable:
