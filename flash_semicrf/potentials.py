@@ -17,7 +17,8 @@ explains the same for users.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+import functools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from flash_semicrf.segments import SegmentTable, covered_positions
 
 __all__ = [
     "BY_POSITION",
+    "NAMES",
     "NEG_INF",
     "Potentials",
     "accumulator_dtype",
@@ -46,6 +48,18 @@ NEG_INF = -1e38
 
 BY_POSITION = ("scores", "start_scores", "end_scores")
 """Parameters of shape (B, T, C); the others are shared by all sequences."""
+
+NAMES = (
+    "scores",
+    "transition",
+    "duration_bias",
+    "start_scores",
+    "end_scores",
+    "initial_scores",
+    "final_scores",
+    "duration_tail",
+)
+"""Names of the parameters that carry gradients, in the order of the autograd functions."""
 
 
 @dataclass(frozen=True)
@@ -121,14 +135,24 @@ class Potentials:
         """Dtype of the scores."""
         return self.scores.dtype
 
+    @functools.cached_property
+    def score_range(self) -> tuple[float, float]:
+        """Smallest and largest entry of `scores`, padding included; NaN if there is one.
+
+        Kept with the problem: `flash_semicrf.validation.check_potentials` makes one for each call.
+        """
+        low, high = torch.aminmax(self.scores.detach())
+        return float(low), float(high)
+
     def parameters(self) -> dict[str, Tensor]:
         """The tensors that carry gradients, by name, absent ones left out."""
-        named = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return {name: value for name, value in named if name != "lengths" and value is not None}
+        values = self.__dict__
+        return {name: values[name] for name in NAMES if values[name] is not None}
 
     def replace(self, **changes: Tensor | None) -> Potentials:
         """Copy with some fields changed."""
-        return replace(self, **changes)
+        given = {name: value for name, value in self.__dict__.items() if name != "score_range"}
+        return Potentials(**given | changes)
 
     def to(self, *args, **kwargs) -> Potentials:
         """Copy with every parameter passed through ``Tensor.to``; `lengths` stays int64."""

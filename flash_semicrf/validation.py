@@ -5,6 +5,7 @@ Every message says what must hold, what came, and where.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -18,7 +19,7 @@ from flash_semicrf.checks import (
     check_positive_int,
     check_tensor,
 )
-from flash_semicrf.potentials import NEG_INF, Potentials
+from flash_semicrf.potentials import BY_POSITION, NEG_INF, Potentials
 from flash_semicrf.segments import SegmentTable
 
 __all__ = [
@@ -88,8 +89,7 @@ def check_data(name: str, value: object) -> None:
 def extremes(value: Tensor) -> tuple[float, float]:
     """Smallest and largest entry of a tensor, NaN if there is one.
 
-    Of a CPU tensor by numpy: torch would wake its OpenMP threads, which then spin for a while on
-    the cores that the kernels are about to use.
+    Of a CPU tensor by numpy, whose calls on small arrays cost less than torch's.
     """
     if value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64):
         array = value.detach().numpy()
@@ -107,14 +107,19 @@ def check_finite_or_forbidden(name: str, value: Tensor) -> bool:
         return False
     value = value.detach()
     low, high = extremes(value)
-    if high < math.inf:
-        # NEG_INF as this dtype rounds it: a float32 keeps -9.99999968e37 of it.
-        return low <= float(torch.tensor(NEG_INF, dtype=value.dtype, device="cpu"))
-    bad = value.isnan() | (value == math.inf)
+    if high < -NEG_INF:
+        return low <= _forbids(value.dtype)
+    bad = ~(value < -NEG_INF)
     index = tuple(bad.nonzero()[0].tolist())
-    raise ValueError(
-        f"`{name}` must be finite or -inf (forbidden); got {float(value[index])} at index {index}."
-    )
+    got = float(value[index])
+    wanted = f"below {-NEG_INF:g}" if math.isfinite(got) else "finite or -inf (forbidden)"
+    raise ValueError(f"`{name}` must be {wanted}; got {got} at index {index}.")
+
+
+@functools.cache
+def _forbids(dtype: torch.dtype) -> float:
+    """`NEG_INF` as a dtype rounds it: a float32 keeps -9.99999968e37 of it."""
+    return float(torch.tensor(NEG_INF, dtype=dtype, device="cpu"))
 
 
 def _check_form_of_lengths(lengths: Tensor, batch_size: int) -> None:
@@ -159,31 +164,35 @@ def check_potentials(potentials: Potentials) -> Potentials:
     check_eager()
     if not isinstance(p, Potentials):
         raise TypeError(f"`potentials` must be a Potentials; got {type(p).__name__}.")
-    required = {name: getattr(p, name) for name in ("scores", "transition", "duration_bias")}
-    for name, value in (required | p.parameters()).items():
+    values = p.parameters()
+    for name in ("scores", "transition", "duration_bias"):
+        check_tensor(name, values.get(name))
+    for name, value in values.items():
         check_tensor(name, value)
         if not value.is_floating_point():
             raise TypeError(f"`{name}` must have a floating-point dtype; got {value.dtype}.")
     _check_shapes(p)
     check_data("scores", p.scores)
-    for name, value in p.parameters().items():
-        if value.device != p.device:
+    device = p.device
+    for name, value in values.items():
+        if value.device != device:
             raise ValueError(
-                f"`{name}` must be on the device of `scores`, {p.device}; got {value.device}."
+                f"`{name}` must be on the device of `scores`, {device}; got {value.device}."
             )
     _check_form_of_lengths(p.lengths, p.batch_size)
-    allowed = DEVICE_CHECKS.get(p.device.type)
-    fast = allowed is not None and p.lengths.device == p.device
-    if fast and allowed(p):
-        narrow = {n: v.float() for n, v in p.parameters().items() if v.itemsize < 4}
-        return p.replace(lengths=p.lengths.long(), **narrow)
-    lengths = check_lengths(p.lengths, p.batch_size, p.num_positions).to(p.device)
-    inside = torch.arange(p.num_positions, device=p.device) < lengths[:, None]
+    allowed = DEVICE_CHECKS.get(device.type)
+    if allowed is not None and p.lengths.device == device:
+        narrow = {n: v.float() for n, v in values.items() if v.itemsize < 4}
+        checked = p.replace(lengths=p.lengths.long(), **narrow)
+        if allowed(checked):
+            return checked
+    lengths = check_lengths(p.lengths, p.batch_size, p.num_positions).to(device)
+    inside = torch.arange(p.num_positions, device=device) < lengths[:, None]
     padded = not bool(inside.all())
     changed = {}
-    for name, value in p.parameters().items():
+    for name, value in values.items():
         shown = value
-        if padded and name in ("scores", "start_scores", "end_scores"):
+        if padded and name in BY_POSITION:
             # Rows after a sequence's end are ignored, whatever they hold.
             shown = value.detach().masked_fill(~inside[..., None], 0.0)
         if check_finite_or_forbidden(name, shown):

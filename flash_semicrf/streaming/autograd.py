@@ -9,32 +9,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd import forward_ad
 
-from flash_semicrf.potentials import BY_POSITION, Potentials
+from flash_semicrf.potentials import BY_POSITION, NAMES, Potentials
 from flash_semicrf.streaming.dispatch import Backend, choose
 
 __all__ = [
-    "NAMES",
     "LogPartition",
     "Once",
     "SemiCRFStreaming",
     "apply",
+    "needs_graph",
     "scaled_gradient",
 ]
 
-NAMES = (
-    "scores",
-    "transition",
-    "duration_bias",
-    "start_scores",
-    "end_scores",
-    "initial_scores",
-    "final_scores",
-    "duration_tail",
-)
 _REASON = (
     'log_partition() is differentiable once by this backend; pass backend="reference" for second '
     "derivatives."
@@ -42,16 +33,21 @@ _REASON = (
 
 
 def scaled_gradient(gradient: Tensor, weight: Tensor, by_position: bool) -> Tensor:
-    """Gradient of each sequence times its weight; summed over sequences unless by position."""
-    if gradient.device.type == "cpu":
-        # numpy, for the reason that `flash_semicrf.validation.extremes` gives.
+    """Gradient of each sequence times its weight; summed over sequences unless by position.
+
+    A weight of 0 leaves its sequence out, whatever its gradient is.
+    """
+    if gradient.device.type == "cpu" and not by_position:
+        # numpy: its calls on small arrays cost less than torch's.
         each, weights = gradient.numpy(), weight.detach().numpy()
-        weights = weights.reshape(-1, *(1,) * (each.ndim - 1))
-        scaled = each * weights
-        return torch.from_numpy(scaled if by_position else scaled.sum(0))
-    if by_position:
-        return gradient * weight[:, None, None]
-    return torch.tensordot(weight, gradient, 1)
+        if not weights.all():
+            each, weights = each[weights != 0], weights[weights != 0]
+        return torch.from_numpy(np.einsum("b,b...->...", weights, each))
+    weights = weight.view(-1, *(1,) * (gradient.dim() - 1))
+    scaled = gradient * weights
+    if gradient.device.type != "cpu" or not bool(weight.all()):
+        scaled = torch.where(weights == 0, 0.0, scaled)
+    return scaled if by_position else scaled.sum(0)
 
 
 class Once(torch.autograd.Function):
@@ -71,6 +67,14 @@ class Once(torch.autograd.Function):
         raise RuntimeError(ctx.reason)
 
 
+def needs_graph(potentials: Potentials) -> bool:
+    """Whether a function of a problem is to be differentiated."""
+    if forward_ad._current_level >= 0:  # forward-mode derivatives have a mode of their own
+        return True
+    values = potentials.parameters().values()
+    return torch.is_grad_enabled() and any(value.requires_grad for value in values)
+
+
 def apply(function: type[torch.autograd.Function], *arguments: object) -> Any:
     """Apply an autograd function; without a graph, to tensors that need no gradient.
 
@@ -84,7 +88,7 @@ def apply(function: type[torch.autograd.Function], *arguments: object) -> Any:
 
 
 def _constant(value: object) -> object:
-    is_constant = not isinstance(value, Tensor) or unpack_dual(value).tangent is not None
+    is_constant = not isinstance(value, Tensor) or forward_ad.unpack_dual(value).tangent is not None
     return value if is_constant else value.detach()
 
 

@@ -24,12 +24,13 @@ from torch import Tensor
 from flash_semicrf.marginals import IMPOSSIBLE, inner_product
 from flash_semicrf.potentials import (
     BY_POSITION,
+    NAMES,
     NEG_INF,
     Potentials,
     accumulator_dtype,
     center_scores,
 )
-from flash_semicrf.streaming.autograd import NAMES, Once, apply, scaled_gradient
+from flash_semicrf.streaming.autograd import Once, apply, scaled_gradient
 from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.validation import check_finite_or_forbidden
 
@@ -132,7 +133,7 @@ class _Centered(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, scores: Tensor, lengths: Tensor) -> Tensor:
-        """Compute on the CPU with numpy, for the reason that `extremes` of validation gives."""
+        """Compute on the CPU with numpy, as `flash_semicrf.validation.extremes`."""
         ctx.dtype = scores.dtype
         if scores.device.type != "cpu":
             return center_scores(scores.to(accumulator_dtype(scores.device)), lengths)[0]

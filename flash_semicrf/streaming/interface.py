@@ -12,10 +12,16 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.observations import Constraints, constrain, fold_table
-from flash_semicrf.potentials import Potentials, accumulator_dtype, score_rows, score_segments
+from flash_semicrf.potentials import (
+    NAMES,
+    Potentials,
+    accumulator_dtype,
+    score_rows,
+    score_segments,
+)
 from flash_semicrf.segments import SegmentTable, ViterbiResult, table_to_segments
 from flash_semicrf.streaming import reference
-from flash_semicrf.streaming.autograd import NAMES, LogPartition, apply
+from flash_semicrf.streaming.autograd import LogPartition, apply, needs_graph
 from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.validation import (
     check_choice,
@@ -76,6 +82,8 @@ def _log_partition(p: Potentials, backend: str) -> Tensor:
     chosen = choose(backend, p)
     if chosen.name == "reference":
         return reference.log_partition(p)  # autograd differentiates it, as often as one likes
+    if not needs_graph(p):
+        return chosen.log_partition(p)
     return apply(LogPartition, chosen, p.lengths, *map(p.parameters().get, NAMES))
 
 

@@ -177,7 +177,7 @@ def test_check_table(bad):
 def test_tables_hold_integers(check, field, dtype):
     table = table_of(*GOOD_ROWS)
     table = table._replace(**{field: getattr(table, field).to(dtype)})
-    expected = f"The columns of `table` must be integer Tensors; got {dtype} in `{field}`."
+    expected = f"`table.{field}` must have dtype int64; got {dtype}."
     assert message_of(TypeError, check, table, PROBLEM) == expected
 
 

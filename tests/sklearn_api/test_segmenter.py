@@ -501,7 +501,7 @@ def test_continuing_from_a_loaded_model_changes_nothing():
         ({"max_duration": 0}, "'max_duration' parameter .* Got 0"),
         ({"max_duration": True}, "`max_duration` must be a number, not a bool; got True"),
         ({"hidden_size": np.True_}, "'hidden_size' parameter .* Got"),
-        ({"alpha": True}, "'alpha' parameter .* Got True"),
+        ({"alpha": True}, "`alpha` must be a number, not a bool; got True"),
         ({"alpha": -1.0}, "'alpha' parameter .* Got -1.0"),
         ({"dropout": 1.0}, "'dropout' parameter"),
         ({"min_duration": {"wave": 11}}, "got label 'wave' at positions .* in sequence"),

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from flash_semicrf.potentials import BY_POSITION, Potentials
 from flash_semicrf.segments import SegmentTable
+from flash_semicrf.streaming.cpu.values import values_are_allowed
 from flash_semicrf.streaming.masks import HUGE, common_parts, running_total
-from flash_semicrf.validation import extremes
+from flash_semicrf.validation import DEVICE_CHECKS
 
 __all__ = ["NumbaBackend"]
 
@@ -29,7 +30,8 @@ class NumbaBackend:
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
         problem, offset = _prepared(potentials)
-        return _algorithm(potentials).log_partition(problem) + offset[:, -1]
+        log_z = _algorithm(potentials).log_partition(problem)
+        return log_z if offset is _NO_OFFSET else log_z + offset[:, -1]
 
     def gradients(
         self, potentials: Potentials, wanted: set[str]
@@ -39,7 +41,7 @@ class NumbaBackend:
         log_z, found = _algorithm(potentials).gradients(problem, wanted)
         for name in wanted & set(BY_POSITION):
             found[name] = found[name].to(potentials.dtype)
-        return log_z + offset[:, -1], found
+        return log_z if offset is _NO_OFFSET else log_z + offset[:, -1], found
 
     def messages(self, potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
         """Forward and backward messages; see `flash_semicrf.streaming.dispatch.Backend`."""
@@ -83,6 +85,9 @@ class NumbaBackend:
         return sample(_prepared(potentials)[0], num_samples, seed)
 
 
+_NO_OFFSET = torch.zeros(1, 1, dtype=torch.float64, device="cpu")
+
+
 def _algorithm(potentials: Potentials, decoding: bool = False) -> ModuleType:
     """Module of kernels for the kind of transitions."""
     if potentials.transition.dim() == 3:
@@ -101,20 +106,23 @@ def _prepared(potentials: Potentials) -> tuple[Potentials, Tensor]:
     -------
     potentials : Potentials
         All in float32 or all in float64.
-    offset : float64 Tensor of shape (B, T + 1) or (1, 1)
+    offset : float64 Tensor of shape (B, T + 1), or `_NO_OFFSET`
         What has been taken out before position t of every segmentation's score.
     """
-    dtypes = {value.dtype for value in potentials.parameters().values()}
-    wide = torch.float32 if dtypes == {torch.float32} else torch.float64
-    named = {name: value.detach().to(wide) for name, value in potentials.parameters().items()}
-    offset = torch.zeros(1, 1, dtype=torch.float64, device="cpu")
-    low, high = extremes(named["scores"])
+    named = potentials.parameters()
+    if len({value.dtype for value in named.values()}) > 1:
+        named = {name: value.detach().double() for name, value in named.items()}
+    low, high = potentials.score_range
     if not (low > -HUGE and high < HUGE):
         # Masks, or NaN in the padding. One label at 0 and the others at -1e9 is no problem for
         # the kernels, but all of them at -1e9 would be: exponents need their digits.
-        parts = common_parts(named["scores"], potentials.lengths)
+        parts = common_parts(named["scores"].detach(), potentials.lengths)
         if bool(parts.any()):
             # In float64: a float32 difference would round what is left.
-            named = {name: value.double() for name, value in named.items()}
-            named["scores"], offset = named["scores"] - parts[..., None], running_total(parts)
-    return potentials.replace(**named), offset
+            named = {name: value.detach().double() for name, value in named.items()}
+            named["scores"] -= parts[..., None]
+            return potentials.replace(**named), running_total(parts)
+    return potentials.replace(**named), _NO_OFFSET
+
+
+DEVICE_CHECKS["cpu"] = values_are_allowed

@@ -32,7 +32,11 @@ from flash_semicrf.streaming.cpu.by_duration_passes import backward_pass, forwar
 from flash_semicrf.streaming.cpu.by_duration_viterbi import max_messages, viterbi
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.model import array_of, cost_of, end_term, forbid
-from flash_semicrf.streaming.cpu.static import boundary_arrays, whole_messages
+from flash_semicrf.streaming.cpu.static import (
+    boundary_arrays,
+    sum_of_chunks,
+    whole_messages,
+)
 from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = [
@@ -278,20 +282,14 @@ def _collect(
         found["scores"] = inside
     sizes = (p.max_duration, p.num_labels)
     if "duration_bias" in wanted:
-        found["duration_bias"] = labels_and_durations(_by_sequence(p, chunks, duration), *sizes)
+        total = sum_of_chunks(duration, chunks, p.batch_size)
+        found["duration_bias"] = labels_and_durations(total, *sizes)
     if "duration_tail" in wanted:
-        found["duration_tail"] = _by_sequence(p, chunks, beyond)
+        found["duration_tail"] = sum_of_chunks(beyond, chunks, p.batch_size)
     if "transition" in wanted:
-        rows = _by_sequence(p, chunks, transition).reshape(p.batch_size, p.num_labels, -1)
+        rows = sum_of_chunks(transition, chunks, p.batch_size)
+        rows = rows.reshape(p.batch_size, p.num_labels, -1)
         found["transition"] = labels_and_durations(rows, *sizes).swapaxes(1, 2)
     tensors = {name: torch.from_numpy(found[name]) for name in wanted}
     by_position = {"scores", "start_scores", "end_scores"}
     return {n: v.to(p.dtype) if n in by_position else v for n, v in tensors.items()}
-
-
-def _by_sequence(p: Potentials, chunks: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Sum of the parts (N, R) of each sequence's chunks, (B, R)."""
-    total = np.zeros((p.batch_size, parts.shape[1]))
-    for sequence, part in zip(chunks[:, 0], parts, strict=True):
-        total[sequence] += part
-    return total

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from flash_semicrf.potentials import NEG_INF, Potentials, initial_term
+from flash_semicrf.potentials import NEG_INF, Potentials
 from flash_semicrf.streaming.cpu.pool import position_cost
 from flash_semicrf.streaming.cpu.simd import LANES, TILE
 
@@ -19,12 +20,17 @@ __all__ = [
     "end_term",
     "forbid",
     "start_term",
+    "sum_of_sources",
     "tail_term",
+    "transition_of",
     "window_of",
 ]
 
 FLOOR = -650.0
 """Exponents below this are flushed to zero; whoever sums them certifies that none mattered."""
+
+
+_SMALLEST = math.exp(FLOOR)
 
 
 class Window(NamedTuple):
@@ -84,9 +90,10 @@ def array_of(tensor: Tensor) -> np.ndarray:
 def _weights(scores: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """(exp(scores - peak), peak), peak the finite maximum over an axis."""
     peak = scores.max(axis)
-    peak = np.where(peak == -np.inf, 0.0, peak)
-    exponent = scores - np.expand_dims(peak, axis)
-    return np.where(exponent > FLOOR, np.exp(np.maximum(exponent, FLOOR)), 0.0), peak
+    peak[peak == -np.inf] = 0.0
+    weights = np.exp(scores - (peak[None] if axis == 0 else peak[:, None]))
+    weights[weights <= _SMALLEST] = 0.0
+    return weights, peak
 
 
 def window_of(potentials: Potentials) -> Window:
@@ -112,6 +119,14 @@ def transition_of(scores: np.ndarray) -> Transition:
     return Transition(padded.ravel(), np.ascontiguousarray(scores), peak)
 
 
+def sum_of_sources(transition: Transition) -> np.ndarray:
+    """Log-sum-exp over the labels that each label (C,) may follow."""
+    num_labels = len(transition.peak)
+    weights = transition.weights.reshape(num_labels, -1)[:, :num_labels]
+    with np.errstate(divide="ignore"):
+        return np.log(weights.sum(0)) + transition.peak
+
+
 def cost_of(potentials: Potentials) -> float:
     """Cost of one position, in the unit of `flash_semicrf.streaming.cpu.pool.position_cost`."""
     p = potentials
@@ -131,7 +146,11 @@ def start_term(potentials: Potentials) -> np.ndarray:
         first = forbid(array_of(p.initial_scores))
         by_label_only = p.transition.dim() == 3 and first.ndim == 1
         return np.tile(first, (p.max_duration, 1)) if by_label_only else first
-    return forbid(array_of(initial_term(p.transition.detach())))
+    transition = forbid(array_of(p.transition))
+    peak = transition.max(-2)
+    peak[peak == -np.inf] = 0.0
+    with np.errstate(divide="ignore"):
+        return np.log(np.exp(transition - peak[..., None, :]).sum(-2)) + peak
 
 
 def tail_term(potentials: Potentials) -> np.ndarray | None:

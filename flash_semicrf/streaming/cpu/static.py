@@ -31,6 +31,7 @@ from flash_semicrf.streaming.cpu.model import (
     end_term,
     forbid,
     start_term,
+    sum_of_sources,
     transition_of,
     window_of,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "log_partition",
     "message_rows",
     "messages",
+    "sum_of_chunks",
     "whole_messages",
 ]
 
@@ -90,14 +92,16 @@ def boundary_arrays(p: Potentials, scores: np.ndarray) -> tuple[bool, np.ndarray
     return True, start, end
 
 
-def _batch_of(p: Potentials) -> _Batch:
+def _batch_of(p: Potentials, backward: bool = True) -> _Batch:
+    """The arrays that kernels read; without `backward` not those of the backward pass."""
     scores = array_of(p.scores)
     has_boundary, start, end = boundary_arrays(p, scores)
-    transition = forbid(array_of(p.transition))
-    return _Batch(
-        scores, start, end, has_boundary, array_of(p.lengths), start_term(p), end_term(p),
-        window_of(p), transition_of(transition), transition_of(transition.T),
-    )  # fmt: skip
+    matrix = forbid(array_of(p.transition))
+    ways = (matrix, matrix.T) if backward else (matrix,)
+    ways = [transition_of(way) for way in ways]
+    first = sum_of_sources(ways[0]) if p.initial_scores is None else start_term(p)
+    rest = (array_of(p.lengths), first, end_term(p), window_of(p), ways[0], ways[-1])
+    return _Batch(scores, start, end, has_boundary, *rest)
 
 
 def _empty_rows(p: Potentials, keep: bool, longer_of: int = 0) -> _Rows:
@@ -205,7 +209,7 @@ def log_partition(potentials: Potentials) -> Tensor:
 
 
 def _log_partition(potentials: Potentials) -> Tensor:
-    batch = _batch_of(potentials)
+    batch = _batch_of(potentials, backward=False)
     rows = _empty_rows(potentials, keep=False)
     _run_forward(potentials, batch, rows, False)
     return torch.from_numpy(rows.total.sum(1))
@@ -303,8 +307,7 @@ def gradients_of_rows(
     found = {"scores": position, "start_scores": start, "end_scores": end}
     for name, parts in (("duration_bias", duration), ("transition", transition)):
         if name in wanted:
-            found[name] = np.zeros((p.batch_size, *parts.shape[1:]))
-            np.add.at(found[name], chunks[:, 0], parts)
+            found[name] = sum_of_chunks(parts, chunks, p.batch_size)
     if p.duration_tail is not None and wanted & {"duration_bias", "duration_tail"}:
         segments, found["duration_tail"] = _tail_gradients(p, batch, rows)
         if "duration_bias" in wanted:
@@ -339,13 +342,25 @@ def chunks_of(lengths: np.ndarray, log_z: np.ndarray) -> np.ndarray:
     ).reshape(-1, 3)
 
 
+def sum_of_chunks(parts: np.ndarray, chunks: np.ndarray, batch_size: int) -> np.ndarray:
+    """Sums of the parts (N, ...) of each sequence's chunks, in their order, (B, ...)."""
+    if len(chunks) == batch_size and (chunks[:, 1] == 0).all():
+        return parts
+    total = np.zeros((batch_size, *parts.shape[1:]))
+    for sequence, part in zip(chunks[:, 0], parts, strict=True):
+        total[sequence] += part
+    return total
+
+
 def _complete(chunks: np.ndarray, position: np.ndarray, carry: np.ndarray) -> None:
     """Carry the segments open at the end of each chunk into the next."""
+    later = np.flatnonzero(chunks[:, 1] > 0)
+    if len(later) == 0:
+        return
     running = np.cumsum(carry, 0)
     first = np.flatnonzero(chunks[:, 1] == 0)
     before = np.zeros_like(carry)
     before[1:] = running[:-1]
     before -= before[first][np.searchsorted(first, np.arange(len(chunks)), "right") - 1]
-    later = np.flatnonzero(chunks[:, 1] > 0)
     costs = (chunks[later, 2] - chunks[later, 1]) * pool.position_cost(0, position.shape[2])
     pool.run(_run_carries, later, costs, (chunks, position, before))

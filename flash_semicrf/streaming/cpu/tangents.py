@@ -24,6 +24,7 @@ from flash_semicrf.streaming.cpu.static import (
     chunks_of,
     gradients_of_rows,
     message_rows,
+    sum_of_chunks,
 )
 from flash_semicrf.streaming.cpu.tangent_blocks import Sweep
 from flash_semicrf.streaming.cpu.tangent_gradient import duration_tangent, transition_tangent
@@ -232,7 +233,7 @@ def tangents(
     for name, parts in (("duration_bias", duration), ("transition", transition)):
         if name in wanted:
             found[name] = counts[name].numpy() * array_of(getattr(direction, name))
-            np.add.at(found[name], chunks[:, 0], parts)
+            found[name] += sum_of_chunks(parts, chunks, p.batch_size)
     if p.duration_tail is not None and wanted & {"duration_bias", "duration_tail"}:
         segments, found["duration_tail"] = np.zeros((2, p.batch_size, p.num_labels))
         sums = (means, segments, found["duration_tail"])
