@@ -120,7 +120,7 @@ def _prepared(potentials: Potentials) -> tuple[Potentials, Tensor]:
         if bool(parts.any()):
             # In float64: a float32 difference would round what is left.
             named = {name: value.detach().double() for name, value in named.items()}
-            named["scores"] -= parts[..., None]
+            named["scores"] = named["scores"] - parts[..., None]
             return potentials.replace(**named), running_total(parts)
     return potentials.replace(**named), _NO_OFFSET
 
