@@ -1,8 +1,9 @@
 """Decoding for transitions by duration: the max pass, and a walk back without back-pointers.
 
-The pass is that of `flash_semicrf.streaming.cpu.by_duration_passes` with maxima for sums, and keeps
-alpha. The walk recovers the label and the duration of each segment as an argmax: K·C work per
-segment and label that ties. Where a segment is longer than K, the pass has written down its start.
+The pass is that of `flash_semicrf.streaming.cpu.by_duration_passes` with maxima for sums, the first
+segment's transition term apart, and keeps alpha. The walk recovers the label and the duration of
+each segment as an argmax: K·C work per segment and label that ties. Where a segment is longer than
+K, the pass has written down its start.
 """
 
 from __future__ import annotations

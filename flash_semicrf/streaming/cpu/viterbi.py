@@ -3,9 +3,9 @@
     h_s(c)     = max_{c'} [alpha_s(c') + A[c', c]] + start_s(c) - S_s(c)
     alpha_t(c) = S_t(c) + end_{t-1}(c) + max_{k=1..K} [h_{t-k}(c) + D_k(c)]
 
-The pass keeps h and alpha. The walk recovers the duration of a segment by the argmax over k and the
-label before it by the argmax over c': K + C work per segment, and nothing of size T·C·K. With a
-duration tail
+with the first segment's transition term in place of the maximum in h_0. The pass keeps h and alpha.
+The walk recovers the duration of a segment by the argmax over k and the label before it by the
+argmax over c': K + C work per segment, and nothing of size T·C·K. With a duration tail
 
     g_t(c) = tail(c) + max [g_{t-1}(c), h_{t-1-K}(c) + D_K(c)]
 
