@@ -8,7 +8,6 @@ process, and each part of an epoch is also timed by itself: together they show w
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -19,13 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.processes import describe_environment
-from benchmarks.report import format_seconds, table, write_results
+from benchmarks.processes import describe_environment, load_average
+from benchmarks.report import describe_machine, format_seconds, table, write_results
 from sklearn_api import SemiCRFSegmenter
 from sklearn_api.datasets import load_ecg
 from sklearn_api.training import SequenceDataset, bucketed_loader
 
-MOST = 1.5
+MOST = 1.25
 
 
 class Case(NamedTuple):
@@ -176,15 +175,11 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     environment, records = describe_environment(), []
     for name in options.case:
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-        common = {"problem": "fit-overhead", "encoder": name, "load": load}
+        common = {"problem": "fit-overhead", "encoder": name, "load": load_average()}
         records.append({**environment, **common, **measure(CASES[name], options.repeats)})
     if options.output is not None:
         write_results(options.output, records)
-    first = records[0]
-    count = f"{first['threads']} thread" + "s" * (first["threads"] > 1)
-    print(f"{first['device']}, {count}, load before {first['load']:.1f}; {first['commit']}\n")
-    print(render(records))
+    print(f"{describe_machine(records[0])}\n\n{render(records)}")
     return 0
 
 

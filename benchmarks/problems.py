@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-JOBS = ("log_partition", "log_partition_gradient", "decode", "posterior", "entropy_gradient")
+JOBS = (
+    *("log_partition", "log_partition_gradient", "decode", "posterior", "entropy_gradient"),
+    "streaming_forward",
+)
 
 EDGES_JOB = "edges_gradient"
 """log Z of an edge tensor and its gradient, by the vectorised scan of the exact engine."""
@@ -18,11 +21,13 @@ class Goal:
 
     Parameters
     ----------
-    quantity : {"speedup", "relative_time", "seconds", "memory", "relative_memory"}
+    quantity : str
         "speedup": time of `other` (a peer) over ours, at least `bound`. "relative_time": our time
         over our time on `other` (a problem), at most `bound`. "seconds": our time, at most.
         "memory": peak extra bytes over the bytes of the scores in float64, at most.
         "relative_memory": our peak extra bytes over those of `other` (a peer), at most.
+        "threads": time with one thread over that with all, at least. "busy": time with all threads
+        while a core is busy over that with one thread while none is, at most.
     bound : float
     other : str, optional
         Name of a peer or of a problem.
@@ -45,6 +50,7 @@ class Problem:
         "edges_gradient" they are those of an edge tensor (B, T-1, K, C, C).
     job : one of `JOBS`, or `EDGES_JOB`
         "posterior" is marginals with expected counts, entropy and 100 samples.
+        "streaming_forward" is log Z from cumulative scores in float64.
     dtype : {"float32", "float64"}
     tail : bool
         With a duration tail: segments may be longer than K.
@@ -143,6 +149,37 @@ PROBLEMS: dict[str, Problem] = {
         ),
     )
 }
+
+SHAPES = {
+    "k100": (4, 1000, 100, 24),
+    "k100-long": (8, 4000, 100, 24),
+    "short": (64, 200, 20, 12),
+    "linear-crf": (32, 500, 1, 16),
+}
+
+
+def _threaded(shape: str, job: str, speedup: float = 1.75) -> Problem:
+    """A problem of the groups `threads` and `busy`."""
+    name = f"{shape}-{job.removeprefix('log_partition_').replace('_', '-')}"
+    goals = (Goal("threads", speedup), Goal("busy", 1.5))
+    return Problem(name, *SHAPES[shape], job=job, check_positions=200, goals=goals)
+
+
+THREADED: dict[str, Problem] = {
+    problem.name: problem
+    for problem in (
+        _threaded("k100", "log_partition"),
+        _threaded("k100", "log_partition_gradient"),
+        _threaded("k100", "streaming_forward"),
+        _threaded("k100-long", "log_partition", 1.9),
+        _threaded("k100-long", "log_partition_gradient", 1.9),
+        _threaded("short", "log_partition"),
+        _threaded("short", "log_partition_gradient"),
+        _threaded("linear-crf", "log_partition"),
+        _threaded("linear-crf", "log_partition_gradient"),
+    )
+}
+"""What the groups `threads` and `busy` measure (`benchmarks.threads`)."""
 
 
 def make_inputs(problem: Problem, num_positions: int | None = None) -> dict[str, np.ndarray]:

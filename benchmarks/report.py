@@ -15,10 +15,12 @@ OURS = "flash_semicrf"
 COLUMNS = (
     *("problem", "implementation", "job", "B", "T", "K", "C", "dtype", "status"),
     *("median_s", "iqr_s", "min_s", "repeats", "peak_bytes", "check_error", "difference"),
-    *("import_s", "date", "device", "cores", "threads", "python", "torch", "numba", "commit"),
+    *("group", "before", "low_s", "high_s", "one_thread_median_s", "one_thread_low_s"),
+    *("one_thread_high_s", "one_thread_busy_median_s", "one_thread_busy_low_s"),
+    *("one_thread_busy_high_s", "ratio", "ratio_low", "ratio_high", "ratio_busy"),
+    *("import_s", "date", "device", "cores", "affinity", "threads", "openmp", "load"),
+    *("python", "torch", "numba", "commit"),
 )
-
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 Record = dict[str, Any]
 
@@ -132,19 +134,35 @@ def times_table(records: list[Record]) -> str:
     return table([*header, "peak extra memory", "time / ours"], rows)
 
 
-def render(records: list[Record], extra: dict[str, tuple[Goal, ...]]) -> str:
-    """The generated part of ``docs/benchmarks.md``."""
-    where = (
-        "{device}, {cores} cores, {threads} threads; Python {python}, torch {torch}, "
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
+def describe_machine(record: Record) -> str:
+    """One line: where a record was measured, with what."""
+    counts = ", ".join(_plural(record[f"{noun}s"], noun) for noun in ("core", "thread"))
+    return (
+        "{device}, {counts}, load before {load:.1f}; Python {python}, torch {torch}, "
         "numba {numba}; commit {commit}, {date}."
-    ).format(**records[0])
-    return f"{where}\n\n{goals_table(records, extra)}\n\n{times_table(records)}"
+    ).format(**record, counts=counts)
 
 
-def replace_generated(page: Path, text: str) -> None:
-    """Put `text` between the two markers of a page."""
-    head, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, tail = rest.partition(END)
+def render(records: list[Record], extra: dict[str, tuple[Goal, ...]]) -> str:
+    """The generated part "benchmarks" of ``docs/benchmarks.md``."""
+    tables = [goals_table(records, extra), times_table(records)]
+    return "\n\n".join([describe_machine(records[0]), *tables])
+
+
+def markers(name: str = "benchmarks") -> tuple[str, str]:
+    """The lines around a generated part of a page."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+def replace_generated(page: Path, text: str, name: str = "benchmarks") -> None:
+    """Put `text` between the two markers of a name on a page."""
+    first, last = markers(name)
+    head, begin, rest = page.read_text(encoding="utf-8").partition(first)
+    _, end, tail = rest.partition(last)
     if not (begin and end):
-        raise ValueError(f"`page` must hold the lines {BEGIN} and {END}; {page} does not.")
-    page.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+        raise ValueError(f"`page` must hold the lines {first} and {last}; {page} does not.")
+    page.write_text(f"{head}{first}\n{text}\n{last}{tail}", encoding="utf-8")

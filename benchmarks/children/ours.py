@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from benchmarks.children.measure import measure
 from benchmarks.problems import PROBLEMS, Problem, make_inputs
@@ -21,7 +22,13 @@ from flash_semicrf.information import entropy
 from flash_semicrf.potentials import Potentials, score_segments
 from flash_semicrf.sampling import sample_table
 from flash_semicrf.segments import ViterbiResult, segments_to_table
-from flash_semicrf.streaming import log_partition, segment_marginals, viterbi, viterbi_table
+from flash_semicrf.streaming import (
+    log_partition,
+    segment_marginals,
+    semi_crf_streaming_forward,
+    viterbi,
+    viterbi_table,
+)
 
 WARM_UP_POSITIONS = 8
 
@@ -57,6 +64,7 @@ def job_call(potentials: Potentials, job: str, backend: str = "auto") -> Callabl
     ``grad`` of the parameters. "decode" returns a `ViterbiResult`, "decode_table" the scores and
     a `SegmentTable`. "posterior" returns the entropy (B,) after marginals, it and 100 samples of
     each sequence; "entropy_gradient" is "log_partition_gradient" of the entropy.
+    "streaming_forward" returns log Z (B,) of cumulative scores that are taken beforehand.
     """
     if job == "decode":
         return lambda: viterbi(potentials, backend=backend)
@@ -78,6 +86,11 @@ def job_call(potentials: Potentials, job: str, backend: str = "auto") -> Callabl
                 return entropy(potentials, backend=backend)
 
         return posterior
+    if job == "streaming_forward":
+        p = potentials
+        cum_scores = pad(p.scores.double().cumsum(1), (0, 0, 1, 0))
+        arguments = (cum_scores, p.transition, p.duration_bias, p.lengths, p.max_duration)
+        return lambda: semi_crf_streaming_forward(*arguments, backend=backend)
     function = entropy if job == "entropy_gradient" else log_partition
     leaves = [leaf.requires_grad_() for leaf in potentials.parameters().values()]
 

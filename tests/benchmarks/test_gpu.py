@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import gpu, gpu_measure, gpu_problems, gpu_report, gpu_tests
 from benchmarks.processes import ROOT
-from benchmarks.report import BEGIN, END
+from benchmarks.report import markers
 
 PAGE = ROOT / "docs" / "performance-gpu.md"
 
@@ -46,7 +46,7 @@ def test_command_line_writes_one_csv_and_the_page(tiny, tmp_path, capsys):
         assert row["status"] == "ok" and row["commit"] == "0123abc" and row["device"]
         assert int(row["repeats"]) >= 20 and row["met"] in ("yes", "no")
         assert float(row["min_ms"]) <= float(row["q1_ms"]) <= float(row["median_ms"])
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    page.write_text("before\n{}\nold\n{}\nafter\n".format(*markers()))
     assert gpu.main(["--docs", str(page), "--output", str(output)]) == 0
     text = page.read_text()
     assert gpu_report.render(rows) in text and gpu_report.render(rows) in capsys.readouterr().out
@@ -123,5 +123,6 @@ def test_page_shows_the_committed_csv():
     rows = gpu_report.read_csv(gpu.RESULTS)
     run = [(row["problem"], row["job"]) for row in rows]
     assert run == [(name, job) for name in gpu_problems.SHAPES for job in gpu_problems.JOBS]
-    generated = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    begin, end = markers()
+    generated = PAGE.read_text(encoding="utf-8").partition(begin)[2].partition(end)[0]
     assert generated == f"\n{gpu_report.render(rows)}\n"

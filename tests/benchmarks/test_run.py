@@ -108,7 +108,7 @@ def test_run_problem_on_an_edge_tensor_does_not_time_a_wrong_result(monkeypatch)
 
 def test_command_line_writes_json_and_csv(tmp_path, capsys):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    page.write_text("before\n{}\nold\n{}\nafter\n".format(*report.markers()))
     options = ["--output", str(tmp_path / "results"), "--docs", str(page)]
     options += ["--budget", "0", "--max-repeats", "3", "--peers"]
     assert main([*options, "--problem", "linear-crf-gradient"]) == 0
