@@ -107,9 +107,9 @@ def check_finite_or_forbidden(name: str, value: Tensor) -> bool:
         return False
     value = value.detach()
     low, high = extremes(value)
-    if high < -NEG_INF:
+    if high < -_forbids(value.dtype):
         return low <= _forbids(value.dtype)
-    bad = ~(value < -NEG_INF)
+    bad = ~(value < -_forbids(value.dtype))
     index = tuple(bad.nonzero()[0].tolist())
     got = float(value[index])
     wanted = f"below {-NEG_INF:g}" if math.isfinite(got) else "finite or -inf (forbidden)"

@@ -241,7 +241,7 @@ def first_segments(batch: _Batch, rows: _Rows, max_duration: int) -> np.ndarray:
             if batch.has_boundary:
                 x[-1] += forbid(batch.start_scores[b, 0])
             x[-1] += rows.backward[b, length - 1] - rows.total[b, 0]
-        found[b, :n] = np.exp(x - rows.total[b, 1])
+        found[b, :n] = np.exp(np.minimum(x - rows.total[b, 1], 0.0))
     return found
 
 
@@ -268,6 +268,7 @@ def _collect(
 ) -> dict[str, Tensor]:
     """Gradients of the wanted parameters from the marginals and the sums of each chunk."""
     lengths = array_of(p.lengths)
+    np.minimum(start, 1.0, out=start)
     found = {
         "start_scores": start,
         "end_scores": end,
@@ -281,15 +282,17 @@ def _collect(
         inside[np.arange(p.num_positions) >= lengths[:, None]] = 0.0
         found["scores"] = inside
     sizes = (p.max_duration, p.num_labels)
+    most = lengths[:, None, None] / np.arange(1, p.max_duration + 1)[:, None]
     if "duration_bias" in wanted:
         total = sum_of_chunks(duration, chunks, p.batch_size)
-        found["duration_bias"] = labels_and_durations(total, *sizes)
+        found["duration_bias"] = np.minimum(labels_and_durations(total, *sizes), most)
     if "duration_tail" in wanted:
         found["duration_tail"] = sum_of_chunks(beyond, chunks, p.batch_size)
     if "transition" in wanted:
         rows = sum_of_chunks(transition, chunks, p.batch_size)
         rows = rows.reshape(p.batch_size, p.num_labels, -1)
-        found["transition"] = labels_and_durations(rows, *sizes).swapaxes(1, 2)
+        pairs = labels_and_durations(rows, *sizes).swapaxes(1, 2)
+        found["transition"] = np.minimum(pairs, most[..., None])
     tensors = {name: torch.from_numpy(found[name]) for name in wanted}
     by_position = {"scores", "start_scores", "end_scores"}
     return {n: v.to(p.dtype) if n in by_position else v for n, v in tensors.items()}

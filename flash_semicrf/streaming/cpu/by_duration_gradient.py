@@ -103,10 +103,11 @@ def _add_first(eta, level, arrivals, num_labels, further, row, sums):
         for j in range(c * longest, (c + 1) * longest):
             x = eta[j] - arrivals.bias[j] + arrivals.first[j] + level
             if x > _NEGLIGIBLE:
-                sums.start[0, c] += math.exp(x)
-                sums.duration[j] += math.exp(x)
+                term = math.exp(min(x, 0.0))
+                sums.start[0, c] += term
+                sums.duration[j] += term
                 if j == (c + 1) * longest - 1:
-                    add_further(arrivals.tail, sums.beyond, c, math.exp(x), further, row)
+                    add_further(arrivals.tail, sums.beyond, c, term, further, row)
 
 
 @helper
@@ -121,7 +122,7 @@ def _add_term_by_term(source, sink, position, arrivals, weights, further, row, s
         for c in range(num_labels):
             x = source[c] + (arrivals.scores[c * size + j] - weights.peak[j]) + sink[j]
             if x > _NEGLIGIBLE:
-                term = math.exp(x)
+                term = math.exp(min(x, 0.0))
                 sums.start[position, j // longest] += term
                 sums.duration[j] += term
                 if sums.want_transition:
@@ -204,7 +205,7 @@ def end_marginals(messages, begin, stop, rows):
         whole = messages.forward[p + 1] + messages.backward[messages.length - p - 1]
         level = whole - messages.offset - messages.value
         for c in range(rows.shape[1]):
-            rows[p, c] = math.exp(messages.alpha[p, c] + messages.beta[p, c] + level)
+            rows[p, c] = math.exp(min(messages.alpha[p, c] + messages.beta[p, c] + level, 0.0))
 
 
 @helper

@@ -11,6 +11,9 @@ of the messages less log Z,
 
 The correlation over durations works on exponentials in a frame per label, like the passes; a block
 of a label whose exponents leave the range is done term by term.
+
+Where every segmentation passes a mask as large as 1e30, which leaves the messages no digits, the
+bounds of probabilities and counts still hold: exponents end at 0, counts at the positions.
 """
 
 from __future__ import annotations
@@ -116,11 +119,11 @@ def boundary_marginals(
     for p in range(begin, stop):
         level = forward[p] + backward[length - p] - offset - value
         for c in range(num_labels):
-            starts[c] = gamma[p, c] + eta[p, c] + level
+            starts[c] = min(gamma[p, c] + eta[p, c] + level, 0.0)
         exp_row(starts, 0, starts, 0, padded)
         level = forward[p + 1] + backward[length - p - 1] - offset - value
         for c in range(num_labels):
-            ends[c] = alpha[p, c] + beta[p, c] + level
+            ends[c] = min(alpha[p, c] + beta[p, c] + level, 0.0)
         exp_row(ends, 0, ends, 0, padded)
         for c in range(num_labels):
             inside = carry[c] + starts[c]
@@ -223,7 +226,7 @@ def _term_by_term(buffer, label, column, first, begin, end, window, direct):
         for k in range(1, min(longest, column + i + 1 - first) + 1):
             x = buffer.window[newest - k] + window.bias[label, k] + log_output
             if x > _NEGLIGIBLE:
-                direct[label, longest - k] += math.exp(x)
+                direct[label, longest - k] += math.exp(min(x, 0.0))
 
 
 @helper
@@ -404,7 +407,7 @@ def duration_gradient(
             term = weighted[c * tiled + longest - k]
             if term != 0.0:
                 term *= math.exp(window.bias[c, k] - window.peak[c])
-            gradient[k - 1, c] += term + direct[c, longest - k]
+            gradient[k - 1, c] += min(term + direct[c, longest - k], stop / k)
 
 
 @inlined
@@ -428,10 +431,11 @@ def transition_factors(alpha, eta, position, free_start, level, work, source, si
             work[source + c] = 0.0
             work[sink + c] = 0.0
         return -math.inf
-    highest = max_row(work, sink, 0, 0, 0.0, 0, padded) + level + top
+    level += top
+    highest = max_row(work, sink, 0, 0, 0.0, 0, padded) + level
     if not highest > _HIGH:
         exp_shifted_row(work, source, 0, 0, top, source, padded)
-        exp_shifted_row(work, sink, 0, 0, -level - top, sink, padded)
+        exp_shifted_row(work, sink, 0, 0, -level, sink, padded)
     return highest
 
 
@@ -443,7 +447,7 @@ def _boundary_terms(messages, position, work, source, sink, transition, gradient
         for c in range(transition.shape[0]):
             x = work[source + c_src] + work[sink + c] + transition[c_src, c] + level
             if x > _NEGLIGIBLE:
-                gradient[c_src, c] += math.exp(x)
+                gradient[c_src, c] += math.exp(min(x, 0.0))
 
 
 @helper
@@ -503,4 +507,5 @@ def transition_gradient(messages, begin, stop, transition, free_start, gradient)
         for c in range(num_labels):
             value = total[c_src * padded + c]
             if value != 0.0:
-                gradient[c_src, c] += value * math.exp(transition[c_src, c] - peak)
+                value *= math.exp(transition[c_src, c] - peak)
+                gradient[c_src, c] = min(gradient[c_src, c] + value, float(stop - begin))

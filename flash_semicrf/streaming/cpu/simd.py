@@ -228,14 +228,21 @@ _LN2_HIGH = float.fromhex("0x1.62e42fefa0000p-1")
 _LN2_LOW = (math.log(2) - _LN2_HIGH) + 2.3190468138462996e-17  # beyond float64's log(2)
 _ROUND = 1.5 * 2.0**52
 _EXP_FLOOR = -650.0
+_EXP_CEILING = 700.0
 _EXP_SERIES = [1.0 / math.factorial(i) for i in range(14)]
 _LOG_SERIES = [2.0 / (2 * i + 1) for i in range(12)]
 
 
-def _exp(builder: ir.IRBuilder, x: ir.Value, floor: float = _EXP_FLOOR) -> ir.Value:
-    """exp(x) = 2**n * exp(r), |r| <= log(2)/2; 0 below the floor; x <= 700."""
+def _exp(
+    builder: ir.IRBuilder,
+    x: ir.Value,
+    floor: float = _EXP_FLOOR,
+    ceiling: float = _EXP_CEILING,
+) -> ir.Value:
+    """exp(x) = 2**n * exp(r), |r| <= log(2)/2; 0 below the floor, never above exp(ceiling)."""
     keep = builder.fcmp_ordered(">", x, _const(floor))
     x = builder.select(keep, x, _const(0.0))
+    x = builder.select(builder.fcmp_ordered("<", x, _const(ceiling)), x, _const(ceiling))
     shifted = builder.fadd(builder.fmul(x, _const(1.0 / math.log(2))), _const(_ROUND))
     n = builder.fsub(shifted, _const(_ROUND))
     r = _fma(builder, n, _const(-_LN2_HIGH), x)
@@ -373,7 +380,9 @@ def _across(builder: ir.IRBuilder, vector: ir.Value, pick: Callable) -> ir.Value
 exp_shifted_row = _row(lambda builder, a, b, c, s: (_exp(builder, builder.fsub(a(), s)), None))
 """``out = exp(a - s)``, 0 where that is below e^-650."""
 
-factor_row = _row(lambda builder, a, b, c, s: (_exp(builder, builder.fsub(a(), s), -350.0), None))
+factor_row = _row(
+    lambda builder, a, b, c, s: (_exp(builder, builder.fsub(a(), s), -350.0, 340.0), None)
+)
 """``out = exp(a - s)``, 0 where that is below e^-350: no product of two is subnormal (slow)."""
 
 

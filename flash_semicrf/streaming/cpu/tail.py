@@ -155,7 +155,7 @@ def tail_gradient(messages, longer, scores, end_scores, has_boundary, tail, segm
             ends = longer[p, c] + beta[p, c] + level
             if has_boundary:
                 ends += end_scores[p, c]
-            logs[c] = ends if ends > NEG_INF else -math.inf
+            logs[c] = min(ends, 0.0) if ends > NEG_INF else -math.inf
             logs[padded + c] = share_going_on(longer, forward, scores, tail, p, length, c)
         exp_row(logs, 0, shares, 0, 2 * padded)
         for c in range(num_labels):

@@ -83,7 +83,7 @@ def _term_by_term(
         if not HAS_INITIAL:
             source = tl.where(column == 0, 0.0, source)
         row = tl.load(log_matrix_ptr + other * CP + label)
-        x = exp_wide(source[:, None] + row + eta - log_z)
+        x = exp_wide(tl.minimum(source[:, None] + row + eta - log_z, 0.0))
         start += x
         if WANT_TRANSITION:
             place = transition_ptr + other * C + tl.arange(0, CP)
@@ -94,7 +94,7 @@ def _term_by_term(
         target = decode_log(value)
         target += tl.load(backward_offset_ptr + column, mask=inside, other=0.0)
         row = tl.load(log_matrix_ptr + CP * CP + other * CP + label)
-        end += exp_wide(alpha + row + target[:, None] - log_z)
+        end += exp_wide(tl.minimum(alpha + row + target[:, None] - log_z, 0.0))
     return start, end
 
 
@@ -174,9 +174,11 @@ def boundary_kernel(
         start = tl.where(starts_here, start, 0.0)
         end = tl.where(ends_here & (t < length), end, 0.0)
         if HAS_INITIAL:
-            x = exp_wide(tl.load(first_ptr + label) + eta - log_z)
+            x = exp_wide(tl.minimum(tl.load(first_ptr + label) + eta - log_z, 0.0))
             start = tl.where((t == 0) & starts_here, x, start)
-        end = tl.where((t == length) & ends_here, exp_wide(alpha + last - log_z), end)
+        x = exp_wide(tl.minimum(alpha + last - log_z, 0.0))
+        end = tl.where((t == length) & ends_here, x, end)
+        start, end = tl.minimum(start, 1.0), tl.minimum(end, 1.0)
 
         net = tl.cumsum(start - end, 0) + running[None, :]
         running += tl.sum(start - end, 0)

@@ -256,9 +256,9 @@ def duration_terms_kernel(
         x = tl.where(s >= born, x, float("-inf"))
         alpha = load_row(alpha_ptr + row, label, C)
         if HAS_INITIAL:
-            first = tl.where(s == 0, exp_wide(x + initial), first)
+            first = tl.where(s == 0, exp_wide(tl.minimum(x + initial, 0.0)), first)
             alpha = tl.where(s == 0, float("-inf"), alpha)
-        by_transition += exp_wide(matrix + alpha[None, :] + x[:, None])
+        by_transition += exp_wide(tl.minimum(matrix + alpha[None, :] + x[:, None], 0.0))
     row = (b * K + k - 1) * C + label
     tl.store(by_bias_ptr + row, first + tl.sum(by_transition, 1), mask=inside)
     if HAS_INITIAL:
@@ -286,9 +286,8 @@ def duration_start_kernel(
     end = tl.zeros([CP], tl.float64)
     if s < length:
         row = base + (s + 1) * C
-        end = exp_wide(
-            load_row(alpha_ptr + row, label, C) + load_row(beta_ptr + row, label, C) - log_z
-        )
+        x = load_row(alpha_ptr + row, label, C) + load_row(beta_ptr + row, label, C) - log_z
+        end = exp_wide(tl.minimum(x, 0.0))
         source = load_row(source_ptr + base + s * C, label, C) - log_z
         for k in range(1, tl.minimum(K, length - s) + 1):
             to = base + (s + k) * C
@@ -301,7 +300,7 @@ def duration_start_kernel(
             )
             x += deep_content(deep_ptr + base, s, s + k, label, C)
             born = tl.load(born_ptr + to + label, mask=inside, other=0)
-            start += tl.where(s >= born, exp_wide(x), 0.0)
+            start += tl.where(s >= born, exp_wide(tl.minimum(x, 0.0)), 0.0)
     place = (b * T + s) * C + label
-    tl.store(start_ptr + place, start, mask=inside)
+    tl.store(start_ptr + place, tl.minimum(start, 1.0), mask=inside)
     tl.store(end_ptr + place, end, mask=inside)

@@ -90,13 +90,13 @@ def duration_gradient_kernel(
                 longest = tl.minimum((tl.program_id(0) + 1) * KT, p + 1)
                 term += _deep_content(scores_ptr + row, p, length, k, longest, label, C, CP, KT)
             if NARROW:
-                part += tl.exp(term.to(tl.float32))
+                part += tl.exp(tl.minimum(term.to(tl.float32), 0.0))
             else:
-                total += exp_wide(term)
+                total += exp_wide(tl.minimum(term, 0.0))
         if NARROW:
             total += part.to(tl.float64)
     place = gradient_ptr + ((b * tl.num_programs(1) + chunk) * K + k - 1) * C + label[None, :]
-    tl.store(place, total, mask=within)
+    tl.store(place, tl.minimum(total, length.to(tl.float64) / k), mask=within)
 
 
 @kernel

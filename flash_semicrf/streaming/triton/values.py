@@ -20,8 +20,8 @@ _PROGRAMS = 256
 
 @triton.jit
 def _refused(x):
-    """Whether an entry is NaN, infinite above, or finite and yet forbids."""
-    return (x < float("inf")) & ((x > -9.9e37) | (x == float("-inf"))) == 0
+    """Whether an entry is NaN, too large, or finite and yet forbids."""
+    return (x < 9.9e37) & ((x > -9.9e37) | (x == float("-inf"))) == 0
 
 
 @triton.jit
