@@ -69,7 +69,8 @@ def alone():
 
 def assert_search_is_the_same(kind, backend, expected):
     scores, params, best = results(make_search(kind), backend)
-    np.testing.assert_array_equal(scores, expected[0])
+    # Other processes have other numbers of threads, and add in other orders.
+    np.testing.assert_allclose(scores, expected[0], rtol=1e-5, atol=1e-5)
     assert params == expected[1]
     assert best == expected[2]
 
@@ -96,9 +97,10 @@ def test_search_is_the_same_in_forked_processes(kind):
 
 def test_search_tells_the_candidates_apart(alone):
     scores, params, _ = alone["grid"]
-    # Rows of the log-likelihood: no two candidates score the same on both folds.
+    # Rows of the log-likelihood: no two candidates score the same, and one is clearly best.
     assert len(params) == 6
-    assert len(np.unique(scores[1::2], axis=1).T) == 6
+    means = np.sort(scores[1::2].mean(axis=0))
+    assert np.diff(means).min() > 1e-4
 
 
 def test_search_is_the_same_on_a_dask_cluster(alone):
