@@ -13,7 +13,7 @@ from flash_semicrf.potentials import Potentials, explicit_start, score_segments
 from flash_semicrf.streaming import log_partition, segment_marginals, viterbi
 from flash_semicrf.streaming.dispatch import BACKENDS, record_backends
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
-from tests.flash_semicrf.cases import LONG_SHAPES, Case, gradients_of, with_gradients
+from tests.flash_semicrf.cases import LONG_SHAPES, Case, gradients_of, thinned, with_gradients
 
 NUMBA, REFERENCE = BACKENDS["numba"], BACKENDS["reference"]
 
@@ -60,17 +60,19 @@ def assert_viterbi_matches(p: Potentials) -> None:
         assert column.tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.kernels
+@pytest.mark.parametrize("case", thinned(CASES, 3), ids=str)
 def test_gradients_match_reference(case: Case) -> None:
     assert_gradients_match(case.problem(SHAPES))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.kernels
+@pytest.mark.parametrize("case", thinned(CASES, 3), ids=str)
 def test_viterbi_breaks_ties_like_reference(case: Case) -> None:
     assert_viterbi_matches(case.problem(SHAPES, integers=True))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", thinned(CASES, 3), ids=str)
 def test_max_messages_match_reference(case: Case) -> None:
     p = case.problem(SHAPES)
     found, expected = NUMBA.max_messages(p), REFERENCE.max_messages(p)
@@ -78,6 +80,7 @@ def test_max_messages_match_reference(case: Case) -> None:
         assert_close(found[b, : length + 1], expected[b, : length + 1])
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("forbid", [0.0, 0.2])
 def test_confident_scores_match_reference(seed: int, forbid: float) -> None:

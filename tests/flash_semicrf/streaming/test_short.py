@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flash_semicrf.potentials import Potentials
 from flash_semicrf.streaming.cpu import short, static
 from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.testing import assert_close, random_problem
-from tests.flash_semicrf.cases import LONG_CASES, LONG_SHAPES
+from tests.flash_semicrf.cases import LONG_CASES, LONG_SHAPES, thinned
 
 EVERYTHING = {
     "scores",
@@ -69,8 +69,11 @@ def single_sequences():
     short._SEQUENCES = before
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(
-    "case", [c for c in LONG_CASES if LONG_SHAPES[c.shape]["max_duration"] <= 64], ids=str
+    "case",
+    thinned([c for c in LONG_CASES if LONG_SHAPES[c.shape]["max_duration"] <= 64], 3),
+    ids=str,
 )
 def test_agrees_with_reference(case):
     assert_agrees_with_reference(case.problem(LONG_SHAPES))
@@ -83,7 +86,6 @@ def test_agrees_with_reference_on_any_number_of_sequences(batch_size):
     )
 
 
-@settings(max_examples=30)
 @given(
     batch_size=st.integers(1, 9),
     num_positions=st.integers(1, 30),
@@ -105,6 +107,7 @@ def test_static_agrees_with_reference_whoever_takes_the_sequences(**options):
     assert_close(static.log_partition(problem), expected_log_z)
 
 
+@pytest.mark.kernels
 def test_frames_follow_labels_that_rise_and_fall():
     # One label loses 40 nats at every position to another, and wins them back: 480 in a window.
     problem = random_problem(9, 120, 12, 3, ragged=False, boundary=True, seed=1)
