@@ -127,6 +127,15 @@ def thinned(cases: list, step: int) -> list:
     return [case if i % step == 0 else long(case) for i, case in enumerate(cases)]
 
 
+def thinned_pairs(first: list, second: list) -> list:
+    """Pairs of two lists to parametrise by: each value once always, the other pairs `long`."""
+    return [
+        (a, b) if i % len(second) == j else long(a, b)
+        for i, a in enumerate(first)
+        for j, b in enumerate(second)
+    ]
+
+
 def long(*values):
     """Values to parametrise by in long tests only."""
     return pytest.param(*values, marks=pytest.mark.long)

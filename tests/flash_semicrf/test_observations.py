@@ -227,7 +227,7 @@ def test_ties_are_decided_as_without_constraints():
     assert decided > 8
 
 
-@pytest.mark.parametrize("case", thinned(LONG_CASES[::2], 3), ids=str)
+@pytest.mark.parametrize("case", thinned(LONG_CASES[::2], 5), ids=str)
 def test_kernels_match_the_reference_at_their_sizes(case):
     problem = case.problem(LONG_SHAPES)
     known = draw_constraints(problem, ("boundaries", "allowed", "forbidden_boundaries"), 1, 0.6)

@@ -95,7 +95,7 @@ def test_fit_learns_waves(fitted):
 def test_fit_with_each_encoder(encoder):
     X, y = waves(8)
     segmenter = SemiCRFSegmenter(
-        encoder, hidden_size=8, num_layers=2, learning_rate=0.05, max_epochs=40, random_state=0
+        encoder, hidden_size=8, num_layers=2, learning_rate=0.1, max_epochs=20, random_state=0
     )
     assert segmenter.fit(X, y).score(*waves(4, seed=1)) > 0.9
 

@@ -54,12 +54,12 @@ def test_tangents_match_the_reference(place):
 def test_tangents_of_extreme_scores_match_the_reference(by_duration, kind):
     problem = explicit_start(
         random_problem(
-            2, 90, 13, 5, boundary=True, ends=True, by_duration=by_duration,
+            2, 50, 13, 5, boundary=True, ends=True, by_duration=by_duration,
             scale=10.0 if kind == "masks" else 100.0, forbid=0.05 if kind == "forbidden" else 0.0,
         )
     )  # fmt: skip
     drawn = random_problem(
-        2, 90, 13, 5, boundary=True, ends=True, by_duration=by_duration, seed=3
+        2, 50, 13, 5, boundary=True, ends=True, by_duration=by_duration, seed=3
     ).replace(lengths=problem.lengths)
     if kind == "masks":
         masked = torch.rand(problem.scores.shape) < 0.1
