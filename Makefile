@@ -1,8 +1,10 @@
 # make demo | test | bench | lint | clean. Each of them makes .venv and installs what it needs.
+# make test-all adds the tests marked `long` and more examples of hypothesis's; test-processors runs
+# the CPU kernels as they are compiled for processors with shorter vectors.
 # make gpu uses $(PYTHON) as it is: a machine with a GPU has its own build of PyTorch.
 PYTHON ?= python3
-# One process per core, each with whole files: tests of one file share compiled kernels.
-PYTEST_ARGS ?= -n auto --dist loadfile
+# One process per core; they share compiled kernels, and one that is done takes tests of the others.
+PYTEST_ARGS ?= -n auto --dist worksteal
 BENCH_ARGS ?=
 GPU_ARGS ?=
 
@@ -11,13 +13,24 @@ PY := $(VENV)/bin/python
 # One stamp per extra: an install is repeated only when what it depends on has changed.
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test bench gpu lint clean
+.PHONY: demo test test-all test-processors test-triton bench gpu lint clean
 
 demo: $(STAMP)-plot
 	$(PY) examples/plot_ecg_delineation.py
 
 test: $(STAMP)-test
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+test-all: $(STAMP)-test
+	HYPOTHESIS_PROFILE=thorough $(PY) -m pytest $(PYTEST_ARGS) -m "not triton"
+
+# By LLVM's names: x86-64 with SSE2 alone, and with AVX2 but without AVX-512.
+test-processors: $(STAMP)-test
+	PY=$(PY) .ci/processors generic haswell
+
+# Where Triton is installed: its kernels in its interpreter, and compiled for several GPUs.
+test-triton: $(STAMP)-test
+	$(PY) -m pytest $(PYTEST_ARGS) -m "triton and not long" tests/flash_semicrf/streaming/triton
 
 bench: $(STAMP)-test
 	$(PY) -m benchmarks.run $(or $(BENCH_ARGS),--docs docs/benchmarks.md)

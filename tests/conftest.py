@@ -20,8 +20,24 @@ os.environ["MPLBACKEND"] = "Agg"
 
 # derandomize: the same examples on every machine; no deadline: the first call compiles kernels.
 if settings is not None:
-    settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
-    settings.load_profile("fixed")
+    fixed = {"derandomize": True, "deadline": None, "database": None}
+    settings.register_profile("fixed", max_examples=25, **fixed)
+    settings.register_profile("thorough", max_examples=300, **fixed)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+if WORKER is not None:
+    # The other cores have workers of their own. Tests of threads set the number that they need.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """Compile each kernel in one of the workers, where a run is long enough to need them all."""
+    if WORKER is not None and len(request.session.items) > 1000:
+        from tests.compiling import compile_kernels
+
+        compile_kernels(tmp_path_factory.getbasetemp().parent)
 
 
 @pytest.fixture(autouse=True)

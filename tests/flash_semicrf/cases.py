@@ -118,6 +118,29 @@ LONG_CASES = [
 """Static transitions at the sizes where kernels change their ways."""
 
 
+def thinned(cases: list, step: int) -> list:
+    """Cases to parametrise by: one of `step` always, the others marked `long`.
+
+    `step` should be odd: options vary by powers of two along a list, so that each meets every
+    other in what is left.
+    """
+    return [case if i % step == 0 else long(case) for i, case in enumerate(cases)]
+
+
+def thinned_pairs(first: list, second: list) -> list:
+    """Pairs of two lists to parametrise by: each value once always, the other pairs `long`."""
+    return [
+        (a, b) if i % len(second) == j else long(a, b)
+        for i, a in enumerate(first)
+        for j, b in enumerate(second)
+    ]
+
+
+def long(*values):
+    """Values to parametrise by in long tests only."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 def naive_score(potentials: Potentials, index: int, segments: list[tuple[int, int, int]]) -> float:
     """Score of one segmentation of sequence `index`, term by term as the conventions state it.
 

@@ -24,6 +24,7 @@ from tests.flash_semicrf.cases import (
     SMALL_CASES,
     Case,
     gradients_of,
+    thinned,
     with_gradients,
 )
 
@@ -58,7 +59,7 @@ def feasible(problem):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", thinned(CASES, 3), ids=str)
 def test_entropy_is_that_of_the_enumerated_distribution(case, backend):
     problem = feasible(case.problem())
     if problem is None:
@@ -69,7 +70,7 @@ def test_entropy_is_that_of_the_enumerated_distribution(case, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("other", DIFFERENT)
-@pytest.mark.parametrize("case", CASES[::6], ids=str)
+@pytest.mark.parametrize("case", thinned(CASES[::6], 3), ids=str)
 def test_divergence_is_that_of_the_enumerated_distributions(case, other, backend):
     # The second problem has, or lacks, one more kind of parameter than the first.
     first = feasible(case._replace(forbid=0.0).problem())
@@ -84,7 +85,7 @@ def test_divergence_is_that_of_the_enumerated_distributions(case, other, backend
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", GRADIENT_CASES, ids=str)
+@pytest.mark.parametrize("case", thinned(GRADIENT_CASES, 3), ids=str)
 def test_gradients_are_those_of_the_enumerated_distributions(case, backend):
     first = case.problem()
     second = case.problem(seed=5).replace(lengths=first.lengths)
@@ -130,7 +131,7 @@ def test_information_gradcheck(by_duration):
     assert torch.autograd.gradcheck(together, values)
 
 
-@pytest.mark.parametrize("case", CASES[::9], ids=str)
+@pytest.mark.parametrize("case", thinned(CASES[::9], 3), ids=str)
 def test_gradients_with_forbidden_parameters_match_the_reference(case):
     problem = feasible(case._replace(forbid=0.15).problem(num_positions=5, max_duration=3))
     if problem is None:
@@ -235,10 +236,11 @@ def loop_entropy(problem):
     return log_z - (weight * score).sum() / weight.sum()
 
 
-def test_entropy_of_a_hundred_thousand_positions():
-    problem = random_problem(1, 100_000, 100, 8, ragged=False)
+@pytest.mark.parametrize("num_positions", [20_000, pytest.param(100_000, marks=pytest.mark.long)])
+def test_entropy_of_many_positions(num_positions):
+    problem = random_problem(1, num_positions, 100, 8, ragged=False)
     value = float(entropy(problem))
-    assert value > 1e4
+    assert value > 0.1 * num_positions
     assert value == pytest.approx(loop_entropy(problem), rel=1e-8)
 
 

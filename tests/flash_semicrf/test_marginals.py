@@ -20,7 +20,7 @@ from flash_semicrf.testing import (
     enumerate_segmentations,
     random_problem,
 )
-from tests.flash_semicrf.cases import BACKENDS, SMALL_CASES, Case
+from tests.flash_semicrf.cases import BACKENDS, SMALL_CASES, Case, thinned
 
 CASES = SMALL_CASES[::7]
 
@@ -46,7 +46,7 @@ def counted(problem, b):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", thinned(CASES, 3), ids=str)
 def test_counts_and_segment_probabilities_are_those_of_the_enumeration(case, backend):
     problem = case.problem()
     found = segment_marginals(problem, backend)
@@ -73,7 +73,7 @@ def test_counts_and_segment_probabilities_are_those_of_the_enumeration(case, bac
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", [c for c in SMALL_CASES if not c.forbid][::9], ids=str)
+@pytest.mark.parametrize("case", thinned([c for c in SMALL_CASES if not c.forbid][::9], 3), ids=str)
 def test_expected_score_is_that_of_the_enumeration(case, backend):
     problem = case._replace(initial=case.initial or case.by_duration).problem()
     other = problem.replace(scores=problem.scores.flip(2), duration_bias=-problem.duration_bias)

@@ -13,7 +13,7 @@ from flash_semicrf.segments import segments_to_table
 from flash_semicrf.streaming import viterbi
 from flash_semicrf.streaming.dispatch import record_backends
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
-from tests.flash_semicrf.cases import BACKENDS, LONG_SHAPES, Case
+from tests.flash_semicrf.cases import BACKENDS, LONG_SHAPES, Case, thinned
 from tests.flash_semicrf.test_sampling import FEASIBLE_CASES, feasible
 
 
@@ -39,7 +39,7 @@ def assert_enumerated(problem, found):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", FEASIBLE_CASES[::2], ids=str)
+@pytest.mark.parametrize("case", thinned(FEASIBLE_CASES[::2], 3), ids=str)
 def test_n_best_are_the_first_of_all_segmentations_sorted(case, backend):
     problem = feasible(case.problem())
     assert_enumerated(problem, n_best(problem, 12, backend))
@@ -55,6 +55,7 @@ def test_n_best_can_be_all_segmentations(by_duration):
     assert max(len(segments) for segments in found.segments) > 50
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("by_duration", [False, True])
 @pytest.mark.parametrize("shape", ["one more", "two blocks", "K > T", "one label", "one position"])
 def test_kernel_and_dynamic_program_agree(shape, by_duration):

@@ -16,6 +16,7 @@ from flash_semicrf.segments import Segment, segments_to_table
 from flash_semicrf.streaming import semi_crf_streaming_forward
 from flash_semicrf.streaming.dispatch import BACKENDS, record_backends
 from flash_semicrf.testing import assert_close, enumerate_scores
+from tests.flash_semicrf.cases import thinned
 
 K, C, D, T = 3, 2, 4, 4
 LENGTHS = torch.tensor([4, 1, 3])
@@ -250,9 +251,9 @@ def test_marginals_are_sums_over_segmentations(options):
 # Gradients and training
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_gradient_is_right(options):
-    head = make_head(**options)
+@pytest.mark.parametrize("name", thinned(list(OPTIONS), 3))
+def test_gradient_is_right(name):
+    head = make_head(**OPTIONS[name])
     lengths = torch.tensor([4, 3])
     hidden, _ = make_hidden(head, lengths)
     segmentations = [every_segmentation(head, hidden, lengths, i)[0][-1] for i in range(2)]

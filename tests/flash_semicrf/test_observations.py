@@ -26,6 +26,7 @@ from tests.flash_semicrf.cases import (
     SMALL_CASES,
     Case,
     gradients_of,
+    thinned,
     with_gradients,
 )
 
@@ -167,7 +168,7 @@ def check_decoding(problem, known, feasible, backend):
 # Enumeration
 
 
-@pytest.mark.parametrize("case", SMALL_CASES, ids=str)
+@pytest.mark.parametrize("case", thinned(SMALL_CASES, 5), ids=str)
 def test_all_kinds_at_once_match_enumeration(case):
     problem = case.problem()
     seed = SMALL_CASES.index(case)
@@ -226,7 +227,7 @@ def test_ties_are_decided_as_without_constraints():
     assert decided > 8
 
 
-@pytest.mark.parametrize("case", LONG_CASES[::2], ids=str)
+@pytest.mark.parametrize("case", thinned(LONG_CASES[::2], 5), ids=str)
 def test_kernels_match_the_reference_at_their_sizes(case):
     problem = case.problem(LONG_SHAPES)
     known = draw_constraints(problem, ("boundaries", "allowed", "forbidden_boundaries"), 1, 0.6)

@@ -29,11 +29,12 @@ def tuples(segments):
     return tuple((s.start, s.end + 1, s.label) for s in segments)
 
 
+@pytest.mark.parametrize("count", [80, pytest.param(300, marks=pytest.mark.long)])
 @pytest.mark.parametrize("part", range(len(OPTIONS)))
-def test_best_segmentations_are_the_most_probable_ones(part):
-    # 300 problems in all. Where two segmentations tie, as neighbours of one label do, either may
-    # come first: their scores are compared.
-    for seed in range(part, 300, len(OPTIONS)):
+def test_best_segmentations_are_the_most_probable_ones(part, count):
+    # `count` problems in all. Where two segmentations tie, as neighbours of one label do, either
+    # may come first: their scores are compared.
+    for seed in range(part, count, len(OPTIONS)):
         problem = drawn(seed)
         segmentations, scores = enumerate_scores(problem, 0)
         score_of = dict(zip(map(tuple, segmentations), scores.tolist(), strict=True))

@@ -77,7 +77,7 @@ def test_labels_that_are_all_known_give_the_ordinary_loss(name):
     expected = head.compute_loss(hidden, lengths, labels, reduction="none")
     marked = torch.where(torch.arange(T) < lengths[:, None], labels, UNKNOWN)
     actual = head.compute_loss(hidden, lengths, marked, reduction="none", ignore_index=UNKNOWN)
-    assert torch.equal(actual, expected)
+    assert_close(actual, expected)
     # The same through the constraints, which leave just that segmentation.
     known = Constraints.from_labels(labels, lengths, head.max_duration)
     constrained = head.compute_loss(hidden, lengths, known, reduction="none")

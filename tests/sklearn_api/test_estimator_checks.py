@@ -23,7 +23,8 @@ EXPECTED_FAILURES = {
 
 
 @parametrize_with_checks(
-    [SemiCRFSegmenter()], expected_failed_checks=lambda estimator: EXPECTED_FAILURES
+    [SemiCRFSegmenter(max_epochs=15, learning_rate=0.1)],
+    expected_failed_checks=lambda estimator: EXPECTED_FAILURES,
 )
 def test_estimator_check(estimator, check):
     check(estimator)

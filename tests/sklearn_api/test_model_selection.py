@@ -243,7 +243,7 @@ def test_groups_of_rows_are_routed_to_fit_and_score(scoring):
                 params={"groups": groups},
                 **options,
             )
-    np.testing.assert_array_equal(routed, expected)
+    np.testing.assert_allclose(routed, expected, rtol=1e-5)
     assert pickle.loads(pickle.dumps(log_likelihood_scorer)).__name__ == "log_likelihood_scorer"
 
 

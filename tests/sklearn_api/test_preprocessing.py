@@ -39,7 +39,7 @@ def test_per_position_uses_all_positions_and_keeps_sequences(dtype):
     assert [x.shape for x in scaled] == [(4, 3), (7, 3), (7, 3)]
     assert scaled[0].dtype == dtype
     expected = StandardScaler().fit_transform(np.concatenate(X))
-    np.testing.assert_array_equal(np.concatenate(scaled), expected)
+    np.testing.assert_allclose(np.concatenate(scaled), expected, rtol=1e-6)
 
 
 def test_per_position_of_one_sequence_and_names():
@@ -100,9 +100,9 @@ def test_per_position_of_sparse_sequences(form, transformer):
     found = PerPosition(transformer).fit_transform([form(x) for x in X])
     assert [x.shape[0] for x in found] == [4, 7, 7]
     assert all(sp.issparse(x) == sp.issparse(expected) for x in found)
-    np.testing.assert_array_equal(np.concatenate(list(map(dense, found))), dense(expected))
+    np.testing.assert_allclose(np.concatenate(list(map(dense, found))), dense(expected), atol=1e-12)
     one = PerPosition(transformer).fit(rows).transform(rows)
-    np.testing.assert_array_equal(dense(one), dense(expected))
+    np.testing.assert_allclose(dense(one), dense(expected), atol=1e-12)
 
 
 def test_per_position_of_sparse_sequences_in_a_pipeline():

@@ -17,6 +17,7 @@ from sklearn_api import SemiCRFSegmenter
 from sklearn_api.metrics import log_likelihood_scorer, make_segment_scorer, segment_error_rate
 from sklearn_api.model_selection import SequenceKFold
 from sklearn_api.preprocessing import PerPosition
+from tests.flash_semicrf.cases import long
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,13 +70,16 @@ def alone():
 
 def assert_search_is_the_same(kind, backend, expected):
     scores, params, best = results(make_search(kind), backend)
-    np.testing.assert_array_equal(scores, expected[0])
+    # Other processes have other numbers of threads, and add in other orders.
+    np.testing.assert_allclose(scores, expected[0], rtol=1e-5, atol=1e-5)
     assert params == expected[1]
     assert best == expected[2]
 
 
-@pytest.mark.parametrize("kind", ["grid", "random"])
-@pytest.mark.parametrize("backend", ["threading", "loky"])
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [("random", "threading"), ("grid", "loky"), long("grid", "threading"), long("random", "loky")],
+)
 def test_search_is_the_same_in_parallel(kind, backend, alone):
     assert_search_is_the_same(kind, backend, alone[kind])
 
@@ -87,7 +91,7 @@ def compare_forked(kind):
 # In a process of its own: idle workers of loky leave threads in this one, and a fork beside threads
 # may inherit a lock that nobody releases. That process has used torch's threads before it forks,
 # which its children must not wait for.
-@pytest.mark.parametrize("kind", ["grid", "random"])
+@pytest.mark.parametrize("kind", ["grid", long("random")])
 def test_search_is_the_same_in_forked_processes(kind):
     module = "tests.sklearn_api.test_search_backends"
     program = f"from {module} import compare_forked; compare_forked({kind!r})"
@@ -96,11 +100,13 @@ def test_search_is_the_same_in_forked_processes(kind):
 
 def test_search_tells_the_candidates_apart(alone):
     scores, params, _ = alone["grid"]
-    # Rows of the log-likelihood: no two candidates score the same on both folds.
+    # Rows of the log-likelihood: no two candidates score the same, and one is clearly best.
     assert len(params) == 6
-    assert len(np.unique(scores[1::2], axis=1).T) == 6
+    means = np.sort(scores[1::2].mean(axis=0))
+    assert np.diff(means).min() > 1e-4
 
 
+@pytest.mark.long
 def test_search_is_the_same_on_a_dask_cluster(alone):
     from distributed import Client  # not for the forked processes above, which import this module
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.nbest import n_best
-from flash_semicrf.potentials import Potentials, explicit_start
+from flash_semicrf.potentials import Potentials, explicit_start, score_segments
 from flash_semicrf.streaming import log_partition, segment_marginals, viterbi
 from flash_semicrf.streaming.dispatch import BACKENDS, record_backends
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
-from tests.flash_semicrf.cases import LONG_SHAPES, Case, gradients_of, with_gradients
+from tests.flash_semicrf.cases import LONG_SHAPES, Case, gradients_of, thinned, with_gradients
 
 NUMBA, REFERENCE = BACKENDS["numba"], BACKENDS["reference"]
 
@@ -46,7 +46,7 @@ def assert_gradients_match(p: Potentials) -> None:
     log_z, found = NUMBA.gradients(p, wanted_of(p))
     expected_log_z, expected = REFERENCE.gradients(p, wanted_of(p))
     assert_close(log_z, expected_log_z)
-    assert torch.equal(log_z, NUMBA.log_partition(p))
+    assert_close(log_z, NUMBA.log_partition(p))
     for name, value in expected.items():
         assert found[name].shape == value.shape, name
         assert_close(found[name], value)
@@ -60,17 +60,19 @@ def assert_viterbi_matches(p: Potentials) -> None:
         assert column.tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.kernels
+@pytest.mark.parametrize("case", thinned(CASES, 3), ids=str)
 def test_gradients_match_reference(case: Case) -> None:
     assert_gradients_match(case.problem(SHAPES))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.kernels
+@pytest.mark.parametrize("case", thinned(CASES, 3), ids=str)
 def test_viterbi_breaks_ties_like_reference(case: Case) -> None:
     assert_viterbi_matches(case.problem(SHAPES, integers=True))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", thinned(CASES, 3), ids=str)
 def test_max_messages_match_reference(case: Case) -> None:
     p = case.problem(SHAPES)
     found, expected = NUMBA.max_messages(p), REFERENCE.max_messages(p)
@@ -78,6 +80,7 @@ def test_max_messages_match_reference(case: Case) -> None:
         assert_close(found[b, : length + 1], expected[b, : length + 1])
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("forbid", [0.0, 0.2])
 def test_confident_scores_match_reference(seed: int, forbid: float) -> None:
@@ -121,7 +124,9 @@ def test_equal_transitions_match_static_kernels() -> None:
     for name, value in expected.items():
         # Rounding of log Z of thousands, in the exponents, and of sums over thousands of positions.
         torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-10)
-    assert NUMBA.viterbi(p)[1].start.tolist() == NUMBA.viterbi(static)[1].start.tolist()
+    best, table = NUMBA.viterbi(p)
+    assert_close(best / 3000, NUMBA.viterbi(static)[0] / 3000)
+    assert_close(score_segments(static, table) / 3000, best / 3000)
 
 
 def test_infeasible_sequences_get_zeros() -> None:
@@ -160,10 +165,10 @@ def test_float32_is_computed_in_float64() -> None:
     p = random_problem(2, 60, 5, 3, by_duration=True, boundary=True, dtype=torch.float32)
     log_z, found = NUMBA.gradients(p, wanted_of(p))
     expected_log_z, expected = NUMBA.gradients(p.to(torch.float64), wanted_of(p))
-    assert torch.equal(log_z, expected_log_z)
+    assert_close(log_z, expected_log_z)
     for name in ("scores", "start_scores", "end_scores"):
         assert found[name].dtype == torch.float32
-        assert torch.equal(found[name], expected[name].float())
+        assert_close(found[name], expected[name], torch.float32)
 
 
 def test_gradients_do_not_depend_on_threads() -> None:
@@ -187,7 +192,7 @@ def test_gradients_are_those_wanted(wanted: set[str]) -> None:
     _, expected = NUMBA.gradients(p, ALL)
     assert found.keys() == wanted
     for name in wanted:
-        assert torch.equal(found[name], expected[name])
+        assert_close(found[name], expected[name])
 
 
 def _backward(p: Potentials, backend: str) -> dict[str, Tensor]:

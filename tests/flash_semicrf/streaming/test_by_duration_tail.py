@@ -17,7 +17,7 @@ from flash_semicrf.streaming.dispatch import BACKENDS
 from flash_semicrf.streaming.expectations import _direction
 from flash_semicrf.tail import fold_durations, unrolled
 from flash_semicrf.testing import assert_close, random_problem
-from tests.flash_semicrf.cases import Case, gradients_of, with_gradients
+from tests.flash_semicrf.cases import Case, gradients_of, thinned, with_gradients
 
 NUMBA, REFERENCE = BACKENDS["numba"], BACKENDS["reference"]
 
@@ -65,7 +65,7 @@ def assert_gradients_match(p: Potentials) -> None:
     log_z, found = NUMBA.gradients(p, wanted)
     expected_log_z, expected = REFERENCE.gradients(p, wanted)
     assert_close(log_z, expected_log_z)
-    assert torch.equal(log_z, NUMBA.log_partition(p))
+    assert_close(log_z, NUMBA.log_partition(p))
     for name, value in expected.items():
         assert found[name].shape == value.shape, name
         assert_close(found[name], value)
@@ -81,7 +81,7 @@ def assert_gradients_are_those_unrolled(p: Potentials) -> None:
         assert_close(value, expected[name])
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", thinned(CASES, 3), ids=str)
 def test_gradients_are_those_of_the_unrolled_problem(case: Case) -> None:
     for problem in problems(case):
         assert_gradients_are_those_unrolled(problem)
@@ -93,7 +93,7 @@ def test_gradients_match_reference(case: Case) -> None:
         assert_gradients_match(problem)
 
 
-@pytest.mark.parametrize("case", CASES[::2], ids=str)
+@pytest.mark.parametrize("case", thinned(CASES[::2], 3), ids=str)
 def test_messages_are_those_of_the_unrolled_problem(case: Case) -> None:
     for problem in problems(case):
         for found, expected in zip(
@@ -142,7 +142,7 @@ def test_masks_inside_long_segments_forbid(large: float) -> None:
     assert_tables_equal(NUMBA.sample(masked, 4, 0), NUMBA.sample(unrolled(forbidden), 4, 0))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", thinned(CASES, 3), ids=str)
 def test_viterbi_breaks_ties_as_without_a_tail(case: Case) -> None:
     drawn = case.problem(SHAPES, integers=True, scale=0.7)
     tail = torch.tensor([0.0, 1.0, -1.0, -math.inf], dtype=torch.float64)
@@ -156,7 +156,7 @@ def test_viterbi_breaks_ties_as_without_a_tail(case: Case) -> None:
             assert_tables_equal(table, REFERENCE.viterbi(p)[1])
 
 
-@pytest.mark.parametrize("case", CASES[::2], ids=str)
+@pytest.mark.parametrize("case", thinned(CASES[::2], 3), ids=str)
 def test_max_messages_are_those_of_the_unrolled_problem(case: Case) -> None:
     for p in problems(case):
         found, expected = NUMBA.max_messages(p), NUMBA.max_messages(unrolled(p))
@@ -184,7 +184,7 @@ def test_tangents_match_reference(case: Case) -> None:
             assert_close(value / scale, expected[name] / scale)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", thinned(CASES, 3), ids=str)
 def test_tangents_are_those_of_the_unrolled_problem(case: Case) -> None:
     scale = max(1.0, SHAPES[case.shape]["num_positions"] / 16)
     for problem in map(explicit_start, problems(case)):
@@ -212,7 +212,7 @@ def test_tangents_of_extreme_scores_match_reference() -> None:
             assert_close(value / 1e3, expected[name] / 1e3)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", thinned(CASES, 3), ids=str)
 def test_samples_are_those_of_the_unrolled_problem(case: Case) -> None:
     for p in problems(case):
         assert_tables_equal(NUMBA.sample(p, 5, 3), NUMBA.sample(unrolled(p), 5, 3))

@@ -26,6 +26,7 @@ from tests.flash_semicrf.cases import (
     SMALL_CASES,
     Case,
     gradients_of,
+    thinned,
     with_gradients,
 )
 
@@ -68,7 +69,7 @@ def test_public_names():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", [c for c in SMALL_CASES if not c.forbid], ids=str)
+@pytest.mark.parametrize("case", thinned([c for c in SMALL_CASES if not c.forbid], 5), ids=str)
 def test_cumulative_scores_give_the_same_log_partition(case, backend):
     problem = case.problem()
     assert_close(forward(problem, backend=backend), log_partition(problem, backend))
@@ -117,7 +118,7 @@ def test_differences_of_float32_cumulative_scores_are_exact():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", [c for c in SMALL_CASES if not c.forbid][::3], ids=str)
+@pytest.mark.parametrize("case", thinned([c for c in SMALL_CASES if not c.forbid][::3], 3), ids=str)
 def test_max_semiring_is_the_best_score(case, backend):
     problem = case.problem()
     free = problem.replace(initial_scores=problem.transition.amax(-2))
@@ -240,7 +241,7 @@ def test_gradients_are_computed_for_what_asks_for_them(name):
     expected = gradients_of(log_partition(whole).sum(), whole)[name]
     alone = getattr(problem, name).clone().requires_grad_()
     log_partition(problem.replace(**{name: alone})).sum().backward()
-    assert torch.equal(alone.grad, expected)
+    assert_close(alone.grad, expected)
 
 
 def test_each_sequence_is_weighted_by_its_own_upstream_gradient():
@@ -293,8 +294,8 @@ def test_log_partition_without_gradients_has_the_same_value():
         inference = log_partition(problem)
     attached = log_partition(with_gradients(problem))
     assert attached.requires_grad and not plain.requires_grad
-    assert torch.equal(plain, attached.detach())
-    assert torch.equal(inference.clone(), plain)
+    assert_close(plain, attached.detach())
+    assert_close(inference.clone(), plain)
 
 
 def test_log_partition_without_gradients_keeps_no_messages():
@@ -335,7 +336,7 @@ def test_neg_inf_forbids_as_minus_infinity_does(by_duration, dtype, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", SMALL_CASES[::9], ids=str)
+@pytest.mark.parametrize("case", thinned(SMALL_CASES[::9], 3), ids=str)
 def test_marginals_are_the_gradient_of_log_partition(case, backend):
     problem = case.problem()
     zeros = torch.zeros_like(problem.scores)

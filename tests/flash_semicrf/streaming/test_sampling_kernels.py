@@ -16,7 +16,7 @@ from flash_semicrf.streaming.cpu.streams import mix, streams, uniform
 from flash_semicrf.streaming.cpu.walks import draw
 from flash_semicrf.streaming.dispatch import BACKENDS
 from flash_semicrf.testing import random_problem
-from tests.flash_semicrf.cases import LONG_CASES, LONG_SHAPES
+from tests.flash_semicrf.cases import LONG_CASES, LONG_SHAPES, thinned
 
 
 @njit(nogil=True, fastmath={"contract"}, error_model="numpy")
@@ -36,11 +36,13 @@ def assert_same_samples(problem, num_samples=4):
         assert torch.equal(mine, others)
 
 
-@pytest.mark.parametrize("case", [c for c in LONG_CASES if not c.forbid], ids=str)
+@pytest.mark.kernels
+@pytest.mark.parametrize("case", thinned([c for c in LONG_CASES if not c.forbid], 3), ids=str)
 def test_samples_are_those_of_the_reference(case):
     assert_same_samples(case.problem(LONG_SHAPES), 2)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("shape", ["two blocks", "K > T", "one label", "one position"])
 def test_samples_by_duration_are_those_of_the_reference(shape):
     options = {"boundary": True, "ends": True, "by_duration": True}
@@ -151,6 +153,7 @@ def test_streams_are_uniform_and_uncorrelated():
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / draws.size**0.5
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("count", [8, 24, 64])
 def test_count_below_is_the_search_in_a_cumulative_sum(count):
     generator = np.random.default_rng(count)

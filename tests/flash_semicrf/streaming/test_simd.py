@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numba import njit
+from numba import config, njit
 
 from flash_semicrf.streaming.cpu.simd import (
     LANES,
@@ -15,6 +15,8 @@ from flash_semicrf.streaming.cpu.simd import (
     multiply_tile,
     multiply_tile8,
 )
+
+pytestmark = pytest.mark.kernels
 
 # Intrinsics are called from compiled code only; compiled as kernels are, so that what is tested
 # here is what runs there.
@@ -44,6 +46,19 @@ def run_multiply8(x, x_at, x_stride, y, y_at, y_stride, count, out, out_at):
 @_compile
 def run_max(x, x_at, x_stride, y, y_at, y_stride, count, out, out_at):
     max_tile(x, x_at, x_stride, y, y_at, y_stride, count, out, out_at)
+
+
+# Of x86-64, by the name that numba compiles for: registers that the code may not use.
+TOO_WIDE = {"generic": ("ymm", "zmm"), "haswell": ("zmm",)}
+
+
+@pytest.mark.skipif(config.CPU_NAME not in TOO_WIDE, reason="compiled for this machine")
+def test_vectors_are_those_of_the_processor_named():
+    x = np.ones(TILE)
+    run_exp(x, x, 0, TILE)
+    (assembly,) = run_exp.inspect_asm().values()
+    assert "xmm" in assembly
+    assert not any(name in assembly for name in TOO_WIDE[config.CPU_NAME])
 
 
 def ulps(actual: np.ndarray, exact: np.ndarray) -> float:

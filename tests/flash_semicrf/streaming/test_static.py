@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flash_semicrf.potentials import Potentials, initial_term
@@ -22,6 +22,9 @@ from tests.flash_semicrf.cases import (
     LONG_CASES,
     LONG_SHAPES,
     gradients_of,
+    long,
+    thinned,
+    thinned_pairs,
     with_gradients,
 )
 
@@ -61,14 +64,15 @@ def assert_agrees_with_reference(problem: Potentials) -> None:
         assert_close(gradient, found["reference"][1][name])
 
 
-@pytest.mark.parametrize("case", LONG_CASES, ids=str)
+@pytest.mark.kernels
+@pytest.mark.parametrize("case", thinned(LONG_CASES, 3), ids=str)
 def test_agrees_with_reference(case):
     assert_agrees_with_reference(case.problem(LONG_SHAPES))
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("options", [{}, {"boundary": True, "ends": True}], ids=["plain", "all"])
-@pytest.mark.parametrize("forbid", [0.0, 0.05, 0.4])
-@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
+@pytest.mark.parametrize(("scale", "forbid"), thinned_pairs([1.0, 10.0, 100.0], [0.0, 0.05, 0.4]))
 def test_agrees_with_reference_at_any_scale(scale, forbid, options):
     problem = random_problem(6, 70, 9, 3, scale=scale, forbid=forbid, seed=11, **options)
     if forbid > 0.1:  # so that some sequences stay feasible
@@ -76,7 +80,6 @@ def test_agrees_with_reference_at_any_scale(scale, forbid, options):
     assert_agrees_with_reference(problem)
 
 
-@settings(max_examples=60)
 @given(
     num_positions=st.integers(1, 70),
     max_duration=st.integers(1, 40),
@@ -119,7 +122,7 @@ def test_agrees_with_reference_when_labels_die_and_return():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("mask", [-1e5, -1e9, -1e12])
+@pytest.mark.parametrize("mask", [-1e5, long(-1e9), -1e12])
 def test_finite_masks_act_as_minus_infinity(mask, backend):
     # A running sum that takes in a mask of -1e9 is good to 1e-7 only, from there on.
     problem = random_problem(2, 60, 7, 3, ragged=False, seed=23)
@@ -196,7 +199,7 @@ def minimum_duration_problem(minimum=25, num_positions=150, scale=100.0, seed=0)
 
 # A frame may lie up to e^200 below its largest source: a sum that even then is below CERTAIN is one
 # that only the exact branch can tell from nothing.
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, long(1), long(2)])
 def test_exact_sums_rescue_confident_scores_under_minimum_durations(seed):
     problem = minimum_duration_problem(seed=seed)
     assert smallest_scaled_sum(problem) + 200.0 < math.log(CERTAIN)
@@ -205,7 +208,8 @@ def test_exact_sums_rescue_confident_scores_under_minimum_durations(seed):
     assert_agrees_with_reference(problem)
 
 
-@pytest.mark.parametrize("minimum", [2, 15, 16, 17, 29])
+@pytest.mark.kernels
+@pytest.mark.parametrize("minimum", [2, long(15), 16, long(17), 29])
 def test_exact_sums_rescue_any_minimum_duration(minimum):
     problem = minimum_duration_problem(minimum, scale=400.0)
     assert smallest_scaled_sum(problem) < math.log(CERTAIN)
@@ -243,8 +247,9 @@ def test_exact_sums_rescue_transitions_beyond_the_range_of_exponentials():
     assert_agrees_with_reference(problem.replace(transition=transition))
 
 
+@pytest.mark.kernels
 def test_long_log_partition_equals_the_plain_loop():
-    problem = random_problem(1, 20000, 4, 2, ragged=False, seed=9)
+    problem = random_problem(1, 4000, 4, 2, ragged=False, seed=9)
     with torch.no_grad():
         log_z = log_partition(problem, "numba")
         expected = log_partition(problem, "reference")
@@ -331,7 +336,7 @@ def test_number_of_threads_changes_nothing(num_threads):
     for number in (1, 2, 3):
         num_threads(number)
         results.append(static.gradients(problem, EVERYTHING))
-        assert torch.equal(static.log_partition(problem), results[-1][0])
+        assert_close(static.log_partition(problem), results[-1][0])
     assert_equal_results(results[0], results[1])
     assert_equal_results(results[0], results[2])
 
@@ -359,11 +364,12 @@ def test_batch_and_padding_change_nothing():
 def test_what_is_wanted_changes_nothing():
     problem = random_problem(3, 50, 7, 3, seed=16)
     log_z, everything = static.gradients(problem, EVERYTHING)
-    assert torch.equal(static.log_partition(problem), log_z)
+    assert_close(static.log_partition(problem), log_z)
     for name in EVERYTHING:
         own_log_z, found = static.gradients(problem, {name})
         assert found.keys() == {name}
-        assert torch.equal(own_log_z, log_z) and torch.equal(found[name], everything[name])
+        assert_close(own_log_z, log_z)
+        assert_close(found[name], everything[name])
 
 
 def test_float32_is_computed_in_float64():

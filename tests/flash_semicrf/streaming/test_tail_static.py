@@ -63,6 +63,7 @@ def assert_unrolled_samples(problem, num_samples=6):
     return actual
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_samples_are_those_of_the_unrolled_problem(shape, options):
@@ -129,6 +130,7 @@ def test_tangents_are_those_of_the_unrolled_problem(shape, options):
     assert_same_tangents(problem, expected, tangents_of(problem, along), scale)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("shape", ["usual", "one label", "K > T"])
 def test_tangents_with_a_tail_are_those_of_the_reference(shape):
     problem = explicit_start(tailed(shape, "all", forbid=0.0))

@@ -22,7 +22,7 @@ from flash_semicrf.streaming.cpu import pool
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.tasks import fetch_add, take
 from flash_semicrf.streaming.cpu.team import NO_TEAM, find_team
-from flash_semicrf.testing import assert_close, random_problem
+from flash_semicrf.testing import random_problem
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -274,12 +274,14 @@ def test_many_python_threads_at_once():
 
 
 COUNT = """
-import torch
-from flash_semicrf import Potentials
-from flash_semicrf.streaming import log_partition
-p = Potentials(torch.zeros(1, 4, 1), torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([4]))
-print(float(log_partition(p).exp()))
+import numpy as np
+from flash_semicrf.streaming.cpu import pool
+from tests.flash_semicrf.streaming.test_threads import _count
+counts, order = np.zeros((2, 5), dtype=np.int64)
+pool.run(_count, np.arange(5), np.ones(5), (counts, order), threads=1)
+print(counts.tolist())
 """
+"""A kernel that takes a second to compile, as all do where there is no cache."""
 
 NOWHERE = """
 from numba.core.caching import CompileResultCacheImpl
@@ -298,4 +300,4 @@ def test_kernels_run_where_their_cache_cannot_be_written(preparation, tmp_path):
         cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert_close(torch.tensor(float(done.stdout)), torch.tensor(5.0), torch.float32)
+    assert done.stdout == "[1, 1, 1, 1, 1]\n"

@@ -20,7 +20,7 @@ from flash_semicrf.streaming.dispatch import record_backends
 from flash_semicrf.streaming.interface import maximum_start
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
 from flash_semicrf.validation import check_table
-from tests.flash_semicrf.cases import BACKENDS, LONG_CASES, LONG_SHAPES, SMALL_CASES, Case
+from tests.flash_semicrf.cases import BACKENDS, LONG_CASES, LONG_SHAPES, SMALL_CASES, Case, thinned
 
 FEASIBLE = [case for case in LONG_CASES if not case.forbid]
 
@@ -30,7 +30,7 @@ def paths_of(segments):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", [c for c in SMALL_CASES if not c.forbid], ids=str)
+@pytest.mark.parametrize("case", thinned([c for c in SMALL_CASES if not c.forbid], 5), ids=str)
 def test_viterbi_score_is_the_largest_of_all_segmentations(case, backend):
     problem = case.problem()
     with record_backends() as ran:
@@ -49,13 +49,15 @@ def assert_equally_good(problem, actual, expected):
     assert_close(score_segments(problem, table), expected.scores)
 
 
-@pytest.mark.parametrize("case", FEASIBLE, ids=str)
+@pytest.mark.kernels
+@pytest.mark.parametrize("case", thinned(FEASIBLE, 3), ids=str)
 def test_viterbi_agrees_with_reference(case):
     problem = case.problem(LONG_SHAPES)
     assert_equally_good(problem, viterbi(problem, "numba"), viterbi(problem, "reference"))
 
 
-@pytest.mark.parametrize("case", FEASIBLE, ids=str)
+@pytest.mark.kernels
+@pytest.mark.parametrize("case", thinned(FEASIBLE, 3), ids=str)
 def test_viterbi_breaks_ties_as_the_reference_does(case):
     # Whole numbers add without rounding, so equal scores are equal in every order of addition.
     problem = case.problem(LONG_SHAPES, integers=True, scale=0.7)
@@ -91,7 +93,7 @@ def test_viterbi_obeys_minimum_durations():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", FEASIBLE[::3], ids=str)
+@pytest.mark.parametrize("case", thinned(FEASIBLE[::3], 3), ids=str)
 def test_segment_scores_add_up_to_the_score_of_a_tiling(case, backend):
     problem = case.problem(LONG_SHAPES)
     result = viterbi(problem, backend)
@@ -112,7 +114,7 @@ def test_viterbi_table_has_the_same_segments():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", LONG_CASES[::3], ids=str)
+@pytest.mark.parametrize("case", thinned(LONG_CASES[::3], 3), ids=str)
 def test_max_messages_agree(case, backend):
     problem = case.problem(LONG_SHAPES)
     actual = REGISTERED[backend].max_messages(problem)
@@ -135,7 +137,7 @@ def walk(bp_k, bp_c, label, length):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("integers", [False, True])
-@pytest.mark.parametrize("case", FEASIBLE[::2], ids=str)
+@pytest.mark.parametrize("case", thinned(FEASIBLE[::2], 3), ids=str)
 def test_back_pointers_lead_along_the_best_segmentation(case, integers, backend):
     problem = case.problem(LONG_SHAPES, integers=integers)
     cum_scores = torch.nn.functional.pad(problem.scores.cumsum(1), (0, 0, 1, 0))

@@ -30,7 +30,7 @@ from flash_semicrf.streaming import (
 from flash_semicrf.streaming.dispatch import record_backends
 from flash_semicrf.streaming.interface import maximum_start
 from flash_semicrf.testing import assert_close, random_problem
-from tests.flash_semicrf.cases import gradients_of, with_gradients
+from tests.flash_semicrf.cases import gradients_of, long, thinned, with_gradients
 from tests.flash_semicrf.streaming.triton.interpreter_cases import (
     BY_POSITION,
     INTERPRETED,
@@ -99,7 +99,7 @@ def use_layout(monkeypatch: pytest.MonkeyPatch, rows: int, groups: int) -> None:
         monkeypatch.setattr(module, "plan_of", plan_of)
 
 
-@pytest.mark.parametrize("case", [*CASES, LONG], ids=str)
+@pytest.mark.parametrize("case", [*thinned(CASES, 2), LONG], ids=str)
 def test_agrees_with_reference(case):
     assert_agrees_with_reference(case.problem())
 
@@ -109,7 +109,7 @@ def test_log_blocks_agree_with_reference(case):
     assert_agrees_with_reference(case.problem(), always_log=True)
 
 
-@pytest.mark.parametrize("rows,groups", LAYOUTS)
+@pytest.mark.parametrize(("rows", "groups"), [long(*LAYOUTS[0]), *LAYOUTS[1:]])
 def test_any_layout_agrees_with_reference(rows, groups, monkeypatch):
     use_layout(monkeypatch, rows, groups)
     problem = Case(22, 20, 3, boundary=True).problem(integers=True, scale=0.7)
@@ -219,9 +219,10 @@ def test_float32_log_partition_and_marginals_are_as_accurate_as_promised():
 
 
 @pytest.mark.parametrize("by_duration", [False, True], ids=["static", "by_duration"])
-@pytest.mark.parametrize("mask", [-2e4, -1e9, -1e30])
+@pytest.mark.parametrize("mask", [-2e4, long(-1e9), -1e30])
 def test_finite_masks_act_as_minus_infinity(mask, by_duration):
-    problem = Case(17, 5, 3, scale=3.0, by_duration=by_duration).problem()
+    # Boundary scores: without them neighbouring segments of one label tie in either order.
+    problem = Case(17, 5, 3, True, scale=3.0, by_duration=by_duration).problem()
     dead = torch.rand(problem.scores.shape) < 0.3
     dead[..., 0] = False
     masked, forbidden = (

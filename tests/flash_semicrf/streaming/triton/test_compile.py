@@ -19,8 +19,12 @@ from flash_semicrf.streaming import triton as package
 from flash_semicrf.streaming.dispatch import BACKENDS
 from flash_semicrf.streaming.triton.backend import HAS_TRITON
 from flash_semicrf.testing import random_problem
+from tests.flash_semicrf.cases import long
 
-pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed"),
+]
 
 CAPABILITIES = (80, 89, 90)
 
@@ -74,12 +78,15 @@ SPILLS = {
 }
 """Bytes of register spills, stores and loads together, that are put up with."""
 
-BUILDS = [
+SHORT = [(name, CAPABILITIES[-1]) for name in SPILLS]
+LONG = [
     (name, capability)
     for name in SPILLS
-    for capability in (CAPABILITIES[-1:] if name.endswith("tail") else CAPABILITIES)
+    for capability in CAPABILITIES[:-1]
+    if not name.endswith("tail")
 ]
-"""What is compiled: variants for duration tails once, which saves time."""
+BUILDS = SHORT + [long(*build) for build in LONG]
+"""What is compiled: for the newest kind always, without duration tails for the others too."""
 
 DTYPES = {
     torch.float32: "*fp32",
@@ -174,9 +181,12 @@ def compile_kernel(launch: Launch, capability: int) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def compiling(tmp_path_factory):
-    """Future report of every kernel for every capability, from two processes."""
+def compiling(request, tmp_path_factory):
+    """Future report of every build that is tested, from two processes."""
     launches = record_launches()
+    calls = (getattr(item, "callspec", None) for item in request.session.items)
+    named = [call.params for call in calls if call is not None and "capability" in call.params]
+    wanted = dict.fromkeys((params["name"], params["capability"]) for params in named)
     with pytest.MonkeyPatch.context() as monkeypatch:
         # Compile, whatever an earlier run left in the cache of the user; and do not interpret.
         monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
@@ -185,7 +195,7 @@ def compiling(tmp_path_factory):
         with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
             yield {
                 (name, capability): pool.submit(compile_kernel, launches[name], capability)
-                for name, capability in BUILDS
+                for name, capability in wanted
             }
             pool.shutdown(cancel_futures=True)  # after a failure, under -x
 

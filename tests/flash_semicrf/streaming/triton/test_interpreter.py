@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[4]
 FILES = sorted(path.name for path in Path(__file__).parent.glob("interpreted*.py"))
 
 
+@pytest.mark.triton
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 @pytest.mark.parametrize("name", FILES)
 def test_kernels_in_the_interpreter(name):
