@@ -25,7 +25,7 @@ from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 
 from flash_semicrf.streaming.cpu.tasks import Queue
-from flash_semicrf.streaming.cpu.team import Team, run_on_team, seconds
+from flash_semicrf.streaming.cpu.team import Team, run_on_team, thread_seconds, wall_seconds
 
 __all__ = ["OPTIONS", "Kernel", "helper", "inlined", "kernel", "single"]
 
@@ -123,19 +123,17 @@ class Kernel:
         body = njit(**{**OPTIONS, **options})(function)
 
         @njit(**OPTIONS)
-        def work(thread, clock, counter, tasks, costs, done, finished, arguments):
-            body(Queue(counter, tasks, costs, done[thread]), *arguments)
-            if clock != 0 and thread == 0:
-                finished[0] = seconds(clock)
+        def work(thread, team, counter, tasks, used, arguments):
+            begin = thread_seconds(team)
+            body(Queue(counter, tasks), *arguments)
+            used[thread, 0] = thread_seconds(team) - begin
 
         @njit(**OPTIONS)
-        def launch(team, num_threads, counter, tasks, costs, done, times, arguments):
-            if team.clock != 0:
-                times[0] = seconds(team.clock)
-            given = (team.clock, counter, tasks, costs, done, times[1:], arguments)
+        def launch(team, num_threads, counter, tasks, used, elapsed, arguments):
+            begin = wall_seconds(team)
+            given = (team, counter, tasks, used, arguments)
             failed = run_on_team(team, num_threads, work, given)
-            if team.clock != 0:
-                times[2] = seconds(team.clock)
+            elapsed[0] = wall_seconds(team) - begin
             return failed
 
         self.__doc__ = function.__doc__
@@ -147,9 +145,8 @@ class Kernel:
         num_threads: int,
         counter: np.ndarray,
         tasks: np.ndarray,
-        costs: np.ndarray,
         arguments: tuple,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[float, float]:
         """Do all tasks.
 
         Parameters
@@ -159,21 +156,18 @@ class Kernel:
         counter : int64 array of shape (1,)
             Tasks taken so far; launches in several threads may share it.
         tasks : int64 array of shape (N,)
-        costs : float64 array of shape (N,)
         arguments : tuple
 
         Returns
         -------
-        done : float64 array of shape (num_threads,)
-            Cost of what each thread has done.
-        times : float64 array of shape (3,)
-            Seconds at the start, when this thread had no more to do, and when all were done; zeros
-            without a team.
+        used, elapsed : float
+            Seconds of processor time that the tasks took, in all threads together, and seconds
+            until the last one was done; zeros without a team.
         """
-        done, times = np.zeros((num_threads, _LINE)), np.zeros(3)
-        if self._launch(team, num_threads, counter, tasks, costs, done, times, arguments):
+        used, elapsed = np.zeros((num_threads, _LINE)), np.zeros(1)
+        if self._launch(team, num_threads, counter, tasks, used, elapsed, arguments):
             raise MemoryError("A kernel of flash_semicrf could not allocate its workspace.")
-        return done[:, 0], times
+        return used[:, 0].sum(), elapsed[0]
 
 
 _LINE = 16

@@ -1,9 +1,9 @@
 """Threads for the kernels: torch's own, as many as the work pays for.
 
 Kernels run on torch's OpenMP team (`flash_semicrf.streaming.cpu.team`) or, where there is none, on
-a pool of Python threads; a thread takes the next task when it is done with one. A launch that would
-have been faster in one thread, as when another process keeps a core busy and the last task waits
-for it, is followed by a period of launches in one thread, 20 times as long as what was lost.
+a pool of Python threads; a thread takes the next task when it is done with one. A launch that took
+longer than its tasks do in one thread, as when another process keeps a core busy and the last task
+waits for it, is followed by a period of launches in one thread, 20 times as long as what was lost.
 
 A forked child has neither the team nor the pool of its parent: it starts with one thread, by
 `flash_semicrf.forking`, and with more it uses a pool of its own.
@@ -92,17 +92,15 @@ def run(
     try:
         count = threads or _worthwhile(state, costs)
         if count == 1:
-            kernel.launch(NO_TEAM, 1, np.zeros(1, np.int64), tasks, costs, arguments)
+            kernel.launch(NO_TEAM, 1, np.zeros(1, np.int64), tasks, arguments)
             return
-        order = np.argsort(-costs, kind="stable")
-        tasks, costs = np.ascontiguousarray(tasks[order]), costs[order]
+        tasks = np.ascontiguousarray(tasks[np.argsort(-costs, kind="stable")])
         team = NO_TEAM if state.forked else _team()
         if team.entry:
             counter = np.zeros(1, np.int64)
-            done, times = kernel.launch(team, count, counter, tasks, costs, arguments)
-            _learn(state, done, times)
+            _learn(state, *kernel.launch(team, count, counter, tasks, arguments))
         else:
-            _run_in_python_threads(state, kernel, count, tasks, costs, arguments)
+            _run_in_python_threads(state, kernel, count, tasks, arguments)
     finally:
         with state.lock:
             state.running -= 1
@@ -116,13 +114,10 @@ def _worthwhile(state: _State, costs: np.ndarray) -> int:
     return max(1, torch.get_num_threads() // max(1, state.running))
 
 
-def _learn(state: _State, done: np.ndarray, times: np.ndarray) -> None:
-    """Compare a launch with what it would have taken in one thread, by the speed of this one."""
-    start, finished, end = times
-    if done[0] > 0:
-        lost = (end - start) - (finished - start) * done.sum() / done[0]
-        if lost > 0:
-            state.alone_until = time.monotonic() + _PATIENCE * lost
+def _learn(state: _State, used: float, elapsed: float) -> None:
+    """Compare the time of a launch with the processor time that one thread would have needed."""
+    if elapsed > used:
+        state.alone_until = time.monotonic() + _PATIENCE * (elapsed - used)
 
 
 def _run_in_python_threads(
@@ -130,11 +125,10 @@ def _run_in_python_threads(
     kernel: Kernel,
     count: int,
     tasks: np.ndarray,
-    costs: np.ndarray,
     arguments: tuple,
 ) -> None:
     """`run` without a team: the threads share the queue, and this one is among them."""
-    given = (NO_TEAM, 1, np.zeros(1, np.int64), tasks, costs, arguments)
+    given = (NO_TEAM, 1, np.zeros(1, np.int64), tasks, arguments)
     futures = []
     try:
         with state.lock:

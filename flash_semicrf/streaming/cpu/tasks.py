@@ -16,22 +16,17 @@ __all__ = ["Queue", "fetch_add", "take"]
 
 
 class Queue(NamedTuple):
-    """The tasks, as one thread of a kernel sees them.
+    """The tasks, as the threads of a kernel see them.
 
     Attributes
     ----------
     next : int64 array of shape (1,)
         Index of the first task that no thread has taken; shared by the threads.
     tasks : int64 array of shape (N,)
-    costs : float64 array of shape (N,)
-    done : float64 array of shape (1,)
-        Cost of the tasks that this thread has taken.
     """
 
     next: np.ndarray
     tasks: np.ndarray
-    costs: np.ndarray
-    done: np.ndarray
 
 
 @intrinsic
@@ -51,5 +46,4 @@ def take(queue):
     i = fetch_add(queue.next, 1)
     if i >= queue.tasks.shape[0]:
         return -1
-    queue.done[0] += queue.costs[i]
     return queue.tasks[i]

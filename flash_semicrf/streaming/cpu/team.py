@@ -11,16 +11,25 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["NO_TEAM", "Team", "find_team", "run_on_team", "seconds", "team_of"]
+__all__ = [
+    "NO_TEAM",
+    "Team",
+    "find_team",
+    "run_on_team",
+    "team_of",
+    "thread_seconds",
+    "wall_seconds",
+]
 
 _GOMP, _KMPC = 1, 2
 
@@ -52,6 +61,8 @@ class Team(NamedTuple):
         Address of ``omp_get_thread_num``.
     clock : int
         Address of ``omp_get_wtime``.
+    thread_clock : int
+        Address of ``clock_gettime``; 0 where there is none, as on Windows.
     """
 
     entry: int
@@ -59,9 +70,10 @@ class Team(NamedTuple):
     location: int
     thread: int
     clock: int
+    thread_clock: int
 
 
-NO_TEAM = Team(0, 0, 0, 0, 0)
+NO_TEAM = Team(0, 0, 0, 0, 0, 0)
 
 
 def find_team() -> Team:
@@ -93,21 +105,30 @@ def _libraries() -> list[ctypes.CDLL]:
 def team_of(library: ctypes.CDLL, prefer_kmpc: bool = False) -> Team:
     """The addresses in a library, which may offer both ways to start threads."""
 
-    def address(name: str) -> int:
-        try:
-            return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
-        except AttributeError:
-            return 0
-
-    thread, clock = address("omp_get_thread_num"), address("omp_get_wtime")
+    thread, clock = _address(library, "omp_get_thread_num"), _address(library, "omp_get_wtime")
     if not (thread and clock):
         return NO_TEAM
-    gomp, kmpc = address("GOMP_parallel"), address("__kmpc_fork_call")
+    clocks = (thread, clock, _thread_clock())
+    gomp, kmpc = _address(library, "GOMP_parallel"), _address(library, "__kmpc_fork_call")
     if gomp and not (kmpc and prefer_kmpc):
-        return Team(_GOMP, gomp, 0, thread, clock)
+        return Team(_GOMP, gomp, 0, *clocks)
     if kmpc:
-        return Team(_KMPC, kmpc, ctypes.addressof(_IDENT), thread, clock)
+        return Team(_KMPC, kmpc, ctypes.addressof(_IDENT), *clocks)
     return NO_TEAM
+
+
+def _address(library: ctypes.CDLL, name: str) -> int:
+    """Address of a symbol, 0 where there is none."""
+    try:
+        return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+    except AttributeError:
+        return 0
+
+
+def _thread_clock() -> int:
+    """Address of ``clock_gettime`` where it has a clock for each thread."""
+    has_one = hasattr(time, "CLOCK_THREAD_CPUTIME_ID") and sys.maxsize > 2**32
+    return _address(ctypes.CDLL(None), "clock_gettime") if has_one else 0
 
 
 _BYTES = ir.IntType(8).as_pointer()
@@ -122,13 +143,42 @@ def _call(builder, address, returned, arguments, variadic=False):
 
 
 @intrinsic
-def seconds(typing_context, clock):
-    """Seconds that ``omp_get_wtime`` at the address `clock` gives."""
-
+def _omp_get_wtime(typing_context, address):
     def generate(context, builder, signature, values):
         return _call(builder, values[0], ir.DoubleType(), [])
 
-    return types.float64(clock), generate
+    return types.float64(address), generate
+
+
+@intrinsic
+def _clock_gettime(typing_context, address):
+    """Processor time of the calling thread, in seconds."""
+    which = getattr(time, "CLOCK_THREAD_CPUTIME_ID", 0)
+
+    def generate(context, builder, signature, values):
+        timespec = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(64), 2))
+        _call(builder, values[0], _INT, [_INT(which), timespec])
+        whole, rest = (
+            builder.sitofp(
+                builder.load(cgutils.gep_inbounds(builder, timespec, 0, i)), ir.DoubleType()
+            )
+            for i in range(2)
+        )
+        return builder.fadd(whole, builder.fmul(rest, ir.DoubleType()(1e-9)))
+
+    return types.float64(address), generate
+
+
+@njit(nogil=True)
+def wall_seconds(team):
+    """Seconds by the clock of the team's runtime; 0 without a team."""
+    return _omp_get_wtime(team.clock) if team.clock != 0 else 0.0
+
+
+@njit(nogil=True)
+def thread_seconds(team):
+    """Processor time of the calling thread, or the time of day where that is not known."""
+    return _clock_gettime(team.thread_clock) if team.thread_clock != 0 else wall_seconds(team)
 
 
 @intrinsic
@@ -182,7 +232,7 @@ def run_on_team(typing_context, team, num_threads, worker, arguments):
         plain = body([], "team_body")
         with_ids = body([_INT.as_pointer()] * 2, "team_body_with_ids")
         addresses = cgutils.unpack_tuple(builder, values[0], len(Team._fields))
-        entry, fork, location, thread, _ = addresses
+        entry, fork, location, thread = addresses[:4]
         data = cgutils.alloca_once(builder, shared)
         for i, value in enumerate((thread, values[3], _INT(0))):
             builder.store(value, cgutils.gep_inbounds(builder, data, 0, i))

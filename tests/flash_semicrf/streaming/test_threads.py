@@ -97,7 +97,7 @@ def test_run_begins_with_the_costliest_tasks():
     counts, order = np.zeros((2, 5), dtype=np.int64)
     # One thread takes the sorted queue of two, as the second may come too late for any task.
     sort = np.argsort(-costs)
-    _count.launch(NO_TEAM, 1, np.zeros(1, np.int64), sort, costs[sort], (counts, order))
+    _count.launch(NO_TEAM, 1, np.zeros(1, np.int64), sort, (counts, order))
     assert order.tolist() == [1, 3, 4, 2, 0]
 
 
@@ -122,10 +122,9 @@ def test_small_work_and_busy_cores_get_one_thread():
     state.running = 2
     assert pool._worthwhile(state, work) == 1  # the other thread of Python has a core
     state.running = 1
-    # This thread did half of the work in 1 s, so all of it would have taken 2 s alone.
-    pool._learn(state, np.array([5.0, 5.0]), np.array([10.0, 11.0, 11.5]))
+    pool._learn(state, 2.0, 1.1)  # two threads did in 1.1 s what takes one 2 s
     assert pool._worthwhile(state, work) == 2
-    pool._learn(state, np.array([5.0, 5.0]), np.array([10.0, 11.0, 13.0]))
+    pool._learn(state, 2.0, 3.0)
     assert pool._worthwhile(state, work) == 1
     assert 19 < state.alone_until - time.monotonic() <= 20
 
