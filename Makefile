@@ -28,9 +28,11 @@ test-all: $(STAMP)-test
 test-processors: $(STAMP)-test
 	PY=$(PY) .ci/processors generic haswell
 
-# Where Triton is installed: its kernels in its interpreter, and compiled for several GPUs.
+# Where Triton is installed: its kernels in its interpreter, and compiled for several GPUs. Whole
+# files: what one compiles is shared between its tests.
 test-triton: $(STAMP)-test
-	$(PY) -m pytest $(PYTEST_ARGS) -m "triton and not long" tests/flash_semicrf/streaming/triton
+	$(PY) -m pytest -n auto --dist loadfile -m "triton and not long" \
+		tests/flash_semicrf/streaming/triton
 
 bench: $(STAMP)-test
 	$(PY) -m benchmarks.run $(or $(BENCH_ARGS),--docs docs/benchmarks.md)
