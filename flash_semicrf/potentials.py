@@ -137,12 +137,13 @@ class Potentials:
 
     @functools.cached_property
     def score_range(self) -> tuple[float, float]:
-        """Smallest and largest entry of `scores`, padding included; NaN if there is one.
+        """Smallest and largest entry of `scores` on the CPU, padding included; NaN if there is one.
 
         Kept with the problem: `flash_semicrf.validation.check_potentials` makes one for each call.
+        In this thread, by numpy: a parallel operation of torch would wait for a busy core.
         """
-        low, high = torch.aminmax(self.scores.detach())
-        return float(low), float(high)
+        array = self.scores.detach().numpy()
+        return float(array.min()), float(array.max())
 
     def parameters(self) -> dict[str, Tensor]:
         """The tensors that carry gradients, by name, absent ones left out."""

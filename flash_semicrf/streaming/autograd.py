@@ -37,17 +37,19 @@ def scaled_gradient(gradient: Tensor, weight: Tensor, by_position: bool) -> Tens
 
     A weight of 0 leaves its sequence out, whatever its gradient is.
     """
-    if gradient.device.type == "cpu" and not by_position:
-        # numpy: its calls on small arrays cost less than torch's.
-        each, weights = gradient.numpy(), weight.detach().numpy()
-        if not weights.all():
-            each, weights = each[weights != 0], weights[weights != 0]
-        return torch.from_numpy(np.einsum("b,b...->...", weights, each))
-    weights = weight.view(-1, *(1,) * (gradient.dim() - 1))
-    scaled = gradient * weights
-    if gradient.device.type != "cpu" or not bool(weight.all()):
-        scaled = torch.where(weights == 0, 0.0, scaled)
-    return scaled if by_position else scaled.sum(0)
+    if gradient.device.type != "cpu":
+        weights = weight.view(-1, *(1,) * (gradient.dim() - 1))
+        scaled = torch.where(weights == 0, 0.0, gradient * weights)
+        return scaled if by_position else scaled.sum(0)
+    # numpy: its calls on small arrays cost less than torch's, and wait for no busy core.
+    each, weights = gradient.numpy(), weight.detach().numpy()
+    if by_position:
+        scaled = each * weights.astype(each.dtype).reshape(-1, *(1,) * (each.ndim - 1))
+        scaled[weights == 0] = 0.0
+    else:
+        used = weights != 0
+        scaled = np.einsum("b,b...->...", weights[used], each[used])
+    return torch.from_numpy(scaled)
 
 
 class Once(torch.autograd.Function):

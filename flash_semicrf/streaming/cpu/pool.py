@@ -3,7 +3,8 @@
 Kernels run on torch's OpenMP team (`flash_semicrf.streaming.cpu.team`) or, where there is none, on
 a pool of Python threads; a thread takes the next task when it is done with one. A launch that took
 longer than its tasks do in one thread, as when another process keeps a core busy and the last task
-waits for it, is followed by a period of launches in one thread, 20 times as long as what was lost.
+waits for it, is followed by a period of launches in one thread, 20 times as long as what was lost,
+and twice as long as the one before if that was such a launch, too.
 
 A forked child has neither the team nor the pool of its parent: it starts with one thread, by
 `flash_semicrf.forking`, and with more it uses a pool of its own.
@@ -31,6 +32,9 @@ _SMALL = 300_000.0
 _PATIENCE = 20.0
 """Seconds in one thread after a launch on several that lost one."""
 
+_LONGEST = 1.0
+"""Seconds that one thread is kept to, by losses in a row, where `_PATIENCE` asks for less."""
+
 
 def position_cost(max_duration: int, num_labels: int) -> float:
     """Cost of a position in a pass, in multiply-adds: some 13 of them take a nanosecond."""
@@ -44,6 +48,7 @@ class _State:
         self.lock = threading.Lock()
         self.running = 0  # launches under way in this process
         self.alone_until = 0.0  # time.monotonic()
+        self.alone_for = 0.0  # seconds, by the latest launch on several threads
         self.forked = False
         self.executors: dict[int, ThreadPoolExecutor] = {}
 
@@ -116,8 +121,11 @@ def _worthwhile(state: _State, costs: np.ndarray) -> int:
 
 def _learn(state: _State, used: float, elapsed: float) -> None:
     """Compare the time of a launch with the processor time that one thread would have needed."""
-    if elapsed > used:
-        state.alone_until = time.monotonic() + _PATIENCE * (elapsed - used)
+    if elapsed <= used:
+        state.alone_for = 0.0
+        return
+    state.alone_for = max(_PATIENCE * (elapsed - used), min(2 * state.alone_for, _LONGEST))
+    state.alone_until = time.monotonic() + state.alone_for
 
 
 def _run_in_python_threads(
