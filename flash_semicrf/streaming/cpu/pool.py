@@ -32,7 +32,7 @@ _SMALL = 300_000.0
 _PATIENCE = 20.0
 """Seconds in one thread after a launch on several that lost one."""
 
-_LONGEST = 1.0
+_LONGEST = 0.25
 """Seconds that one thread is kept to, by losses in a row, where `_PATIENCE` asks for less."""
 
 

@@ -128,7 +128,7 @@ def test_small_work_and_busy_cores_get_one_thread():
     assert pool._worthwhile(state, work) == 1
     assert 19 < state.alone_until - time.monotonic() <= 20
     pool._learn(state, 2.0, 1.1)
-    for period in (0.2, 0.4, 0.8, 1.0, 1.0):  # losses of 10 ms each, one after the other
+    for period in (0.2, 0.25, 0.25):  # losses of 10 ms each, one after the other
         pool._learn(state, 0.03, 0.04)
         assert state.alone_for == pytest.approx(period)
 
