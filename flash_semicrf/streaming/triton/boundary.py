@@ -23,6 +23,7 @@ from flash_semicrf.streaming.triton.numerics import (
     decode_log,
     exp_wide,
     is_deep,
+    probability,
     settled,
     wide,
 )
@@ -83,7 +84,7 @@ def _term_by_term(
         if not HAS_INITIAL:
             source = tl.where(column == 0, 0.0, source)
         row = tl.load(log_matrix_ptr + other * CP + label)
-        x = exp_wide(tl.minimum(source[:, None] + row + eta - log_z, 0.0))
+        x = probability(source[:, None] + row + eta - log_z)
         start += x
         if WANT_TRANSITION:
             place = transition_ptr + other * C + tl.arange(0, CP)
@@ -94,7 +95,7 @@ def _term_by_term(
         target = decode_log(value)
         target += tl.load(backward_offset_ptr + column, mask=inside, other=0.0)
         row = tl.load(log_matrix_ptr + CP * CP + other * CP + label)
-        end += exp_wide(tl.minimum(alpha + row + target[:, None] - log_z, 0.0))
+        end += probability(alpha + row + target[:, None] - log_z)
     return start, end
 
 
@@ -174,9 +175,9 @@ def boundary_kernel(
         start = tl.where(starts_here, start, 0.0)
         end = tl.where(ends_here & (t < length), end, 0.0)
         if HAS_INITIAL:
-            x = exp_wide(tl.minimum(tl.load(first_ptr + label) + eta - log_z, 0.0))
+            x = probability(tl.load(first_ptr + label) + eta - log_z)
             start = tl.where((t == 0) & starts_here, x, start)
-        x = exp_wide(tl.minimum(alpha + last - log_z, 0.0))
+        x = probability(alpha + last - log_z)
         end = tl.where((t == length) & ends_here, x, end)
         start, end = tl.minimum(start, 1.0), tl.minimum(end, 1.0)
 

@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.jit import kernel
-from flash_semicrf.streaming.triton.numerics import exp_wide, wide
+from flash_semicrf.streaming.triton.numerics import exp_wide, probability, wide
 
 __all__ = [
     "deep_content",
@@ -256,9 +256,9 @@ def duration_terms_kernel(
         x = tl.where(s >= born, x, float("-inf"))
         alpha = load_row(alpha_ptr + row, label, C)
         if HAS_INITIAL:
-            first = tl.where(s == 0, exp_wide(tl.minimum(x + initial, 0.0)), first)
+            first = tl.where(s == 0, probability(x + initial), first)
             alpha = tl.where(s == 0, float("-inf"), alpha)
-        by_transition += exp_wide(tl.minimum(matrix + alpha[None, :] + x[:, None], 0.0))
+        by_transition += probability(matrix + alpha[None, :] + x[:, None])
     row = (b * K + k - 1) * C + label
     tl.store(by_bias_ptr + row, first + tl.sum(by_transition, 1), mask=inside)
     if HAS_INITIAL:
@@ -287,7 +287,7 @@ def duration_start_kernel(
     if s < length:
         row = base + (s + 1) * C
         x = load_row(alpha_ptr + row, label, C) + load_row(beta_ptr + row, label, C) - log_z
-        end = exp_wide(tl.minimum(x, 0.0))
+        end = probability(x)
         source = load_row(source_ptr + base + s * C, label, C) - log_z
         for k in range(1, tl.minimum(K, length - s) + 1):
             to = base + (s + k) * C
@@ -300,7 +300,7 @@ def duration_start_kernel(
             )
             x += deep_content(deep_ptr + base, s, s + k, label, C)
             born = tl.load(born_ptr + to + label, mask=inside, other=0)
-            start += tl.where(s >= born, exp_wide(tl.minimum(x, 0.0)), 0.0)
+            start += tl.where(s >= born, probability(x), 0.0)
     place = (b * T + s) * C + label
     tl.store(start_ptr + place, tl.minimum(start, 1.0), mask=inside)
     tl.store(end_ptr + place, end, mask=inside)

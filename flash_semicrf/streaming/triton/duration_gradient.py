@@ -21,7 +21,13 @@ import triton.language as tl
 
 from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.longer import deep_window
-from flash_semicrf.streaming.triton.numerics import allowed, exp_wide, is_deep, settled
+from flash_semicrf.streaming.triton.numerics import (
+    allowed,
+    exp_wide,
+    is_deep,
+    probability,
+    settled,
+)
 
 __all__ = ["duration_gradient_kernel", "longer_gradient_kernel"]
 
@@ -90,9 +96,9 @@ def duration_gradient_kernel(
                 longest = tl.minimum((tl.program_id(0) + 1) * KT, p + 1)
                 term += _deep_content(scores_ptr + row, p, length, k, longest, label, C, CP, KT)
             if NARROW:
-                part += tl.exp(tl.minimum(term.to(tl.float32), 0.0))
+                part += tl.exp(tl.where(term > 0.0, 0.0, term).to(tl.float32))
             else:
-                total += exp_wide(tl.minimum(term, 0.0))
+                total += probability(term)
         if NARROW:
             total += part.to(tl.float64)
     place = gradient_ptr + ((b * tl.num_programs(1) + chunk) * K + k - 1) * C + label[None, :]

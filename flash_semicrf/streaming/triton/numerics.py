@@ -23,6 +23,7 @@ __all__ = [
     "high_word",
     "is_deep",
     "power_of_two",
+    "probability",
     "round_whole",
     "settled",
     "wide",
@@ -111,6 +112,12 @@ def exp_wide(x, SHORT: tl.constexpr = False):
     p = p * r + 1.0
     bits = p.to(tl.int64, bitcast=True) + (shifted.to(tl.int64, bitcast=True) << 52)
     return tl.where(x > -708.0, bits.to(tl.float64, bitcast=True), 0.0)
+
+
+@triton.jit
+def probability(x):
+    """exp(x), at most 1; 0 for NaN, which rows of no position hold."""
+    return exp_wide(tl.where(x > 0.0, 0.0, x))
 
 
 @triton.jit
