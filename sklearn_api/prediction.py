@@ -35,7 +35,6 @@ from flash_semicrf.segments import (
     table_to_segments,
 )
 from flash_semicrf.streaming import log_partition, segment_marginals, viterbi_table
-from sklearn_api.building import resolve_device
 from sklearn_api.precision import cast_features
 from sklearn_api.sequences import Sequences, check_X, check_y
 from sklearn_api.solvers.scores import sparse_scores
@@ -202,7 +201,8 @@ class PredictionMixin:
     def _standardizes(self) -> bool:
         """Whether features stay in float64 until the module has centred and scaled them."""
         named = isinstance(self.encoder, str) and self.encoder != "linear"
-        return named and resolve_device(self.device).type != "mps"  # which has no float64
+        # By name, as a model of a GPU also predicts where there is none. "mps" has no float64.
+        return named and not str(self.device).startswith("mps")
 
     def _problems(self, sequences: Sequences) -> Iterator[tuple[np.ndarray, Potentials]]:
         """Batches: indices of the sequences, and their problem, not centred."""

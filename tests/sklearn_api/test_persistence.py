@@ -10,6 +10,7 @@ import warnings
 import joblib
 import numpy as np
 import pytest
+import torch
 from sklearn.exceptions import InconsistentVersionWarning as SklearnInconsistentVersionWarning
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -141,3 +142,11 @@ def test_parts_younger_than_the_model_are_named(fitted):
     del model.module_.head.tail
     _, warning = loaded_without(model)
     assert warning.missing == ["head.tail"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, test_gpu.py does it")
+def test_model_of_an_encoder_named_for_a_gpu_predicts_without_one():
+    X, y = data()
+    model = SemiCRFSegmenter("mlp", max_epochs=1, device="cpu", random_state=0).fit(X, y)
+    loaded = pickled(model.set_params(device="cuda"))
+    assert_same_predictions(loaded, model.set_params(device="cpu"))
