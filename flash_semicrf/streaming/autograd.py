@@ -23,6 +23,7 @@ __all__ = [
     "SemiCRFStreaming",
     "apply",
     "needs_graph",
+    "needs_graph_of",
     "scaled_gradient",
 ]
 
@@ -71,9 +72,13 @@ class Once(torch.autograd.Function):
 
 def needs_graph(potentials: Potentials) -> bool:
     """Whether a function of a problem is to be differentiated."""
+    return needs_graph_of(*potentials.parameters().values())
+
+
+def needs_graph_of(*values: Tensor) -> bool:
+    """Whether a function of tensors is to be differentiated."""
     if forward_ad._current_level >= 0:  # forward-mode derivatives have a mode of their own
         return True
-    values = potentials.parameters().values()
     return torch.is_grad_enabled() and any(value.requires_grad for value in values)
 
 

@@ -8,6 +8,7 @@ did.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from flash_semicrf.potentials import (
 )
 from flash_semicrf.segments import SegmentTable, ViterbiResult, table_to_segments
 from flash_semicrf.streaming import reference
-from flash_semicrf.streaming.autograd import LogPartition, apply, needs_graph
+from flash_semicrf.streaming.autograd import LogPartition, apply, needs_graph, needs_graph_of
 from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.validation import (
     check_choice,
@@ -30,6 +31,7 @@ from flash_semicrf.validation import (
     check_positive_int,
     check_potentials,
     check_tensor,
+    extremes,
 )
 
 __all__ = [
@@ -165,7 +167,8 @@ def potentials_of_cumulative(
     """
     check_positive_int("K", K)
     _check_cumulative(cum_scores)
-    if not bool(cum_scores.detach().abs().amax() < _MAX_CUMULATIVE):
+    smallest, largest = extremes(cum_scores)
+    if not (smallest > -_MAX_CUMULATIVE and largest < _MAX_CUMULATIVE):
         bad = ~(cum_scores.detach().abs() < _MAX_CUMULATIVE)
         index = tuple(bad.nonzero()[0].tolist())
         raise ValueError(
@@ -176,9 +179,19 @@ def potentials_of_cumulative(
         raise ValueError(
             f"`duration_bias` must have shape (K={K}, C); got {tuple(duration_bias.shape)}."
         )
-    wide = cum_scores.to(accumulator_dtype(cum_scores.device))
-    scores = wide[:, 1:] - wide[:, :-1]
+    scores = _differences(cum_scores)
     return check_potentials(Potentials(scores, transition, duration_bias, lengths, **options))
+
+
+def _differences(cum_scores: Tensor) -> Tensor:
+    """The scores of the positions, in the accumulator's dtype."""
+    on_cpu = cum_scores.device.type == "cpu" and cum_scores.dtype in (torch.float32, torch.float64)
+    if on_cpu and not needs_graph_of(cum_scores):
+        # numpy: a parallel operation of torch would wait for a busy core.
+        sums = cum_scores.detach().numpy()
+        return torch.from_numpy(np.subtract(sums[:, 1:], sums[:, :-1], dtype=np.float64))
+    wide = cum_scores.to(accumulator_dtype(cum_scores.device))
+    return wide[:, 1:] - wide[:, :-1]
 
 
 def maximum_start(potentials: Potentials) -> Potentials:
