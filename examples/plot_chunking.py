@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from flash_semicrf.segments import bio_to_segments
+from flash_semicrf.problem.segments import bio_to_segments
 from sklearn_api import SemiCRFSegmenter
 from sklearn_api.datasets import load_chunks
 from sklearn_api.display import DurationDisplay

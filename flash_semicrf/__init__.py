@@ -2,7 +2,7 @@
 
 import flash_semicrf.forking  # noqa: F401 - children of this process start with one thread
 from flash_semicrf._version import __version__
-from flash_semicrf.distribution import SemiCRFDistribution
+from flash_semicrf.compat.cumulative import semi_crf_streaming_forward
 from flash_semicrf.duration import (
     CallableDuration,
     GeometricDuration,
@@ -12,15 +12,26 @@ from flash_semicrf.duration import (
     UniformDuration,
     create_duration_distribution,
 )
-from flash_semicrf.marginals import SegmentMarginals
-from flash_semicrf.minimum_risk import minimum_risk
-from flash_semicrf.nbest import NBestResult, n_best
-from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.observations import Constraints
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.sampling import sample
-from flash_semicrf.segments import Segment, SegmentTable, ViterbiResult
-from flash_semicrf.semimarkov import SemiMarkov
+from flash_semicrf.exact.semimarkov import SemiMarkov
+from flash_semicrf.inference.distribution import SemiCRFDistribution
+from flash_semicrf.inference.information import (
+    cross_entropy,
+    entropy,
+    kl_divergence,
+    position_entropy,
+)
+from flash_semicrf.inference.log_partition import log_partition
+from flash_semicrf.inference.marginals import SegmentMarginals
+from flash_semicrf.inference.minimum_risk import minimum_risk
+from flash_semicrf.inference.nbest import NBestResult, n_best
+from flash_semicrf.inference.posterior import segment_marginals, segment_probabilities
+from flash_semicrf.inference.sampling import sample
+from flash_semicrf.inference.viterbi import viterbi
+from flash_semicrf.nn.head import SemiMarkovCRFHead
+from flash_semicrf.nn.uncertainty import UncertaintySemiMarkovCRFHead
+from flash_semicrf.problem.constraints import Constraints
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.segments import Segment, SegmentTable, ViterbiResult
 from flash_semicrf.sparse import (
     BandedMatrix,
     BlockTriangularMatrix,
@@ -30,8 +41,6 @@ from flash_semicrf.sparse import (
     rcm_ordering_from_adjacency,
     snake_ordering,
 )
-from flash_semicrf.streaming import semi_crf_streaming_forward
-from flash_semicrf.uncertainty import UncertaintySemiMarkovCRFHead
 
 __all__ = [
     "BandedMatrix",
@@ -57,11 +66,19 @@ __all__ = [
     "apply_permutation",
     "block_triang_matmul",
     "create_duration_distribution",
+    "cross_entropy",
+    "entropy",
+    "kl_divergence",
+    "log_partition",
     "measure_effective_bandwidth",
     "minimum_risk",
     "n_best",
+    "position_entropy",
     "rcm_ordering_from_adjacency",
     "sample",
+    "segment_marginals",
+    "segment_probabilities",
     "semi_crf_streaming_forward",
     "snake_ordering",
+    "viterbi",
 ]

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials, score_segments
-from flash_semicrf.segments import Segment, SegmentTable, segments_to_table
+from flash_semicrf.problem.potentials import Potentials, score_segments
+from flash_semicrf.problem.segments import Segment, SegmentTable, segments_to_table
 
 __all__ = [
     "assert_close",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sklearn_api.nested import as_sequences
+from sklearn_api._inputs.nested import as_sequences
 from sklearn_api.segmenter import SemiCRFSegmenter
 
 __all__ = ["SemiCRFSegmenter", "as_sequences"]

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from flash_semicrf import information
-from flash_semicrf.nbest import n_best_table
-from flash_semicrf.potentials import Potentials, score_rows
-from flash_semicrf.sampling import sample_table
-from flash_semicrf.segments import SegmentTable, table_to_segments
-from flash_semicrf.validation import check_positive_int
-from sklearn_api.prediction import centered
+from flash_semicrf.inference import information
+from flash_semicrf.inference.nbest import n_best_table
+from flash_semicrf.inference.sampling import sample_table
+from flash_semicrf.problem.potentials import Potentials, score_rows
+from flash_semicrf.problem.segments import SegmentTable, table_to_segments
+from flash_semicrf.problem.validation import check_positive_int
+from sklearn_api._prediction import centered
 
 __all__ = ["PosteriorMixin"]
 

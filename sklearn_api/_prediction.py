@@ -16,31 +16,33 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from flash_semicrf.constraints import forbid
-from flash_semicrf.marginals import SegmentMarginals
+from flash_semicrf.inference.log_partition import log_partition
+from flash_semicrf.inference.marginals import SegmentMarginals
+from flash_semicrf.inference.posterior import segment_marginals
+from flash_semicrf.inference.viterbi import viterbi_table
 from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.potentials import (
+from flash_semicrf.problem.potentials import (
     NEG_INF,
     Potentials,
     center_scores,
+    forbid,
     score_rows,
     score_segments,
     within_length,
 )
-from flash_semicrf.segments import (
+from flash_semicrf.problem.segments import (
     Segment,
     SegmentTable,
     segments_to_bio,
     table_to_labels,
     table_to_segments,
 )
-from flash_semicrf.streaming import log_partition, segment_marginals, viterbi_table
-from sklearn_api.precision import cast_features
-from sklearn_api.sequences import Sequences, check_X, check_y
-from sklearn_api.solvers.scores import sparse_scores
-from sklearn_api.training import pad_values
-from sklearn_api.weights import check_sample_weight
-from sklearn_api.windows import encode_in_windows
+from sklearn_api._inputs.sequences import Sequences, check_X, check_y
+from sklearn_api._lbfgs.scores import sparse_scores
+from sklearn_api._model.precision import cast_features
+from sklearn_api._model.windows import encode_in_windows
+from sklearn_api._training.net import pad_values
+from sklearn_api._training.weights import check_sample_weight
 
 __all__ = ["PredictionMixin", "batches_by_positions", "centered"]
 

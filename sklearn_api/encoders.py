@@ -6,8 +6,8 @@ positions are run through it to find out). The encoders here give the same value
 whatever padding and neighbours it has in its batch.
 
 An encoder may state as ``receptive_field`` the odd number of positions, centred, that an output can
-depend on; long sequences are then encoded by windows (`sklearn_api.windows`). None, or no such
-attribute, says: on all of them.
+depend on; long sequences are then encoded by windows (`sklearn_api._model.windows`). None, or no
+such attribute, says: on all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flash_semicrf.potentials import accumulator_dtype
+from flash_semicrf.problem.potentials import accumulator_dtype
 
 __all__ = [
     "CNNEncoder",

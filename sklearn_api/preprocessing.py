@@ -12,10 +12,10 @@ from sklearn.feature_extraction import DictVectorizer, FeatureHasher
 from sklearn.utils import _safe_indexing, get_tags
 from sklearn.utils.validation import check_is_fitted
 
-from flash_semicrf.validation import check_positive_int
-from sklearn_api.containers import listed
-from sklearn_api.sequences import Sequences, check_X, object_array
-from sklearn_api.solvers.features import stack_rows
+from flash_semicrf.problem.validation import check_positive_int
+from sklearn_api._inputs.containers import listed
+from sklearn_api._inputs.sequences import Sequences, check_X, object_array
+from sklearn_api._lbfgs.features import stack_rows
 
 __all__ = ["PerPosition", "TokenFeatures"]
 

@@ -18,28 +18,23 @@ from torch import nn
 
 from flash_semicrf.duration import DURATION_DISTRIBUTIONS
 from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.segments import SegmentTable, limit_durations
-from sklearn_api.annotations import as_labels
-from sklearn_api.building import (
-    build_module,
-    build_net,
-    check_allowed,
-    resolve_device,
-)
+from flash_semicrf.problem.segments import SegmentTable, limit_durations
+from sklearn_api._inputs.annotations import as_labels
+from sklearn_api._inputs.sequences import GoldSegments, LabelCodec, Sequences, check_X, check_y
+from sklearn_api._lbfgs.fitting import check_solver, fit_lbfgs, offers_partial_fit
+from sklearn_api._model.building import build_module, build_net, check_allowed, resolve_device
+from sklearn_api._model.precision import cast_features, warn_of_lost_spread
+from sklearn_api._model.single_positions import single_labels, split_singles
+from sklearn_api._parameters import check_parameters
+from sklearn_api._persistence import VersionedMixin, missing_attributes
+from sklearn_api._posterior import PosteriorMixin
+from sklearn_api._prediction import PredictionMixin
+from sklearn_api._routed_params import RoutedParamsMixin
+from sklearn_api._training.datasets import training_datasets
+from sklearn_api._training.interrupts import interruptible
+from sklearn_api._training.net import PrivateRNG, SegmentationModule
+from sklearn_api._training.weights import with_class_weight
 from sklearn_api.encoders import ENCODERS
-from sklearn_api.interrupts import interruptible
-from sklearn_api.parameters import check_parameters
-from sklearn_api.persistence import VersionedMixin, missing_attributes
-from sklearn_api.posterior_prediction import PosteriorMixin
-from sklearn_api.precision import cast_features, warn_of_lost_spread
-from sklearn_api.prediction import PredictionMixin
-from sklearn_api.routed_params import RoutedParamsMixin
-from sklearn_api.sequences import GoldSegments, LabelCodec, Sequences, check_X, check_y
-from sklearn_api.single_positions import single_labels, split_singles
-from sklearn_api.solvers.fitting import check_solver, fit_lbfgs, offers_partial_fit
-from sklearn_api.training import PrivateRNG, SegmentationModule
-from sklearn_api.training_data import training_datasets
-from sklearn_api.weights import with_class_weight
 
 __all__ = ["SemiCRFSegmenter"]
 
@@ -157,7 +152,7 @@ class SemiCRFSegmenter(
         1 prints a line per epoch or iteration.
     callbacks : list of skorch callbacks, default=None
         Copied, then added to the net. One that ends training raises
-        `sklearn_api.training.StopTraining`; a KeyboardInterrupt counts as Ctrl-C.
+        `sklearn_api._training.net.StopTraining`; a KeyboardInterrupt counts as Ctrl-C.
     **skorch_params
         ``module__*`` go to the encoder, ``optimizer__*``, ``iterator_train__*``,
         ``iterator_valid__*`` and ``callbacks__*`` to the skorch net.

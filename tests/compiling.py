@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from flash_semicrf.nbest import n_best
+from flash_semicrf.inference.expectations import _direction
+from flash_semicrf.inference.nbest import n_best
 from flash_semicrf.streaming.dispatch import BACKENDS
-from flash_semicrf.streaming.expectations import _direction
 from flash_semicrf.testing import random_problem
 
 __all__ = ["compile_kernels"]

@@ -16,8 +16,8 @@ def main(argv: list[str]) -> None:
     begin = time.perf_counter()
     import torch
 
-    from flash_semicrf.potentials import Potentials
-    from flash_semicrf.streaming import log_partition
+    from flash_semicrf import log_partition
+    from flash_semicrf.problem.potentials import Potentials
 
     imported = time.perf_counter()
     B, T, K, C = 2, 50, 10, 4

@@ -18,17 +18,13 @@ from torch.nn.functional import pad
 
 from benchmarks.children.measure import measure
 from benchmarks.problems import PROBLEMS, Problem, make_inputs
-from flash_semicrf.information import entropy
-from flash_semicrf.potentials import Potentials, score_segments
-from flash_semicrf.sampling import sample_table
-from flash_semicrf.segments import ViterbiResult, segments_to_table
-from flash_semicrf.streaming import (
-    log_partition,
-    segment_marginals,
-    semi_crf_streaming_forward,
-    viterbi,
-    viterbi_table,
-)
+from flash_semicrf import log_partition, segment_marginals, viterbi
+from flash_semicrf.compat import semi_crf_streaming_forward
+from flash_semicrf.inference.information import entropy
+from flash_semicrf.inference.sampling import sample_table
+from flash_semicrf.inference.viterbi import viterbi_table
+from flash_semicrf.problem.potentials import Potentials, score_segments
+from flash_semicrf.problem.segments import ViterbiResult, segments_to_table
 
 WARM_UP_POSITIONS = 8
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_measure import compile_kernels, run_shape
-from benchmarks.gpu_problems import JOBS, SHAPES
-from benchmarks.gpu_report import Record, describe_device, judge, read_csv, render, write_csv
-from benchmarks.gpu_tests import run_tests
+from benchmarks.gpu.measure import compile_kernels, run_shape
+from benchmarks.gpu.problems import JOBS, SHAPES
+from benchmarks.gpu.report import Record, describe_device, judge, read_csv, render, write_csv
+from benchmarks.gpu.tests import run_tests
 from benchmarks.processes import ROOT
 from benchmarks.report import replace_generated
 

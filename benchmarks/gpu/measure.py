@@ -23,15 +23,15 @@ from benchmarks.children.ours import (
     relative_error,
     require,
 )
-from benchmarks.gpu_problems import JOBS, problem
+from benchmarks.gpu.problems import JOBS, problem
 from benchmarks.problems import Problem, make_inputs
 from benchmarks.processes import ROOT
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.streaming import log_partition, viterbi
+from flash_semicrf import log_partition, viterbi
+from flash_semicrf.problem.potentials import Potentials
 
 CHECK_SEQUENCES, CHECK_POSITIONS, CHECK_DURATIONS = 2, 200, 330
 """Largest size of the problem that is compared with the float64 loop, whose cost grows with T
-squared. So many durations run in parts (`flash_semicrf.streaming.triton.launch`), as more do."""
+squared. So many durations run in parts (`flash_semicrf.streaming.triton.static.launch`), as more do."""
 
 GRADIENT_TOLERANCE = 1e-5
 """Relative to the largest element: gradients come in float32."""
@@ -149,7 +149,7 @@ def time_repeats(
 def measure(
     potentials: Potentials, job: str, device: str, budget_seconds: float
 ) -> dict[str, float | int | None]:
-    """Time and memory of one job; see the columns of `benchmarks.gpu_report`."""
+    """Time and memory of one job; see the columns of `benchmarks.gpu.report`."""
     call = job_call(potentials, job)
     began = time.perf_counter()
     while time.perf_counter() - began < WARM_UP_SECONDS:
@@ -205,7 +205,7 @@ def compile_kernels(names: list[str], device: str) -> None:
     for name in names:
         shape = problem(name)
         first.setdefault((shape.C, shape.K >= CHECK_DURATIONS, shape.tail), name)
-    program = "import sys; from benchmarks.gpu_measure import check; check(*sys.argv[1:])"
+    program = "import sys; from benchmarks.gpu.measure import check; check(*sys.argv[1:])"
     running = [
         subprocess.Popen(
             [sys.executable, "-c", program, name, device],

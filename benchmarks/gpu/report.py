@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_problems import ASKED_MEMORY, JOBS, TAILS, asked_ms
+from benchmarks.gpu.problems import ASKED_MEMORY, JOBS, TAILS, asked_ms
 from benchmarks.processes import describe_environment, installed_version
 from benchmarks.report import format_bytes, table
 

@@ -1,6 +1,6 @@
 """Back-pointers of the best segmentation, for code written to release 0.2.0's interface.
 
-Decoding itself needs none: `flash_semicrf.streaming.viterbi` walks back from the messages alone.
+Decoding itself needs none: `flash_semicrf.viterbi` walks back from the messages alone.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import NEG_INF, Potentials
+from flash_semicrf.compat.cumulative import maximum_start, potentials_of_cumulative
+from flash_semicrf.problem.potentials import NEG_INF, Potentials
+from flash_semicrf.problem.unroll import unrolled
 from flash_semicrf.streaming.dispatch import choose
-from flash_semicrf.streaming.interface import maximum_start, potentials_of_cumulative
-from flash_semicrf.tail import unrolled
 
 __all__ = ["semi_crf_streaming_viterbi_with_backpointers"]
 
@@ -35,9 +35,9 @@ def semi_crf_streaming_viterbi_with_backpointers(
     Parameters
     ----------
     cum_scores, transition, duration_bias, lengths, K
-        As for `flash_semicrf.streaming.semi_crf_streaming_forward`.
+        As for `flash_semicrf.compat.semi_crf_streaming_forward`.
     backend : str
-        As for `flash_semicrf.streaming.log_partition`.
+        As for `flash_semicrf.log_partition`.
     **options
         Optional parameters of `flash_semicrf.Potentials`: "start_scores", ...
 

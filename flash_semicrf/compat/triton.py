@@ -1,7 +1,7 @@
 """Low-level names of release 0.2.0 for its Triton kernels, on the kernels of this package.
 
 They run the Triton backend or raise its reason; everything else in this package chooses a backend
-by itself. Cumulative scores are those of `flash_semicrf.streaming.semi_crf_streaming_forward`.
+by itself. Cumulative scores are those of `flash_semicrf.compat.semi_crf_streaming_forward`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.checks import check_tensor
-from flash_semicrf.segments import ViterbiResult
-from flash_semicrf.streaming.autograd import SemiCRFStreaming
-from flash_semicrf.streaming.backpointers import semi_crf_streaming_viterbi_with_backpointers
-from flash_semicrf.streaming.interface import (
+from flash_semicrf.compat.backpointers import semi_crf_streaming_viterbi_with_backpointers
+from flash_semicrf.compat.cumulative import (
     maximum_start,
     potentials_of_cumulative,
     semi_crf_streaming_forward,
-    viterbi,
 )
+from flash_semicrf.inference.autograd import SemiCRFStreaming
+from flash_semicrf.inference.viterbi import viterbi
+from flash_semicrf.problem.checks import check_tensor
+from flash_semicrf.problem.segments import ViterbiResult
 from flash_semicrf.streaming.triton.backend import HAS_TRITON
 
 __all__ = [
@@ -61,7 +61,7 @@ def launch_streaming_triton_kernel(
     Parameters
     ----------
     cum_scores, transition, duration_bias, lengths, K, semiring
-        As for `flash_semicrf.streaming.semi_crf_streaming_forward`.
+        As for `flash_semicrf.compat.semi_crf_streaming_forward`.
     **options
         Optional parameters of `flash_semicrf.Potentials`: "start_scores", ...
 
@@ -131,7 +131,7 @@ def launch_streaming_triton_kernel_max_bp(
     """Best scores and back-pointers.
 
     Parameters, results and errors are those of
-    `flash_semicrf.streaming.semi_crf_streaming_viterbi_with_backpointers`, with the messages of the
+    `flash_semicrf.compat.semi_crf_streaming_viterbi_with_backpointers`, with the messages of the
     Triton kernels.
     """
     return semi_crf_streaming_viterbi_with_backpointers(

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flash_semicrf.potentials import accumulator_dtype
-from flash_semicrf.validation import check_finite_or_forbidden, check_positive_int
+from flash_semicrf.problem.potentials import accumulator_dtype
+from flash_semicrf.problem.validation import check_finite_or_forbidden, check_positive_int
 
 
 class DurationDistribution(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from flash_semicrf.validation import check_positive_int
+from flash_semicrf.problem.validation import check_positive_int
 
 
 def tail_counts(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flash_semicrf.validation import check_finite_or_forbidden, check_number
+from flash_semicrf.problem.validation import check_finite_or_forbidden, check_number
 
 from .base import DurationDistribution, add_dtype_and_device, add_values, given_numbers, one_of
 from .fitting import duration_counts, smooth_log_histogram

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flash_semicrf.validation import check_positive_int
+from flash_semicrf.problem.validation import check_positive_int
 
 from .base import DurationDistribution, add_values, per_label
 from .fitting import tail_counts

@@ -16,8 +16,8 @@ import math
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, explicit_start
-from flash_semicrf.tail import unrolled
+from flash_semicrf.problem.potentials import NEG_INF, Potentials, accumulator_dtype, explicit_start
+from flash_semicrf.problem.unroll import unrolled
 
 __all__ = ["check_edge_memory", "edge_bytes", "edge_tensor"]
 
@@ -50,7 +50,7 @@ def edge_tensor(potentials: Potentials) -> Tensor:
     Parameters
     ----------
     potentials : Potentials
-        Checked; see `flash_semicrf.validation.check_potentials`.
+        Checked; see `flash_semicrf.problem.validation.check_potentials`.
 
     Returns
     -------

@@ -8,18 +8,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.edges import check_edge_memory, edge_tensor
+from flash_semicrf.exact.edges import check_edge_memory, edge_tensor
+from flash_semicrf.exact.semimarkov import SemiMarkov
 from flash_semicrf.exact.vectorized import forward_messages
-from flash_semicrf.marginals import SegmentMarginals
-from flash_semicrf.observations import Constraints, constrain, fold_marginals, fold_table
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.segments import SegmentTable
-from flash_semicrf.semimarkov import SemiMarkov
+from flash_semicrf.inference.marginals import SegmentMarginals, fold_marginals
+from flash_semicrf.inference.viterbi import check_feasible
+from flash_semicrf.problem.constraints import Constraints, constrain, fold_table
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.problem.unroll import fold_durations
+from flash_semicrf.problem.validation import check_potentials
 from flash_semicrf.semirings import LogSemiring, MaxSemiring
 from flash_semicrf.semirings.checkpoint import CheckpointShardSemiring
-from flash_semicrf.streaming.interface import check_feasible
-from flash_semicrf.tail import fold_durations
-from flash_semicrf.validation import check_potentials
 
 __all__ = ["EDGE_BACKENDS", "log_partition", "segment_marginals", "viterbi_table"]
 
@@ -81,7 +81,7 @@ def segment_marginals(
     Returns
     -------
     SegmentMarginals
-        As `flash_semicrf.streaming.segment_marginals`.
+        As `flash_semicrf.segment_marginals`.
     """
     num_labels = check_potentials(potentials).num_labels
     p = constrain(potentials, constraints)

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from flash_semicrf.problem.validation import check_lengths, check_tensor
 from flash_semicrf.semirings.base import Semiring
-from flash_semicrf.validation import check_lengths, check_tensor
 
 __all__ = ["from_parts", "hsmm_edges", "score_parts", "to_parts"]
 

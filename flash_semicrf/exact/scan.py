@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import accumulator_dtype
+from flash_semicrf.problem.potentials import accumulator_dtype
 from flash_semicrf.semirings.base import Element, Semiring
 
 __all__ = ["block_length", "linear_scan", "message", "num_durations", "select_ends"]

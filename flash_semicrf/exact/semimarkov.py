@@ -28,15 +28,15 @@ from flash_semicrf.exact.parts import from_parts, hsmm_edges, score_parts, to_pa
 from flash_semicrf.exact.scan import linear_scan, num_durations
 from flash_semicrf.exact.tree import binary_tree, tree_bytes
 from flash_semicrf.exact.vectorized import vectorized_scan
-from flash_semicrf.potentials import NEG_INF
-from flash_semicrf.semirings.base import Semiring, as_semiring
-from flash_semicrf.validation import (
+from flash_semicrf.problem.potentials import NEG_INF
+from flash_semicrf.problem.validation import (
     check_eager,
     check_lengths,
     check_number,
     check_tensor,
     extremes,
 )
+from flash_semicrf.semirings.base import Semiring, as_semiring
 
 __all__ = ["SemiMarkov"]
 

@@ -1,0 +1,1 @@
+"""Log Z, marginals, decoding and information of a problem: one module for each question."""

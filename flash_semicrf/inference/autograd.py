@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from flash_semicrf.potentials import BY_POSITION, NAMES, Potentials
+from flash_semicrf.problem.potentials import BY_POSITION, NAMES, Potentials
 from flash_semicrf.streaming.dispatch import Backend, choose
 
 __all__ = [
@@ -138,7 +138,7 @@ class SemiCRFStreaming(LogPartition):
     Call it as ``SemiCRFStreaming.apply(backend, lengths, scores, transition, duration_bias,
     start_scores, end_scores, initial_scores, final_scores, duration_tail)``, `backend` being a name
     or a `Backend`, with the parameters of `flash_semicrf.Potentials`, the optional ones None, or
-    left out at the end; most users want `flash_semicrf.streaming.log_partition`. Returns log Z of
+    left out at the end; most users want `flash_semicrf.log_partition`. Returns log Z of
     shape (B,) in float64. Without anything that requires a gradient, and under `torch.no_grad`,
     only O(KC) memory per sequence is used. Differentiable once: a second derivative raises.
     """

@@ -3,7 +3,7 @@
 A batch of sequences is a batch of distributions; an event is the segmentation of one sequence. What
 has a tensor form keeps the usual contract (`log_prob`, `entropy`, `batch_shape`, the registered
 `torch.distributions.kl_divergence`); segmentations themselves travel as
-`flash_semicrf.segments.SegmentTable`, or as lists of `Segment`.
+`flash_semicrf.problem.segments.SegmentTable`, or as lists of `Segment`.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints, register_kl
 
-from flash_semicrf import information
-from flash_semicrf.marginals import SegmentMarginals
-from flash_semicrf.nbest import NBestResult, n_best
-from flash_semicrf.observations import Constraints, constrain, unfold_table
-from flash_semicrf.potentials import Potentials, score_rows
-from flash_semicrf.sampling import sample_table
-from flash_semicrf.segments import (
+from flash_semicrf.inference import information
+from flash_semicrf.inference.log_partition import log_partition
+from flash_semicrf.inference.marginals import SegmentMarginals
+from flash_semicrf.inference.nbest import NBestResult, n_best
+from flash_semicrf.inference.posterior import segment_marginals
+from flash_semicrf.inference.sampling import sample_table
+from flash_semicrf.inference.viterbi import viterbi
+from flash_semicrf.problem.constraints import Constraints, constrain, unfold_table
+from flash_semicrf.problem.potentials import Potentials, score_rows
+from flash_semicrf.problem.segments import (
     Segment,
     SegmentTable,
     ViterbiResult,
     labels_to_table,
     segments_to_table,
 )
-from flash_semicrf.streaming import log_partition, segment_marginals, viterbi
-from flash_semicrf.validation import (
+from flash_semicrf.problem.validation import (
     check_columns,
     check_labels,
     check_positive_int,
@@ -48,7 +50,7 @@ class SemiCRFDistribution(Distribution):
     potentials : Potentials
         `batch_shape` is (B,).
     backend : str, default="auto"
-        As for `flash_semicrf.streaming.log_partition`, for all that this object computes.
+        As for `flash_semicrf.log_partition`, for all that this object computes.
     validate_args : bool, optional
         As for every distribution of PyTorch; the problem is checked in any case, and events by
         `log_prob`.
@@ -176,7 +178,7 @@ class SemiCRFDistribution(Distribution):
         return segments_to_table(value, p.device)
 
     def entropy(self) -> Tensor:
-        """Entropy (B,) in nats, exact and differentiable; see `flash_semicrf.information`."""
+        """Entropy (B,) in nats, exact and differentiable; see `flash_semicrf.entropy`."""
         return information.entropy(self._given, self._backend)
 
     @property
@@ -213,7 +215,7 @@ class SemiCRFDistribution(Distribution):
         sample_shape : sequence of int
             Empty for one sample of each sequence; of several axes, the product of them is drawn.
         seed : int, torch.Generator or None
-            As for `flash_semicrf.sampling.sample`, which returns lists of `Segment`.
+            As for `flash_semicrf.inference.sampling.sample`, which returns lists of `Segment`.
 
         Returns
         -------

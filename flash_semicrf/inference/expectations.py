@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flash_semicrf.marginals import IMPOSSIBLE, inner_product
-from flash_semicrf.potentials import (
+from flash_semicrf.inference.autograd import Once, apply, scaled_gradient
+from flash_semicrf.inference.marginals import IMPOSSIBLE, inner_product
+from flash_semicrf.problem.potentials import (
     BY_POSITION,
     NAMES,
     NEG_INF,
@@ -30,9 +31,8 @@ from flash_semicrf.potentials import (
     accumulator_dtype,
     center_scores,
 )
-from flash_semicrf.streaming.autograd import Once, apply, scaled_gradient
+from flash_semicrf.problem.validation import check_finite_or_forbidden
 from flash_semicrf.streaming.dispatch import choose
-from flash_semicrf.validation import check_finite_or_forbidden
 
 __all__ = ["centered", "expected_score", "position_marginals"]
 
@@ -59,14 +59,14 @@ def expected_score(
     ----------
     p, q : Potentials
         Checked, of the same shapes, with initial scores; see
-        `flash_semicrf.potentials.explicit_start`. If one has final scores, both have.
+        `flash_semicrf.problem.potentials.explicit_start`. If one has final scores, both have.
         Without q, p itself is taken for it, as a constant.
     backend : str
 
     Returns
     -------
     log_z : float64 Tensor of shape (B,)
-        A constant: its gradient is that of `flash_semicrf.streaming.log_partition`.
+        A constant: its gradient is that of `flash_semicrf.log_partition`.
     mean : float64 Tensor of shape (B,)
         Differentiable once in both; -inf where q forbids what p allows.
     """
@@ -133,7 +133,7 @@ class _Centered(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, scores: Tensor, lengths: Tensor) -> Tensor:
-        """Compute on the CPU with numpy, as `flash_semicrf.validation.extremes`."""
+        """Compute on the CPU with numpy, as `flash_semicrf.problem.validation.extremes`."""
         ctx.dtype = scores.dtype
         if scores.device.type != "cpu":
             return center_scores(scores.to(accumulator_dtype(scores.device)), lengths)[0]

@@ -10,7 +10,7 @@ at any length, without edge tensors, in nats. With constraints p and q are the c
 distributions, given that one of the segmentations which agree is true. Large scores common to all
 labels of a position are taken out first: they cancel in every difference above. All are
 differentiable once; their gradients are expected counts and products with the Hessian of log Z,
-which `flash_semicrf.streaming.expectations` explains.
+which `flash_semicrf.inference.expectations` explains.
 
 References
 ----------
@@ -25,11 +25,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.observations import Constraints, constrain
-from flash_semicrf.potentials import NEG_INF, Potentials, explicit_start
-from flash_semicrf.streaming.expectations import centered, expected_score, position_marginals
-from flash_semicrf.streaming.interface import check_feasible, log_partition
-from flash_semicrf.validation import check_potentials
+from flash_semicrf.inference.expectations import centered, expected_score, position_marginals
+from flash_semicrf.inference.log_partition import log_partition
+from flash_semicrf.inference.viterbi import check_feasible
+from flash_semicrf.problem.constraints import Constraints, constrain
+from flash_semicrf.problem.potentials import NEG_INF, Potentials, explicit_start
+from flash_semicrf.problem.validation import check_potentials
 
 __all__ = ["cross_entropy", "entropy", "kl_divergence", "position_entropy"]
 
@@ -43,7 +44,7 @@ def entropy(
     ----------
     potentials : Potentials
     backend : str
-        As for `flash_semicrf.streaming.log_partition`. Gradients run on another where that one
+        As for `flash_semicrf.log_partition`. Gradients run on another where that one
         offers no ``tangents``.
     constraints : Constraints, optional
         Given what is known.

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials, accumulator_dtype, explicit_start
+from flash_semicrf.problem.potentials import Potentials, accumulator_dtype, explicit_start
 
-__all__ = ["SegmentMarginals", "expected_score", "expected_segments"]
+__all__ = ["SegmentMarginals", "expected_score", "expected_segments", "fold_marginals"]
 
 IMPOSSIBLE = 1e-12
 """Position marginals are running sums: below this one may be 0 that rounding has left."""
@@ -77,7 +77,7 @@ def inner_product(values: Tensor, counts: Tensor, noise: float = 0.0) -> Tensor:
     """
     values, counts = values.detach(), counts.detach()
     if counts.device.type == "cpu":
-        # numpy, for the reason that `flash_semicrf.validation.extremes` gives.
+        # numpy, for the reason that `flash_semicrf.problem.validation.extremes` gives.
         value, count = values.numpy(), counts.numpy().astype(np.float64, copy=False)
         is_noise = (count <= noise) & (value < -MASK)
         product = np.where(is_noise | (count == 0) | (value == -np.inf), 0.0, value) * count
@@ -116,7 +116,8 @@ def expected_score(potentials: Potentials, marginals: SegmentMarginals) -> Tenso
 
     Examples
     --------
-    >>> from flash_semicrf.streaming import log_partition, segment_marginals
+    >>> from flash_semicrf.inference.log_partition import log_partition
+    >>> from flash_semicrf.inference.posterior import segment_marginals
     >>> from flash_semicrf.testing import random_problem
     >>> problem = random_problem(batch_size=1)
     >>> entropy = log_partition(problem) - expected_score(problem, segment_marginals(problem))
@@ -145,3 +146,15 @@ def expected_score(potentials: Potentials, marginals: SegmentMarginals) -> Tenso
         last = m.end[torch.arange(p.batch_size, device=p.device), p.lengths - 1]
         total = total + inner_product(p.final_scores, last)
     return total
+
+
+def fold_marginals(marginals: SegmentMarginals, num_labels: int) -> SegmentMarginals:
+    """Bring marginals of a constrained problem back to the C labels of the original one."""
+    folded = {}
+    for name, value in marginals._asdict().items():
+        if value is not None:
+            value = value.unflatten(-1, (-1, num_labels)).sum(-2)
+        if value is not None and name == "transition":
+            value = value.unflatten(-2, (-1, num_labels)).sum(-3)
+        folded[name] = value
+    return SegmentMarginals(**folded)

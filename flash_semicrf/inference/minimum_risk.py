@@ -29,11 +29,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from flash_semicrf.observations import Constraints
-from flash_semicrf.potentials import NEG_INF, Potentials, accumulator_dtype, explicit_start
-from flash_semicrf.segments import SegmentTable, ViterbiResult, covered_positions, table_to_segments
-from flash_semicrf.streaming import segment_marginals, viterbi_table
-from flash_semicrf.validation import check_choice, check_potentials
+from flash_semicrf.inference.posterior import segment_marginals
+from flash_semicrf.inference.viterbi import viterbi_table
+from flash_semicrf.problem.constraints import Constraints
+from flash_semicrf.problem.potentials import NEG_INF, Potentials, accumulator_dtype, explicit_start
+from flash_semicrf.problem.segments import (
+    SegmentTable,
+    ViterbiResult,
+    covered_positions,
+    table_to_segments,
+)
+from flash_semicrf.problem.validation import check_choice, check_potentials
 
 __all__ = ["minimum_risk"]
 
@@ -62,7 +68,7 @@ def minimum_risk(
         maximises 2 E[right starts] / (number of starts + E[number of true starts]); a start is
         right if a segment of the same label starts there.
     backend : str
-        As for `flash_semicrf.streaming.log_partition`.
+        As for `flash_semicrf.log_partition`.
     constraints : Constraints, optional
         Of the segmentations that agree with what is known, the one with the largest expected
         accuracy given that.

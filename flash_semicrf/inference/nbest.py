@@ -15,14 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flash_semicrf.observations import Constraints, constrain, fold_table
-from flash_semicrf.potentials import Potentials, score_rows
-from flash_semicrf.segments import Segment, SegmentTable, table_to_segments
+from flash_semicrf.inference.viterbi import check_feasible
+from flash_semicrf.problem.constraints import Constraints, constrain, fold_table
+from flash_semicrf.problem.potentials import Potentials, score_rows
+from flash_semicrf.problem.segments import Segment, SegmentTable, table_to_segments
+from flash_semicrf.problem.unroll import unrolled
+from flash_semicrf.problem.validation import check_positive_int, check_potentials
 from flash_semicrf.streaming import reference_nbest
 from flash_semicrf.streaming.dispatch import choose
-from flash_semicrf.streaming.interface import check_feasible
-from flash_semicrf.tail import unrolled
-from flash_semicrf.validation import check_positive_int, check_potentials
 
 __all__ = ["NBestResult", "n_best", "n_best_table"]
 
@@ -52,14 +52,14 @@ def n_best(
     """Find the n best segmentations of each sequence.
 
     They are distinct and in the order of their probability: the first one is the result of
-    `flash_semicrf.streaming.viterbi`.
+    `flash_semicrf.viterbi`.
 
     Parameters
     ----------
     potentials : Potentials
     n : int
     backend : str
-        As for `flash_semicrf.streaming.log_partition`; it runs the max pass. The search runs on
+        As for `flash_semicrf.log_partition`; it runs the max pass. The search runs on
         the CPU, for tensors on a GPU too, on a copy; "reference" runs a plain dynamic program.
     constraints : Constraints, optional
         Best of the segmentations that agree with what is known.

@@ -16,12 +16,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.constraints import check_gold
-from flash_semicrf.observations import Constraints
-from flash_semicrf.potentials import Potentials, score_segments
-from flash_semicrf.segments import labels_to_table
-from flash_semicrf.streaming.interface import log_partition
-from flash_semicrf.validation import check_labels
+from flash_semicrf.inference.log_partition import log_partition
+from flash_semicrf.nn.allowed import check_gold
+from flash_semicrf.problem.constraints import Constraints
+from flash_semicrf.problem.potentials import Potentials, score_segments
+from flash_semicrf.problem.segments import labels_to_table
+from flash_semicrf.problem.validation import check_labels
 
 __all__ = ["partial_score"]
 
@@ -46,7 +46,7 @@ def partial_score(
     long_segments : {"split", "error"}
         As for `labels_to_table` and `Constraints.from_labels`.
     backend : str
-        As for `flash_semicrf.streaming.log_partition`.
+        As for `flash_semicrf.log_partition`.
 
     Returns
     -------

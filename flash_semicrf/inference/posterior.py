@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.marginals import SegmentMarginals
-from flash_semicrf.observations import Constraints, constrain, fold_marginals, unfold_table
-from flash_semicrf.potentials import (
+from flash_semicrf.inference.marginals import SegmentMarginals, fold_marginals
+from flash_semicrf.problem.constraints import Constraints, constrain, unfold_table
+from flash_semicrf.problem.potentials import (
     NEG_INF,
     Potentials,
     center_scores,
@@ -24,9 +24,9 @@ from flash_semicrf.potentials import (
     explicit_start,
     table_rows,
 )
-from flash_semicrf.segments import SegmentTable
+from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.problem.validation import check_potentials, check_rows
 from flash_semicrf.streaming.dispatch import choose
-from flash_semicrf.validation import check_potentials, check_rows
 
 __all__ = ["segment_marginals", "segment_probabilities"]
 
@@ -44,7 +44,7 @@ def segment_marginals(
     ----------
     potentials : Potentials
     backend : str
-        As for `flash_semicrf.streaming.log_partition`.
+        As for `flash_semicrf.log_partition`.
     counts : bool
         Also count transitions and durations; without, those fields are None and it is cheaper.
     constraints : Constraints, optional
@@ -59,7 +59,7 @@ def segment_marginals(
     Raises
     ------
     TypeError, ValueError
-        As for `flash_semicrf.streaming.log_partition`.
+        As for `flash_semicrf.log_partition`.
 
     Examples
     --------
@@ -103,7 +103,7 @@ def segment_probabilities(
     table : SegmentTable
         Any segments inside their sequences, in any order; they need not tile anything.
     backend : str
-        As for `flash_semicrf.streaming.log_partition`.
+        As for `flash_semicrf.log_partition`.
     constraints : Constraints, optional
         Given what is known.
 
@@ -115,13 +115,13 @@ def segment_probabilities(
     Raises
     ------
     TypeError, ValueError
-        As for `flash_semicrf.streaming.log_partition`, and for a segment that is not inside its
+        As for `flash_semicrf.log_partition`, and for a segment that is not inside its
         sequence.
 
     Examples
     --------
     >>> from flash_semicrf import Segment
-    >>> from flash_semicrf.segments import segments_to_table
+    >>> from flash_semicrf.problem.segments import segments_to_table
     >>> zeros = Potentials(
     ...     torch.zeros(1, 2, 1), torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([2])
     ... )

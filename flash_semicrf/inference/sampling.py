@@ -14,12 +14,12 @@ import operator
 import torch
 from torch import Tensor
 
-from flash_semicrf.observations import Constraints, constrain, fold_table
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.segments import Segment, SegmentTable, table_to_segments
+from flash_semicrf.inference.viterbi import check_feasible
+from flash_semicrf.problem.constraints import Constraints, constrain, fold_table
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.segments import Segment, SegmentTable, table_to_segments
+from flash_semicrf.problem.validation import check_positive_int, check_potentials
 from flash_semicrf.streaming.dispatch import choose
-from flash_semicrf.streaming.interface import check_feasible
-from flash_semicrf.validation import check_positive_int, check_potentials
 
 __all__ = ["sample", "sample_table"]
 
@@ -45,7 +45,7 @@ def sample(
         None takes a seed from torch's default generator, so that `torch.manual_seed` fixes it; a
         generator gives one in the same way.
     backend : str
-        As for `flash_semicrf.streaming.log_partition`. All draw the same samples, but where
+        As for `flash_semicrf.log_partition`. All draw the same samples, but where
         rounding decides.
     constraints : Constraints, optional
         Draw from the segmentations that agree with what is known, by their probabilities given

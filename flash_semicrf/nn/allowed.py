@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import NEG_INF, Potentials, score_rows
-from flash_semicrf.segments import SegmentTable
-from flash_semicrf.validation import check_data
+from flash_semicrf.problem.potentials import NEG_INF, Potentials, score_rows
+from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.problem.validation import check_data
 
-__all__ = ["allowed_durations", "allowed_transitions", "check_gold", "forbid"]
+__all__ = ["allowed_durations", "allowed_transitions", "check_gold"]
 
 
 def allowed_durations(
@@ -113,11 +113,6 @@ def allowed_transitions(constraints: object, num_classes: int) -> Tensor | None:
             f"got {tuple(allowed.shape)}."
         )
     return allowed.clone()
-
-
-def forbid(scores: Tensor, allowed: Tensor | None) -> Tensor:
-    """Set scores to -inf where a mask is False; no mask allows everything."""
-    return scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)
 
 
 def check_gold(gold: Tensor, problem: Potentials, table: SegmentTable) -> None:

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from flash_semicrf.exact import inference as edge_inference
 from flash_semicrf.exact.inference import EDGE_BACKENDS
-from flash_semicrf.head_inputs import check_traceback_length, full_precision
-from flash_semicrf.marginals import SegmentMarginals
-from flash_semicrf.observations import Constraints
-from flash_semicrf.potentials import Potentials, score_rows, score_segments
-from flash_semicrf.segments import ViterbiResult, table_to_segments
-from flash_semicrf.streaming import segment_marginals, viterbi_table
+from flash_semicrf.inference.marginals import SegmentMarginals
+from flash_semicrf.inference.posterior import segment_marginals
+from flash_semicrf.inference.viterbi import viterbi_table
+from flash_semicrf.nn.inputs import check_traceback_length, full_precision
+from flash_semicrf.problem.constraints import Constraints
+from flash_semicrf.problem.potentials import Potentials, score_rows, score_segments
+from flash_semicrf.problem.segments import ViterbiResult, table_to_segments
 
 __all__ = ["DecodingMixin"]
 

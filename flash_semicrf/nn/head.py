@@ -3,8 +3,9 @@
     hidden_states (B, T, D) -> projection -> scores (B, T, C) -> centring -> `Potentials`
         -> log Z, gold score, best segmentation, marginals
 
-Every quantity is computed from the same `flash_semicrf.potentials.Potentials`, so that the loss is
-the negative logarithm of a probability. Cost T(KC + C²) for each sequence; gradients are exact.
+Every quantity is computed from the same `flash_semicrf.problem.potentials.Potentials`, so that the
+loss is the negative logarithm of a probability. Cost T(KC + C²) for each sequence; gradients are
+exact.
 
 References
 ----------
@@ -20,12 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flash_semicrf.constraints import (
-    allowed_durations,
-    allowed_transitions,
-    check_gold,
-    forbid,
-)
+from flash_semicrf.compat.cumulative import resolve_use_triton
 from flash_semicrf.duration import (
     DurationDistribution,
     GeometricTail,
@@ -33,8 +29,11 @@ from flash_semicrf.duration import (
     create_duration_tail,
 )
 from flash_semicrf.exact.inference import EDGE_BACKENDS
-from flash_semicrf.head_decoding import DecodingMixin
-from flash_semicrf.head_inputs import (
+from flash_semicrf.inference.log_partition import log_partition
+from flash_semicrf.inference.partial import partial_score
+from flash_semicrf.nn.allowed import allowed_durations, allowed_transitions, check_gold
+from flash_semicrf.nn.decoding import DecodingMixin
+from flash_semicrf.nn.inputs import (
     backend_name,
     cast,
     check_numbers,
@@ -42,22 +41,17 @@ from flash_semicrf.head_inputs import (
     project,
     update_pruned,
 )
-from flash_semicrf.observations import Constraints
-from flash_semicrf.partial import partial_score
-from flash_semicrf.potentials import (
+from flash_semicrf.problem.constraints import Constraints
+from flash_semicrf.problem.potentials import (
     NEG_INF,
     Potentials,
     accumulator_dtype,
     center_scores,
+    forbid,
     score_segments,
 )
-from flash_semicrf.segments import (
-    SegmentTable,
-    labels_to_table,
-)
-from flash_semicrf.streaming import log_partition
-from flash_semicrf.streaming.interface import resolve_use_triton
-from flash_semicrf.validation import (
+from flash_semicrf.problem.segments import SegmentTable, labels_to_table
+from flash_semicrf.problem.validation import (
     check_choice,
     check_eager,
     check_finite_or_forbidden,
@@ -95,7 +89,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
     num_warps : int, default=4
         Accepted for compatibility; kernels choose their own launch parameters.
     centering : {"position", "sequence", "none"}, default="position"
-        See `flash_semicrf.potentials.center_scores`. "position" does not change the model.
+        See `flash_semicrf.problem.potentials.center_scores`. "position" does not change the model.
     long_segments : {"split", "error"}, default="split"
         What to do with a run of equal gold labels longer than K, without a duration tail: cut it
         into near-equal pieces, with a warning, or raise.
@@ -434,7 +428,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
             "partition", float64 Tensor of shape (B,): log Z, -inf where nothing is feasible.
             "cum_scores", float64 Tensor of shape (B, T+1, C): cumulative sums of the scores, which
             with ``constrained_transition``, ``duration_bias`` and the optional parameters give that
-            partition in `flash_semicrf.streaming.semi_crf_streaming_forward`. A score of -inf has
+            partition in `flash_semicrf.compat.semi_crf_streaming_forward`. A score of -inf has
             no difference there.
         """
         with full_precision(hidden_states):

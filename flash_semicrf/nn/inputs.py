@@ -10,14 +10,14 @@ from torch.func import functional_call
 from torch.nn.utils.prune import BasePruningMethod
 
 from flash_semicrf.exact.inference import EDGE_BACKENDS
-from flash_semicrf.streaming.dispatch import BACKENDS
-from flash_semicrf.validation import (
+from flash_semicrf.problem.validation import (
     check_choice,
     check_data,
     check_number,
     check_positive_int,
     check_tensor,
 )
+from flash_semicrf.streaming.dispatch import BACKENDS
 
 __all__ = [
     "backend_name",

@@ -1,7 +1,7 @@
 """The CRF head with what its distribution says about its own certainty.
 
 Everything is exact and needs no edge tensor: boundary and position probabilities are marginals, the
-entropy comes from one forward-backward (`flash_semicrf.information`), at any length.
+entropy comes from one forward-backward (`flash_semicrf.inference.information`), at any length.
 
 References
 ----------
@@ -17,16 +17,16 @@ import warnings
 import torch
 from torch import Tensor
 
-from flash_semicrf.edges import check_edge_memory, edge_tensor
+from flash_semicrf.exact.edges import check_edge_memory, edge_tensor
 from flash_semicrf.exact.inference import EDGE_BACKENDS
-from flash_semicrf.head_inputs import full_precision
-from flash_semicrf.information import categorical_entropy, entropy
-from flash_semicrf.marginals import SegmentMarginals
-from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.segments import SegmentTable
-from flash_semicrf.semimarkov import SemiMarkov
+from flash_semicrf.exact.semimarkov import SemiMarkov
+from flash_semicrf.inference.information import categorical_entropy, entropy
+from flash_semicrf.inference.marginals import SegmentMarginals
+from flash_semicrf.nn.head import SemiMarkovCRFHead
+from flash_semicrf.nn.inputs import full_precision
+from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.problem.validation import check_choice, check_number, check_potentials
 from flash_semicrf.semirings import EntropySemiring
-from flash_semicrf.validation import check_choice, check_number, check_potentials
 
 __all__ = ["UncertaintySemiMarkovCRFHead"]
 

@@ -1,0 +1,1 @@
+"""What inference is about: scores, segmentations, and what is known of them, checked."""

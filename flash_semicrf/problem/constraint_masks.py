@@ -1,4 +1,4 @@
-"""What `flash_semicrf.observations.Constraints` say, checked and turned into masks of positions."""
+"""`Constraints`, checked and turned into masks of positions."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.segments import (
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.segments import (
     Segment,
     SegmentTable,
     covered_positions,
     segments_to_table,
     whole_number,
 )
-from flash_semicrf.validation import check_columns, check_labels, check_tensor, refuse
+from flash_semicrf.problem.validation import check_columns, check_labels, check_tensor, refuse
 
 if TYPE_CHECKING:
-    from flash_semicrf.observations import Constraints, Positions, Segments
+    from flash_semicrf.problem.constraints import Constraints, Positions, Segments
 
 __all__ = ["masks"]
 

@@ -29,20 +29,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flash_semicrf.constraints import forbid
-from flash_semicrf.marginals import SegmentMarginals
-from flash_semicrf.observation_masks import masks
-from flash_semicrf.potentials import Potentials, explicit_start
-from flash_semicrf.segments import (
+from flash_semicrf.problem.constraint_masks import masks
+from flash_semicrf.problem.potentials import Potentials, explicit_start, forbid
+from flash_semicrf.problem.segments import (
     Segment,
     SegmentTable,
     covered_positions,
     labels_to_table,
     limit_durations,
 )
-from flash_semicrf.validation import check_choice, check_int, check_potentials
+from flash_semicrf.problem.validation import check_choice, check_int, check_potentials
 
-__all__ = ["Constraints", "constrain", "fold_marginals", "fold_table", "unfold_table"]
+__all__ = ["Constraints", "constrain", "fold_table", "unfold_table"]
 
 Segments = SegmentTable | Sequence[Sequence[tuple[int, int, int] | Segment]]
 Positions = Tensor | Sequence[Sequence[int]]
@@ -83,7 +81,7 @@ class Constraints:
 
     Examples
     --------
-    >>> from flash_semicrf.streaming import viterbi
+    >>> from flash_semicrf.inference.viterbi import viterbi
     >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
     <torch._C.Generator object at ...>
     >>> scores, lengths = torch.randn(1, 8, 2), torch.tensor([8])
@@ -129,7 +127,7 @@ class Constraints:
         ignore_index : int, default=-100
         unlimited : bool Tensor of shape (C,), optional
             Labels whose segments may be longer than K, as for
-            `flash_semicrf.segments.labels_to_table`.
+            `flash_semicrf.problem.segments.labels_to_table`.
 
         Returns
         -------
@@ -226,18 +224,6 @@ def unfold_table(table: SegmentTable, num_labels: int, num_copies: int) -> list[
     """
     firsts = range(0, num_copies, num_labels)
     return [table._replace(label=table.label + first) for first in firsts]
-
-
-def fold_marginals(marginals: SegmentMarginals, num_labels: int) -> SegmentMarginals:
-    """Bring marginals of a constrained problem back to the C labels of the original one."""
-    folded = {}
-    for name, value in marginals._asdict().items():
-        if value is not None:
-            value = value.unflatten(-1, (-1, num_labels)).sum(-2)
-        if value is not None and name == "transition":
-            value = value.unflatten(-2, (-1, num_labels)).sum(-3)
-        folded[name] = value
-    return SegmentMarginals(**folded)
 
 
 def _alternating(p: Potentials, allowed: Tensor | None, forced: Tensor) -> Potentials:

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flash_semicrf.checks import check_tensor
-from flash_semicrf.segments import SegmentTable, covered_positions
+from flash_semicrf.problem.checks import check_tensor
+from flash_semicrf.problem.segments import SegmentTable, covered_positions
 
 __all__ = [
     "BY_POSITION",
@@ -36,6 +36,7 @@ __all__ = [
     "center_scores",
     "content_rows",
     "explicit_start",
+    "forbid",
     "initial_term",
     "score_rows",
     "score_segments",
@@ -86,8 +87,8 @@ class Potentials:
 
     Notes
     -----
-    The constructor checks nothing; `flash_semicrf.validation.check_potentials` does, once, at
-    the public entry points.
+    The constructor checks nothing; `flash_semicrf.problem.validation.check_potentials` does, once,
+    at the public entry points.
     """
 
     scores: Tensor
@@ -139,8 +140,9 @@ class Potentials:
     def score_range(self) -> tuple[float, float]:
         """Smallest and largest entry of `scores` on the CPU, padding included; NaN if there is one.
 
-        Kept with the problem: `flash_semicrf.validation.check_potentials` makes one for each call.
-        In this thread, by numpy: a parallel operation of torch would wait for a busy core.
+        Kept with the problem: `flash_semicrf.problem.validation.check_potentials` makes one for
+        each call. In this thread, by numpy: a parallel operation of torch would wait for a busy
+        core.
         """
         array = self.scores.detach().numpy()
         return float(array.min()), float(array.max())
@@ -367,3 +369,8 @@ def score_segments(potentials: Potentials, table: SegmentTable) -> Tensor:
     rows = score_rows(potentials, table)
     zero = torch.zeros(potentials.batch_size, dtype=rows.dtype, device=rows.device)
     return zero.index_add(0, table.sequence, rows)
+
+
+def forbid(scores: Tensor, allowed: Tensor | None) -> Tensor:
+    """Set scores to -inf where a mask is False; no mask allows everything."""
+    return scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)

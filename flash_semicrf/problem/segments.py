@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flash_semicrf.checks import check_tensor
+from flash_semicrf.problem.checks import check_tensor
 
 __all__ = [
     "Segment",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials, accumulator_dtype
+from flash_semicrf.problem.potentials import Potentials, accumulator_dtype
 
 __all__ = ["fold_durations", "unrolled"]
 

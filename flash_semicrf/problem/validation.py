@@ -12,15 +12,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flash_semicrf.checks import (
+from flash_semicrf.problem.checks import (
     check_floating_dtype,
     check_int,
     check_number,
     check_positive_int,
     check_tensor,
 )
-from flash_semicrf.potentials import BY_POSITION, NEG_INF, Potentials
-from flash_semicrf.segments import SegmentTable
+from flash_semicrf.problem.potentials import BY_POSITION, NEG_INF, Potentials
+from flash_semicrf.problem.segments import SegmentTable
 
 __all__ = [
     "DEVICE_CHECKS",

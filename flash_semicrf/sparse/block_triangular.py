@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flash_semicrf.problem.validation import check_positive_int, check_tensor
 from flash_semicrf.semirings import Semiring
 from flash_semicrf.semirings.base import as_semiring, components
-from flash_semicrf.validation import check_positive_int, check_tensor
 
 __all__ = ["BlockTriangularMatrix", "block_triang_matmul"]
 

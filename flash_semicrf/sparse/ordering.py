@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import NEG_INF
+from flash_semicrf.problem.potentials import NEG_INF
+from flash_semicrf.problem.validation import check_positive_int, check_tensor
 from flash_semicrf.sparse.banded import BandedMatrix
-from flash_semicrf.validation import check_positive_int, check_tensor
 
 __all__ = [
     "apply_permutation",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import NEG_INF, accumulator_dtype
+from flash_semicrf.problem.potentials import NEG_INF, accumulator_dtype
 
 __all__ = ["HUGE", "common_parts", "running_total"]
 

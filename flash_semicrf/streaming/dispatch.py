@@ -13,18 +13,19 @@ from typing import Protocol
 
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.segments import SegmentTable
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.problem.validation import DEVICE_CHECKS, check_choice
 from flash_semicrf.streaming.cpu.backend import NumbaBackend
+from flash_semicrf.streaming.cpu.values import values_are_allowed
 from flash_semicrf.streaming.reference import ReferenceBackend
 from flash_semicrf.streaming.triton.backend import TritonBackend
-from flash_semicrf.validation import check_choice
 
 __all__ = ["BACKENDS", "Backend", "choose", "record_backends"]
 
 
 class Backend(Protocol):
-    """What a backend offers. Problems come checked; see `flash_semicrf.validation`."""
+    """What a backend offers. Problems come checked; see `flash_semicrf.problem.validation`."""
 
     name: str
 
@@ -58,7 +59,7 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Log Z, its derivative along a direction, and that of its gradient.
 
-        The problem has `initial_scores` (see `flash_semicrf.potentials.explicit_start`);
+        The problem has `initial_scores` (see `flash_semicrf.problem.potentials.explicit_start`);
         the direction is finite everywhere, its padding 0, and gives all that the problem gives.
 
         Returns log Z (B,), ``mean`` (B,) = <direction, gradient> = E[score by the direction], and
@@ -77,7 +78,7 @@ class Backend(Protocol):
         """Best scores (B,) in float64 and segments; -inf and no rows where nothing is feasible."""
 
     def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
-        """Draw segmentations with the numbers of `flash_semicrf.streaming.cpu.streams`.
+        """Draw segmentations with the numbers of `flash_semicrf.streaming.streams`.
 
         `sequence` is sample * B + b; no rows where nothing is feasible.
         """
@@ -87,6 +88,9 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend for backend in (NumbaBackend(), TritonBackend(), ReferenceBackend())
 }
 """Backends in order of preference."""
+
+# The one look at all values that the validation of a problem takes on each kind of device.
+DEVICE_CHECKS.update(cpu=values_are_allowed, cuda=TritonBackend().values_are_allowed)
 
 _record: ContextVar[list[str] | None] = ContextVar("flash_semicrf_backends", default=None)
 

@@ -19,16 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import (
+from flash_semicrf.problem.potentials import (
     BY_POSITION,
     NEG_INF,
     Potentials,
     accumulator_dtype,
     explicit_start,
 )
-from flash_semicrf.segments import SegmentTable
-from flash_semicrf.streaming.cpu.streams import streams, uniform
-from flash_semicrf.tail import unrolled
+from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.problem.unroll import unrolled
+from flash_semicrf.streaming.streams import streams, uniform
 
 __all__ = ["ReferenceBackend", "blank_and_upcast", "log_partition", "sample", "viterbi"]
 
@@ -245,7 +245,7 @@ def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
     potentials : Potentials
     num_samples : int
     seed : int
-        Of the random numbers of `flash_semicrf.streaming.cpu.streams`.
+        Of the random numbers of `flash_semicrf.streaming.streams`.
 
     Returns
     -------

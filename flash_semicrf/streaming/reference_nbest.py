@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials, explicit_start
-from flash_semicrf.segments import SegmentTable
+from flash_semicrf.problem.potentials import Potentials, explicit_start
+from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.reference import blank_and_upcast
 
 __all__ = ["n_best"]

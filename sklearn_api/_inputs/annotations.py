@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from flash_semicrf.segments import Segment, whole_number
-from sklearn_api.containers import num_dimensions
+from flash_semicrf.problem.segments import Segment, whole_number
+from sklearn_api._inputs.containers import num_dimensions
 
 __all__ = ["are_segments", "as_labels", "is_nested", "label_kind", "read_segment", "which_nested"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.utils.validation import _get_feature_names, assert_all_finite, check_array
 
-from sklearn_api.containers import num_dimensions, to_host
+from sklearn_api._inputs.containers import num_dimensions, to_host
 
 __all__ = [
     "all_sparse_or_none",
@@ -29,7 +29,7 @@ def exact_dtype(x: Any) -> type:
 
 
 def check_sequence(x: Any, index: int, dtype: Any, options: dict[str, Any]) -> Any:
-    """One sequence as an array or CSR matrix (T, D), as `sklearn_api.sequences.check_X` says."""
+    """One sequence as an array or CSR matrix (T, D); see `check_X`."""
     if num_dimensions(x) != 2:
         shape = tuple(x.shape) if hasattr(x, "shape") else f"{num_dimensions(x)}-D"
         raise ValueError(

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import _num_samples
 
-from sklearn_api.containers import sequences_of
-from sklearn_api.sequences import Layout, group_starts
+from sklearn_api._inputs.containers import sequences_of
+from sklearn_api._inputs.sequences import Layout, group_starts
 
 __all__ = ["read_layout"]
 

@@ -9,9 +9,9 @@ import numpy as np
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _num_samples
 
-from sklearn_api.annotations import are_segments, as_labels, is_nested
-from sklearn_api.containers import to_host
-from sklearn_api.sequences import group_starts, object_array
+from sklearn_api._inputs.annotations import are_segments, as_labels, is_nested
+from sklearn_api._inputs.containers import to_host
+from sklearn_api._inputs.sequences import group_starts, object_array
 
 __all__ = ["as_sequences"]
 

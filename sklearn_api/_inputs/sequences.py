@@ -17,10 +17,16 @@ import scipy.sparse as sp
 import torch
 from sklearn.utils.validation import column_or_1d, validate_data
 
-from flash_semicrf.segments import Segment, SegmentTable, bio_to_segments, segments_to_bio
-from sklearn_api.annotations import as_labels, is_nested, label_kind, read_segment, which_nested
-from sklearn_api.containers import listed, sequences_of, to_host
-from sklearn_api.feature_checks import (
+from flash_semicrf.problem.segments import Segment, SegmentTable, bio_to_segments, segments_to_bio
+from sklearn_api._inputs.annotations import (
+    as_labels,
+    is_nested,
+    label_kind,
+    read_segment,
+    which_nested,
+)
+from sklearn_api._inputs.containers import listed, sequences_of, to_host
+from sklearn_api._inputs.features import (
     all_sparse_or_none,
     check_finite,
     check_names,
@@ -257,7 +263,8 @@ def check_y(y: Any, layout: Layout, tagging: str | None = None) -> GoldSegments:
         is inclusive.
     layout : Layout
     tagging : {None, "bio"}
-        "bio": labels per position are BIO tags, read by `flash_semicrf.segments.bio_to_segments`.
+        "bio": labels per position are BIO tags, read by
+        `flash_semicrf.problem.segments.bio_to_segments`.
 
     Returns
     -------

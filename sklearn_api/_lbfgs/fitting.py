@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
-from flash_semicrf.segments import SegmentTable
-from sklearn_api.building import split_sequences
-from sklearn_api.sequences import Sequences
-from sklearn_api.solvers.features import FeatureMatrix, stack_rows
-from sklearn_api.solvers.lbfgs import minimize
-from sklearn_api.solvers.likelihood import LinearLikelihood
-from sklearn_api.solvers.objective import LinearObjective
-from sklearn_api.weights import training_weights
+from flash_semicrf.problem.segments import SegmentTable
+from sklearn_api._inputs.sequences import Sequences
+from sklearn_api._lbfgs.features import FeatureMatrix, stack_rows
+from sklearn_api._lbfgs.likelihood import LinearLikelihood
+from sklearn_api._lbfgs.minimize import minimize
+from sklearn_api._lbfgs.objective import LinearObjective
+from sklearn_api._model.building import split_sequences
+from sklearn_api._training.weights import training_weights
 
 __all__ = ["check_solver", "fit_lbfgs", "offers_partial_fit"]
 

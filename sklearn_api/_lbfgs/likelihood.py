@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.potentials import Potentials, within_length
-from flash_semicrf.segments import SegmentTable, covered_positions
+from flash_semicrf.problem.potentials import Potentials, within_length
+from flash_semicrf.problem.segments import SegmentTable, covered_positions
 from flash_semicrf.streaming.dispatch import choose
-from sklearn_api.solvers.features import FeatureMatrix
+from sklearn_api._lbfgs.features import FeatureMatrix
 
 __all__ = ["LinearLikelihood"]
 

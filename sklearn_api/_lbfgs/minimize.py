@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sklearn_api.solvers.vectors import combine, largest, products
+from sklearn_api._lbfgs.vectors import combine, largest, products
 
 __all__ = ["Minimum", "minimize"]
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sklearn_api.solvers.likelihood import LinearLikelihood
-from sklearn_api.solvers.vectors import penalised, scaled
+from sklearn_api._lbfgs.likelihood import LinearLikelihood
+from sklearn_api._lbfgs.vectors import penalised, scaled
 
 __all__ = ["LinearObjective"]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.nn import SemiMarkovCRFHead
-from sklearn_api.solvers.features import stack_rows
-from sklearn_api.sparse_batches import linear_layers
-from sklearn_api.training import pad_values
+from sklearn_api._lbfgs.features import stack_rows
+from sklearn_api._training.net import pad_values
+from sklearn_api._training.sparse import linear_layers
 
 __all__ = ["sparse_scores"]
 

@@ -12,7 +12,6 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from flash_semicrf.constraints import allowed_transitions
 from flash_semicrf.duration import (
     DURATION_DISTRIBUTIONS,
     DurationDistribution,
@@ -20,12 +19,12 @@ from flash_semicrf.duration import (
     create_duration_distribution,
 )
 from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.potentials import NEG_INF
-from flash_semicrf.segments import SegmentTable
-from sklearn_api.encoders import Standardize, make_encoder
-from sklearn_api.sequences import Sequences
-from sklearn_api.single_positions import forbid_longer
-from sklearn_api.training import (
+from flash_semicrf.nn.allowed import allowed_transitions
+from flash_semicrf.problem.potentials import NEG_INF
+from flash_semicrf.problem.segments import SegmentTable
+from sklearn_api._inputs.sequences import Sequences
+from sklearn_api._model.single_positions import forbid_longer
+from sklearn_api._training.net import (
     LossRecorder,
     PlateauStopping,
     PrivateRNG,
@@ -33,6 +32,7 @@ from sklearn_api.training import (
     SegmentationNet,
     bucketed_loader,
 )
+from sklearn_api.encoders import Standardize, make_encoder
 
 __all__ = [
     "build_module",

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from sklearn_api._inputs.sequences import Sequences
 from sklearn_api.encoders import position_moments
-from sklearn_api.sequences import Sequences
 
 __all__ = ["cast_features", "warn_of_lost_spread"]
 

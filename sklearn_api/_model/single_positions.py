@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.segments import SegmentTable, covered_positions
+from flash_semicrf.problem.segments import SegmentTable, covered_positions
 
 __all__ = ["forbid_longer", "single_labels", "split_singles"]
 

@@ -24,10 +24,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.observations import Constraints
-from flash_semicrf.potentials import Potentials, score_segments
-from flash_semicrf.segments import SegmentTable
-from flash_semicrf.streaming import log_partition
+from flash_semicrf.inference.log_partition import log_partition
+from flash_semicrf.problem.constraints import Constraints
+from flash_semicrf.problem.potentials import Potentials, score_segments
+from flash_semicrf.problem.segments import SegmentTable
 
 __all__ = ["core_rows", "crop_loss", "known_ends"]
 

@@ -3,7 +3,7 @@
 Each epoch cuts every sequence that is longer than `crop_length` at a random offset and every
 `crop_length` positions from there: each position is in one piece per epoch. A piece is widened to
 the gold segments that its cuts pass through, by less than the longest segment on either side, and
-by the encoder's context; `sklearn_api.crop_likelihood` says what its loss is.
+by the encoder's context; `sklearn_api._training.crop_likelihood` says what its loss is.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from sklearn_api.training import LengthBucketSampler, SequenceDataset, collate_sequences
-from sklearn_api.windows import Context, encoder_context
+from sklearn_api._model.windows import Context, encoder_context
+from sklearn_api._training.net import LengthBucketSampler, SequenceDataset, collate_sequences
 
 __all__ = ["Crop", "CropSampler", "CroppedDataset", "crop_long"]
 

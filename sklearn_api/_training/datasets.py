@@ -6,12 +6,12 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from flash_semicrf.segments import SegmentTable
-from sklearn_api.building import split_sequences
-from sklearn_api.crops import crop_long
-from sklearn_api.sequences import Sequences
-from sklearn_api.training import SequenceDataset
-from sklearn_api.weights import WeightedDataset, training_weights
+from flash_semicrf.problem.segments import SegmentTable
+from sklearn_api._inputs.sequences import Sequences
+from sklearn_api._model.building import split_sequences
+from sklearn_api._training.crops import crop_long
+from sklearn_api._training.net import SequenceDataset
+from sklearn_api._training.weights import WeightedDataset, training_weights
 
 __all__ = ["training_datasets"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_semicrf.validation import extremes
+from flash_semicrf.problem.validation import extremes
 
 __all__ = ["all_finite", "check_state", "diverged"]
 

@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flash_semicrf.duration import DurationDistribution
+from flash_semicrf.inference.log_partition import log_partition
 from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.potentials import Potentials, score_segments, within_length
-from flash_semicrf.segments import SegmentTable
-from flash_semicrf.streaming import log_partition
-from sklearn_api.crop_likelihood import core_rows, crop_loss
-from sklearn_api.divergence import all_finite, check_state, diverged
+from flash_semicrf.problem.potentials import Potentials, score_segments, within_length
+from flash_semicrf.problem.segments import SegmentTable
+from sklearn_api._training.crop_likelihood import core_rows, crop_loss
+from sklearn_api._training.divergence import all_finite, check_state, diverged
+from sklearn_api._training.sparse import pad_sparse, problem_of_scores, project_sparse
 from sklearn_api.encoders import Standardize
-from sklearn_api.sparse_batches import pad_sparse, problem_of_scores, project_sparse
 
 __all__ = [
     "LengthBucketSampler",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.potentials import Potentials, center_scores
+from flash_semicrf.problem.potentials import Potentials, center_scores
 
 __all__ = ["linear_layers", "pad_sparse", "problem_of_scores", "project_sparse"]
 

@@ -18,12 +18,12 @@ from sklearn.utils.validation import assert_all_finite
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from flash_semicrf.segments import SegmentTable
-from sklearn_api.containers import listed
-from sklearn_api.crops import CroppedDataset
-from sklearn_api.parameters import check_largest
-from sklearn_api.sequences import Layout
-from sklearn_api.training import SequenceDataset
+from flash_semicrf.problem.segments import SegmentTable
+from sklearn_api._inputs.containers import listed
+from sklearn_api._inputs.sequences import Layout
+from sklearn_api._parameters import check_largest
+from sklearn_api._training.crops import CroppedDataset
+from sklearn_api._training.net import SequenceDataset
 
 __all__ = ["WeightedDataset", "check_sample_weight", "training_weights", "with_class_weight"]
 

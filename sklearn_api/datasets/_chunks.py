@@ -7,8 +7,8 @@ import re
 import numpy as np
 from sklearn.utils import Bunch
 
+from sklearn_api._inputs.sequences import object_array
 from sklearn_api.datasets._files import read_text
-from sklearn_api.sequences import object_array
 
 # A chunk in brackets, its type first, or a token outside every chunk.
 _PART = re.compile(r"\[(?P<type>[A-Z]+) (?P<tokens>[^\]]+)\]|(?P<outside>\S+)")

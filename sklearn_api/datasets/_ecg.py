@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from sklearn.utils import Bunch
 
+from sklearn_api._inputs.sequences import object_array
 from sklearn_api.datasets._files import read_arrays, read_text
-from sklearn_api.sequences import object_array
 
 
 def load_ecg(*, return_X_y: bool = False) -> Bunch | tuple[np.ndarray, np.ndarray]:

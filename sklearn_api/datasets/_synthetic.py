@@ -12,7 +12,7 @@ from numbers import Integral, Real
 import numpy as np
 from sklearn.utils import check_random_state
 
-from sklearn_api.sequences import object_array
+from sklearn_api._inputs.sequences import object_array
 
 
 def make_segmentations(

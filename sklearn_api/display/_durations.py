@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from flash_semicrf.validation import check_positive_int
+from flash_semicrf.problem.validation import check_positive_int
+from sklearn_api._responses import final_estimator
 from sklearn_api.display._drawing import choose_colors, import_matplotlib, open_axes, position_unit
 from sklearn_api.metrics._inputs import read_labels, read_pairs
-from sklearn_api.responses import final_estimator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

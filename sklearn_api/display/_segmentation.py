@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_api._responses import find_response
 from sklearn_api.display._drawing import (
     LINES,
     choose_colors,
@@ -24,7 +25,6 @@ from sklearn_api.display._drawing import (
     shade,
 )
 from sklearn_api.metrics._inputs import Segmentation, read_labels, read_one, read_pairs
-from sklearn_api.responses import find_response
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ class SegmentationDisplay:
     ----------
     y_true, y_pred : array-like or None
         Labels per position of shape (T,), or a list of segments: ``(start, end, label)`` tuples,
-        half-open, or `flash_semicrf.segments.Segment`.
+        half-open, or `flash_semicrf.problem.segments.Segment`.
     signal : array-like of shape (T,) or (T, D) or None
         Up to four columns are drawn as lines, more as an image with one row per column.
     boundary_proba : array-like of shape (T,) or None

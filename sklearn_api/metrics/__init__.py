@@ -6,7 +6,8 @@ Every metric takes ``(y_true, y_pred)``, each in any of these forms:
 - labels of many sequences: a list or 1-D object array of those, or a 2-D array with one sequence
   per row;
 - segments of one sequence: a list of ``(start, end, label)`` **tuples**, half-open, in positions,
-  or of `flash_semicrf.segments.Segment` (whose end is inclusive), as ``predict_segments`` returns;
+  or of `flash_semicrf.problem.segments.Segment` (whose end is inclusive), as ``predict_segments``
+  returns;
 - segments of many sequences: a list of such lists, in which a segment may also be a list, as in
   JSON, or a row of an array. (Of one sequence alone, a list of three numbers is three labels.)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from flash_semicrf.segments import bio_to_segments
+from flash_semicrf.problem.segments import bio_to_segments
 from sklearn_api.metrics._segments import PrecisionRecallF1, segment_precision_recall_f1
 
 

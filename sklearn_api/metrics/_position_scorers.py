@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_api.layouts import read_layout
+from sklearn_api._inputs.layouts import read_layout
+from sklearn_api._inputs.sequences import check_y
+from sklearn_api._responses import final_estimator, get_response
 from sklearn_api.metrics._scorer_base import MetricScorer, SequenceScorer
-from sklearn_api.responses import final_estimator, get_response
-from sklearn_api.sequences import check_y
 
 
 class _PositionScorer(MetricScorer):

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from sklearn.utils.metadata_routing import MetadataRequest
 
-from sklearn_api.layouts import read_layout
-from sklearn_api.nested import as_sequences
+from sklearn_api._inputs.layouts import read_layout
+from sklearn_api._inputs.nested import as_sequences
 
 __all__ = ["MetricScorer", "SequenceScorer"]
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
+from sklearn_api._responses import get_response
 from sklearn_api.metrics._errors import frame_error_rate, segment_error_rate
 from sklearn_api.metrics._scorer_base import MetricScorer
 from sklearn_api.metrics._segments import PrecisionRecallF1
-from sklearn_api.responses import get_response
 
 _ERRORS = (frame_error_rate, segment_error_rate)
 

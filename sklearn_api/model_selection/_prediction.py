@@ -13,11 +13,11 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import _num_samples
 
-from sklearn_api.annotations import are_segments
-from sklearn_api.layouts import read_layout
+from sklearn_api._inputs.annotations import are_segments
+from sklearn_api._inputs.layouts import read_layout
+from sklearn_api._inputs.sequences import check_y, object_array
+from sklearn_api._responses import final_estimator, get_response
 from sklearn_api.model_selection._splitters import SequenceKFold
-from sklearn_api.responses import final_estimator, get_response
-from sklearn_api.sequences import check_y, object_array
 
 __all__ = ["cross_val_predict"]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.testing import random_problem
 
 BACKENDS = ("reference", "numba")

@@ -15,29 +15,25 @@ from flash_semicrf import (
     SemiMarkovCRFHead,
     UncertaintySemiMarkovCRFHead,
     apply_permutation,
+    log_partition,
     measure_effective_bandwidth,
     n_best,
     rcm_ordering_from_adjacency,
     sample,
-)
-from flash_semicrf.duration import LearnedDuration
-from flash_semicrf.partial import partial_score
-from flash_semicrf.potentials import center_scores
-from flash_semicrf.segments import (
-    labels_to_table,
-    limit_durations,
-    segments_to_table,
-)
-from flash_semicrf.semirings import KMaxSemiring, LogSemiring
-from flash_semicrf.streaming import (
-    compute_edge_block_streaming,
-    launch_streaming_triton_backward,
-    log_partition,
     segment_probabilities,
-    semi_crf_streaming_forward,
-    semi_crf_streaming_viterbi_with_backpointers,
     viterbi,
 )
+from flash_semicrf.compat import (
+    compute_edge_block_streaming,
+    launch_streaming_triton_backward,
+    semi_crf_streaming_forward,
+    semi_crf_streaming_viterbi_with_backpointers,
+)
+from flash_semicrf.duration import LearnedDuration
+from flash_semicrf.inference.partial import partial_score
+from flash_semicrf.problem.potentials import center_scores
+from flash_semicrf.problem.segments import labels_to_table, limit_durations, segments_to_table
+from flash_semicrf.semirings import KMaxSemiring, LogSemiring
 from flash_semicrf.testing import random_problem
 from tests.flash_semicrf.cases import message_of
 

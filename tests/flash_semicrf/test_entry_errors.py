@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.streaming import (
+from flash_semicrf import log_partition, segment_marginals, viterbi
+from flash_semicrf.compat import (
     compute_edge_block_streaming,
-    log_partition,
-    segment_marginals,
     semi_crf_streaming_forward,
     semi_crf_streaming_viterbi_with_backpointers,
-    viterbi,
-    viterbi_table,
 )
+from flash_semicrf.inference.viterbi import viterbi_table
+from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.dispatch import BACKENDS
 from flash_semicrf.testing import random_problem
 from tests.flash_semicrf.cases import at, message_of

@@ -5,12 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flash_semicrf import Constraints, SemiCRFDistribution, UncertaintySemiMarkovCRFHead
-from flash_semicrf.information import cross_entropy, entropy, kl_divergence, position_entropy
-from flash_semicrf.partial import partial_score
-from flash_semicrf.segments import labels_to_table
-from flash_semicrf.streaming import log_partition, semi_crf_streaming_forward
-from flash_semicrf.streaming.autograd import NAMES, SemiCRFStreaming
+from flash_semicrf import (
+    Constraints,
+    SemiCRFDistribution,
+    UncertaintySemiMarkovCRFHead,
+    log_partition,
+)
+from flash_semicrf.compat import semi_crf_streaming_forward
+from flash_semicrf.inference.autograd import NAMES, SemiCRFStreaming
+from flash_semicrf.inference.information import (
+    cross_entropy,
+    entropy,
+    kl_divergence,
+    position_entropy,
+)
+from flash_semicrf.inference.partial import partial_score
+from flash_semicrf.problem.segments import labels_to_table
 from flash_semicrf.streaming.dispatch import BACKENDS
 from flash_semicrf.testing import assert_close, random_problem
 from tests.flash_semicrf.cases import with_gradients

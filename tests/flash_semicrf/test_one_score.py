@@ -5,15 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flash_semicrf import SemiCRFDistribution, SemiMarkovCRFHead, n_best
-from flash_semicrf.exact.inference import viterbi_table as exact_viterbi_table
-from flash_semicrf.segments import table_to_segments
-from flash_semicrf.streaming import (
-    log_partition,
+from flash_semicrf import SemiCRFDistribution, SemiMarkovCRFHead, log_partition, n_best, viterbi
+from flash_semicrf.compat import (
     semi_crf_streaming_forward,
     semi_crf_streaming_viterbi_with_backpointers,
-    viterbi,
 )
+from flash_semicrf.exact.inference import viterbi_table as exact_viterbi_table
+from flash_semicrf.problem.segments import table_to_segments
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
 from tests.flash_semicrf.cases import BACKENDS
 

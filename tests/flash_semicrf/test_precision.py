@@ -16,20 +16,17 @@ from flash_semicrf import (
     Potentials,
     SemiCRFDistribution,
     SemiMarkovCRFHead,
-    information,
-    n_best,
-)
-from flash_semicrf.potentials import center_scores, initial_term, score_segments
-from flash_semicrf.segments import SegmentTable
-from flash_semicrf.streaming import (
-    compute_edge_block_streaming,
     log_partition,
+    n_best,
     segment_marginals,
     segment_probabilities,
-    semi_crf_streaming_forward,
-    viterbi_table,
 )
-from flash_semicrf.tail import unrolled
+from flash_semicrf.compat import compute_edge_block_streaming, semi_crf_streaming_forward
+from flash_semicrf.inference import information
+from flash_semicrf.inference.viterbi import viterbi_table
+from flash_semicrf.problem.potentials import center_scores, initial_term, score_segments
+from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.problem.unroll import unrolled
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
 from tests.flash_semicrf.cases import BACKENDS
 

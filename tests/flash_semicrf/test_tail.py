@@ -8,37 +8,39 @@ import math
 import pytest
 import torch
 
-from flash_semicrf.edges import edge_tensor
+from flash_semicrf import log_partition, segment_marginals, segment_probabilities, viterbi
+from flash_semicrf.compat import (
+    semi_crf_streaming_forward,
+    semi_crf_streaming_viterbi_with_backpointers,
+)
 from flash_semicrf.exact import inference as edge_inference
-from flash_semicrf.information import cross_entropy, entropy, kl_divergence, position_entropy
-from flash_semicrf.marginals import expected_score
-from flash_semicrf.minimum_risk import minimum_risk
-from flash_semicrf.nbest import n_best
-from flash_semicrf.observations import Constraints
-from flash_semicrf.potentials import score_segments
-from flash_semicrf.sampling import sample_table
-from flash_semicrf.segments import (
+from flash_semicrf.exact.edges import edge_tensor
+from flash_semicrf.exact.semimarkov import SemiMarkov
+from flash_semicrf.inference.information import (
+    cross_entropy,
+    entropy,
+    kl_divergence,
+    position_entropy,
+)
+from flash_semicrf.inference.marginals import expected_score
+from flash_semicrf.inference.minimum_risk import minimum_risk
+from flash_semicrf.inference.nbest import n_best
+from flash_semicrf.inference.sampling import sample_table
+from flash_semicrf.inference.viterbi import viterbi_table
+from flash_semicrf.problem.constraints import Constraints
+from flash_semicrf.problem.potentials import score_segments
+from flash_semicrf.problem.segments import (
     Segment,
     SegmentTable,
     labels_to_table,
     segments_to_table,
     table_to_segments,
 )
-from flash_semicrf.semimarkov import SemiMarkov
+from flash_semicrf.problem.unroll import unrolled
+from flash_semicrf.problem.validation import check_potentials, check_rows, check_table
 from flash_semicrf.semirings import LogSemiring
-from flash_semicrf.streaming import (
-    log_partition,
-    segment_marginals,
-    segment_probabilities,
-    semi_crf_streaming_forward,
-    semi_crf_streaming_viterbi_with_backpointers,
-    viterbi,
-    viterbi_table,
-)
 from flash_semicrf.streaming.dispatch import record_backends
-from flash_semicrf.tail import unrolled
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
-from flash_semicrf.validation import check_potentials, check_rows, check_table
 from tests.flash_semicrf.cases import (
     BACKENDS,
     TAIL_CASES,

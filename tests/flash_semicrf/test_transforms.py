@@ -13,19 +13,19 @@ from flash_semicrf import (
     SemiCRFDistribution,
     SemiMarkov,
     UncertaintySemiMarkovCRFHead,
-    minimum_risk,
+    log_partition,
     n_best,
     sample,
-)
-from flash_semicrf.information import entropy
-from flash_semicrf.semirings import LogSemiring, MaxSemiring
-from flash_semicrf.streaming import (
-    log_partition,
     segment_marginals,
-    semi_crf_streaming_forward,
-    semi_crf_streaming_viterbi_with_backpointers,
     viterbi,
 )
+from flash_semicrf.compat import (
+    semi_crf_streaming_forward,
+    semi_crf_streaming_viterbi_with_backpointers,
+)
+from flash_semicrf.inference import minimum_risk
+from flash_semicrf.inference.information import entropy
+from flash_semicrf.semirings import LogSemiring, MaxSemiring
 from flash_semicrf.testing import assert_close, random_problem
 from tests.flash_semicrf.cases import message_of
 

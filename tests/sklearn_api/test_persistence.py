@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from flash_semicrf import __version__
 from sklearn_api import SemiCRFSegmenter
-from sklearn_api.persistence import InconsistentVersionWarning
+from sklearn_api._persistence import InconsistentVersionWarning
 from sklearn_api.preprocessing import PerPosition
 
 QUICK = {"max_epochs": 3, "random_state": 0, "max_duration": 12}

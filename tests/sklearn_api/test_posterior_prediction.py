@@ -10,8 +10,8 @@ from sklearn.preprocessing import StandardScaler
 
 from flash_semicrf.testing import enumerate_segmentations
 from sklearn_api import SemiCRFSegmenter
+from sklearn_api._responses import get_response
 from sklearn_api.preprocessing import PerPosition
-from sklearn_api.responses import get_response
 from tests.sklearn_api.comparisons import assert_same_segments
 
 LENGTHS = (5, 3, 4, 1)

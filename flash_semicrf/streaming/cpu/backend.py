@@ -7,11 +7,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import BY_POSITION, Potentials
-from flash_semicrf.segments import SegmentTable
-from flash_semicrf.streaming.cpu.values import values_are_allowed
-from flash_semicrf.streaming.masks import HUGE, common_parts, running_total
-from flash_semicrf.validation import DEVICE_CHECKS
+from flash_semicrf.problem.potentials import BY_POSITION, Potentials
+from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.streaming.assembly import HUGE, common_parts, running_total
 
 __all__ = ["NumbaBackend"]
 
@@ -58,9 +56,9 @@ class NumbaBackend:
         problem, offset = _prepared(potentials.to(torch.float64))
         direction = direction.to(torch.float64)
         if potentials.transition.dim() == 3:
-            from flash_semicrf.streaming.cpu.by_duration_tangents import tangents
+            from flash_semicrf.streaming.cpu.by_duration.tangents import tangents
         else:
-            from flash_semicrf.streaming.cpu.tangents import tangents
+            from flash_semicrf.streaming.cpu.static.tangents import tangents
         log_z, mean, found = tangents(problem, direction, wanted)
         return log_z + offset[:, -1], mean, found
 
@@ -79,9 +77,9 @@ class NumbaBackend:
     def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
         """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
         if potentials.transition.dim() == 3:
-            from flash_semicrf.streaming.cpu.by_duration_sampling import sample
+            from flash_semicrf.streaming.cpu.by_duration.sampling import sample
         else:
-            from flash_semicrf.streaming.cpu.sampling import sample
+            from flash_semicrf.streaming.cpu.static.sampling import sample
         return sample(_prepared(potentials)[0], num_samples, seed)
 
 
@@ -91,11 +89,11 @@ _NO_OFFSET = torch.zeros(1, 1, dtype=torch.float64, device="cpu")
 def _algorithm(potentials: Potentials, decoding: bool = False) -> ModuleType:
     """Module of kernels for the kind of transitions."""
     if potentials.transition.dim() == 3:
-        from flash_semicrf.streaming.cpu import by_duration as module
+        from flash_semicrf.streaming.cpu.by_duration import batch as module
     elif decoding:
-        from flash_semicrf.streaming.cpu import viterbi as module
+        from flash_semicrf.streaming.cpu.static import viterbi as module
     else:
-        from flash_semicrf.streaming.cpu import static as module
+        from flash_semicrf.streaming.cpu.static import batch as module
     return module
 
 
@@ -123,6 +121,3 @@ def _prepared(potentials: Potentials) -> tuple[Potentials, Tensor]:
             named["scores"] = named["scores"] - parts[..., None]
             return potentials.replace(**named), running_total(parts)
     return potentials.replace(**named), _NO_OFFSET
-
-
-DEVICE_CHECKS["cpu"] = values_are_allowed

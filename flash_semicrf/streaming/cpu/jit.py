@@ -17,8 +17,8 @@ import hashlib
 import importlib.resources
 import linecache
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import njit
@@ -27,16 +27,31 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from flash_semicrf.streaming.cpu.tasks import Queue
 from flash_semicrf.streaming.cpu.team import Team, run_on_team, thread_seconds, wall_seconds
 
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
+
 __all__ = ["OPTIONS", "Kernel", "helper", "inlined", "kernel", "single"]
+
+
+_PARENT = __package__.rpartition(".")[0]
+
+
+def _sources(folder: Traversable) -> Iterator[bytes]:
+    """The files of a package and those below it, in the order of their names."""
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.name.endswith(".py"):
+            yield entry.read_bytes()
+        elif entry.is_dir() and entry.name != "__pycache__":
+            yield from _sources(entry)
 
 
 def _digest() -> str:
     """Digest of the sources of all kernels, wherever this package was imported from."""
     digest = hashlib.sha256()
-    files = importlib.resources.files(__package__).iterdir()
-    for file in sorted(files, key=lambda file: file.name):
-        if file.name.endswith(".py"):
-            digest.update(file.read_bytes())
+    # `streams.py` beside the package is compiled into them too.
+    digest.update(importlib.resources.files(_PARENT).joinpath("streams.py").read_bytes())
+    for source in _sources(importlib.resources.files(__package__)):
+        digest.update(source)
     return digest.hexdigest()
 
 

@@ -20,18 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import NEG_INF, Potentials
-from flash_semicrf.segments import SegmentTable
+from flash_semicrf.problem.potentials import NEG_INF, Potentials
+from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.cpu import pool as threads
 from flash_semicrf.streaming.cpu.jit import helper, inlined, kernel
-from flash_semicrf.streaming.cpu.model import (
-    array_of,
-    cost_of,
-    end_term,
-    forbid,
-    start_term,
-    tail_term,
-)
 from flash_semicrf.streaming.cpu.nbest_slots import (
     CONTENT,
     DURATION,
@@ -47,7 +39,15 @@ from flash_semicrf.streaming.cpu.nbest_slots import (
     find_slots,
     keep_slots,
 )
-from flash_semicrf.streaming.cpu.static import boundary_arrays
+from flash_semicrf.streaming.cpu.parameters import (
+    array_of,
+    cost_of,
+    end_term,
+    forbid,
+    start_term,
+    tail_term,
+)
+from flash_semicrf.streaming.cpu.static.batch import boundary_arrays
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.walks import gather
 

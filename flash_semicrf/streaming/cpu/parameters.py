@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from flash_semicrf.potentials import NEG_INF, Potentials
+from flash_semicrf.problem.potentials import NEG_INF, Potentials
 from flash_semicrf.streaming.cpu.pool import position_cost
-from flash_semicrf.streaming.cpu.simd import LANES, TILE
+from flash_semicrf.streaming.cpu.vector import LANES, TILE
 
 __all__ = [
     "Transition",

@@ -1,11 +1,12 @@
 """Whether all values of a problem are usual ones, at the cost of reading them once.
 
-`flash_semicrf.validation` asks this first; where the answer is no it looks for the entry to name.
+`flash_semicrf.problem.validation` asks this first; where the answer is no it looks for the entry to
+name.
 """
 
 from __future__ import annotations
 
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.problem.potentials import Potentials
 
 __all__ = ["values_are_allowed"]
 

@@ -6,7 +6,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from flash_semicrf.streaming.cpu.simd import _I32, _I64, _VEC, LANES, _const, _load, _pointer
+from flash_semicrf.streaming.cpu.vector import _I32, _I64, _VEC, LANES, _const, _load, _pointer
 
 __all__ = ["count_below"]
 

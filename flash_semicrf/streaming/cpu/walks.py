@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.segments import SegmentTable
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.cpu import pool
 from flash_semicrf.streaming.cpu.jit import Kernel, inlined, kernel
-from flash_semicrf.streaming.cpu.model import array_of
-from flash_semicrf.streaming.cpu.streams import streams, uniform
+from flash_semicrf.streaming.cpu.parameters import array_of
 from flash_semicrf.streaming.cpu.tasks import take
+from flash_semicrf.streaming.streams import streams, uniform
 
 __all__ = ["NEGLIGIBLE", "draw", "gather", "sample_walks"]
 
@@ -23,7 +23,7 @@ _STEP, _COPY = 300.0, 10.0  # cost of a position of a walk; see `pool.position_c
 _BUFFER = 2**25  # segments that there is room for at a time, eight bytes each
 
 draw = inlined(uniform)
-"""`flash_semicrf.streaming.cpu.streams.uniform`, compiled."""
+"""`flash_semicrf.streaming.streams.uniform`, compiled."""
 
 
 @kernel

@@ -14,9 +14,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.segments import SegmentTable
-from flash_semicrf.validation import DEVICE_CHECKS
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.segments import SegmentTable
 
 __all__ = ["HAS_TRITON", "MAX_LABELS", "TritonBackend"]
 
@@ -49,11 +48,11 @@ def _on(device: torch.device) -> contextlib.AbstractContextManager:
 def _algorithm(potentials: Potentials, decoding: bool = False) -> ModuleType:
     """Module of launches for the kind of transitions."""
     if potentials.transition.dim() == 3:
-        from flash_semicrf.streaming.triton import durational as module
+        from flash_semicrf.streaming.triton.by_duration import launch as module
     elif decoding:
-        from flash_semicrf.streaming.triton import decoding as module
+        from flash_semicrf.streaming.triton.static import viterbi as module
     else:
-        from flash_semicrf.streaming.triton import static as module
+        from flash_semicrf.streaming.triton.static import gradients as module
     return module
 
 
@@ -78,7 +77,7 @@ class TritonBackend:
         return None
 
     def values_are_allowed(self, potentials: Potentials) -> bool:
-        """Whether `flash_semicrf.validation` need not look at the values one tensor at a time.
+        """Whether validation need not look at the values one tensor at a time.
 
         Nothing can be waited for while a CUDA graph is captured, so values are not looked at then.
         """
@@ -104,9 +103,9 @@ class TritonBackend:
     def messages(self, potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
         """Forward and backward messages; see `flash_semicrf.streaming.dispatch.Backend`."""
         if potentials.transition.dim() == 3:
-            from flash_semicrf.streaming.triton.durational import messages
+            from flash_semicrf.streaming.triton.by_duration.launch import messages
         else:
-            from flash_semicrf.streaming.triton.log_messages import messages
+            from flash_semicrf.streaming.triton.static.log_messages import messages
         with _on(potentials.device), torch.no_grad():
             return messages(potentials)
 
@@ -115,9 +114,9 @@ class TritonBackend:
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Derivatives of the gradient; see `flash_semicrf.streaming.dispatch.Backend`."""
         if potentials.transition.dim() == 3:
-            from flash_semicrf.streaming.triton.durational_tangents import tangents
+            from flash_semicrf.streaming.triton.by_duration.tangents import tangents
         else:
-            from flash_semicrf.streaming.triton.tangents import tangents
+            from flash_semicrf.streaming.triton.static.tangents import tangents
         with _on(potentials.device), torch.no_grad():
             return tangents(potentials, direction, wanted)
 
@@ -137,6 +136,3 @@ class TritonBackend:
 
         with _on(potentials.device), torch.no_grad():
             return sample(potentials, num_samples, seed)
-
-
-DEVICE_CHECKS["cuda"] = TritonBackend().values_are_allowed

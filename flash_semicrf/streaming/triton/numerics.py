@@ -29,10 +29,10 @@ __all__ = [
     "wide",
 ]
 
-# A little above flash_semicrf.potentials.NEG_INF, which float32 rounds to -0.99999997e38.
+# A little above flash_semicrf.problem.potentials.NEG_INF, which float32 rounds to -0.99999997e38.
 _NEG_INF = tl.constexpr(-9.9e37)
 
-# As flash_semicrf.streaming.masks.HUGE.
+# As flash_semicrf.streaming.assembly.HUGE.
 _HUGE = tl.constexpr(1e4)
 
 

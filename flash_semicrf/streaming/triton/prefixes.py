@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from flash_semicrf.streaming.triton.jit import kernel, launch
-from flash_semicrf.streaming.triton.launch import Problem
 from flash_semicrf.streaming.triton.numerics import allowed, common_part, is_deep, settled, wide
+from flash_semicrf.streaming.triton.static.launch import Problem
 
 __all__ = ["Prefixes", "prefix_kernel", "prefixes_of"]
 

@@ -1,8 +1,8 @@
 """Segmentations drawn from their distribution: one walk from the end per sample, side by side.
 
-As `flash_semicrf.streaming.cpu.sampling`, with the same random numbers and in the same order of
-terms: labels upwards, durations upwards, the first whose running sum exceeds the number. From the
-log messages,
+As `flash_semicrf.streaming.cpu.static.sampling`, with the same random numbers and in the same order
+of terms: labels upwards, durations upwards, the first whose running sum exceeds the number. From
+the log messages,
 
     P(k | c ends at t)  = exp(gamma_{t-k}(c) + D_k(c) + score of the positions - alpha_t(c))
     P(c' | c starts at s) is in proportion to exp(alpha_s(c') + A[c', c])
@@ -20,16 +20,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.segments import SegmentTable
-from flash_semicrf.streaming.cpu.streams import streams
-from flash_semicrf.streaming.triton import durational
-from flash_semicrf.streaming.triton.by_duration import load_row, sum_over
-from flash_semicrf.streaming.triton.decoding import collect_table
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.streaming.streams import streams
+from flash_semicrf.streaming.triton.by_duration import launch as durational
+from flash_semicrf.streaming.triton.by_duration.passes import load_row, sum_over
 from flash_semicrf.streaming.triton.jit import kernel, launch
-from flash_semicrf.streaming.triton.launch import plan_of, power_of_two_above, problem_of
-from flash_semicrf.streaming.triton.log_messages import log_messages
 from flash_semicrf.streaming.triton.numerics import exp_wide, wide
+from flash_semicrf.streaming.triton.static.launch import plan_of, power_of_two_above, problem_of
+from flash_semicrf.streaming.triton.static.log_messages import log_messages
+from flash_semicrf.streaming.triton.static.viterbi import collect_table
 
 __all__ = ["sample", "sample_kernel"]
 
@@ -47,7 +47,7 @@ _NOTHING = tl.constexpr(0x7FFFFFFF)
 
 @triton.jit
 def _uniform(state, increment, number):
-    """`flash_semicrf.streaming.cpu.streams.uniform` of uint64 state and increment."""
+    """`flash_semicrf.streaming.streams.uniform` of uint64 state and increment."""
     z = state + (number + 1).to(tl.uint64) * increment
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB

@@ -1,6 +1,7 @@
 """Whether all values of a problem are allowed, by one launch and one wait for the device.
 
-`flash_semicrf.validation` asks this first; where the answer is no it looks for the entry to name.
+`flash_semicrf.problem.validation` asks this first; where the answer is no it looks for the entry to
+name.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.triton.jit import kernel, launch
 
 __all__ = ["values_are_allowed", "values_kernel"]

@@ -7,7 +7,21 @@ import time
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_measure, gpu_problems, gpu_report, gpu_tests
+from benchmarks.gpu import (
+    __main__ as gpu,
+)
+from benchmarks.gpu import (
+    measure as gpu_measure,
+)
+from benchmarks.gpu import (
+    problems as gpu_problems,
+)
+from benchmarks.gpu import (
+    report as gpu_report,
+)
+from benchmarks.gpu import (
+    tests as gpu_tests,
+)
 from benchmarks.processes import ROOT
 from benchmarks.report import markers
 

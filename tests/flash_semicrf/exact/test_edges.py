@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
-from flash_semicrf import SemiMarkov
-from flash_semicrf.edges import check_edge_memory, edge_bytes, edge_tensor
+from flash_semicrf import SemiMarkov, log_partition, segment_marginals
 from flash_semicrf.exact import inference
-from flash_semicrf.segments import SegmentTable
+from flash_semicrf.exact.edges import check_edge_memory, edge_bytes, edge_tensor
+from flash_semicrf.inference.viterbi import viterbi_table
+from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.problem.validation import check_potentials
 from flash_semicrf.semirings import EntropySemiring, KMaxSemiring
-from flash_semicrf.streaming import log_partition, segment_marginals, viterbi_table
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
-from flash_semicrf.validation import check_potentials
 from tests.flash_semicrf.cases import SMALL_CASES, Case, gradients_of, thinned, with_gradients
 
 LIMIT = 1e9

@@ -413,7 +413,7 @@ def test_automatic_choice(monkeypatch):
             ran.append(name)
             return edges.new_zeros(1, edges.shape[-5])
 
-        monkeypatch.setattr(flash_semicrf.semimarkov, name, spy)
+        monkeypatch.setattr(flash_semicrf.exact.semimarkov, name, spy)
     for batch, durations, labels in ((1, 2, 4), (1, 51, 4), (1, 20, 8), (100, 2, 8)):
         edges = torch.zeros(batch, 60, durations, labels, labels)
         SemiMarkov(LogSemiring).logpartition(edges)
@@ -463,7 +463,7 @@ def test_bad_arguments_are_named():
 
 
 def test_exports():
-    assert flash_semicrf.semimarkov.__all__ == ["SemiMarkov"]
+    assert flash_semicrf.exact.semimarkov.__all__ == ["SemiMarkov"]
     assert flash_semicrf.SemiMarkov is SemiMarkov
     assert "SemiMarkov" in flash_semicrf.__all__
 

@@ -13,28 +13,31 @@ from flash_semicrf import (
     SegmentTable,
     SemiCRFDistribution,
     SemiMarkovCRFHead,
-    minimum_risk,
+    log_partition,
     n_best,
     sample,
-)
-from flash_semicrf.information import cross_entropy, entropy, kl_divergence, position_entropy
-from flash_semicrf.nbest import n_best_table
-from flash_semicrf.potentials import score_rows
-from flash_semicrf.sampling import sample_table
-from flash_semicrf.segments import segments_to_table
-from flash_semicrf.streaming import (
-    log_partition,
     segment_marginals,
     segment_probabilities,
     viterbi,
-    viterbi_table,
 )
+from flash_semicrf.inference import minimum_risk
+from flash_semicrf.inference.information import (
+    cross_entropy,
+    entropy,
+    kl_divergence,
+    position_entropy,
+)
+from flash_semicrf.inference.nbest import n_best_table
+from flash_semicrf.inference.sampling import sample_table
+from flash_semicrf.inference.viterbi import viterbi_table
+from flash_semicrf.problem.potentials import score_rows
+from flash_semicrf.problem.segments import segments_to_table
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
 from tests.flash_semicrf.cases import BACKENDS, TAIL_SHAPES, Case, gradients_of, with_gradients
-from tests.flash_semicrf.test_distribution import as_segments
-from tests.flash_semicrf.test_minimum_risk import CRITERIA
-from tests.flash_semicrf.test_nbest import tuples
-from tests.flash_semicrf.test_observations import KINDS, agrees, draw_constraints, oracle
+from tests.flash_semicrf.inference.test_distribution import as_segments
+from tests.flash_semicrf.inference.test_minimum_risk import CRITERIA
+from tests.flash_semicrf.inference.test_nbest import tuples
+from tests.flash_semicrf.problem.test_constraints import KINDS, agrees, draw_constraints, oracle
 
 CASES = {
     "all kinds": (Case("usual", start=True, end=True), KINDS),

@@ -8,10 +8,16 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 
-from flash_semicrf import Segment, SegmentTable, SemiCRFDistribution
-from flash_semicrf.information import entropy
-from flash_semicrf.segments import labels_to_table, segments_to_table, table_to_labels
-from flash_semicrf.streaming import log_partition, segment_marginals, segment_probabilities
+from flash_semicrf import (
+    Segment,
+    SegmentTable,
+    SemiCRFDistribution,
+    log_partition,
+    segment_marginals,
+    segment_probabilities,
+)
+from flash_semicrf.inference.information import entropy
+from flash_semicrf.problem.segments import labels_to_table, segments_to_table, table_to_labels
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
 from tests.flash_semicrf.cases import SMALL_CASES, gradients_of, with_gradients
 

@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from flash_semicrf import SemiMarkov
-from flash_semicrf.edges import edge_tensor
-from flash_semicrf.information import (
+from flash_semicrf import SemiMarkov, log_partition, segment_marginals
+from flash_semicrf.exact.edges import edge_tensor
+from flash_semicrf.inference.information import (
     cross_entropy,
     entropy,
     kl_divergence,
     position_entropy,
 )
 from flash_semicrf.semirings import EntropySemiring
-from flash_semicrf.streaming import log_partition, segment_marginals
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
 from tests.flash_semicrf.cases import (
     BACKENDS,

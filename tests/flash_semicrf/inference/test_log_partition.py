@@ -9,17 +9,11 @@ import pytest
 import torch
 
 import flash_semicrf
-from flash_semicrf import streaming
-from flash_semicrf.potentials import NEG_INF
-from flash_semicrf.streaming import (
-    SemiCRFStreaming,
-    compute_edge_block_streaming,
-    log_partition,
-    reference,
-    segment_marginals,
-    semi_crf_streaming_forward,
-    viterbi,
-)
+from flash_semicrf import log_partition, segment_marginals, streaming, viterbi
+from flash_semicrf.compat import compute_edge_block_streaming, semi_crf_streaming_forward
+from flash_semicrf.inference.autograd import SemiCRFStreaming
+from flash_semicrf.problem.potentials import NEG_INF
+from flash_semicrf.streaming import reference
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
 from tests.flash_semicrf.cases import (
     BACKENDS,

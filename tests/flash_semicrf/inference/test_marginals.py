@@ -7,13 +7,9 @@ import math
 import pytest
 import torch
 
-from flash_semicrf.marginals import expected_score, expected_segments
-from flash_semicrf.segments import SegmentTable
-from flash_semicrf.streaming import (
-    log_partition,
-    segment_marginals,
-    segment_probabilities,
-)
+from flash_semicrf import log_partition, segment_marginals, segment_probabilities
+from flash_semicrf.inference.marginals import expected_score, expected_segments
+from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.testing import (
     assert_close,
     enumerate_scores,

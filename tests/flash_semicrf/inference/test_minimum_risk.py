@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
-from flash_semicrf import minimum_risk
-from flash_semicrf.potentials import score_segments
-from flash_semicrf.segments import segments_to_table
-from flash_semicrf.streaming import segment_marginals, viterbi
+from flash_semicrf import segment_marginals, viterbi
+from flash_semicrf.inference import minimum_risk
+from flash_semicrf.problem.potentials import score_segments
+from flash_semicrf.problem.segments import segments_to_table
+from flash_semicrf.problem.validation import check_table
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
-from flash_semicrf.validation import check_table
 from tests.flash_semicrf.cases import BACKENDS, thinned
-from tests.flash_semicrf.test_sampling import FEASIBLE_CASES, feasible
+from tests.flash_semicrf.inference.test_sampling import FEASIBLE_CASES, feasible
 
 _TIE = 1e-6  # more than what boundaries between equal labels may cost a sequence of six positions
 

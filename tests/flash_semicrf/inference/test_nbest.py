@@ -7,14 +7,13 @@ import math
 import pytest
 import torch
 
-from flash_semicrf import n_best
-from flash_semicrf.nbest import n_best_table
-from flash_semicrf.segments import segments_to_table
-from flash_semicrf.streaming import viterbi
+from flash_semicrf import n_best, viterbi
+from flash_semicrf.inference.nbest import n_best_table
+from flash_semicrf.problem.segments import segments_to_table
 from flash_semicrf.streaming.dispatch import record_backends
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
 from tests.flash_semicrf.cases import BACKENDS, LONG_SHAPES, Case, thinned
-from tests.flash_semicrf.test_sampling import FEASIBLE_CASES, feasible
+from tests.flash_semicrf.inference.test_sampling import FEASIBLE_CASES, feasible
 
 
 def tuples(segments):

@@ -9,10 +9,9 @@ import warnings
 import pytest
 import torch
 
-from flash_semicrf import Constraints, SemiMarkovCRFHead
-from flash_semicrf.partial import partial_score
-from flash_semicrf.segments import Segment, segments_to_table, table_to_labels
-from flash_semicrf.streaming import log_partition
+from flash_semicrf import Constraints, SemiMarkovCRFHead, log_partition
+from flash_semicrf.inference.partial import partial_score
+from flash_semicrf.problem.segments import Segment, segments_to_table, table_to_labels
 from flash_semicrf.streaming.dispatch import record_backends
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
 from tests.flash_semicrf.cases import BACKENDS, gradients_of, with_gradients

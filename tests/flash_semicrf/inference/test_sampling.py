@@ -9,13 +9,12 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from flash_semicrf import Potentials, sample
-from flash_semicrf.sampling import sample_table
-from flash_semicrf.segments import segments_to_table, table_to_segments
-from flash_semicrf.streaming import segment_marginals
+from flash_semicrf import Potentials, sample, segment_marginals
+from flash_semicrf.inference.sampling import sample_table
+from flash_semicrf.problem.segments import segments_to_table, table_to_segments
+from flash_semicrf.problem.validation import check_table
 from flash_semicrf.streaming.dispatch import record_backends
 from flash_semicrf.testing import enumerate_scores, random_problem
-from flash_semicrf.validation import check_table
 from tests.flash_semicrf.cases import BACKENDS, SMALL_CASES, thinned
 
 BY_POSITION = ("scores", "start_scores", "end_scores")

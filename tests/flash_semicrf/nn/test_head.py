@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from flash_semicrf.compat import semi_crf_streaming_forward
 from flash_semicrf.duration import PoissonDuration
 from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.segments import Segment, segments_to_table
-from flash_semicrf.streaming import semi_crf_streaming_forward
+from flash_semicrf.problem.segments import Segment, segments_to_table
 from flash_semicrf.streaming.dispatch import BACKENDS, record_backends
 from flash_semicrf.testing import assert_close, enumerate_scores
 from tests.flash_semicrf.cases import thinned

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from flash_semicrf.duration import PoissonDuration
-from flash_semicrf.segments import SegmentTable
-from tests.flash_semicrf.test_nn import (
+from flash_semicrf.problem.segments import SegmentTable
+from tests.flash_semicrf.nn.test_head import (
     CHOICES,
     METHODS,
     NO_REPEAT,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flash_semicrf import SemiMarkovCRFHead, UncertaintySemiMarkovCRFHead
-from flash_semicrf.information import entropy
+from flash_semicrf.inference.information import entropy
 from flash_semicrf.testing import assert_close, enumerate_scores
 
 LENGTHS = torch.tensor([6, 1, 4])

@@ -9,16 +9,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flash_semicrf import Constraints, Segment, SegmentTable
-from flash_semicrf.observations import fold_table
-from flash_semicrf.potentials import score_segments
-from flash_semicrf.segments import segments_to_table, table_to_segments
-from flash_semicrf.streaming import log_partition, segment_marginals, viterbi, viterbi_table
-from flash_semicrf.testing import (
-    assert_close,
-    enumerate_scores,
-    random_problem,
+from flash_semicrf import (
+    Constraints,
+    Segment,
+    SegmentTable,
+    log_partition,
+    segment_marginals,
+    viterbi,
 )
+from flash_semicrf.inference.viterbi import viterbi_table
+from flash_semicrf.problem.constraints import fold_table
+from flash_semicrf.problem.potentials import score_segments
+from flash_semicrf.problem.segments import segments_to_table, table_to_segments
+from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
 from tests.flash_semicrf.cases import (
     BACKENDS,
     LONG_CASES,

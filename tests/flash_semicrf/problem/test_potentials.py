@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from flash_semicrf.potentials import (
+from flash_semicrf import log_partition
+from flash_semicrf.problem.potentials import (
     NEG_INF,
     Potentials,
     accumulator_dtype,
@@ -17,8 +18,7 @@ from flash_semicrf.potentials import (
     score_segments,
     within_length,
 )
-from flash_semicrf.segments import Segment, segments_to_table
-from flash_semicrf.streaming import log_partition
+from flash_semicrf.problem.segments import Segment, segments_to_table
 from flash_semicrf.streaming.dispatch import record_backends
 from flash_semicrf.testing import (
     assert_close,

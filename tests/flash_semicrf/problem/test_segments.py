@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import flash_semicrf.segments as segments_module
-from flash_semicrf.segments import (
+import flash_semicrf.problem.segments as segments_module
+from flash_semicrf.problem.segments import (
     Segment,
     SegmentTable,
     ViterbiResult,

@@ -1,4 +1,4 @@
-"""The checks of `flash_semicrf.validation`; the entries that run them: `test_entry_errors.py`."""
+"""The checks of `problem.validation`; the entries that run them: `test_entry_errors.py`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from flash_semicrf.potentials import NEG_INF, Potentials
-from flash_semicrf.segments import Segment, SegmentTable, segments_to_table
-from flash_semicrf.streaming import (
-    log_partition,
-    segment_marginals,
-    viterbi,
-    viterbi_table,
-)
-from flash_semicrf.testing import assert_close, random_problem
-from flash_semicrf.validation import (
+from flash_semicrf import log_partition, segment_marginals, viterbi
+from flash_semicrf.inference.viterbi import viterbi_table
+from flash_semicrf.problem.potentials import NEG_INF, Potentials
+from flash_semicrf.problem.segments import Segment, SegmentTable, segments_to_table
+from flash_semicrf.problem.validation import (
     check_choice,
     check_finite_or_forbidden,
     check_labels,
@@ -27,6 +22,7 @@ from flash_semicrf.validation import (
     check_rows,
     check_table,
 )
+from flash_semicrf.testing import assert_close, random_problem
 from tests.flash_semicrf.cases import at, message_of
 
 B, T, K, C = 2, 5, 3, 4

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flash_semicrf.potentials import NEG_INF
+from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.semirings import EntropySemiring, StdSemiring
 from flash_semicrf.sparse import BandedMatrix
 from flash_semicrf.testing import assert_close

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from flash_semicrf.potentials import BY_POSITION, Potentials
-from flash_semicrf.streaming import log_partition, segment_marginals, viterbi
+from flash_semicrf import log_partition, segment_marginals, viterbi
+from flash_semicrf.problem.potentials import BY_POSITION, Potentials
 from flash_semicrf.streaming.dispatch import BACKENDS, choose
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
 

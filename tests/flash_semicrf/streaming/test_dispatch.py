@@ -5,14 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flash_semicrf.streaming import (
-    log_partition,
-    segment_marginals,
+from flash_semicrf import log_partition, segment_marginals, viterbi
+from flash_semicrf.compat import (
     semi_crf_streaming_forward,
     semi_crf_streaming_viterbi_with_backpointers,
-    viterbi,
-    viterbi_table,
 )
+from flash_semicrf.inference.viterbi import viterbi_table
 from flash_semicrf.streaming.dispatch import BACKENDS, choose, record_backends
 from flash_semicrf.testing import random_problem
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from flash_semicrf.segments import table_to_segments
+from flash_semicrf.problem.segments import table_to_segments
 from flash_semicrf.streaming import reference
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
 from tests.flash_semicrf.cases import SMALL_CASES, Case, thinned, with_gradients

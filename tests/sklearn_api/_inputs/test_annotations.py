@@ -7,10 +7,10 @@ from collections import deque
 import numpy as np
 import pytest
 
-from flash_semicrf.segments import Segment
+from flash_semicrf.problem.segments import Segment
 from sklearn_api import as_sequences
+from sklearn_api._inputs.sequences import Layout, check_y, object_array
 from sklearn_api.metrics import segment_precision_recall_f1
-from sklearn_api.sequences import Layout, check_y, object_array
 
 ROWS = [[(0, 2, "a"), (2, 3, "a")], [(0, 2, "b")]]
 LABELS = [["a", "a", "b"], ["b", "b"]]

@@ -10,8 +10,8 @@ import scipy.sparse as sp
 import torch
 from sklearn.base import BaseEstimator
 
-from sklearn_api.layouts import read_layout
-from sklearn_api.sequences import check_X, object_array
+from sklearn_api._inputs.layouts import read_layout
+from sklearn_api._inputs.sequences import check_X, object_array
 
 
 def sequences():

@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.base import BaseEstimator
 
-from flash_semicrf.segments import Segment
-from sklearn_api.sequences import LabelCodec, Layout, check_X, check_y, object_array
+from flash_semicrf.problem.segments import Segment
+from sklearn_api._inputs.sequences import LabelCodec, Layout, check_X, check_y, object_array
 
 
 class Holder(BaseEstimator):

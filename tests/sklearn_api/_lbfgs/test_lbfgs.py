@@ -11,11 +11,11 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from skorch.callbacks import EpochTimer
 
 from flash_semicrf import SemiMarkovCRFHead
-from flash_semicrf.segments import SegmentTable
+from flash_semicrf.problem.segments import SegmentTable
 from sklearn_api import SemiCRFSegmenter
-from sklearn_api.building import split_sequences
-from sklearn_api.sequences import LabelCodec, check_X, check_y
-from sklearn_api.solvers.likelihood import LinearLikelihood
+from sklearn_api._inputs.sequences import LabelCodec, check_X, check_y
+from sklearn_api._lbfgs.likelihood import LinearLikelihood
+from sklearn_api._model.building import split_sequences
 from tests.sklearn_api.comparisons import assert_same_segments
 from tests.sklearn_api.test_estimator_checks import EXPECTED_FAILURES
 

@@ -11,9 +11,9 @@ import scipy.sparse as sp
 import torch
 
 from sklearn_api import SemiCRFSegmenter
+from sklearn_api._inputs.sequences import Layout, Sequences
+from sklearn_api._model.precision import cast_features, warn_of_lost_spread
 from sklearn_api.encoders import Standardize, position_moments
-from sklearn_api.precision import cast_features, warn_of_lost_spread
-from sklearn_api.sequences import Layout, Sequences
 
 OFFSET = np.array([1e8, 1.7e9])  # spacing in float32: 8 and 128
 

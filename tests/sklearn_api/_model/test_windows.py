@@ -10,9 +10,9 @@ from torch import nn
 from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.testing import assert_close
 from sklearn_api import SemiCRFSegmenter
+from sklearn_api._model.windows import Context, encode_in_windows, encoder_context
+from sklearn_api._training.net import SegmentationModule
 from sklearn_api.encoders import CNNEncoder, make_encoder
-from sklearn_api.training import SegmentationModule
-from sklearn_api.windows import Context, encode_in_windows, encoder_context
 from tests.sklearn_api.comparisons import assert_same_segments
 
 SETTINGS = {"hidden_size": 8, "num_layers": 2, "kernel_size": 3, "dropout": 0.0}

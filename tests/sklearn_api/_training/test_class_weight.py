@@ -7,7 +7,7 @@ import pytest
 from sklearn.utils.class_weight import compute_sample_weight
 
 from sklearn_api import SemiCRFSegmenter
-from tests.sklearn_api.test_weights import QUICK, assert_close_models, data
+from tests.sklearn_api._training.test_weights import QUICK, assert_close_models, data
 
 WEIGHTS = {"a": 0.3, "b": 2.5}
 # A few steps only, of which rounding makes the least.

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from flash_semicrf.potentials import score_segments
-from flash_semicrf.segments import SegmentTable
+from flash_semicrf.problem.potentials import score_segments
+from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.testing import assert_close, enumerate_segmentations
 from sklearn_api import SemiCRFSegmenter
-from sklearn_api.crops import Crop, CroppedDataset, CropSampler
-from sklearn_api.training import SequenceDataset, bucketed_loader
-from sklearn_api.windows import encoder_context
+from sklearn_api._model.windows import encoder_context
+from sklearn_api._training.crops import Crop, CroppedDataset, CropSampler
+from sklearn_api._training.net import SequenceDataset, bucketed_loader
 
 
 def fitted_model(encoder="linear", **params):

@@ -10,7 +10,7 @@ from torch import nn
 
 from flash_semicrf.nn import SemiMarkovCRFHead
 from sklearn_api import SemiCRFSegmenter
-from sklearn_api.training import SegmentationModule, SegmentationNet
+from sklearn_api._training.net import SegmentationModule, SegmentationNet
 
 
 def data(scale=1.0):

@@ -18,9 +18,9 @@ from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import Callback, EarlyStopping
 
 from sklearn_api import SemiCRFSegmenter
+from sklearn_api._training.net import StopTraining
 from sklearn_api.model_selection import cross_val_predict
 from sklearn_api.preprocessing import PerPosition
-from sklearn_api.training import StopTraining
 
 QUICK = {"random_state": 0, "max_duration": 12}
 

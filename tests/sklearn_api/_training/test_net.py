@@ -11,8 +11,8 @@ from torch import nn
 
 from flash_semicrf.duration import LearnedDuration
 from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.segments import SegmentTable
-from sklearn_api.training import (
+from flash_semicrf.problem.segments import SegmentTable
+from sklearn_api._training.net import (
     LengthBucketSampler,
     PrivateRNG,
     SegmentationModule,

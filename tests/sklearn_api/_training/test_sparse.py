@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flash_semicrf.testing import assert_close
 from sklearn_api import SemiCRFSegmenter
-from sklearn_api.sparse_batches import pad_sparse, project_sparse
-from sklearn_api.training import pad_values
-from tests.sklearn_api.test_lbfgs import problem
-from tests.sklearn_api.test_weights import assert_close_models
+from sklearn_api._training.net import pad_values
+from sklearn_api._training.sparse import pad_sparse, project_sparse
+from tests.sklearn_api._lbfgs.test_lbfgs import problem
+from tests.sklearn_api._training.test_weights import assert_close_models
 
 SETTINGS = {"max_epochs": 3, "batch_size": 3, "dtype": "float64", "random_state": 0}
 

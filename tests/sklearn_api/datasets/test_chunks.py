@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flash_semicrf.segments import bio_to_segments
+from flash_semicrf.problem.segments import bio_to_segments
 from sklearn_api.datasets import load_chunks
 from sklearn_api.preprocessing import TokenFeatures
 

@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 from sklearn.utils import Bunch
 
 import sklearn_api.datasets
-from sklearn_api.datasets import (
-    load_birdsong,
-    load_ecg,
-    load_gene_structure,
-    make_segmentations,
-)
+from sklearn_api.datasets import load_birdsong, load_ecg, load_gene_structure, make_segmentations
 from sklearn_api.datasets._gene_structure import _one_hot
 
 LOADERS = [load_ecg, load_birdsong, load_gene_structure]

@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
 import sklearn_api.display
-from flash_semicrf.segments import Segment
+from flash_semicrf.problem.segments import Segment
 from sklearn_api.datasets import load_ecg, make_segmentations
 from sklearn_api.display import SegmentationDisplay
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.exceptions import UndefinedMetricWarning
 
-from flash_semicrf.segments import Segment
+from flash_semicrf.problem.segments import Segment
 from sklearn_api.metrics import (
     boundary_errors,
     boundary_precision_recall_f1,

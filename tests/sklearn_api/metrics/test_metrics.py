@@ -17,7 +17,7 @@ from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.model_selection import KFold, cross_validate
 
 import sklearn_api.metrics
-from flash_semicrf.segments import Segment
+from flash_semicrf.problem.segments import Segment
 from sklearn_api.datasets import load_gene_structure, make_segmentations
 from sklearn_api.metrics import (
     PrecisionRecallF1,

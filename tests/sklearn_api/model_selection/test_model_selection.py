@@ -14,8 +14,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import sklearn_api.model_selection
-from flash_semicrf.segments import Segment
+from flash_semicrf.problem.segments import Segment
 from sklearn_api import SemiCRFSegmenter, as_sequences
+from sklearn_api._inputs.sequences import check_X, check_y, object_array
 from sklearn_api.metrics import (
     frame_error_rate,
     log_likelihood_scorer,
@@ -29,7 +30,6 @@ from sklearn_api.model_selection import (
     cross_val_predict,
 )
 from sklearn_api.preprocessing import PerPosition, TokenFeatures
-from sklearn_api.sequences import check_X, check_y, object_array
 
 SPLITTERS = [SequenceKFold(3), SequenceKFold(3, shuffle=True, random_state=0)]
 

@@ -1,0 +1,1 @@
+"""Kernels for transitions that depend on the duration of the segment arrived in."""

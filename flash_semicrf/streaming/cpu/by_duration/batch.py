@@ -2,7 +2,7 @@
 
 The kernels each work on one sequence; here they are given to threads: both directions of every
 sequence first, then every chunk of every sequence. Decoding is in
-`flash_semicrf.streaming.cpu.by_duration_viterbi`.
+`flash_semicrf.streaming.cpu.by_duration.viterbi`.
 """
 
 from __future__ import annotations
@@ -13,30 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu import pool
-from flash_semicrf.streaming.cpu.by_duration_gradient import (
+from flash_semicrf.streaming.cpu.by_duration.gradient import (
     Messages,
     Sums,
     end_marginals,
     segment_gradient,
 )
-from flash_semicrf.streaming.cpu.by_duration_model import (
+from flash_semicrf.streaming.cpu.by_duration.parameters import (
     Arrivals,
     Weights,
     arrivals_of,
     labels_and_durations,
     weights_of,
 )
-from flash_semicrf.streaming.cpu.by_duration_passes import backward_pass, forward_pass
-from flash_semicrf.streaming.cpu.by_duration_viterbi import max_messages, viterbi
+from flash_semicrf.streaming.cpu.by_duration.passes import backward_pass, forward_pass
+from flash_semicrf.streaming.cpu.by_duration.viterbi import max_messages, viterbi
 from flash_semicrf.streaming.cpu.jit import kernel
-from flash_semicrf.streaming.cpu.model import array_of, cost_of, end_term, forbid
-from flash_semicrf.streaming.cpu.static import (
-    boundary_arrays,
-    sum_of_chunks,
-    whole_messages,
-)
+from flash_semicrf.streaming.cpu.parameters import array_of, cost_of, end_term, forbid
+from flash_semicrf.streaming.cpu.static.batch import boundary_arrays, sum_of_chunks, whole_messages
 from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = [
@@ -70,7 +66,7 @@ class _Batch(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Messages of a batch; see `flash_semicrf.streaming.cpu.by_duration_gradient.Messages`."""
+    """Messages of a batch; see `flash_semicrf.streaming.cpu.by_duration.gradient.Messages`."""
 
     alpha: np.ndarray  # (B, T, C)
     beta: np.ndarray

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flash_semicrf.streaming.cpu.by_duration_tail import add_further, extend_ends, resume_ends
-from flash_semicrf.streaming.cpu.by_duration_window import (
+from flash_semicrf.streaming.cpu.by_duration.tail import add_further, extend_ends, resume_ends
+from flash_semicrf.streaming.cpu.by_duration.window import (
     copy_row,
     highest,
     make_window,
@@ -26,7 +26,7 @@ from flash_semicrf.streaming.cpu.by_duration_window import (
     take_end,
 )
 from flash_semicrf.streaming.cpu.jit import helper
-from flash_semicrf.streaming.cpu.simd import LANES, TILE, exp_row, multiply_tile
+from flash_semicrf.streaming.cpu.vector import LANES, TILE, exp_row, multiply_tile
 
 __all__ = ["Messages", "segment_gradient"]
 

@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.streaming.cpu.model import (
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.streaming.cpu.parameters import (
     array_of,
     forbid,
     padded_labels,
     start_term,
     tail_term,
 )
-from flash_semicrf.streaming.cpu.simd import TILE
+from flash_semicrf.streaming.cpu.vector import TILE
 
 __all__ = ["Arrivals", "Weights", "arrivals_of", "labels_and_durations", "rows_of", "weights_of"]
 

@@ -1,7 +1,7 @@
 """One pass of messages over one sequence, forwards or backwards, for transitions by duration.
 
-With rows over (c, k) as in `flash_semicrf.streaming.cpu.by_duration_model`, the forward pass pushes
-each source onto the K outputs it reaches,
+With rows over (c, k) as in `flash_semicrf.streaming.cpu.by_duration.parameters`, the forward pass
+pushes each source onto the K outputs it reaches,
 
     gamma_s(k, c) = LSE_{c'} [alpha_s(c') + A_k[c', c]]
     alpha_t(c)    = LSE_k [gamma_{t-k}(k, c) + D_k(c) + start_{t-k}(c) + S_t(c) - S_{t-k}(c)]
@@ -12,7 +12,7 @@ as running pairs (maximum, sum of exponentials below it); the backward pass read
     eta_s(k, c)   = D_k(c) + start_s(c) + S_{s+k}(c) - S_s(c) + end_{s+k-1}(c) + beta_{s+k}(c)
     beta_s(c')    = LSE_{k,c} [A_k[c', c] + eta_s(k, c)].
 
-Durations beyond K count as K: see `flash_semicrf.streaming.cpu.by_duration_tail`.
+Durations beyond K count as K: see `flash_semicrf.streaming.cpu.by_duration.tail`.
 Both sums over labels are products with exp(A), which cost T·K·C² multiply-adds; a product below
 `CERTAIN` may have lost terms and is redone as a log-sum-exp. Everything is float64; workspace
 O(KC). The messages are shifted by a whole number at the end of each block, kept apart.
@@ -24,9 +24,9 @@ import math
 
 import numpy as np
 
-from flash_semicrf.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.by_duration_tail import extend_ends, extend_outputs, keep_ends
-from flash_semicrf.streaming.cpu.by_duration_window import (
+from flash_semicrf.problem.potentials import NEG_INF
+from flash_semicrf.streaming.cpu.by_duration.tail import extend_ends, extend_outputs, keep_ends
+from flash_semicrf.streaming.cpu.by_duration.window import (
     FLOOR,
     absorb,
     copy_row,
@@ -39,8 +39,8 @@ from flash_semicrf.streaming.cpu.by_duration_window import (
     whole_level,
 )
 from flash_semicrf.streaming.cpu.jit import helper
-from flash_semicrf.streaming.cpu.passes import CERTAIN
-from flash_semicrf.streaming.cpu.simd import (
+from flash_semicrf.streaming.cpu.static.passes import CERTAIN
+from flash_semicrf.streaming.cpu.vector import (
     LANES,
     TILE,
     exp_row,

@@ -1,6 +1,7 @@
 """Segmentations drawn from their distribution, for transitions by duration.
 
-As in `flash_semicrf.streaming.cpu.sampling`, but what arrives at a segment depends on its duration,
+As in `flash_semicrf.streaming.cpu.static.sampling`, but what arrives at a segment depends on its
+duration,
 
     gamma_s(k, c) = LSE_{c'} [alpha_s(c') + A_k[c', c]]
 
@@ -14,11 +15,11 @@ import math
 
 import numpy as np
 
-from flash_semicrf.potentials import NEG_INF, Potentials
-from flash_semicrf.segments import SegmentTable
-from flash_semicrf.streaming.cpu.by_duration import forward_messages
-from flash_semicrf.streaming.cpu.by_duration_passes import exact_arrival
-from flash_semicrf.streaming.cpu.by_duration_tail import reach
+from flash_semicrf.problem.potentials import NEG_INF, Potentials
+from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.streaming.cpu.by_duration.batch import forward_messages
+from flash_semicrf.streaming.cpu.by_duration.passes import exact_arrival
+from flash_semicrf.streaming.cpu.by_duration.tail import reach
 from flash_semicrf.streaming.cpu.jit import helper, kernel
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.walks import NEGLIGIBLE, draw, sample_walks

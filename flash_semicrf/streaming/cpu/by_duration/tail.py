@@ -8,7 +8,7 @@ marginals of starts, count both. Q_t(c), the log-sum of what may follow K positi
 
 takes the place of end_{t-1} + beta_t in the backward pass; in the forward pass, where the output at
 t starts as what the class has brought there, the output at t + 1 starts as that with one position
-more. In a window (`flash_semicrf.streaming.cpu.by_duration_window`), all of whose values get the
+more. In a window (`flash_semicrf.streaming.cpu.by_duration.window`), all of whose values get the
 scores of positions, both are steps to a neighbouring column. The expected number of positions
 beyond the K-th of a segment of the class that starts at s is
 
@@ -28,8 +28,8 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from flash_semicrf.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.by_duration_window import FLOOR
+from flash_semicrf.problem.potentials import NEG_INF
+from flash_semicrf.streaming.cpu.by_duration.window import FLOOR
 from flash_semicrf.streaming.cpu.jit import OPTIONS
 
 __all__ = [
@@ -80,7 +80,7 @@ def extend_outputs(tail, window, sums, column):
     """Start the next output with what the class has brought to the one K - 1 after `column`.
 
     Called when the sources of K positions and more are all that the latter has: `values` and `sums`
-    are the pairs of `flash_semicrf.streaming.cpu.by_duration_passes`.
+    are the pairs of `flash_semicrf.streaming.cpu.by_duration.passes`.
     """
     values = window.values
     for c in range(tail.shape[0]):

@@ -1,6 +1,6 @@
 """What the kernels for tangents, with transitions by duration, read and fill.
 
-Rows are those of `flash_semicrf.streaming.cpu.by_duration_model`.
+Rows are those of `flash_semicrf.streaming.cpu.by_duration.parameters`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Sequence(NamedTuple):
     d_alpha, d_beta : arrays of shape (T, C)
         Get their derivatives; the last row of the latter holds that of the final scores.
     rest, further : arrays of shape (T * C,)
-        See `flash_semicrf.streaming.cpu.by_duration_passes.backward_pass`; read only with a tail.
+        See `flash_semicrf.streaming.cpu.by_duration.passes.backward_pass`; read only with a tail.
     d_rest : array of shape (T * C,)
         Gets, in row s, the derivative of what may follow K positions from s.
     forward, backward : arrays of shape (T + 1,)

@@ -1,6 +1,6 @@
 """Derivatives of messages and of expected counts along a direction, for transitions by duration.
 
-With rows over (c, k) as in `flash_semicrf.streaming.cpu.by_duration_model`, backwards
+With rows over (c, k) as in `flash_semicrf.streaming.cpu.by_duration.parameters`, backwards
 
     d eta_s(k, c) = dD_k(c) + d start_s(c) + dS_{s+k}(c) - dS_s(c) + d end_{s+k-1}(c)
                     + d beta_{s+k}(c)
@@ -13,9 +13,9 @@ and then forwards, with P(s, k, c) the probability of a segment,
                       - d beta_t(c)),
 
 each count's derivative being the sum over s of P (d gamma + d eta - d log Z). All sums over labels
-are matrix products; their exponents as in `flash_semicrf.streaming.cpu.by_duration_gradient`. Cost
+are matrix products; their exponents as in `flash_semicrf.streaming.cpu.by_duration.gradient`. Cost
 7 T·K·C², in float64. Durations beyond K are in
-`flash_semicrf.streaming.cpu.by_duration_tail_tangents`.
+`flash_semicrf.streaming.cpu.by_duration.tangent_tail`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flash_semicrf.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.by_duration_tail_tangents import (
+from flash_semicrf.problem.potentials import NEG_INF
+from flash_semicrf.streaming.cpu.by_duration.tangent_tail import (
     fill_class,
     new_class,
     pass_on,
     take_class,
 )
-from flash_semicrf.streaming.cpu.by_duration_window import copy_row, highest
+from flash_semicrf.streaming.cpu.by_duration.window import copy_row, highest
 from flash_semicrf.streaming.cpu.jit import helper
-from flash_semicrf.streaming.cpu.passes import CERTAIN
-from flash_semicrf.streaming.cpu.simd import LANES, TILE, exp_row, fill, multiply_tile
-from flash_semicrf.streaming.cpu.tangent_passes import add_product
+from flash_semicrf.streaming.cpu.static.passes import CERTAIN
+from flash_semicrf.streaming.cpu.static.tangent_passes import add_product
+from flash_semicrf.streaming.cpu.vector import LANES, TILE, exp_row, fill, multiply_tile
 
 __all__ = ["backward_tangents", "forward_tangents"]
 

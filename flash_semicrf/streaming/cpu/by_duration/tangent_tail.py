@@ -1,7 +1,7 @@
 """Durations beyond K in the derivatives along a direction, for transitions by duration.
 
 Segments of K positions and of more are one class, as in
-`flash_semicrf.streaming.cpu.by_duration_tail`. With P(t) the probability that one which has at
+`flash_semicrf.streaming.cpu.by_duration.tail`. With P(t) the probability that one which has at
 least K positions before t goes on, what may follow them has the derivative
 
     dQ_t(c) = (1 - P(t)) (d end_{t-1}(c) + d beta_t(c))
@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flash_semicrf.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.by_duration_tail import nothing, with_tail
+from flash_semicrf.problem.potentials import NEG_INF
+from flash_semicrf.streaming.cpu.by_duration.tail import nothing, with_tail
 
 __all__ = ["fill_class", "new_class", "pass_on", "take_class"]
 

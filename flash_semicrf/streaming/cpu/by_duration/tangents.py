@@ -1,7 +1,7 @@
 """Hessian-vector products of log Z for transitions by duration: those of a whole batch.
 
 Each sequence is one task: first its backward, then its forward derivatives; see
-`flash_semicrf.streaming.cpu.by_duration_tangent_passes`.
+`flash_semicrf.streaming.cpu.by_duration.tangent_passes`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu import pool
-from flash_semicrf.streaming.cpu.by_duration import gradients_of_rows, message_rows
-from flash_semicrf.streaming.cpu.by_duration_model import labels_and_durations, rows_of
-from flash_semicrf.streaming.cpu.by_duration_tangent_model import Sequence, Slopes, Totals
-from flash_semicrf.streaming.cpu.by_duration_tangent_passes import (
+from flash_semicrf.streaming.cpu.by_duration.batch import gradients_of_rows, message_rows
+from flash_semicrf.streaming.cpu.by_duration.parameters import labels_and_durations, rows_of
+from flash_semicrf.streaming.cpu.by_duration.tangent_parameters import Sequence, Slopes, Totals
+from flash_semicrf.streaming.cpu.by_duration.tangent_passes import (
     backward_tangents,
     forward_tangents,
 )
 from flash_semicrf.streaming.cpu.jit import kernel
-from flash_semicrf.streaming.cpu.model import array_of, cost_of, padded_labels
-from flash_semicrf.streaming.cpu.static import boundary_arrays
-from flash_semicrf.streaming.cpu.tangents import boundary_products
+from flash_semicrf.streaming.cpu.parameters import array_of, cost_of, padded_labels
+from flash_semicrf.streaming.cpu.static.batch import boundary_arrays
+from flash_semicrf.streaming.cpu.static.tangents import boundary_products
 from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = ["tangents"]

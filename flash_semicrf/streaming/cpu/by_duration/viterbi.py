@@ -1,6 +1,6 @@
 """Decoding for transitions by duration: the max pass, and a walk back without back-pointers.
 
-The pass is that of `flash_semicrf.streaming.cpu.by_duration_passes` with maxima for sums, the first
+The pass is that of `flash_semicrf.streaming.cpu.by_duration.passes` with maxima for sums, the first
 segment's transition term apart, and keeps alpha. The walk recovers the label and the duration of
 each segment as an argmax: K·C work per segment and label that ties. Where a segment is longer than
 K, the pass has written down its start.
@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import NEG_INF, Potentials
-from flash_semicrf.segments import SegmentTable
+from flash_semicrf.problem.potentials import NEG_INF, Potentials
+from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.cpu import pool
-from flash_semicrf.streaming.cpu.by_duration_model import arrivals_of
-from flash_semicrf.streaming.cpu.by_duration_tail import (
+from flash_semicrf.streaming.cpu.by_duration.parameters import arrivals_of
+from flash_semicrf.streaming.cpu.by_duration.tail import (
     best_longer,
     extend_best,
     make_origins,
     note_beaten,
 )
-from flash_semicrf.streaming.cpu.by_duration_window import (
+from flash_semicrf.streaming.cpu.by_duration.window import (
     absorb,
     copy_row,
     highest,
@@ -33,11 +33,11 @@ from flash_semicrf.streaming.cpu.by_duration_window import (
     whole_level,
 )
 from flash_semicrf.streaming.cpu.jit import helper, kernel
-from flash_semicrf.streaming.cpu.model import array_of, cost_of, end_term
-from flash_semicrf.streaming.cpu.simd import TILE, max_tile
-from flash_semicrf.streaming.cpu.static import boundary_arrays
+from flash_semicrf.streaming.cpu.parameters import array_of, cost_of, end_term
+from flash_semicrf.streaming.cpu.static.batch import boundary_arrays
+from flash_semicrf.streaming.cpu.static.viterbi import table_of_walks
 from flash_semicrf.streaming.cpu.tasks import take
-from flash_semicrf.streaming.cpu.viterbi import table_of_walks
+from flash_semicrf.streaming.cpu.vector import TILE, max_tile
 
 __all__ = ["max_messages", "viterbi"]
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flash_semicrf.potentials import NEG_INF
+from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.streaming.cpu.jit import helper
 
 __all__ = [

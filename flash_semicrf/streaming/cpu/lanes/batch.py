@@ -2,8 +2,8 @@
 
 For static transitions without a tail. Long sequences of a batch, and those whose messages leave the
 range of the kernel, as with masks of -1e9 or scores of +-100, are done by
-`flash_semicrf.streaming.cpu.static`, and so are batches too small to fill the lanes. No result
-depends on what else is in a batch that is taken.
+`flash_semicrf.streaming.cpu.static.batch`, and so are batches too small to fill the lanes. No
+result depends on what else is in a batch that is taken.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu import pool
-from flash_semicrf.streaming.cpu.lanes import EXPONENT
-from flash_semicrf.streaming.cpu.model import array_of, cost_of, end_term, forbid, start_term
-from flash_semicrf.streaming.cpu.short_passes import Model, Sequences, Sums, run_short
-from flash_semicrf.streaming.cpu.simd import LANES
+from flash_semicrf.streaming.cpu.lanes.passes import Model, Sequences, Sums, run_short
+from flash_semicrf.streaming.cpu.lanes.rows import EXPONENT
+from flash_semicrf.streaming.cpu.parameters import array_of, cost_of, end_term, forbid, start_term
+from flash_semicrf.streaming.cpu.vector import LANES
 
 __all__ = ["gradients", "log_partition", "model_of"]
 
@@ -130,7 +130,7 @@ def gradients(
     wanted: set[str],
     general: Callable[[Potentials, set[str]], tuple[Tensor, dict[str, Tensor]]],
 ) -> tuple[Tensor, dict[str, Tensor]] | None:
-    """What `flash_semicrf.streaming.cpu.static.gradients` returns, or None, as `log_partition`."""
+    """As `static.batch.gradients`; None where `log_partition` returns None."""
     ends = bool(wanted & {"start_scores", "end_scores"})
     want = np.array([ends, "duration_bias" in wanted, "transition" in wanted])
     sums = _run(p, True, want)

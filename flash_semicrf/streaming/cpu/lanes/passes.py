@@ -1,8 +1,8 @@
 """Both passes and the gradient of eight short sequences at once, one to each lane.
 
-The recurrences are those of `flash_semicrf.streaming.cpu.passes`, on exponentials throughout: no
-logarithm is taken between a sequence's scores and its log Z. With f the frames, one per label, and
-everything times a power of two per sequence (r at each step),
+The recurrences are those of `flash_semicrf.streaming.cpu.static.passes`, on exponentials
+throughout: no logarithm is taken between a sequence's scores and its log Z. With f the frames, one
+per label, and everything times a power of two per sequence (r at each step),
 
     E_s(c) = gamma_s(c) start_s(c) / f_s(c),            f_{s+1}(c) = f_s(c) exp(scores[s, c]) r_s
     alpha_t(c) = f_t(c) end_{t-1}(c) sum_{k=1..K} E_{t-k}(c) W_k(c)
@@ -16,10 +16,10 @@ goes: with q the power of two and 1 / Z that turn products of messages into prob
     d log Z / d A[c', c]   = sum_s alpha_s(c') exp(A[c', c]) sink_s(c) q_s
 
 Every factor and every message must be exactly 0, because something forbids it, or within ranges
-whose products neither overflow nor vanish (`flash_semicrf.streaming.cpu.lanes`). Then sums of them
-are right to float64's precision. Only a source that a later one of its label outweighs wherever it
-reaches is dropped. A sequence that leaves a range is reported as not certain, and is for the other
-kernels. Cost T(KC + C²) multiply-adds twice per eight sequences; workspace O(TC).
+whose products neither overflow nor vanish (`flash_semicrf.streaming.cpu.lanes.rows`). Then sums of
+them are right to float64's precision. Only a source that a later one of its label outweighs
+wherever it reaches is dropped. A sequence that leaves a range is reported as not certain, and is
+for the other kernels. Cost T(KC + C²) multiply-adds twice per eight sequences; workspace O(TC).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.streaming.cpu.jit import helper, kernel
-from flash_semicrf.streaming.cpu.lanes import (
+from flash_semicrf.streaming.cpu.lanes.rows import (
     FRAME,
     HIGH,
     LOW,
@@ -49,8 +49,8 @@ from flash_semicrf.streaming.cpu.lanes import (
     take_forward,
     total_window,
 )
-from flash_semicrf.streaming.cpu.simd import LANES, fill
 from flash_semicrf.streaming.cpu.tasks import take
+from flash_semicrf.streaming.cpu.vector import LANES, fill
 
 __all__ = ["Model", "Sequences", "Sums", "run_short"]
 

@@ -1,9 +1,9 @@
 """Vector building blocks for eight sequences at once: one to each lane of a vector.
 
-Where a row of `flash_semicrf.streaming.cpu.simd` holds the labels of one sequence, here a *vector*
-holds one number of `LANES` sequences and a *row* is one such vector for every label, so that no
-operation crosses lanes and no label is padding. All arrays are flat and float64, offsets are in
-elements, and nothing is bounds-checked.
+Where a row of `flash_semicrf.streaming.cpu.vector` holds the labels of one sequence, here a
+*vector* holds one number of `LANES` sequences and a *row* is one such vector for every label, so
+that no operation crosses lanes and no label is padding. All arrays are flat and float64, offsets
+are in elements, and nothing is bounds-checked.
 
 Operations made by `_operation` are called as ``op(work, offsets, count)``: `offsets` is a tuple, an
 operand is a row of `count` vectors or one vector for all of them, and the last operands are
@@ -20,8 +20,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from flash_semicrf.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.simd import (
+from flash_semicrf.problem.potentials import NEG_INF
+from flash_semicrf.streaming.cpu.vector import (
     _I64,
     _IVEC,
     _VEC,

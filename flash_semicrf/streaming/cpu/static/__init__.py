@@ -1,0 +1,1 @@
+"""Kernels for transitions that do not depend on the duration."""

@@ -12,18 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.streaming.cpu import pool, short
-from flash_semicrf.streaming.cpu.gradient import (
-    CHUNK,
-    Messages,
-    add_carry,
-    boundary_marginals,
-    duration_gradient,
-    transition_gradient,
-)
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.streaming.cpu import pool
 from flash_semicrf.streaming.cpu.jit import kernel
-from flash_semicrf.streaming.cpu.model import (
+from flash_semicrf.streaming.cpu.lanes import batch as short
+from flash_semicrf.streaming.cpu.parameters import (
     Transition,
     Window,
     array_of,
@@ -35,8 +28,16 @@ from flash_semicrf.streaming.cpu.model import (
     transition_of,
     window_of,
 )
-from flash_semicrf.streaming.cpu.passes import message_pass
-from flash_semicrf.streaming.cpu.tail import tail_gradient
+from flash_semicrf.streaming.cpu.static.gradient import (
+    CHUNK,
+    Messages,
+    add_carry,
+    boundary_marginals,
+    duration_gradient,
+    transition_gradient,
+)
+from flash_semicrf.streaming.cpu.static.passes import message_pass
+from flash_semicrf.streaming.cpu.static.tail import tail_gradient
 from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = [
@@ -69,7 +70,7 @@ class _Batch(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Messages of a batch; see `flash_semicrf.streaming.cpu.gradient.Messages`."""
+    """Messages of a batch; see `flash_semicrf.streaming.cpu.static.gradient.Messages`."""
 
     alpha: np.ndarray  # (B, T, C)
     gamma: np.ndarray

@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flash_semicrf.potentials import NEG_INF
+from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.streaming.cpu.jit import helper, inlined
-from flash_semicrf.streaming.cpu.simd import (
+from flash_semicrf.streaming.cpu.vector import (
     LANES,
     TILE,
     add_to,

@@ -26,9 +26,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flash_semicrf.potentials import NEG_INF
+from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.streaming.cpu.jit import helper, inlined
-from flash_semicrf.streaming.cpu.simd import (
+from flash_semicrf.streaming.cpu.static.tail import add_longer
+from flash_semicrf.streaming.cpu.vector import (
     LANES,
     TILE,
     add_to,
@@ -43,7 +44,6 @@ from flash_semicrf.streaming.cpu.simd import (
     push_rows,
     scale_row,
 )
-from flash_semicrf.streaming.cpu.tail import add_longer
 
 __all__ = ["CERTAIN", "message_pass"]
 
@@ -389,8 +389,8 @@ def message_pass(
     out_rows, source_rows : float64 arrays of shape (T, C)
         Row p: alpha_{p+1} and gamma_p; backwards eta_p and beta_{p+1}; less their offset.
     longer_rows : float64 array of shape (T, C)
-        Row p: what `flash_semicrf.streaming.cpu.tail` calls G, of the same step as the outputs but
-        less the offset of the step before. Empty (0, 0) where it is not wanted.
+        Row p: what `flash_semicrf.streaming.cpu.static.tail` calls G, of the same step as the
+        outputs but less the offset of the step before. Empty (0, 0) where it is not wanted.
     offsets : float64 array of shape (T + 1,)
         Whole numbers to add to the messages of step 0..length.
 

@@ -23,15 +23,15 @@ import math
 
 import numpy as np
 
-from flash_semicrf.potentials import NEG_INF, Potentials
-from flash_semicrf.segments import SegmentTable
+from flash_semicrf.problem.potentials import NEG_INF, Potentials
+from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.cpu.jit import helper, inlined, kernel
-from flash_semicrf.streaming.cpu.model import padded_labels
-from flash_semicrf.streaming.cpu.passes import CERTAIN
-from flash_semicrf.streaming.cpu.simd import LANES, exp_row
-from flash_semicrf.streaming.cpu.simd_search import count_below
-from flash_semicrf.streaming.cpu.static import forward_messages
+from flash_semicrf.streaming.cpu.parameters import padded_labels
+from flash_semicrf.streaming.cpu.static.batch import forward_messages
+from flash_semicrf.streaming.cpu.static.passes import CERTAIN
 from flash_semicrf.streaming.cpu.tasks import take
+from flash_semicrf.streaming.cpu.vector import LANES, exp_row
+from flash_semicrf.streaming.cpu.vector_search import count_below
 from flash_semicrf.streaming.cpu.walks import NEGLIGIBLE, draw, sample_walks
 
 __all__ = ["sample"]

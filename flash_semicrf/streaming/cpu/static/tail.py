@@ -25,9 +25,9 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from flash_semicrf.potentials import NEG_INF
+from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.streaming.cpu.jit import OPTIONS, helper, inlined
-from flash_semicrf.streaming.cpu.simd import LANES, exp_row, log_row
+from flash_semicrf.streaming.cpu.vector import LANES, exp_row, log_row
 
 __all__ = ["add_longer", "add_longer_max", "share_going_on", "tail_gradient"]
 

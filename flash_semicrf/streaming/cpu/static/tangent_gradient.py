@@ -14,20 +14,20 @@ import math
 
 import numpy as np
 
-from flash_semicrf.streaming.cpu.gradient import transition_factors
 from flash_semicrf.streaming.cpu.jit import helper
-from flash_semicrf.streaming.cpu.simd import LANES, TILE, fill, multiply_tile, multiply_tile8
-from flash_semicrf.streaming.cpu.tangent_blocks import (
+from flash_semicrf.streaming.cpu.static.gradient import transition_factors
+from flash_semicrf.streaming.cpu.static.tangent_blocks import (
     BLOCK,
     fill_block,
     new_block,
     settle,
     slow_sums,
 )
+from flash_semicrf.streaming.cpu.vector import LANES, TILE, fill, multiply_tile, multiply_tile8
 
 __all__ = ["duration_tangent", "transition_tangent"]
 
-_HIGH = 300.0  # as in `flash_semicrf.streaming.cpu.gradient`
+_HIGH = 300.0  # as in `flash_semicrf.streaming.cpu.static.gradient`
 _NEGLIGIBLE = -50.0
 
 

@@ -8,9 +8,9 @@ A message's derivative is the posterior mean of the direction's score of what it
                    + dS_t(c) - dS_{t-k}(c)) + d end_{t-1}(c)
 
 and the same read from the end. The weights come from the messages, as in
-`flash_semicrf.streaming.cpu.tangent_blocks`; what has no posterior probability at all gets 0. (For
-durations beyond K see `flash_semicrf.streaming.cpu.tangent_tail`.) Three
-window sums where log Z takes one: cost 3 T(KC + C²), workspace O(KC), all in float64.
+`flash_semicrf.streaming.cpu.static.tangent_blocks`; what has no posterior probability at all gets
+0. (For durations beyond K see `flash_semicrf.streaming.cpu.static.tangent_tail`.) Three window sums
+where log Z takes one: cost 3 T(KC + C²), workspace O(KC), all in float64.
 """
 
 from __future__ import annotations
@@ -20,8 +20,17 @@ import math
 import numpy as np
 
 from flash_semicrf.streaming.cpu.jit import helper
-from flash_semicrf.streaming.cpu.passes import CERTAIN
-from flash_semicrf.streaming.cpu.simd import (
+from flash_semicrf.streaming.cpu.static.passes import CERTAIN
+from flash_semicrf.streaming.cpu.static.tangent_blocks import (
+    BLOCK,
+    fill_block,
+    new_block,
+    position_of,
+    settle,
+    slow_sums,
+)
+from flash_semicrf.streaming.cpu.static.tangent_tail import exact_term, longer_shares
+from flash_semicrf.streaming.cpu.vector import (
     LANES,
     TILE,
     exp_row,
@@ -31,19 +40,10 @@ from flash_semicrf.streaming.cpu.simd import (
     multiply_tile,
     multiply_tile8,
 )
-from flash_semicrf.streaming.cpu.tangent_blocks import (
-    BLOCK,
-    fill_block,
-    new_block,
-    position_of,
-    settle,
-    slow_sums,
-)
-from flash_semicrf.streaming.cpu.tangent_tail import exact_term, longer_shares
 
 __all__ = ["add_product", "tangent_pass"]
 
-_MASK = 1e4  # as in `flash_semicrf.streaming.cpu.tangent_blocks`
+_MASK = 1e4  # as in `flash_semicrf.streaming.cpu.static.tangent_blocks`
 
 
 @helper

@@ -1,7 +1,7 @@
 """Durations beyond K in the derivatives of messages and of expected counts, static transitions.
 
-With G of `flash_semicrf.streaming.cpu.tail` and w, the term of duration K, all read in either
-direction,
+With G of `flash_semicrf.streaming.cpu.static.tail` and w, the term of duration K, all read in
+either direction,
 
     dG_t(c) = d scores[t-1, c] + d tail(c) + P(longer | c) dG_{t-1}(c) + P(K | c) dw_{t-1}(c)
 
@@ -18,11 +18,11 @@ import math
 
 import numpy as np
 
-from flash_semicrf.potentials import NEG_INF
+from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.streaming.cpu.jit import helper, inlined
-from flash_semicrf.streaming.cpu.simd import LANES, exp_row
-from flash_semicrf.streaming.cpu.tail import share_going_on
-from flash_semicrf.streaming.cpu.tangent_blocks import position_of
+from flash_semicrf.streaming.cpu.static.tail import share_going_on
+from flash_semicrf.streaming.cpu.static.tangent_blocks import position_of
+from flash_semicrf.streaming.cpu.vector import LANES, exp_row
 
 __all__ = ["exact_term", "longer_shares", "tail_tangent"]
 

@@ -13,24 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu import pool
-from flash_semicrf.streaming.cpu.gradient import Messages
 from flash_semicrf.streaming.cpu.jit import kernel
-from flash_semicrf.streaming.cpu.model import array_of, cost_of, padded_labels
-from flash_semicrf.streaming.cpu.simd import TILE
-from flash_semicrf.streaming.cpu.static import (
+from flash_semicrf.streaming.cpu.parameters import array_of, cost_of, padded_labels
+from flash_semicrf.streaming.cpu.static.batch import (
     boundary_arrays,
     chunks_of,
     gradients_of_rows,
     message_rows,
     sum_of_chunks,
 )
-from flash_semicrf.streaming.cpu.tangent_blocks import Sweep
-from flash_semicrf.streaming.cpu.tangent_gradient import duration_tangent, transition_tangent
-from flash_semicrf.streaming.cpu.tangent_passes import tangent_pass
-from flash_semicrf.streaming.cpu.tangent_tail import tail_tangent
+from flash_semicrf.streaming.cpu.static.gradient import Messages
+from flash_semicrf.streaming.cpu.static.tangent_blocks import Sweep
+from flash_semicrf.streaming.cpu.static.tangent_gradient import duration_tangent, transition_tangent
+from flash_semicrf.streaming.cpu.static.tangent_passes import tangent_pass
+from flash_semicrf.streaming.cpu.static.tangent_tail import tail_tangent
 from flash_semicrf.streaming.cpu.tasks import take
+from flash_semicrf.streaming.cpu.vector import TILE
 
 __all__ = ["boundary_products", "tangents"]
 

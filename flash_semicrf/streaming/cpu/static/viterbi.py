@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import NEG_INF, Potentials
-from flash_semicrf.segments import SegmentTable
+from flash_semicrf.problem.potentials import NEG_INF, Potentials
+from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.cpu import pool
 from flash_semicrf.streaming.cpu.jit import helper, kernel
-from flash_semicrf.streaming.cpu.model import (
+from flash_semicrf.streaming.cpu.parameters import (
     array_of,
     cost_of,
     end_term,
@@ -33,10 +33,10 @@ from flash_semicrf.streaming.cpu.model import (
     start_term,
     tail_term,
 )
-from flash_semicrf.streaming.cpu.simd import TILE, max_tile
-from flash_semicrf.streaming.cpu.static import boundary_arrays
-from flash_semicrf.streaming.cpu.tail import MASK, add_longer_max
+from flash_semicrf.streaming.cpu.static.batch import boundary_arrays
+from flash_semicrf.streaming.cpu.static.tail import MASK, add_longer_max
 from flash_semicrf.streaming.cpu.tasks import take
+from flash_semicrf.streaming.cpu.vector import TILE, max_tile
 
 __all__ = ["max_messages", "viterbi"]
 

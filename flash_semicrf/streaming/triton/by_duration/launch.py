@@ -7,23 +7,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials, explicit_start
-from flash_semicrf.segments import SegmentTable
-from flash_semicrf.streaming.masks import common_parts, running_total
-from flash_semicrf.streaming.triton.by_duration import (
+from flash_semicrf.problem.potentials import Potentials, explicit_start
+from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.streaming.assembly import common_parts, running_total
+from flash_semicrf.streaming.triton.by_duration.passes import (
     duration_pass_kernel,
     duration_start_kernel,
     duration_terms_kernel,
 )
-from flash_semicrf.streaming.triton.by_duration_decoding import (
+from flash_semicrf.streaming.triton.by_duration.traceback import (
     duration_last_segment_kernel,
     duration_traceback_kernel,
 )
-from flash_semicrf.streaming.triton.decoding import collect_table
 from flash_semicrf.streaming.triton.jit import launch
-from flash_semicrf.streaming.triton.launch import power_of_two_above, problem_of
-from flash_semicrf.streaming.triton.log_messages import boundary_marginals, with_common_parts
 from flash_semicrf.streaming.triton.prefixes import prefixes_of
+from flash_semicrf.streaming.triton.static.launch import power_of_two_above, problem_of
+from flash_semicrf.streaming.triton.static.log_messages import boundary_marginals, with_common_parts
+from flash_semicrf.streaming.triton.static.viterbi import collect_table
 
 __all__ = [
     "Inputs",

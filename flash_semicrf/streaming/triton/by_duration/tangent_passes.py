@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.by_duration import (
+from flash_semicrf.streaming.triton.by_duration.passes import (
     deep_content,
     lengthen,
     load_row,
@@ -20,7 +20,7 @@ from flash_semicrf.streaming.triton.by_duration import (
 )
 from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import exp_wide
-from flash_semicrf.streaming.triton.tangent_passes import either, finite
+from flash_semicrf.streaming.triton.static.tangent_passes import either, finite
 
 __all__ = [
     "duration_start_tangent_kernel",

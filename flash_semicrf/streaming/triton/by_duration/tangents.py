@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.streaming.triton import durational
-from flash_semicrf.streaming.triton.by_duration_tangents import (
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.streaming.triton.by_duration import launch as durational
+from flash_semicrf.streaming.triton.by_duration.tangent_passes import (
     duration_start_tangent_kernel,
     duration_tangent_pass_kernel,
     duration_tangent_terms_kernel,
 )
 from flash_semicrf.streaming.triton.jit import launch
-from flash_semicrf.streaming.triton.log_messages import boundary_marginals
-from flash_semicrf.streaming.triton.tangents import boundary_tangents, end_tangents, towards
+from flash_semicrf.streaming.triton.static.log_messages import boundary_marginals
+from flash_semicrf.streaming.triton.static.tangents import boundary_tangents, end_tangents, towards
 
 __all__ = ["tangents"]
 

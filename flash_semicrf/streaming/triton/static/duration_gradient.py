@@ -20,14 +20,8 @@ import triton
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.jit import kernel
-from flash_semicrf.streaming.triton.longer import deep_window
-from flash_semicrf.streaming.triton.numerics import (
-    allowed,
-    exp_wide,
-    is_deep,
-    probability,
-    settled,
-)
+from flash_semicrf.streaming.triton.numerics import allowed, exp_wide, is_deep, probability, settled
+from flash_semicrf.streaming.triton.static.tail import deep_window
 
 __all__ = ["duration_gradient_kernel", "longer_gradient_kernel"]
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.streaming.triton.boundary import boundary_kernel, carry_kernel, position_kernel
-from flash_semicrf.streaming.triton.duration_gradient import (
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.streaming.triton.jit import launch
+from flash_semicrf.streaming.triton.static.boundary_gradient import (
+    boundary_kernel,
+    carry_kernel,
+    position_kernel,
+)
+from flash_semicrf.streaming.triton.static.duration_gradient import (
     duration_gradient_kernel,
     longer_gradient_kernel,
 )
-from flash_semicrf.streaming.triton.jit import launch
-from flash_semicrf.streaming.triton.launch import (
+from flash_semicrf.streaming.triton.static.launch import (
     SPAN,
     Messages,
     Plan,

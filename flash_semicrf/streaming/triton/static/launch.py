@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.triton.jit import launch
-from flash_semicrf.streaming.triton.passes import PART, far_kernel, pass_kernel
-from flash_semicrf.streaming.triton.prepare import prepare_kernel
+from flash_semicrf.streaming.triton.static.passes import PART, far_kernel, pass_kernel
+from flash_semicrf.streaming.triton.static.prepare import prepare_kernel
 
 __all__ = [
     "CHAINS",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.longer import add_longer
 from flash_semicrf.streaming.triton.numerics import (
     allowed,
     decode_log,
@@ -19,6 +18,7 @@ from flash_semicrf.streaming.triton.numerics import (
     settled,
     wide,
 )
+from flash_semicrf.streaming.triton.static.tail import add_longer
 
 __all__ = ["load_state", "log_steps", "save_state"]
 
@@ -166,7 +166,7 @@ def log_steps(
         relative to the offset. prefix: sum of the scores before `step`, settled, without those that
         forbid and deep ones. has_deep: whether there were any.
     longer_ptr, tail_ptr
-        By `flash_semicrf.streaming.triton.longer.add_block`; the table of the tail.
+        By `flash_semicrf.streaming.triton.static.tail.add_block`; the table of the tail.
     score_ptr, opening_ptr, closing_ptr, message_ptr, offset_ptr
         Rows of the pass's first position; the others follow in `direction`.
     """

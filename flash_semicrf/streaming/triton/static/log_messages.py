@@ -17,17 +17,17 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.streaming.masks import common_parts, running_total
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.streaming.assembly import common_parts, running_total
 from flash_semicrf.streaming.triton.jit import kernel, launch
-from flash_semicrf.streaming.triton.launch import (
+from flash_semicrf.streaming.triton.numerics import decode_log, exp_wide
+from flash_semicrf.streaming.triton.static.launch import (
     Plan,
     Problem,
     plan_of,
     problem_of,
     run_passes,
 )
-from flash_semicrf.streaming.triton.numerics import decode_log, exp_wide
 
 __all__ = [
     "LogMessages",

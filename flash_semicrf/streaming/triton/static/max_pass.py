@@ -5,7 +5,7 @@
 
 Blocks of R steps, as in the passes of log Z; sums have no range to leave, so there is one form of
 block. With a duration tail all sources before the window come in as one; see
-`flash_semicrf.streaming.triton.longer`. float64; T(KC + C²) additions.
+`flash_semicrf.streaming.triton.static.tail`. float64; T(KC + C²) additions.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ import triton
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.jit import kernel
-from flash_semicrf.streaming.triton.linear_block import load_matrix, load_tile, newest_durations
-from flash_semicrf.streaming.triton.numerics import (
-    allowed,
-    common_part,
-    is_deep,
-    settled,
-    wide,
+from flash_semicrf.streaming.triton.numerics import allowed, common_part, is_deep, settled, wide
+from flash_semicrf.streaming.triton.static.linear_block import (
+    load_matrix,
+    load_tile,
+    newest_durations,
 )
-from flash_semicrf.streaming.triton.passes import load_rows
+from flash_semicrf.streaming.triton.static.passes import load_rows
 
 __all__ = ["far_maxima_kernel", "max_pass_kernel"]
 

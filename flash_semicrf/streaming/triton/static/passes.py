@@ -16,15 +16,6 @@ import triton
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.jit import kernel
-from flash_semicrf.streaming.triton.linear_block import (
-    far_window,
-    in_range,
-    linear_steps,
-    load_matrix,
-    score_factors,
-)
-from flash_semicrf.streaming.triton.log_block import load_state, log_steps, save_state
-from flash_semicrf.streaming.triton.longer import add_block
 from flash_semicrf.streaming.triton.numerics import (
     allowed,
     decode_linear,
@@ -33,6 +24,15 @@ from flash_semicrf.streaming.triton.numerics import (
     exp_rows,
     high_word,
 )
+from flash_semicrf.streaming.triton.static.linear_block import (
+    far_window,
+    in_range,
+    linear_steps,
+    load_matrix,
+    score_factors,
+)
+from flash_semicrf.streaming.triton.static.log_block import load_state, log_steps, save_state
+from flash_semicrf.streaming.triton.static.tail import add_block
 
 __all__ = ["PART", "far_kernel", "load_rows", "pass_kernel"]
 

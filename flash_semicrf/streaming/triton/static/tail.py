@@ -17,13 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.numerics import (
-    allowed,
-    decode_log,
-    exp_wide,
-    is_deep,
-    settled,
-)
+from flash_semicrf.streaming.triton.numerics import allowed, decode_log, exp_wide, is_deep, settled
 
 __all__ = ["add_block", "add_longer", "deep_window"]
 

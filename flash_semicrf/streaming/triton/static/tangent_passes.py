@@ -22,7 +22,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.by_duration import deep_content, lengthen, load_row
+from flash_semicrf.streaming.triton.by_duration.passes import deep_content, lengthen, load_row
 from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import exp_wide, wide
 

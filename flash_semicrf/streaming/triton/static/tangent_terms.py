@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.by_duration import deep_content, lengthen, load_row
+from flash_semicrf.streaming.triton.by_duration.passes import deep_content, lengthen, load_row
 from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import exp_wide, wide
-from flash_semicrf.streaming.triton.tangent_passes import either
+from flash_semicrf.streaming.triton.static.tangent_passes import either
 
 __all__ = ["duration_tangent_kernel", "tail_tangent_kernel", "transition_tangent_kernel"]
 

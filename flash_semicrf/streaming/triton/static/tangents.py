@@ -16,13 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.triton.jit import launch
-from flash_semicrf.streaming.triton.launch import plan_of, power_of_two_above, problem_of
-from flash_semicrf.streaming.triton.log_messages import boundary_marginals, log_messages
 from flash_semicrf.streaming.triton.prefixes import Prefixes, prefixes_of
-from flash_semicrf.streaming.triton.tangent_passes import tangent_pass_kernel
-from flash_semicrf.streaming.triton.tangent_terms import (
+from flash_semicrf.streaming.triton.static.launch import plan_of, power_of_two_above, problem_of
+from flash_semicrf.streaming.triton.static.log_messages import boundary_marginals, log_messages
+from flash_semicrf.streaming.triton.static.tangent_passes import tangent_pass_kernel
+from flash_semicrf.streaming.triton.static.tangent_terms import (
     duration_tangent_kernel,
     tail_tangent_kernel,
     transition_tangent_kernel,

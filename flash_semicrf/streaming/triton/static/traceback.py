@@ -13,8 +13,8 @@ from __future__ import annotations
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.jit import kernel
-from flash_semicrf.streaming.triton.longer import deep_window
 from flash_semicrf.streaming.triton.numerics import allowed, is_deep, settled
+from flash_semicrf.streaming.triton.static.tail import deep_window
 
 __all__ = [
     "last_segment_kernel",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.segments import SegmentTable
-from flash_semicrf.streaming.masks import common_parts, running_total
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.streaming.assembly import common_parts, running_total
 from flash_semicrf.streaming.triton.jit import launch
-from flash_semicrf.streaming.triton.launch import (
+from flash_semicrf.streaming.triton.static.launch import (
     CHAINS,
     Plan,
     Problem,
@@ -17,8 +17,8 @@ from flash_semicrf.streaming.triton.launch import (
     problem_of,
     tables_of,
 )
-from flash_semicrf.streaming.triton.max_pass import far_maxima_kernel, max_pass_kernel
-from flash_semicrf.streaming.triton.traceback import (
+from flash_semicrf.streaming.triton.static.max_pass import far_maxima_kernel, max_pass_kernel
+from flash_semicrf.streaming.triton.static.traceback import (
     last_segment_kernel,
     longer_segment_kernel,
     previous_segment_kernel,

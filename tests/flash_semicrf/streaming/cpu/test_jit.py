@@ -15,7 +15,7 @@ import pytest
 
 from flash_semicrf.streaming.cpu import jit
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def double(x):
@@ -88,8 +88,8 @@ from flash_semicrf.streaming.cpu.jit import _STAMP
 
 assert cpu.__path__[0].startswith({str(archive)!r})
 assert _STAMP == {jit._STAMP!r}
-for module in pkgutil.iter_modules(cpu.__path__):
-    importlib.import_module(f"{{cpu.__name__}}.{{module.name}}")
+for module in pkgutil.walk_packages(cpu.__path__, f"{{cpu.__name__}}."):
+    importlib.import_module(module.name)
 """
     environment = {**os.environ, "PYTHONPATH": str(archive), "NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-W", "error", "-c", code]

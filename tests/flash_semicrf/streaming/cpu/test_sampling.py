@@ -9,12 +9,12 @@ import pytest
 import torch
 from numba import njit
 
-from flash_semicrf.sampling import sample_table
+from flash_semicrf.inference.sampling import sample_table
 from flash_semicrf.streaming.cpu import walks
-from flash_semicrf.streaming.cpu.simd_search import count_below
-from flash_semicrf.streaming.cpu.streams import mix, streams, uniform
+from flash_semicrf.streaming.cpu.vector_search import count_below
 from flash_semicrf.streaming.cpu.walks import draw
 from flash_semicrf.streaming.dispatch import BACKENDS
+from flash_semicrf.streaming.streams import mix, streams, uniform
 from flash_semicrf.testing import random_problem
 from tests.flash_semicrf.cases import LONG_CASES, LONG_SHAPES, thinned
 

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 import torch
 
-from flash_semicrf.streaming import log_partition, segment_marginals, viterbi
+from flash_semicrf import log_partition, segment_marginals, viterbi
 from flash_semicrf.streaming.cpu import pool
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.tasks import fetch_add, take
 from flash_semicrf.streaming.cpu.team import NO_TEAM, find_team
 from flash_semicrf.testing import random_problem
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +142,7 @@ def test_libomp_starts_threads_by_its_own_entry_point():
     program = f"""
 import ctypes, numpy as np
 from flash_semicrf.streaming.cpu import pool, team
-from tests.flash_semicrf.streaming.test_threads import _meet
+from tests.flash_semicrf.streaming.cpu.test_threads import _meet
 library = ctypes.CDLL({found!r})
 library.omp_set_num_threads(2)
 found = team.team_of(library, prefer_kmpc=True)
@@ -169,7 +169,7 @@ def run_in_a_new_process(program, **environment):
 OUTLIVE = """
 import threading, time
 import torch
-from flash_semicrf.streaming import log_partition
+from flash_semicrf import log_partition
 from flash_semicrf.streaming.cpu import pool
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.tasks import fetch_add, take
@@ -279,7 +279,7 @@ def test_many_python_threads_at_once():
 COUNT = """
 import numpy as np
 from flash_semicrf.streaming.cpu import pool
-from tests.flash_semicrf.streaming.test_threads import _count
+from tests.flash_semicrf.streaming.cpu.test_threads import _count
 counts, order = np.zeros((2, 5), dtype=np.int64)
 pool.run(_count, np.arange(5), np.ones(5), (counts, order), threads=1)
 print(counts.tolist())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numba import config, njit
 
-from flash_semicrf.streaming.cpu.simd import (
+from flash_semicrf.streaming.cpu.vector import (
     LANES,
     TILE,
     exp_row,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flash_semicrf.potentials import Potentials, explicit_start
-from flash_semicrf.streaming import viterbi_table
+from flash_semicrf.inference.expectations import _direction
+from flash_semicrf.inference.viterbi import viterbi_table
+from flash_semicrf.problem.potentials import Potentials, explicit_start
 from flash_semicrf.streaming.dispatch import choose
-from flash_semicrf.streaming.expectations import _direction
 from flash_semicrf.streaming.triton.backend import HAS_TRITON
 from flash_semicrf.testing import random_problem
 

@@ -13,22 +13,20 @@ import math
 import pytest
 import torch
 
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.segments import Segment, segments_to_table
-from flash_semicrf.streaming import (
+from flash_semicrf import log_partition, segment_marginals, viterbi
+from flash_semicrf.compat import (
     SemiCRFStreamingTriton,
     launch_streaming_triton_backward,
     launch_streaming_triton_kernel,
     launch_streaming_triton_kernel_max_bp,
-    log_partition,
-    segment_marginals,
     semi_crf_streaming_forward,
     semi_crf_streaming_viterbi_triton,
-    viterbi,
-    viterbi_table,
 )
+from flash_semicrf.compat.cumulative import maximum_start
+from flash_semicrf.inference.viterbi import viterbi_table
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.segments import Segment, segments_to_table
 from flash_semicrf.streaming.dispatch import record_backends
-from flash_semicrf.streaming.interface import maximum_start
 from flash_semicrf.testing import assert_close, random_problem
 from tests.flash_semicrf.cases import gradients_of, long, thinned, with_gradients
 from tests.flash_semicrf.streaming.triton.interpreter_cases import (
@@ -70,7 +68,7 @@ LAYOUTS = [(4, 2), (4, 4), (8, 2)]
 
 def assert_agrees_with_reference(problem: Potentials, **options) -> None:
     """Log Z, the gradients of every sequence, start and end marginals; options as `gradients`."""
-    from flash_semicrf.streaming.triton import static
+    from flash_semicrf.streaming.triton.static import gradients as static
 
     wanted = {*problem.parameters(), "start_scores", "end_scores"}
     # On the same numbers: what float32 lost in rounding the inputs is no error.
@@ -92,7 +90,15 @@ def assert_agrees_with_reference(problem: Potentials, **options) -> None:
 
 def use_layout(monkeypatch: pytest.MonkeyPatch, rows: int, groups: int) -> None:
     """Lay the passes out in blocks of `rows` steps and `groups` groups of warps."""
-    from flash_semicrf.streaming.triton import decoding, launch, static
+    from flash_semicrf.streaming.triton.static import (
+        gradients as static,
+    )
+    from flash_semicrf.streaming.triton.static import (
+        launch,
+    )
+    from flash_semicrf.streaming.triton.static import (
+        viterbi as decoding,
+    )
 
     for module in (static, decoding):
         plan_of = functools.partial(launch.plan_of, rows=rows, groups=groups)
@@ -118,7 +124,7 @@ def test_any_layout_agrees_with_reference(rows, groups, monkeypatch):
 
 
 def test_long_windows_in_parts_agree_with_reference(monkeypatch):
-    from flash_semicrf.streaming.triton import launch
+    from flash_semicrf.streaming.triton.static import launch
 
     # Parts of two blocks, where 128 steps are too long for the interpreter.
     monkeypatch.setattr(launch, "PART", 16)

@@ -10,9 +10,9 @@ import math
 import pytest
 import torch
 
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.unroll import fold_durations, unrolled
 from flash_semicrf.streaming.dispatch import choose
-from flash_semicrf.tail import fold_durations, unrolled
 from flash_semicrf.testing import assert_close
 from tests.flash_semicrf.streaming.triton.interpreter_cases import (
     BY_POSITION,

@@ -10,13 +10,13 @@ import math
 import pytest
 import torch
 
-from flash_semicrf.information import entropy, position_entropy
-from flash_semicrf.potentials import Potentials, explicit_start
-from flash_semicrf.sampling import sample_table
-from flash_semicrf.streaming import segment_probabilities
+from flash_semicrf import segment_probabilities
+from flash_semicrf.inference.expectations import _direction
+from flash_semicrf.inference.information import entropy, position_entropy
+from flash_semicrf.inference.sampling import sample_table
+from flash_semicrf.problem.potentials import Potentials, explicit_start
+from flash_semicrf.problem.unroll import unrolled
 from flash_semicrf.streaming.dispatch import record_backends
-from flash_semicrf.streaming.expectations import _direction
-from flash_semicrf.tail import unrolled
 from flash_semicrf.testing import assert_close
 from tests.flash_semicrf.cases import gradients_of, with_gradients
 from tests.flash_semicrf.streaming.triton.interpreter_cases import (
@@ -48,7 +48,8 @@ CASES = [
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Tiles that short problems fill: parts of durations, labels and samples, one by one."""
-    from flash_semicrf.streaming.triton import sampling, tangents
+    from flash_semicrf.streaming.triton import sampling
+    from flash_semicrf.streaming.triton.static import tangents
 
     monkeypatch.setattr(sampling, "_DURATIONS", 4)
     monkeypatch.setattr(sampling, "_BUFFER", 20)

@@ -11,9 +11,9 @@ import math
 import pytest
 import torch
 
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.streaming import viterbi
-from flash_semicrf.tail import fold_durations, unrolled
+from flash_semicrf import viterbi
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.unroll import fold_durations, unrolled
 from flash_semicrf.testing import assert_close
 from tests.flash_semicrf.streaming.triton.interpreter_cases import (
     BY_POSITION,
@@ -49,7 +49,7 @@ def long_segments(case: Case, **options) -> Potentials:
 
 def assert_agrees_with_reference(problem: Potentials, **options) -> None:
     """Log Z and every gradient of every sequence; options as `static.gradients`."""
-    from flash_semicrf.streaming.triton import static
+    from flash_semicrf.streaming.triton.static import gradients as static
 
     wanted = {*problem.parameters(), "start_scores", "end_scores"}
     expected_log_z, expected = REFERENCE.gradients(problem.to(torch.float64), wanted)
@@ -77,7 +77,15 @@ def short_blocks(monkeypatch):
 
 def use_layout(monkeypatch: pytest.MonkeyPatch, **options: int) -> None:
     """Lay the passes out by these options of `plan_of`."""
-    from flash_semicrf.streaming.triton import decoding, launch, static
+    from flash_semicrf.streaming.triton.static import (
+        gradients as static,
+    )
+    from flash_semicrf.streaming.triton.static import (
+        launch,
+    )
+    from flash_semicrf.streaming.triton.static import (
+        viterbi as decoding,
+    )
 
     for module in (static, decoding):
         monkeypatch.setattr(module, "plan_of", functools.partial(launch.plan_of, **options))
@@ -117,7 +125,7 @@ def test_groups_of_warps_agree_with_reference(monkeypatch):
 
 
 def test_long_windows_in_parts_agree_with_reference(monkeypatch):
-    from flash_semicrf.streaming.triton import launch
+    from flash_semicrf.streaming.triton.static import launch
 
     # Parts of two blocks of four steps, where 128 are too long for the interpreter.
     monkeypatch.setattr(launch, "PART", 8)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from flash_semicrf.potentials import Potentials
+from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.dispatch import BACKENDS
 from flash_semicrf.testing import random_problem
 

@@ -108,8 +108,8 @@ class Launch(NamedTuple):
 
 def modules() -> list:
     """The modules of the package."""
-    names = [info.name for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
-    return [importlib.import_module(name) for name in names]
+    walk = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    return [importlib.import_module(info.name) for info in walk]
 
 
 def record_launches() -> dict[str, Launch]:

@@ -6,16 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from flash_semicrf.potentials import Potentials, score_segments
-from flash_semicrf.streaming import (
-    log_partition,
-    semi_crf_streaming_viterbi_with_backpointers,
-    viterbi,
-    viterbi_table,
-)
+from flash_semicrf import log_partition, viterbi
+from flash_semicrf.compat import semi_crf_streaming_viterbi_with_backpointers
+from flash_semicrf.inference.viterbi import viterbi_table
+from flash_semicrf.problem.potentials import Potentials, score_segments
+from flash_semicrf.problem.unroll import unrolled
+from flash_semicrf.problem.validation import check_table
 from flash_semicrf.streaming.dispatch import BACKENDS, choose
-from flash_semicrf.tail import unrolled
-from flash_semicrf.validation import check_table
 from tests.flash_semicrf.cases import LONG_CASES, LONG_SHAPES
 from tests.flash_semicrf.streaming.triton.gpu_cases import (
     BY_POSITION,

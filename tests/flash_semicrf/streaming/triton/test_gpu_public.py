@@ -8,17 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from flash_semicrf.information import entropy
+from flash_semicrf import log_partition, segment_marginals, segment_probabilities, viterbi
+from flash_semicrf.compat import semi_crf_streaming_forward
+from flash_semicrf.inference.information import entropy
+from flash_semicrf.inference.sampling import sample_table
 from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.sampling import sample_table
-from flash_semicrf.segments import segments_to_table
-from flash_semicrf.streaming import (
-    log_partition,
-    segment_marginals,
-    segment_probabilities,
-    semi_crf_streaming_forward,
-    viterbi,
-)
+from flash_semicrf.problem.segments import segments_to_table
 from flash_semicrf.streaming.dispatch import BACKENDS, record_backends
 from flash_semicrf.testing import random_problem
 from tests.flash_semicrf.cases import gradients_of, with_gradients

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flash_semicrf.nbest import n_best
-from flash_semicrf.potentials import Potentials, explicit_start, score_segments
-from flash_semicrf.streaming import log_partition, segment_marginals, viterbi
+from flash_semicrf import log_partition, segment_marginals, viterbi
+from flash_semicrf.inference.nbest import n_best
+from flash_semicrf.problem.potentials import Potentials, explicit_start, score_segments
 from flash_semicrf.streaming.dispatch import BACKENDS, record_backends
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
 from tests.flash_semicrf.cases import LONG_SHAPES, Case, gradients_of, thinned, with_gradients

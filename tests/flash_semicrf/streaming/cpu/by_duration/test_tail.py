@@ -10,12 +10,12 @@ import math
 import pytest
 import torch
 
-from flash_semicrf.potentials import Potentials, explicit_start
-from flash_semicrf.segments import SegmentTable
-from flash_semicrf.streaming import log_partition
+from flash_semicrf import log_partition
+from flash_semicrf.inference.expectations import _direction
+from flash_semicrf.problem.potentials import Potentials, explicit_start
+from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.problem.unroll import fold_durations, unrolled
 from flash_semicrf.streaming.dispatch import BACKENDS
-from flash_semicrf.streaming.expectations import _direction
-from flash_semicrf.tail import fold_durations, unrolled
 from flash_semicrf.testing import assert_close, random_problem
 from tests.flash_semicrf.cases import Case, gradients_of, thinned, with_gradients
 

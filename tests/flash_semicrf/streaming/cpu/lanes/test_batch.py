@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flash_semicrf.potentials import Potentials
-from flash_semicrf.streaming.cpu import short, static
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.streaming.cpu.lanes import batch as short
+from flash_semicrf.streaming.cpu.static import batch as static
 from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.testing import assert_close, random_problem
 from tests.flash_semicrf.cases import LONG_CASES, LONG_SHAPES, thinned, thinned_pairs

@@ -10,11 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flash_semicrf.potentials import Potentials, initial_term
-from flash_semicrf.streaming import log_partition, reference, segment_marginals, viterbi
-from flash_semicrf.streaming.cpu import short, static
-from flash_semicrf.streaming.cpu.gradient import CHUNK
-from flash_semicrf.streaming.cpu.passes import CERTAIN
+from flash_semicrf import log_partition, segment_marginals, viterbi
+from flash_semicrf.problem.potentials import Potentials, initial_term
+from flash_semicrf.streaming import reference
+from flash_semicrf.streaming.cpu.lanes import batch as short
+from flash_semicrf.streaming.cpu.static import batch as static
+from flash_semicrf.streaming.cpu.static.gradient import CHUNK
+from flash_semicrf.streaming.cpu.static.passes import CERTAIN
 from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.testing import assert_close, random_problem
 from tests.flash_semicrf.cases import (

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from flash_semicrf.potentials import explicit_start
-from flash_semicrf.sampling import sample_table
+from flash_semicrf.inference.expectations import _direction, centered
+from flash_semicrf.inference.sampling import sample_table
+from flash_semicrf.problem.potentials import explicit_start
+from flash_semicrf.problem.unroll import fold_durations, unrolled
 from flash_semicrf.streaming.dispatch import BACKENDS
-from flash_semicrf.streaming.expectations import _direction, centered
-from flash_semicrf.tail import fold_durations, unrolled
 from flash_semicrf.testing import assert_close, random_problem
 
 NUMBA = BACKENDS["numba"]

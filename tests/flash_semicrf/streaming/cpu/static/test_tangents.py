@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from flash_semicrf.potentials import explicit_start
+from flash_semicrf.inference.expectations import _direction
+from flash_semicrf.problem.potentials import explicit_start
 from flash_semicrf.streaming import dispatch
-from flash_semicrf.streaming.expectations import _direction
 from flash_semicrf.testing import assert_close, random_problem
 from tests.flash_semicrf.cases import LONG_CASES, LONG_SHAPES, SHAPES, SMALL_CASES, Case, thinned
 

@@ -8,18 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from flash_semicrf.potentials import score_segments
-from flash_semicrf.segments import Segment, segments_to_table
-from flash_semicrf.streaming import (
-    semi_crf_streaming_viterbi_with_backpointers,
-    viterbi,
-    viterbi_table,
-)
+from flash_semicrf import viterbi
+from flash_semicrf.compat import semi_crf_streaming_viterbi_with_backpointers
+from flash_semicrf.compat.cumulative import maximum_start
+from flash_semicrf.inference.viterbi import viterbi_table
+from flash_semicrf.problem.potentials import score_segments
+from flash_semicrf.problem.segments import Segment, segments_to_table
+from flash_semicrf.problem.validation import check_table
 from flash_semicrf.streaming.dispatch import BACKENDS as REGISTERED
 from flash_semicrf.streaming.dispatch import record_backends
-from flash_semicrf.streaming.interface import maximum_start
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
-from flash_semicrf.validation import check_table
 from tests.flash_semicrf.cases import BACKENDS, LONG_CASES, LONG_SHAPES, SMALL_CASES, Case, thinned
 
 FEASIBLE = [case for case in LONG_CASES if not case.forbid]
