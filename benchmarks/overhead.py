@@ -21,7 +21,7 @@ import torch
 from benchmarks.processes import describe_environment, load_average
 from benchmarks.report import describe_machine, format_seconds, table, write_results
 from sklearn_api import SemiCRFSegmenter
-from sklearn_api._training.net import SequenceDataset, bucketed_loader
+from sklearn_api._training.data import SequenceDataset, bucketed_loader
 from sklearn_api.datasets import load_ecg
 
 MOST = 1.25

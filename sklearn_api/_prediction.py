@@ -41,7 +41,7 @@ from sklearn_api._inputs.sequences import Sequences, check_X, check_y
 from sklearn_api._lbfgs.scores import sparse_scores
 from sklearn_api._model.precision import cast_features
 from sklearn_api._model.windows import encode_in_windows
-from sklearn_api._training.net import pad_values
+from sklearn_api._training.data import pad_values
 from sklearn_api._training.weights import check_sample_weight
 
 __all__ = ["PredictionMixin", "batches_by_positions", "centered"]

@@ -22,17 +22,19 @@ from flash_semicrf.problem.segments import SegmentTable, limit_durations
 from sklearn_api._inputs.annotations import as_labels
 from sklearn_api._inputs.sequences import GoldSegments, LabelCodec, Sequences, check_X, check_y
 from sklearn_api._lbfgs.fitting import check_solver, fit_lbfgs, offers_partial_fit
-from sklearn_api._model.building import build_module, build_net, check_allowed, resolve_device
+from sklearn_api._model.building import build_module, check_allowed, resolve_device
+from sklearn_api._model.module import SegmentationModule
 from sklearn_api._model.precision import cast_features, warn_of_lost_spread
+from sklearn_api._model.rng import PrivateRNG
 from sklearn_api._model.single_positions import single_labels, split_singles
 from sklearn_api._parameters import check_parameters
 from sklearn_api._persistence import VersionedMixin, missing_attributes
 from sklearn_api._posterior import PosteriorMixin
 from sklearn_api._prediction import PredictionMixin
 from sklearn_api._routed_params import RoutedParamsMixin
+from sklearn_api._training.building import build_net
 from sklearn_api._training.datasets import training_datasets
 from sklearn_api._training.interrupts import interruptible
-from sklearn_api._training.net import PrivateRNG, SegmentationModule
 from sklearn_api._training.weights import with_class_weight
 from sklearn_api.encoders import ENCODERS
 
@@ -152,7 +154,7 @@ class SemiCRFSegmenter(
         1 prints a line per epoch or iteration.
     callbacks : list of skorch callbacks, default=None
         Copied, then added to the net. One that ends training raises
-        `sklearn_api._training.net.StopTraining`; a KeyboardInterrupt counts as Ctrl-C.
+        `sklearn_api.StopTraining`; a KeyboardInterrupt counts as Ctrl-C.
     **skorch_params
         ``module__*`` go to the encoder, ``optimizer__*``, ``iterator_train__*``,
         ``iterator_valid__*`` and ``callbacks__*`` to the skorch net.

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.inference.log_partition import log_partition
-from flash_semicrf.nn.allowed import check_gold
 from flash_semicrf.problem.constraints import Constraints
 from flash_semicrf.problem.potentials import Potentials, score_segments
 from flash_semicrf.problem.segments import labels_to_table
-from flash_semicrf.problem.validation import check_labels
+from flash_semicrf.problem.validation import check_gold, check_labels
 
 __all__ = ["partial_score"]
 

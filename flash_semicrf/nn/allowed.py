@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from flash_semicrf.problem.potentials import NEG_INF, Potentials, score_rows
-from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.problem.validation import check_data
 
-__all__ = ["allowed_durations", "allowed_transitions", "check_gold"]
+__all__ = ["allowed_durations", "allowed_transitions"]
 
 
 def allowed_durations(
@@ -113,33 +111,3 @@ def allowed_transitions(constraints: object, num_classes: int) -> Tensor | None:
             f"got {tuple(allowed.shape)}."
         )
     return allowed.clone()
-
-
-def check_gold(gold: Tensor, problem: Potentials, table: SegmentTable) -> None:
-    """Raise if a gold segmentation is forbidden: its loss would be infinite.
-
-    Parameters
-    ----------
-    gold : Tensor of shape (B,)
-        Scores of the gold segmentations.
-    problem : Potentials
-    table : SegmentTable
-        The gold segments, named in the message.
-
-    Raises
-    ------
-    ValueError
-    """
-    forbidden = gold.detach() <= NEG_INF
-    if not bool(forbidden.any()):
-        return
-    index = int(forbidden.nonzero()[0])
-    rows = score_rows(problem, table).detach()
-    row = int(((rows <= NEG_INF) & (table.sequence == index)).nonzero()[0])
-    start, stop = int(table.start[row]), int(table.stop[row])
-    raise ValueError(
-        "`labels` must be a segmentation that the model allows; in sequence "
-        f"{index} the segment at positions {start}..{stop - 1} with label "
-        f"{int(table.label[row])}, duration {stop - start}, has score -inf (check transition "
-        "constraints, minimum durations and scores of -inf)."
-    )

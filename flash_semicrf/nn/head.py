@@ -31,7 +31,7 @@ from flash_semicrf.duration import (
 from flash_semicrf.exact.inference import EDGE_BACKENDS
 from flash_semicrf.inference.log_partition import log_partition
 from flash_semicrf.inference.partial import partial_score
-from flash_semicrf.nn.allowed import allowed_durations, allowed_transitions, check_gold
+from flash_semicrf.nn.allowed import allowed_durations, allowed_transitions
 from flash_semicrf.nn.decoding import DecodingMixin
 from flash_semicrf.nn.inputs import (
     backend_name,
@@ -56,6 +56,7 @@ from flash_semicrf.problem.validation import (
     check_eager,
     check_finite_or_forbidden,
     check_floating_dtype,
+    check_gold,
     check_labels,
     check_lengths,
     check_number,

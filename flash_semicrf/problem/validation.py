@@ -19,7 +19,7 @@ from flash_semicrf.problem.checks import (
     check_positive_int,
     check_tensor,
 )
-from flash_semicrf.problem.potentials import BY_POSITION, NEG_INF, Potentials
+from flash_semicrf.problem.potentials import BY_POSITION, NEG_INF, Potentials, score_rows
 from flash_semicrf.problem.segments import SegmentTable
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "check_tensor",
     "extremes",
     "refuse",
+    "check_gold",
 ]
 
 
@@ -361,3 +362,33 @@ def refuse(problems: dict[str, Tensor], table: SegmentTable, name: str = "Segmen
                 f"{name} {requirement}; got [{start}, {stop}) with label {label} in sequence "
                 f"{sequence}."
             )
+
+
+def check_gold(gold: Tensor, problem: Potentials, table: SegmentTable) -> None:
+    """Raise if a gold segmentation is forbidden: its loss would be infinite.
+
+    Parameters
+    ----------
+    gold : Tensor of shape (B,)
+        Scores of the gold segmentations.
+    problem : Potentials
+    table : SegmentTable
+        The gold segments, named in the message.
+
+    Raises
+    ------
+    ValueError
+    """
+    forbidden = gold.detach() <= NEG_INF
+    if not bool(forbidden.any()):
+        return
+    index = int(forbidden.nonzero()[0])
+    rows = score_rows(problem, table).detach()
+    row = int(((rows <= NEG_INF) & (table.sequence == index)).nonzero()[0])
+    start, stop = int(table.start[row]), int(table.stop[row])
+    raise ValueError(
+        "`labels` must be a segmentation that the model allows; in sequence "
+        f"{index} the segment at positions {start}..{stop - 1} with label "
+        f"{int(table.label[row])}, duration {stop - start}, has score -inf (check transition "
+        "constraints, minimum durations and scores of -inf)."
+    )

@@ -16,7 +16,7 @@ from sklearn_api._lbfgs.features import FeatureMatrix, stack_rows
 from sklearn_api._lbfgs.likelihood import LinearLikelihood
 from sklearn_api._lbfgs.minimize import minimize
 from sklearn_api._lbfgs.objective import LinearObjective
-from sklearn_api._model.building import split_sequences
+from sklearn_api._training.datasets import split_sequences
 from sklearn_api._training.weights import training_weights
 
 __all__ = ["check_solver", "fit_lbfgs", "offers_partial_fit"]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from flash_semicrf.nn import SemiMarkovCRFHead
 from sklearn_api._lbfgs.features import stack_rows
-from sklearn_api._training.net import pad_values
-from sklearn_api._training.sparse import linear_layers
+from sklearn_api._model.sparse import linear_layers
+from sklearn_api._training.data import pad_values
 
 __all__ = ["sparse_scores"]
 

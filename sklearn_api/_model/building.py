@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import math
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 from torch import Tensor
 
 from flash_semicrf.duration import (
@@ -23,26 +21,12 @@ from flash_semicrf.nn.allowed import allowed_transitions
 from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.problem.segments import SegmentTable
 from sklearn_api._inputs.sequences import Sequences
+from sklearn_api._model.module import SegmentationModule
+from sklearn_api._model.rng import PrivateRNG
 from sklearn_api._model.single_positions import forbid_longer
-from sklearn_api._training.net import (
-    LossRecorder,
-    PlateauStopping,
-    PrivateRNG,
-    SegmentationModule,
-    SegmentationNet,
-    bucketed_loader,
-)
 from sklearn_api.encoders import Standardize, make_encoder
 
-__all__ = [
-    "build_module",
-    "build_net",
-    "check_allowed",
-    "resolve_device",
-    "split_sequences",
-]
-
-_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+__all__ = ["build_module", "check_allowed", "resolve_device"]
 
 
 def resolve_device(device: str) -> torch.device:
@@ -99,7 +83,7 @@ def build_module(
         name: getattr(estimator, name)
         for name in ("hidden_size", "num_layers", "kernel_size", "dropout")
     }
-    module_params = _with_prefix(estimator, "module__")
+    module_params = with_prefix(estimator, "module__")
     encoder = estimator.encoder
     standardize = None
     if isinstance(encoder, str) and encoder != "linear":
@@ -125,7 +109,7 @@ def build_module(
     return SegmentationModule(module, head, standardize).to(getattr(torch, estimator.dtype))
 
 
-def _with_prefix(estimator: Any, prefix: str) -> dict[str, Any]:
+def with_prefix(estimator: Any, prefix: str) -> dict[str, Any]:
     params = estimator.get_params(deep=False)
     return {name[len(prefix) :]: v for name, v in params.items() if name.startswith(prefix)}
 
@@ -240,70 +224,3 @@ def _first_segment(table: SegmentTable, chosen: Tensor, classes: np.ndarray) -> 
         f"label {names[table.label[n]]!r} at positions {start}..{stop - 1} (duration "
         f"{stop - start}{before}) in sequence {int(table.sequence[n])}"
     )
-
-
-def build_net(estimator: Any, module: SegmentationModule, rng: PrivateRNG) -> SegmentationNet:
-    """An initialised skorch net around `module`.
-
-    Parameters
-    ----------
-    estimator : SemiCRFSegmenter
-    module : SegmentationModule
-    rng : PrivateRNG
-    """
-    e = estimator
-    # An encoder of the user's may draw random numbers in training; ours do for dropout only.
-    stochastic = not isinstance(e.encoder, str) or e.dropout > 0
-    stopping = PlateauStopping(
-        monitor="valid_loss" if e.early_stopping else "train_loss",
-        patience=e.n_iter_no_change,
-        threshold=e.tol,
-        threshold_mode="abs",
-        load_best=e.early_stopping,
-    )
-    callbacks = [("losses", LossRecorder()), *copy.deepcopy(list(e.callbacks or []))]
-    params = {
-        name: value
-        for name, value in e.get_params(deep=False).items()
-        if name.startswith(("optimizer__", "iterator_train__", "iterator_valid__", "callbacks__"))
-    }
-    net = SegmentationNet(
-        module,
-        criterion=torch.nn.Identity,
-        optimizer=e.optimizer or _OPTIMIZERS.get(e.solver, torch.optim.SGD),
-        lr=e.learning_rate,
-        batch_size=e.batch_size,
-        iterator_train=bucketed_loader,
-        iterator_train__shuffle=True,
-        iterator_valid=bucketed_loader,
-        train_split=None,
-        callbacks=[*callbacks, ("stopping", stopping)],
-        callbacks__train_loss=None,
-        callbacks__valid_loss=None,
-        device=str(resolve_device(e.device)),
-        verbose=int(e.verbose),
-        alpha=e.alpha,
-        rng=rng if stochastic else None,
-        **params,
-    )
-    return net.initialize()
-
-
-def split_sequences(
-    num_sequences: int, fraction: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices of the training and validation sequences.
-
-    Raises
-    ------
-    ValueError
-        For a single sequence.
-    """
-    if num_sequences < 2:
-        raise ValueError(
-            "`early_stopping=True` holds out whole sequences and needs at least 2; got "
-            f"{num_sequences}."
-        )
-    count = min(num_sequences - 1, max(1, math.ceil(fraction * num_sequences)))
-    order = check_random_state(seed).permutation(num_sequences)
-    return np.sort(order[count:]), np.sort(order[:count])

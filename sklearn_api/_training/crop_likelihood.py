@@ -29,28 +29,7 @@ from flash_semicrf.problem.constraints import Constraints
 from flash_semicrf.problem.potentials import Potentials, score_segments
 from flash_semicrf.problem.segments import SegmentTable
 
-__all__ = ["core_rows", "crop_loss", "known_ends"]
-
-
-def core_rows(hidden: Tensor, margin: Tensor, lengths: Tensor) -> Tensor:
-    """Drop the rows that were encoded as context only.
-
-    Parameters
-    ----------
-    hidden : Tensor of shape (B, T', H)
-    margin : int64 Tensor of shape (B,)
-        Rows before the crop.
-    lengths : int64 Tensor of shape (B,)
-        Of the crops.
-
-    Returns
-    -------
-    Tensor of shape (B, max(lengths), H)
-        Rows after a crop's end do not matter.
-    """
-    index = margin[:, None] + torch.arange(int(lengths.max()), device=hidden.device)
-    index = index.clamp(max=hidden.shape[1] - 1)
-    return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[2]))
+__all__ = ["crop_loss", "known_ends"]
 
 
 def known_ends(

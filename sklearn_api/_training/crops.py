@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from sklearn_api._model.windows import Context, encoder_context
-from sklearn_api._training.net import LengthBucketSampler, SequenceDataset, collate_sequences
+from sklearn_api._training.data import LengthBucketSampler, SequenceDataset, collate_sequences
 
 __all__ = ["Crop", "CropSampler", "CroppedDataset", "crop_long"]
 

@@ -23,7 +23,7 @@ from sklearn_api._inputs.containers import listed
 from sklearn_api._inputs.sequences import Layout
 from sklearn_api._parameters import check_largest
 from sklearn_api._training.crops import CroppedDataset
-from sklearn_api._training.net import SequenceDataset
+from sklearn_api._training.data import SequenceDataset
 
 __all__ = ["WeightedDataset", "check_sample_weight", "training_weights", "with_class_weight"]
 

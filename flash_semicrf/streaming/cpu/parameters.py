@@ -9,8 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from flash_semicrf.problem.potentials import NEG_INF, Potentials
+from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.pool import position_cost
-from flash_semicrf.streaming.cpu.vector import LANES, TILE
+from flash_semicrf.streaming.cpu.vector import TILE
 
 __all__ = [
     "Transition",

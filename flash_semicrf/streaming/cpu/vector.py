@@ -23,10 +23,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from flash_semicrf.streaming.cpu import llvm
 from flash_semicrf.streaming.cpu.jit import inlined
+from flash_semicrf.streaming.cpu.llvm import LANES
 
 __all__ = [
-    "LANES",
     "TILE",
     "add_to",
     "difference_row",
@@ -46,56 +47,9 @@ __all__ = [
     "scale_row",
 ]
 
-LANES = 8
-"""float64 per vector; rows are padded to a multiple of it."""
 
 TILE = 16
 """Outputs that `multiply_tile` and `max_tile` keep in registers."""
-
-_F64, _I64, _I32 = ir.DoubleType(), ir.IntType(64), ir.IntType(32)
-_VEC, _IVEC = ir.VectorType(_F64, LANES), ir.VectorType(_I64, LANES)
-_CONTRACT = ("contract",)
-
-
-def _const(value: float) -> ir.Constant:
-    return ir.Constant(_VEC, [value] * LANES)
-
-
-def _iconst(value: int) -> ir.Constant:
-    return ir.Constant(_IVEC, [value] * LANES)
-
-
-def _splat(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
-    undefined = ir.Constant(_VEC, ir.Undefined)
-    one = builder.insert_element(undefined, scalar, _I32(0))
-    return builder.shuffle_vector(
-        one, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
-    )
-
-
-def _load(builder: ir.IRBuilder, pointer: ir.Value) -> ir.Value:
-    return builder.load(builder.bitcast(pointer, _VEC.as_pointer()), align=8)
-
-
-def _store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value) -> None:
-    builder.store(value, builder.bitcast(pointer, _VEC.as_pointer()), align=8)
-
-
-def _fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-    return builder.fadd(builder.fmul(a, b, flags=_CONTRACT), c, flags=_CONTRACT)
-
-
-def _max_plus(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-    both = builder.fadd(a, b)
-    return builder.select(builder.fcmp_ordered(">", both, c), both, c)
-
-
-def _max(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
-    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-
-def _pointer(context, builder, array_type, array, offset) -> ir.Value:
-    return builder.gep(context.make_array(array_type)(context, builder, array).data, [offset])
 
 
 @inlined
@@ -127,26 +81,31 @@ def _tile(width: int, step: Callable, join: Callable) -> Callable:
         )
 
         def codegen(context, builder, signature, args):
-            x_pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
-            y_pointer = _pointer(context, builder, signature.args[3], args[3], args[4])
-            out_pointer = _pointer(context, builder, signature.args[7], args[7], args[8])
+            x_pointer = llvm.pointer(context, builder, signature.args[0], args[0], args[1])
+            y_pointer = llvm.pointer(context, builder, signature.args[3], args[3], args[4])
+            out_pointer = llvm.pointer(context, builder, signature.args[7], args[7], args[8])
             x_stride, y_stride, count = args[2], args[5], args[6]
 
             def add_source(index: ir.Value, accumulators: list[ir.Value]) -> list[ir.Value]:
-                source = _splat(
+                source = llvm.splat(
                     builder, builder.load(builder.gep(x_pointer, [builder.mul(index, x_stride)]))
                 )
                 row = builder.gep(y_pointer, [builder.mul(index, y_stride)])
                 return [
-                    step(builder, source, _load(builder, builder.gep(row, [_I64(v * LANES)])), a)
+                    step(
+                        builder,
+                        source,
+                        llvm.load(builder, builder.gep(row, [llvm.I64(v * LANES)])),
+                        a,
+                    )
                     for v, a in enumerate(accumulators)
                 ]
 
-            outputs = [builder.gep(out_pointer, [_I64(v * LANES)]) for v in range(vectors)]
-            even = [_load(builder, pointer) for pointer in outputs]
-            neutral = _const(0.0) if step is _fma else _const(-math.inf)
+            outputs = [builder.gep(out_pointer, [llvm.I64(v * LANES)]) for v in range(vectors)]
+            even = [llvm.load(builder, pointer) for pointer in outputs]
+            neutral = llvm.constant(0.0) if step is llvm.multiply_add else llvm.constant(-math.inf)
             odd = [neutral] * vectors
-            pairs = builder.ashr(count, _I64(1))
+            pairs = builder.ashr(count, llvm.I64(1))
 
             entry = builder.block
             loop = builder.append_basic_block("tile.pairs")
@@ -154,15 +113,15 @@ def _tile(width: int, step: Callable, join: Callable) -> Callable:
             single = builder.append_basic_block("tile.single")
             done = builder.append_basic_block("tile.done")
 
-            builder.cbranch(builder.icmp_signed(">", pairs, _I64(0)), loop, after)
+            builder.cbranch(builder.icmp_signed(">", pairs, llvm.I64(0)), loop, after)
             builder.position_at_end(loop)
-            pair = builder.phi(_I64)
-            phis = [builder.phi(_VEC) for _ in range(2 * vectors)]
-            first = builder.shl(pair, _I64(1))
+            pair = builder.phi(llvm.I64)
+            phis = [builder.phi(llvm.VECTOR) for _ in range(2 * vectors)]
+            first = builder.shl(pair, llvm.I64(1))
             new_even = add_source(first, phis[:vectors])
-            new_odd = add_source(builder.add(first, _I64(1)), phis[vectors:])
-            following = builder.add(pair, _I64(1))
-            pair.add_incoming(_I64(0), entry)
+            new_odd = add_source(builder.add(first, llvm.I64(1)), phis[vectors:])
+            following = builder.add(pair, llvm.I64(1))
+            pair.add_incoming(llvm.I64(0), entry)
             pair.add_incoming(following, loop)
             for phi, start, new in zip(phis, even + odd, new_even + new_odd, strict=True):
                 phi.add_incoming(start, entry)
@@ -170,7 +129,7 @@ def _tile(width: int, step: Callable, join: Callable) -> Callable:
             builder.cbranch(builder.icmp_signed("<", following, pairs), loop, after)
 
             builder.position_at_end(after)
-            ends = [builder.phi(_VEC) for _ in range(2 * vectors)]
+            ends = [builder.phi(llvm.VECTOR) for _ in range(2 * vectors)]
             for phi, start, new in zip(ends, even + odd, new_even + new_odd, strict=True):
                 phi.add_incoming(start, entry)
                 phi.add_incoming(new, loop)
@@ -180,16 +139,16 @@ def _tile(width: int, step: Callable, join: Callable) -> Callable:
             is_odd = builder.trunc(count, ir.IntType(1))
             builder.cbranch(is_odd, single, done)
             builder.position_at_end(single)
-            with_last = add_source(builder.sub(count, _I64(1)), totals)
+            with_last = add_source(builder.sub(count, llvm.I64(1)), totals)
             builder.branch(done)
 
             builder.position_at_end(done)
-            final = [builder.phi(_VEC) for _ in range(vectors)]
+            final = [builder.phi(llvm.VECTOR) for _ in range(vectors)]
             for phi, total, last in zip(final, totals, with_last, strict=True):
                 phi.add_incoming(total, after)
                 phi.add_incoming(last, single)
             for value, pointer in zip(final, outputs, strict=True):
-                _store(builder, value, pointer)
+                llvm.store(builder, value, pointer)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -197,78 +156,14 @@ def _tile(width: int, step: Callable, join: Callable) -> Callable:
     return tile
 
 
-def _fadd(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
-    return builder.fadd(a, b)
-
-
-multiply_tile = _tile(TILE, _fma, _fadd)
+multiply_tile = _tile(TILE, llvm.multiply_add, llvm.add)
 """``out[j] += sum_{i < count} x[i * x_stride] * y[i * y_stride + j]`` for 16 j."""
 
-multiply_tile8 = _tile(LANES, _fma, _fadd)
+multiply_tile8 = _tile(LANES, llvm.multiply_add, llvm.add)
 """The same for 8 j."""
 
-max_tile = _tile(TILE, _max_plus, _max)
+max_tile = _tile(TILE, llvm.max_plus, llvm.maximum)
 """``out[j] = max(out[j], max_{i < count} x[i * x_stride] + y[i * y_stride + j])`` for 16 j."""
-
-
-def _polynomial(builder: ir.IRBuilder, x: ir.Value, coefficients: list[float]) -> ir.Value:
-    """Sum of coefficients[i] * x**i by Estrin's scheme: short dependency chains."""
-    terms = [_const(value) for value in coefficients]
-    power = x
-    while len(terms) > 1:
-        paired = [
-            _fma(builder, terms[i + 1], power, terms[i]) if i + 1 < len(terms) else terms[i]
-            for i in range(0, len(terms), 2)
-        ]
-        terms, power = paired, builder.fmul(power, power)
-    return terms[0]
-
-
-_LN2_HIGH = float.fromhex("0x1.62e42fefa0000p-1")
-_LN2_LOW = (math.log(2) - _LN2_HIGH) + 2.3190468138462996e-17  # beyond float64's log(2)
-_ROUND = 1.5 * 2.0**52
-_EXP_FLOOR = -650.0
-_EXP_CEILING = 700.0
-_EXP_SERIES = [1.0 / math.factorial(i) for i in range(14)]
-_LOG_SERIES = [2.0 / (2 * i + 1) for i in range(12)]
-
-
-def _exp(
-    builder: ir.IRBuilder,
-    x: ir.Value,
-    floor: float = _EXP_FLOOR,
-    ceiling: float = _EXP_CEILING,
-) -> ir.Value:
-    """exp(x) = 2**n * exp(r), |r| <= log(2)/2; 0 below the floor, never above exp(ceiling)."""
-    keep = builder.fcmp_ordered(">", x, _const(floor))
-    x = builder.select(keep, x, _const(0.0))
-    x = builder.select(builder.fcmp_ordered("<", x, _const(ceiling)), x, _const(ceiling))
-    shifted = builder.fadd(builder.fmul(x, _const(1.0 / math.log(2))), _const(_ROUND))
-    n = builder.fsub(shifted, _const(_ROUND))
-    r = _fma(builder, n, _const(-_LN2_HIGH), x)
-    r = _fma(builder, n, _const(-_LN2_LOW), r)
-    value = _polynomial(builder, r, _EXP_SERIES)
-    exponent = builder.shl(builder.bitcast(shifted, _IVEC), _iconst(52))
-    scaled = builder.bitcast(builder.add(builder.bitcast(value, _IVEC), exponent), _VEC)
-    return builder.select(keep, scaled, _const(0.0))
-
-
-def _log(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """log(x) = n log 2 + 2 artanh((m - 1) / (m + 1)), m in [sqrt(1/2), sqrt(2)); x > 0, normal."""
-    bits = builder.bitcast(x, _IVEC)
-    # Adding (1 - sqrt(1/2))'s mantissa carries into the exponent exactly when m >= sqrt(2).
-    carry = _iconst(0x3FF0000000000000 - 0x3FE6A09E667F3BCD)
-    biased = builder.add(bits, carry)
-    n = builder.sub(builder.lshr(biased, _iconst(52)), _iconst(1023))
-    mantissa = builder.add(
-        builder.and_(biased, _iconst(0x000FFFFFFFFFFFFF)), _iconst(0x3FE6A09E667F3BCD)
-    )
-    m = builder.bitcast(mantissa, _VEC)
-    s = builder.fdiv(builder.fsub(m, _const(1.0)), builder.fadd(m, _const(1.0)))
-    series = builder.fmul(s, _polynomial(builder, builder.fmul(s, s), _LOG_SERIES))
-    exponent = builder.sitofp(n, _VEC)
-    low = _fma(builder, exponent, _const(_LN2_LOW), series)
-    return _fma(builder, exponent, _const(_LN2_HIGH), low)
 
 
 def _map(function: Callable) -> Callable:
@@ -279,18 +174,18 @@ def _map(function: Callable) -> Callable:
         signature = types.void(x, types.int64, out, types.int64, types.int64)
 
         def codegen(context, builder, signature, args):
-            source = _pointer(context, builder, signature.args[0], args[0], args[1])
-            target = _pointer(context, builder, signature.args[2], args[2], args[3])
+            source = llvm.pointer(context, builder, signature.args[0], args[0], args[1])
+            target = llvm.pointer(context, builder, signature.args[2], args[2], args[3])
             entry = builder.block
             loop = builder.append_basic_block("row.loop")
             done = builder.append_basic_block("row.done")
-            builder.cbranch(builder.icmp_signed(">", args[4], _I64(0)), loop, done)
+            builder.cbranch(builder.icmp_signed(">", args[4], llvm.I64(0)), loop, done)
             builder.position_at_end(loop)
-            i = builder.phi(_I64)
-            value = function(builder, _load(builder, builder.gep(source, [i])))
-            _store(builder, value, builder.gep(target, [i]))
-            following = builder.add(i, _I64(LANES))
-            i.add_incoming(_I64(0), entry)
+            i = builder.phi(llvm.I64)
+            value = function(builder, llvm.load(builder, builder.gep(source, [i])))
+            llvm.store(builder, value, builder.gep(target, [i]))
+            following = builder.add(i, llvm.I64(LANES))
+            i.add_incoming(llvm.I64(0), entry)
             i.add_incoming(following, loop)
             builder.cbranch(builder.icmp_signed("<", following, args[4]), loop, done)
             builder.position_at_end(done)
@@ -301,10 +196,10 @@ def _map(function: Callable) -> Callable:
     return row
 
 
-exp_row = _map(_exp)
+exp_row = _map(llvm.exp)
 """``out[i] = exp(x[i])``; exactly 0 below -650, so that products of two stay normal numbers."""
 
-log_row = _map(_log)
+log_row = _map(llvm.log)
 """``out[i] = log(x[i])`` of positive normal numbers; other elements get a finite or NaN value."""
 
 
@@ -325,77 +220,56 @@ def _row(body: Callable, reduce: str | None = None) -> Callable:
 
         def codegen(context, builder, signature, args):
             rows = [
-                _pointer(context, builder, signature.args[0], args[0], args[i])
+                llvm.pointer(context, builder, signature.args[0], args[0], args[i])
                 for i in (1, 2, 3, 5)
             ]
-            scalar = _splat(builder, args[4])
-            neutral = _const(math.inf if reduce == "min" else -math.inf)
+            scalar = llvm.splat(builder, args[4])
+            neutral = llvm.constant(math.inf if reduce == "min" else -math.inf)
             entry = builder.block
             loop = builder.append_basic_block("row.loop")
             done = builder.append_basic_block("row.done")
-            builder.cbranch(builder.icmp_signed(">", args[6], _I64(0)), loop, done)
+            builder.cbranch(builder.icmp_signed(">", args[6], llvm.I64(0)), loop, done)
             builder.position_at_end(loop)
-            i, extreme = builder.phi(_I64), builder.phi(_VEC)
-            inputs = [lambda p=p: _load(builder, builder.gep(p, [i])) for p in rows[:3]]
+            i, extreme = builder.phi(llvm.I64), builder.phi(llvm.VECTOR)
+            inputs = [lambda p=p: llvm.load(builder, builder.gep(p, [i])) for p in rows[:3]]
             value, watched = body(builder, *inputs, scalar)
             if value is not None:
-                _store(builder, value, builder.gep(rows[3], [i]))
-            following = builder.add(i, _I64(LANES))
+                llvm.store(builder, value, builder.gep(rows[3], [i]))
+            following = builder.add(i, llvm.I64(LANES))
             new = extreme
             if watched is not None:
-                pick = _max if reduce == "max" else _min
+                pick = llvm.maximum if reduce == "max" else llvm.minimum
                 new = pick(builder, watched, extreme)
-            i.add_incoming(_I64(0), entry)
+            i.add_incoming(llvm.I64(0), entry)
             i.add_incoming(following, loop)
             extreme.add_incoming(neutral, entry)
             extreme.add_incoming(new, loop)
             builder.cbranch(builder.icmp_signed("<", following, args[6]), loop, done)
             builder.position_at_end(done)
-            final = builder.phi(_VEC)
+            final = builder.phi(llvm.VECTOR)
             final.add_incoming(neutral, entry)
             final.add_incoming(new, loop)
             if reduce is None:
                 return context.get_constant(types.float64, 0.0)
-            return _across(builder, final, _max if reduce == "max" else _min)
+            return llvm.across(builder, final, llvm.maximum if reduce == "max" else llvm.minimum)
 
         return signature, codegen
 
     return row
 
 
-def _min(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
-    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
-
-
-def _across(builder: ir.IRBuilder, vector: ir.Value, pick: Callable) -> ir.Value:
-    """Reduce the lanes of a vector to a scalar by halving."""
-    width = LANES
-    while width > 1:
-        width //= 2
-        upper = ir.Constant(ir.VectorType(_I32, LANES), [(j + width) % LANES for j in range(LANES)])
-        vector = pick(builder, vector, builder.shuffle_vector(vector, vector, upper))
-    return builder.extract_element(vector, _I32(0))
-
-
-exp_shifted_row = _row(lambda builder, a, b, c, s: (_exp(builder, builder.fsub(a(), s)), None))
+exp_shifted_row = _row(lambda builder, a, b, c, s: (llvm.exp(builder, builder.fsub(a(), s)), None))
 """``out = exp(a - s)``, 0 where that is below e^-650."""
 
 factor_row = _row(
-    lambda builder, a, b, c, s: (_exp(builder, builder.fsub(a(), s), -350.0, 340.0), None)
+    lambda builder, a, b, c, s: (llvm.exp(builder, builder.fsub(a(), s), -350.0, 340.0), None)
 )
 """``out = exp(a - s)``, 0 where that is below e^-350: no product of two is subnormal (slow)."""
 
 
-def _add(builder: ir.IRBuilder, *terms: ir.Value) -> ir.Value:
-    total = terms[0]
-    for term in terms[1:]:
-        total = builder.fadd(total, term)
-    return total
-
-
 def _log_sum(builder, a, b, c, s):
     sums = c()
-    return _add(builder, a(), b(), _log(builder, sums)), sums
+    return llvm.total(builder, a(), b(), llvm.log(builder, sums)), sums
 
 
 log_sum_row = _row(_log_sum, "min")
@@ -404,7 +278,7 @@ log_sum_row = _row(_log_sum, "min")
 
 def _log_scaled(builder, a, b, c, s):
     sums = c()
-    return _add(builder, a(), s, _log(builder, sums)), sums
+    return llvm.total(builder, a(), s, llvm.log(builder, sums)), sums
 
 
 log_scaled_row = _row(_log_scaled, "min")
@@ -415,8 +289,8 @@ max_row = _row(lambda builder, a, b, c, s: (None, a()), "max")
 
 
 def _exp_sum(builder, a, b, c, s):
-    total = _add(builder, a(), b(), s)
-    return _exp(builder, total), total
+    total = llvm.total(builder, a(), b(), s)
+    return llvm.exp(builder, total), total
 
 
 exp_sum_row = _row(_exp_sum, "max")
@@ -434,8 +308,8 @@ difference_row = _row(_difference, "max")
 
 def _scaled(builder, a, b, c, s):
     value = builder.fmul(a(), s)
-    keep = builder.fcmp_ordered(">", value, _const(math.exp(_EXP_FLOOR)))
-    return builder.select(keep, value, _const(0.0)), None
+    keep = builder.fcmp_ordered(">", value, llvm.constant(math.exp(llvm.EXP_FLOOR)))
+    return builder.select(keep, value, llvm.constant(0.0)), None
 
 
 scale_row = _row(_scaled)
@@ -451,33 +325,35 @@ def push_rows(typingctx, work, source, weights, weight_offset, out, padded, coun
     signature = types.void(work, types.int64, weights, *(types.int64,) * 4)
 
     def codegen(context, builder, signature, args):
-        row = _pointer(context, builder, signature.args[0], args[0], args[1])
-        weight = _pointer(context, builder, signature.args[2], args[2], args[3])
-        target = _pointer(context, builder, signature.args[0], args[0], args[4])
+        row = llvm.pointer(context, builder, signature.args[0], args[0], args[1])
+        weight = llvm.pointer(context, builder, signature.args[2], args[2], args[3])
+        target = llvm.pointer(context, builder, signature.args[0], args[0], args[4])
         padded, count = args[5], args[6]
         entry = builder.block
         columns = builder.append_basic_block("push.columns")
         inner = builder.append_basic_block("push.inner")
         next_column = builder.append_basic_block("push.next")
         done = builder.append_basic_block("push.done")
-        builder.cbranch(builder.icmp_signed(">", count, _I64(0)), columns, done)
+        builder.cbranch(builder.icmp_signed(">", count, llvm.I64(0)), columns, done)
         builder.position_at_end(columns)
-        c = builder.phi(_I64)
-        value = _load(builder, builder.gep(row, [c]))
+        c = builder.phi(llvm.I64)
+        value = llvm.load(builder, builder.gep(row, [c]))
         builder.branch(inner)
         builder.position_at_end(inner)
-        r, offset = builder.phi(_I64), builder.phi(_I64)
+        r, offset = builder.phi(llvm.I64), builder.phi(llvm.I64)
         place = builder.gep(target, [offset])
-        factor = _load(builder, builder.gep(weight, [offset]))
-        _store(builder, _fma(builder, value, factor, _load(builder, place)), place)
-        r_next, offset_next = builder.add(r, _I64(1)), builder.add(offset, padded)
-        for phi, first, following in ((r, _I64(0), r_next), (offset, c, offset_next)):
+        factor = llvm.load(builder, builder.gep(weight, [offset]))
+        llvm.store(
+            builder, llvm.multiply_add(builder, value, factor, llvm.load(builder, place)), place
+        )
+        r_next, offset_next = builder.add(r, llvm.I64(1)), builder.add(offset, padded)
+        for phi, first, following in ((r, llvm.I64(0), r_next), (offset, c, offset_next)):
             phi.add_incoming(first, columns)
             phi.add_incoming(following, inner)
         builder.cbranch(builder.icmp_signed("<", r_next, count), inner, next_column)
         builder.position_at_end(next_column)
-        c_next = builder.add(c, _I64(LANES))
-        c.add_incoming(_I64(0), entry)
+        c_next = builder.add(c, llvm.I64(LANES))
+        c.add_incoming(llvm.I64(0), entry)
         c.add_incoming(c_next, next_column)
         builder.cbranch(builder.icmp_signed("<", c_next, padded), columns, done)
         builder.position_at_end(done)

@@ -24,8 +24,8 @@ from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.streams import streams
 from flash_semicrf.streaming.triton.by_duration import launch as durational
-from flash_semicrf.streaming.triton.by_duration.passes import load_row, sum_over
 from flash_semicrf.streaming.triton.jit import kernel, launch
+from flash_semicrf.streaming.triton.log_rows import load_row, sum_over
 from flash_semicrf.streaming.triton.numerics import exp_wide, wide
 from flash_semicrf.streaming.triton.static.launch import plan_of, power_of_two_above, problem_of
 from flash_semicrf.streaming.triton.static.log_messages import log_messages

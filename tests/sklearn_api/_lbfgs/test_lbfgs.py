@@ -15,7 +15,7 @@ from flash_semicrf.problem.segments import SegmentTable
 from sklearn_api import SemiCRFSegmenter
 from sklearn_api._inputs.sequences import LabelCodec, check_X, check_y
 from sklearn_api._lbfgs.likelihood import LinearLikelihood
-from sklearn_api._model.building import split_sequences
+from sklearn_api._training.datasets import split_sequences
 from tests.sklearn_api.comparisons import assert_same_segments
 from tests.sklearn_api.test_estimator_checks import EXPECTED_FAILURES
 

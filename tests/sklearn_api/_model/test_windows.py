@@ -10,8 +10,8 @@ from torch import nn
 from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.testing import assert_close
 from sklearn_api import SemiCRFSegmenter
+from sklearn_api._model.module import SegmentationModule
 from sklearn_api._model.windows import Context, encode_in_windows, encoder_context
-from sklearn_api._training.net import SegmentationModule
 from sklearn_api.encoders import CNNEncoder, make_encoder
 from tests.sklearn_api.comparisons import assert_same_segments
 

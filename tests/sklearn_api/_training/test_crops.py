@@ -12,7 +12,7 @@ from flash_semicrf.testing import assert_close, enumerate_segmentations
 from sklearn_api import SemiCRFSegmenter
 from sklearn_api._model.windows import encoder_context
 from sklearn_api._training.crops import Crop, CroppedDataset, CropSampler
-from sklearn_api._training.net import SequenceDataset, bucketed_loader
+from sklearn_api._training.data import SequenceDataset, bucketed_loader
 
 
 def fitted_model(encoder="linear", **params):

@@ -10,7 +10,8 @@ from torch import nn
 
 from flash_semicrf.nn import SemiMarkovCRFHead
 from sklearn_api import SemiCRFSegmenter
-from sklearn_api._training.net import SegmentationModule, SegmentationNet
+from sklearn_api._model.module import SegmentationModule
+from sklearn_api._training.net import SegmentationNet
 
 
 def data(scale=1.0):

@@ -12,10 +12,10 @@ from torch import nn
 from flash_semicrf.duration import LearnedDuration
 from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.problem.segments import SegmentTable
-from sklearn_api._training.net import (
+from sklearn_api._model.module import SegmentationModule
+from sklearn_api._model.rng import PrivateRNG
+from sklearn_api._training.data import (
     LengthBucketSampler,
-    PrivateRNG,
-    SegmentationModule,
     SequenceDataset,
     bucketed_loader,
     collate_sequences,

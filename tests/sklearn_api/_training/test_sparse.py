@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flash_semicrf.testing import assert_close
 from sklearn_api import SemiCRFSegmenter
-from sklearn_api._training.net import pad_values
-from sklearn_api._training.sparse import pad_sparse, project_sparse
+from sklearn_api._model.sparse import pad_sparse, project_sparse
+from sklearn_api._training.data import pad_values
 from tests.sklearn_api._lbfgs.test_lbfgs import problem
 from tests.sklearn_api._training.test_weights import assert_close_models
 

@@ -26,7 +26,8 @@ from flash_semicrf.streaming.cpu.by_duration.window import (
     take_end,
 )
 from flash_semicrf.streaming.cpu.jit import helper
-from flash_semicrf.streaming.cpu.vector import LANES, TILE, exp_row, multiply_tile
+from flash_semicrf.streaming.cpu.llvm import LANES
+from flash_semicrf.streaming.cpu.vector import TILE, exp_row, multiply_tile
 
 __all__ = ["Messages", "segment_gradient"]
 

@@ -39,9 +39,9 @@ from flash_semicrf.streaming.cpu.by_duration.window import (
     whole_level,
 )
 from flash_semicrf.streaming.cpu.jit import helper
+from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.static.passes import CERTAIN
 from flash_semicrf.streaming.cpu.vector import (
-    LANES,
     TILE,
     exp_row,
     log_row,

@@ -34,9 +34,15 @@ from flash_semicrf.streaming.cpu.by_duration.tangent_tail import (
 )
 from flash_semicrf.streaming.cpu.by_duration.window import copy_row, highest
 from flash_semicrf.streaming.cpu.jit import helper
+from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.static.passes import CERTAIN
 from flash_semicrf.streaming.cpu.static.tangent_passes import add_product
-from flash_semicrf.streaming.cpu.vector import LANES, TILE, exp_row, fill, multiply_tile
+from flash_semicrf.streaming.cpu.vector import (
+    TILE,
+    exp_row,
+    fill,
+    multiply_tile,
+)
 
 __all__ = ["backward_tangents", "forward_tangents"]
 

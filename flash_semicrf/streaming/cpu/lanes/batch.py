@@ -18,8 +18,8 @@ from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu import pool
 from flash_semicrf.streaming.cpu.lanes.passes import Model, Sequences, Sums, run_short
 from flash_semicrf.streaming.cpu.lanes.rows import EXPONENT
+from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.parameters import array_of, cost_of, end_term, forbid, start_term
-from flash_semicrf.streaming.cpu.vector import LANES
 
 __all__ = ["gradients", "log_partition", "model_of"]
 

@@ -49,8 +49,9 @@ from flash_semicrf.streaming.cpu.lanes.rows import (
     take_forward,
     total_window,
 )
+from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.tasks import take
-from flash_semicrf.streaming.cpu.vector import LANES, fill
+from flash_semicrf.streaming.cpu.vector import fill
 
 __all__ = ["Model", "Sequences", "Sums", "run_short"]
 

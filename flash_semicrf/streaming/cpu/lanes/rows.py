@@ -21,22 +21,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from flash_semicrf.problem.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.vector import (
-    _I64,
-    _IVEC,
-    _VEC,
-    LANES,
-    _const,
-    _exp,
-    _fma,
-    _iconst,
-    _load,
-    _max,
-    _min,
-    _pointer,
-    _splat,
-    _store,
-)
+from flash_semicrf.streaming.cpu import llvm
+from flash_semicrf.streaming.cpu.llvm import LANES
 
 __all__ = [
     "EXPONENT",
@@ -93,36 +79,36 @@ def _operation(steps: tuple[int, ...], body: Callable, carried: int) -> Callable
         signature = types.void(work, types.UniTuple(types.int64, size), types.int64)
 
         def codegen(context, builder, signature, args):
-            base = _pointer(context, builder, signature.args[0], args[0], _I64(0))
+            base = llvm.pointer(context, builder, signature.args[0], args[0], llvm.I64(0))
             places = [builder.gep(base, [builder.extract_value(args[1], i)]) for i in range(size)]
             kept = places[len(steps) :]
-            starts = [_load(builder, place) for place in kept]
+            starts = [llvm.load(builder, place) for place in kept]
             entry = builder.block
             loop = builder.append_basic_block("lanes.loop")
             done = builder.append_basic_block("lanes.done")
             builder.branch(loop)
             builder.position_at_end(loop)
-            j = builder.phi(_I64)
-            carries = [builder.phi(_VEC) for _ in kept]
+            j = builder.phi(llvm.I64)
+            carries = [builder.phi(llvm.VECTOR) for _ in kept]
             rows = [
                 builder.gep(place, [j]) if step else place
                 for place, step in zip(places, steps, strict=False)
             ]
-            loads = [lambda row=row: _load(builder, row) for row in rows]
+            loads = [lambda row=row: llvm.load(builder, row) for row in rows]
             stores, new = body(builder, loads, carries)
             for operand, value in stores.items():
-                _store(builder, value, rows[operand])
-            following = builder.add(j, _I64(LANES))
+                llvm.store(builder, value, rows[operand])
+            following = builder.add(j, llvm.I64(LANES))
             for phi, start, value in zip(
-                [j, *carries], [_I64(0), *starts], [following, *new], strict=True
+                [j, *carries], [llvm.I64(0), *starts], [following, *new], strict=True
             ):
                 phi.add_incoming(start, entry)
                 phi.add_incoming(value, loop)
-            stop = builder.mul(args[2], _I64(LANES))
+            stop = builder.mul(args[2], llvm.I64(LANES))
             builder.cbranch(builder.icmp_signed("<", following, stop), loop, done)
             builder.position_at_end(done)
             for place, value in zip(kept, new, strict=True):
-                _store(builder, value, place)
+                llvm.store(builder, value, place)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -139,22 +125,22 @@ def _product(builder: ir.IRBuilder, *factors: ir.Value) -> ir.Value:
 
 def _watch(builder: ir.IRBuilder, value: ir.Value, lowest: ir.Value, highest: ir.Value) -> list:
     """New smallest and largest of the numbers that are not 0."""
-    is_zero = builder.fcmp_ordered("==", value, _const(0.0))
-    shown = builder.select(is_zero, _const(1.0), value)
-    return [_min(builder, shown, lowest), _max(builder, value, highest)]
+    is_zero = builder.fcmp_ordered("==", value, llvm.constant(0.0))
+    shown = builder.select(is_zero, llvm.constant(1.0), value)
+    return [llvm.minimum(builder, shown, lowest), llvm.maximum(builder, value, highest)]
 
 
 def _astray(builder: ir.IRBuilder, frame: ir.Value, before: ir.Value) -> ir.Value:
     """1 where a frame is out of range."""
     inside = builder.and_(
-        builder.fcmp_ordered(">=", frame, _const(1 / FRAME)),
-        builder.fcmp_ordered("<=", frame, _const(FRAME)),
+        builder.fcmp_ordered(">=", frame, llvm.constant(1 / FRAME)),
+        builder.fcmp_ordered("<=", frame, llvm.constant(FRAME)),
     )
-    return builder.select(inside, before, _const(1.0))
+    return builder.select(inside, before, llvm.constant(1.0))
 
 
 def _peak_of(builder, operands, carries):
-    return {}, [_max(builder, operands[0](), carries[0])]
+    return {}, [llvm.maximum(builder, operands[0](), carries[0])]
 
 
 peak_of = _operation((1,), _peak_of, 1)
@@ -163,8 +149,8 @@ peak_of = _operation((1,), _peak_of, 1)
 
 def _settle_peak(builder, operands, carries):
     peak = operands[0]()
-    some = builder.fcmp_ordered(">", peak, _const(NEG_INF))
-    peak = builder.select(some, peak, _const(0.0))
+    some = builder.fcmp_ordered(">", peak, llvm.constant(NEG_INF))
+    peak = builder.select(some, peak, llvm.constant(0.0))
     return {0: peak}, [builder.fadd(carries[0], peak)]
 
 
@@ -176,14 +162,14 @@ def _exp_within(low: float, high: float) -> Callable:
     def body(builder, operands, carries):
         x = operands[0]()
         shifted = builder.fsub(x, operands[1]())
-        allowed = builder.fcmp_ordered(">", x, _const(NEG_INF))
+        allowed = builder.fcmp_ordered(">", x, llvm.constant(NEG_INF))
         inside = builder.and_(
-            builder.fcmp_ordered(">=", shifted, _const(low)),
-            builder.fcmp_ordered("<=", shifted, _const(high)),
+            builder.fcmp_ordered(">=", shifted, llvm.constant(low)),
+            builder.fcmp_ordered("<=", shifted, llvm.constant(high)),
         )
-        value = _exp(builder, builder.select(inside, shifted, _const(-math.inf)))
+        value = llvm.exp(builder, builder.select(inside, shifted, llvm.constant(-math.inf)))
         lost = builder.and_(allowed, builder.not_(inside))
-        return {0: value}, [builder.select(lost, _const(-1.0), carries[0])]
+        return {0: value}, [builder.select(lost, llvm.constant(-1.0), carries[0])]
 
     return body
 
@@ -236,7 +222,7 @@ take_backward = _operation((1, 1, 1, 1, 1, 1), _take_backward, 2)
 def _total_window(builder, operands, carries):
     total = _product(builder, operands[0](), operands[1]())
     lowest, highest = _watch(builder, total, *carries[:2])
-    return {0: total}, [lowest, highest, _max(builder, total, carries[2])]
+    return {0: total}, [lowest, highest, llvm.maximum(builder, total, carries[2])]
 
 
 total_window = _operation((1, 1), _total_window, 3)
@@ -245,13 +231,15 @@ total_window = _operation((1, 1), _total_window, 3)
 
 def _normalise(builder, operands, carries):
     top = carries[1]
-    bits = builder.and_(builder.bitcast(top, _IVEC), _iconst(0x7FF0000000000000))
-    exponent = builder.sitofp(builder.sub(builder.lshr(bits, _iconst(52)), _iconst(1023)), _VEC)
-    inverse = builder.bitcast(builder.sub(_iconst(2046 << 52), bits), _VEC)
-    empty = builder.fcmp_ordered("==", top, _const(0.0))
-    factor = builder.select(empty, _const(1.0), inverse)
-    exponent = builder.select(empty, _const(0.0), exponent)
-    return {0: factor}, [builder.fadd(carries[0], exponent), _const(0.0)]
+    bits = builder.and_(builder.bitcast(top, llvm.INTEGERS), llvm.integer(0x7FF0000000000000))
+    exponent = builder.sitofp(
+        builder.sub(builder.lshr(bits, llvm.integer(52)), llvm.integer(1023)), llvm.VECTOR
+    )
+    inverse = builder.bitcast(builder.sub(llvm.integer(2046 << 52), bits), llvm.VECTOR)
+    empty = builder.fcmp_ordered("==", top, llvm.constant(0.0))
+    factor = builder.select(empty, llvm.constant(1.0), inverse)
+    exponent = builder.select(empty, llvm.constant(0.0), exponent)
+    return {0: factor}, [builder.fadd(carries[0], exponent), llvm.constant(0.0)]
 
 
 normalise = _operation((0,), _normalise, 2)
@@ -303,15 +291,15 @@ window's sources have to be multiplied by for their posterior.
 
 def _posterior_scale(builder, operands, carries):
     exponent = builder.fsub(builder.fadd(operands[1](), operands[2]()), operands[3]())
-    some = builder.fcmp_ordered(">", exponent, _const(-1000.0))
-    large = builder.fcmp_ordered(">", exponent, _const(400.0))
-    exponent = builder.select(builder.and_(some, builder.not_(large)), exponent, _const(0.0))
-    whole = builder.fptosi(exponent, _IVEC)
-    bits = builder.shl(builder.add(whole, _iconst(1023)), _iconst(52))
-    value = builder.fmul(builder.bitcast(bits, _VEC), operands[4]())
-    value = builder.select(some, value, _const(0.0))
-    highest = _max(builder, value, carries[0])
-    return {0: value}, [builder.select(large, _const(math.inf), highest)]
+    some = builder.fcmp_ordered(">", exponent, llvm.constant(-1000.0))
+    large = builder.fcmp_ordered(">", exponent, llvm.constant(400.0))
+    exponent = builder.select(builder.and_(some, builder.not_(large)), exponent, llvm.constant(0.0))
+    whole = builder.fptosi(exponent, llvm.INTEGERS)
+    bits = builder.shl(builder.add(whole, llvm.integer(1023)), llvm.integer(52))
+    value = builder.fmul(builder.bitcast(bits, llvm.VECTOR), operands[4]())
+    value = builder.select(some, value, llvm.constant(0.0))
+    highest = llvm.maximum(builder, value, carries[0])
+    return {0: value}, [builder.select(large, llvm.constant(math.inf), highest)]
 
 
 posterior_scale = _operation((0, 0, 0, 0, 0), _posterior_scale, 1)
@@ -325,7 +313,9 @@ def largest(typingctx, work, offset):
     signature = types.float64(work, types.int64)
 
     def codegen(context, builder, signature, args):
-        vector = _load(builder, _pointer(context, builder, signature.args[0], args[0], args[1]))
+        vector = llvm.load(
+            builder, llvm.pointer(context, builder, signature.args[0], args[0], args[1])
+        )
         values = [builder.extract_element(vector, ir.IntType(32)(i)) for i in range(LANES)]
         while len(values) > 1:
             values = [
@@ -348,8 +338,8 @@ def sum_products(typingctx, x, x_place, y, y_place, out, count, length):
     signature = types.void(x, place, y, place, types.int64, types.int64, types.int64)
 
     def codegen(context, builder, signature, args):
-        x_base = _pointer(context, builder, signature.args[0], args[0], _I64(0))
-        y_base = _pointer(context, builder, signature.args[2], args[2], _I64(0))
+        x_base = llvm.pointer(context, builder, signature.args[0], args[0], llvm.I64(0))
+        y_base = llvm.pointer(context, builder, signature.args[2], args[2], llvm.I64(0))
         x_first, x_row, x_step = (builder.extract_value(args[1], i) for i in range(3))
         y_first, y_row, y_step = (builder.extract_value(args[3], i) for i in range(3))
         out, count, length = args[4:]
@@ -360,30 +350,32 @@ def sum_products(typingctx, x, x_place, y, y_place, out, count, length):
         done = builder.append_basic_block("sum.done")
         builder.branch(outer)
         builder.position_at_end(outer)
-        j = builder.phi(_I64)
+        j = builder.phi(llvm.I64)
         x_start = builder.add(x_first, builder.mul(j, x_row))
         y_start = builder.add(y_first, builder.mul(j, y_row))
         builder.branch(inner)
         builder.position_at_end(inner)
-        i, x_at, y_at = (builder.phi(_I64) for _ in range(3))
-        total = builder.phi(_VEC)
-        factor = _splat(builder, builder.load(builder.gep(x_base, [x_at])))
-        new = _fma(builder, factor, _load(builder, builder.gep(y_base, [y_at])), total)
-        following = builder.add(i, _I64(1))
+        i, x_at, y_at = (builder.phi(llvm.I64) for _ in range(3))
+        total = builder.phi(llvm.VECTOR)
+        factor = llvm.splat(builder, builder.load(builder.gep(x_base, [x_at])))
+        new = llvm.multiply_add(
+            builder, factor, llvm.load(builder, builder.gep(y_base, [y_at])), total
+        )
+        following = builder.add(i, llvm.I64(1))
         for phi, start, value in (
-            (i, _I64(0), following),
+            (i, llvm.I64(0), following),
             (x_at, x_start, builder.add(x_at, x_step)),
             (y_at, y_start, builder.add(y_at, y_step)),
-            (total, _const(0.0), new),
+            (total, llvm.constant(0.0), new),
         ):
             phi.add_incoming(start, outer)
             phi.add_incoming(value, inner)
         builder.cbranch(builder.icmp_signed("<", following, length), inner, close)
         builder.position_at_end(close)
-        target = builder.add(out, builder.mul(j, _I64(LANES)))
-        _store(builder, new, builder.gep(y_base, [target]))
-        j_next = builder.add(j, _I64(1))
-        j.add_incoming(_I64(0), entry)
+        target = builder.add(out, builder.mul(j, llvm.I64(LANES)))
+        llvm.store(builder, new, builder.gep(y_base, [target]))
+        j_next = builder.add(j, llvm.I64(1))
+        j.add_incoming(llvm.I64(0), entry)
         j.add_incoming(j_next, close)
         builder.cbranch(builder.icmp_signed("<", j_next, count), outer, done)
         builder.position_at_end(done)
@@ -402,7 +394,7 @@ def add_products(typingctx, work, x, y_place, out_place, count, length):
     signature = types.void(work, types.int64, place, place, types.int64, types.int64)
 
     def codegen(context, builder, signature, args):
-        base = _pointer(context, builder, signature.args[0], args[0], _I64(0))
+        base = llvm.pointer(context, builder, signature.args[0], args[0], llvm.I64(0))
         x, count, length = args[1], args[4], args[5]
         y_first, y_row, y_step = (builder.extract_value(args[2], i) for i in range(3))
         out_first, out_row, out_step = (builder.extract_value(args[3], i) for i in range(3))
@@ -413,19 +405,23 @@ def add_products(typingctx, work, x, y_place, out_place, count, length):
         done = builder.append_basic_block("add.done")
         builder.branch(outer)
         builder.position_at_end(outer)
-        j = builder.phi(_I64)
-        factor = _load(builder, builder.gep(base, [builder.add(x, builder.mul(j, _I64(LANES)))]))
+        j = builder.phi(llvm.I64)
+        factor = llvm.load(
+            builder, builder.gep(base, [builder.add(x, builder.mul(j, llvm.I64(LANES)))])
+        )
         y_start = builder.add(y_first, builder.mul(j, y_row))
         out_start = builder.add(out_first, builder.mul(j, out_row))
         builder.branch(inner)
         builder.position_at_end(inner)
-        i, y_at, out_at = (builder.phi(_I64) for _ in range(3))
+        i, y_at, out_at = (builder.phi(llvm.I64) for _ in range(3))
         target = builder.gep(base, [out_at])
-        value = _load(builder, builder.gep(base, [y_at]))
-        _store(builder, _fma(builder, factor, value, _load(builder, target)), target)
-        following = builder.add(i, _I64(1))
+        value = llvm.load(builder, builder.gep(base, [y_at]))
+        llvm.store(
+            builder, llvm.multiply_add(builder, factor, value, llvm.load(builder, target)), target
+        )
+        following = builder.add(i, llvm.I64(1))
         for phi, start, new in (
-            (i, _I64(0), following),
+            (i, llvm.I64(0), following),
             (y_at, y_start, builder.add(y_at, y_step)),
             (out_at, out_start, builder.add(out_at, out_step)),
         ):
@@ -433,8 +429,8 @@ def add_products(typingctx, work, x, y_place, out_place, count, length):
             phi.add_incoming(new, inner)
         builder.cbranch(builder.icmp_signed("<", following, length), inner, close)
         builder.position_at_end(close)
-        j_next = builder.add(j, _I64(1))
-        j.add_incoming(_I64(0), entry)
+        j_next = builder.add(j, llvm.I64(1))
+        j.add_incoming(llvm.I64(0), entry)
         j.add_incoming(j_next, close)
         builder.cbranch(builder.icmp_signed("<", j_next, count), outer, done)
         builder.position_at_end(done)

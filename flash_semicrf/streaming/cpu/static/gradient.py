@@ -25,8 +25,8 @@ import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.streaming.cpu.jit import helper, inlined
+from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.vector import (
-    LANES,
     TILE,
     add_to,
     exp_row,

@@ -27,7 +27,8 @@ from numba.extending import overload
 
 from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.streaming.cpu.jit import OPTIONS, helper, inlined
-from flash_semicrf.streaming.cpu.vector import LANES, exp_row, log_row
+from flash_semicrf.streaming.cpu.llvm import LANES
+from flash_semicrf.streaming.cpu.vector import exp_row, log_row
 
 __all__ = ["add_longer", "add_longer_max", "share_going_on", "tail_gradient"]
 

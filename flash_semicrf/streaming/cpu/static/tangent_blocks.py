@@ -22,7 +22,13 @@ import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.streaming.cpu.jit import helper, inlined
-from flash_semicrf.streaming.cpu.vector import LANES, TILE, exp_shifted_row, fill, max_row
+from flash_semicrf.streaming.cpu.llvm import LANES
+from flash_semicrf.streaming.cpu.vector import (
+    TILE,
+    exp_shifted_row,
+    fill,
+    max_row,
+)
 
 __all__ = [
     "BLOCK",

@@ -15,6 +15,7 @@ import math
 import numpy as np
 
 from flash_semicrf.streaming.cpu.jit import helper
+from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.static.gradient import transition_factors
 from flash_semicrf.streaming.cpu.static.tangent_blocks import (
     BLOCK,
@@ -23,7 +24,12 @@ from flash_semicrf.streaming.cpu.static.tangent_blocks import (
     settle,
     slow_sums,
 )
-from flash_semicrf.streaming.cpu.vector import LANES, TILE, fill, multiply_tile, multiply_tile8
+from flash_semicrf.streaming.cpu.vector import (
+    TILE,
+    fill,
+    multiply_tile,
+    multiply_tile8,
+)
 
 __all__ = ["duration_tangent", "transition_tangent"]
 

@@ -20,6 +20,7 @@ import math
 import numpy as np
 
 from flash_semicrf.streaming.cpu.jit import helper
+from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.static.passes import CERTAIN
 from flash_semicrf.streaming.cpu.static.tangent_blocks import (
     BLOCK,
@@ -31,7 +32,6 @@ from flash_semicrf.streaming.cpu.static.tangent_blocks import (
 )
 from flash_semicrf.streaming.cpu.static.tangent_tail import exact_term, longer_shares
 from flash_semicrf.streaming.cpu.vector import (
-    LANES,
     TILE,
     exp_row,
     exp_shifted_row,

@@ -20,9 +20,10 @@ import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.streaming.cpu.jit import helper, inlined
+from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.static.tail import share_going_on
 from flash_semicrf.streaming.cpu.static.tangent_blocks import position_of
-from flash_semicrf.streaming.cpu.vector import LANES, exp_row
+from flash_semicrf.streaming.cpu.vector import exp_row
 
 __all__ = ["exact_term", "longer_shares", "tail_tangent"]
 

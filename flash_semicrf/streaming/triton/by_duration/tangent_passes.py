@@ -11,14 +11,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.by_duration.passes import (
+from flash_semicrf.streaming.triton.by_duration.passes import onward_row
+from flash_semicrf.streaming.triton.jit import kernel
+from flash_semicrf.streaming.triton.log_rows import (
     deep_content,
     lengthen,
     load_row,
     load_transition,
-    onward_row,
 )
-from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import exp_wide
 from flash_semicrf.streaming.triton.static.tangent_passes import either, finite
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.by_duration.passes import deep_content, gamma_row
+from flash_semicrf.streaming.triton.by_duration.passes import gamma_row
 from flash_semicrf.streaming.triton.jit import kernel
+from flash_semicrf.streaming.triton.log_rows import deep_content
 from flash_semicrf.streaming.triton.numerics import wide
 
 __all__ = ["duration_last_segment_kernel", "duration_traceback_kernel"]

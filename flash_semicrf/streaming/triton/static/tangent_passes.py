@@ -22,8 +22,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.by_duration.passes import deep_content, lengthen, load_row
 from flash_semicrf.streaming.triton.jit import kernel
+from flash_semicrf.streaming.triton.log_rows import deep_content, lengthen, load_row
 from flash_semicrf.streaming.triton.numerics import exp_wide, wide
 
 __all__ = ["either", "finite", "tangent_pass_kernel"]

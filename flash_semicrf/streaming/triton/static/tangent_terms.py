@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.by_duration.passes import deep_content, lengthen, load_row
 from flash_semicrf.streaming.triton.jit import kernel
+from flash_semicrf.streaming.triton.log_rows import deep_content, lengthen, load_row
 from flash_semicrf.streaming.triton.numerics import exp_wide, wide
 from flash_semicrf.streaming.triton.static.tangent_passes import either
 

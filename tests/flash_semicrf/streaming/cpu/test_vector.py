@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numba import config, njit
 
+from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.vector import (
-    LANES,
     TILE,
     exp_row,
     log_row,
