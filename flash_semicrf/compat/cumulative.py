@@ -1,4 +1,4 @@
-"""Release 0.2.0's functions of cumulative scores, and its ``use_triton``."""
+"""Release 0.2.0's functions of cumulative scores."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flash_semicrf.compat.use_triton import backend_of
 from flash_semicrf.inference.autograd import needs_graph_of
 from flash_semicrf.inference.log_partition import log_partition_of_checked
 from flash_semicrf.inference.viterbi import viterbi_of_checked
@@ -24,7 +25,6 @@ __all__ = [
     "compute_edge_block_streaming",
     "maximum_start",
     "potentials_of_cumulative",
-    "resolve_use_triton",
     "semi_crf_streaming_forward",
 ]
 
@@ -101,7 +101,7 @@ def semi_crf_streaming_forward(
         start_scores=start_scores, end_scores=end_scores,
         initial_scores=initial_scores, final_scores=final_scores, duration_tail=duration_tail,
     )  # fmt: skip
-    backend = resolve_use_triton(backend, use_triton, p)
+    backend = backend_of(use_triton, backend, p.device)
     if semiring == "max":
         p = maximum_start(p)
         _, table = viterbi_of_checked(p, backend)
@@ -193,13 +193,6 @@ def maximum_start(potentials: Potentials) -> Potentials:
     if potentials.initial_scores is not None:
         return potentials
     return potentials.replace(initial_scores=potentials.transition.amax(-2))
-
-
-def resolve_use_triton(backend: str, use_triton: bool, potentials: Potentials) -> str:
-    """What ``use_triton=False`` means: the reference loop, on a GPU, when the backend is free."""
-    if backend == "auto" and not use_triton and potentials.device.type == "cuda":
-        return "reference"
-    return backend
 
 
 def _differences(cum_scores: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from flash_semicrf.compat.use_triton import accepts_use_triton
 from flash_semicrf.exact import inference as edge_inference
 from flash_semicrf.exact.inference import EDGE_BACKENDS
 from flash_semicrf.inference.marginals import SegmentMarginals
@@ -23,11 +24,11 @@ __all__ = ["DecodingMixin"]
 class DecodingMixin:
     """Methods of the head that need its problem, and no labels."""
 
+    @accepts_use_triton(2)
     def decode(
         self,
         hidden_states: Tensor,
         lengths: Tensor,
-        use_triton: bool = True,
         backend: str = "auto",
         *,
         constraints: Constraints | None = None,
@@ -36,7 +37,7 @@ class DecodingMixin:
 
         Parameters
         ----------
-        hidden_states, lengths, use_triton, backend
+        hidden_states, lengths, backend
             As for `forward`.
         constraints : Constraints, optional
             Of the segmentations that agree with what is known.
@@ -52,18 +53,16 @@ class DecodingMixin:
             If a sequence has no feasible segmentation.
         """
         with full_precision(hidden_states):
-            problem, centered, _, backend = self._prepare(
-                hidden_states, lengths, use_triton, backend
-            )
+            problem, centered, _, backend = self._prepare(hidden_states, lengths, backend)
             _, table = self._run(viterbi_table, centered, backend, constraints)
             return score_segments(problem, table)
 
+    @accepts_use_triton(3)
     def decode_with_traceback(
         self,
         hidden_states: Tensor,
         lengths: Tensor,
         max_traceback_length: int | None = None,
-        use_triton: bool = True,
         backend: str = "auto",
         *,
         constraints: Constraints | None = None,
@@ -72,7 +71,7 @@ class DecodingMixin:
 
         Parameters
         ----------
-        hidden_states, lengths, use_triton, backend
+        hidden_states, lengths, backend
             As for `forward`.
         max_traceback_length : int, optional
             Refuse sequences longer than this. Decoding itself has no limit.
@@ -90,7 +89,7 @@ class DecodingMixin:
             If a sequence has no feasible segmentation, or is longer than the limit.
         """
         with torch.no_grad(), full_precision(hidden_states):
-            prepared = self._prepare(hidden_states, lengths, use_triton, backend)
+            prepared = self._prepare(hidden_states, lengths, backend)
             problem, centered, offset, backend = prepared
             check_traceback_length(max_traceback_length, problem.lengths)
             scores, table = self._run(viterbi_table, centered, backend, constraints)
@@ -99,11 +98,11 @@ class DecodingMixin:
             segments = table_to_segments(table, problem.batch_size, rows)
             return ViterbiResult(scores + offset, segments)
 
+    @accepts_use_triton(2)
     def marginals(
         self,
         hidden_states: Tensor,
         lengths: Tensor,
-        use_triton: bool = True,
         backend: str = "auto",
         *,
         constraints: Constraints | None = None,
@@ -112,7 +111,7 @@ class DecodingMixin:
 
         Parameters
         ----------
-        hidden_states, lengths, use_triton, backend
+        hidden_states, lengths, backend
             As for `forward`.
         constraints : Constraints, optional
             Given what is known.
@@ -124,7 +123,7 @@ class DecodingMixin:
             each of shape (B, T, C); expected counts of transitions and durations.
         """
         with torch.no_grad(), full_precision(hidden_states):
-            problem, _, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
+            problem, _, _, backend = self._prepare(hidden_states, lengths, backend)
             return self._run(segment_marginals, problem, backend, constraints)
 
     def _run(

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flash_semicrf.compat.cumulative import resolve_use_triton
+from flash_semicrf.compat.use_triton import accepts_use_triton
 from flash_semicrf.duration import (
     DurationDistribution,
     GeometricTail,
@@ -305,13 +305,13 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
             return problem, torch.zeros(problem.batch_size, dtype=wide, device=problem.device)
 
     def _prepare(
-        self, hidden_states: Tensor, lengths: Tensor, use_triton: bool, backend: str
+        self, hidden_states: Tensor, lengths: Tensor, backend: str
     ) -> tuple[Potentials, Potentials, Tensor, str]:
         """Return the problem, the problem centred, its offset, and the backend to run it on."""
-        backend = backend_name(backend, use_triton)
+        backend = backend_name(backend)
         problem = self._problem(hidden_states, lengths)
         centered, offset = self._centered(problem)
-        return problem, centered, offset, resolve_use_triton(backend, use_triton, centered)
+        return problem, centered, offset, backend
 
     def _problem(self, hidden_states: Tensor, lengths: Tensor) -> Potentials:
         """Build the uncentred problem; "sequence" centring, which changes the model, is in it."""
@@ -400,11 +400,11 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
 
     # Inference
 
+    @accepts_use_triton(2)
     def forward(
         self,
         hidden_states: Tensor,
         lengths: Tensor,
-        use_triton: bool = True,
         backend: str = "auto",
     ) -> dict[str, Tensor]:
         """Compute log Z.
@@ -415,8 +415,6 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
             Entries at and after ``lengths`` are ignored.
         lengths : integer Tensor of shape (B,)
             In 1..T.
-        use_triton : bool, default=True
-            False runs the plain PyTorch reference on a GPU.
         backend : str, default="auto"
             "auto" or "streaming" take the fastest that supports the problem; a key of
             `flash_semicrf.streaming.dispatch.BACKENDS` runs that one or raises its reason. "exact"
@@ -433,18 +431,18 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
             no difference there.
         """
         with full_precision(hidden_states):
-            prepared = self._prepare(hidden_states, lengths, use_triton, backend)
+            prepared = self._prepare(hidden_states, lengths, backend)
             problem, centered, offset, backend = prepared
             partition = self._run(log_partition, centered, backend) + offset
             sums = problem.scores.cumsum(1, dtype=accumulator_dtype(problem.device))
             return {"partition": partition, "cum_scores": F.pad(sums, (0, 0, 1, 0))}
 
+    @accepts_use_triton(3)
     def compute_loss(
         self,
         hidden_states: Tensor,
         lengths: Tensor,
         labels: Tensor | SegmentTable | Constraints,
-        use_triton: bool = True,
         backend: str = "auto",
         reduction: str = "mean",
         *,
@@ -454,7 +452,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
 
         Parameters
         ----------
-        hidden_states, lengths, use_triton, backend
+        hidden_states, lengths, backend
             As for `forward`.
         labels : integer Tensor of shape (B, T), SegmentTable or Constraints
             Labels per position, whose maximal runs are the segments (entries at and after
@@ -480,7 +478,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         """
         check_choice("reduction", reduction, ("mean", "sum", "none"))
         with full_precision(hidden_states):
-            _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
+            _, problem, _, backend = self._prepare(hidden_states, lengths, backend)
             is_tensor = isinstance(labels, Tensor)
             if isinstance(labels, Constraints) or (is_tensor and ignore_index is not None):
                 long = self.long_segments

@@ -32,11 +32,9 @@ __all__ = [
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def backend_name(backend: str, use_triton: bool) -> str:
+def backend_name(backend: str) -> str:
     """Return the name that `flash_semicrf.streaming` knows a choice by, or say what is absent."""
     check_choice("backend", backend, ("auto", "streaming", *BACKENDS, *EDGE_BACKENDS))
-    if backend == "triton" and not use_triton:
-        raise ValueError("`backend`='triton' contradicts `use_triton`=False.")
     return "auto" if backend == "streaming" else backend
 
 

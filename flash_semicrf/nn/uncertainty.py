@@ -17,6 +17,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from flash_semicrf.compat.use_triton import accepts_use_triton
 from flash_semicrf.exact.edges import check_edge_memory, edge_tensor
 from flash_semicrf.exact.inference import EDGE_BACKENDS
 from flash_semicrf.exact.semimarkov import SemiMarkov
@@ -51,13 +52,13 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
     True
     """
 
+    @accepts_use_triton(4)
     def compute_boundary_marginals(
         self,
         hidden_states: Tensor,
         lengths: Tensor,
         backend: str = "auto",
         normalize: bool = True,
-        use_triton: bool = True,
         *,
         use_streaming: bool | None = None,
     ) -> Tensor:
@@ -65,7 +66,7 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
 
         Parameters
         ----------
-        hidden_states, lengths, backend, use_triton
+        hidden_states, lengths, backend
             As for `forward`.
         normalize : bool, default=True
             Divide by Z, which makes a probability of the total weight (sum of exp(score)) of the
@@ -83,26 +84,26 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         """
         if use_streaming is not None:
             backend = _backend_of(use_streaming, backend)
-        marginals = self.marginals(hidden_states, lengths, use_triton, backend)
+        marginals = self.marginals(hidden_states, lengths, backend)
         boundary = marginals.boundary.clamp(max=1.0)
         if normalize:
             return boundary
         with torch.no_grad():
-            partition = self(hidden_states, lengths, use_triton, backend)["partition"]
+            partition = self(hidden_states, lengths, backend)["partition"]
         return boundary.to(partition.dtype).log() + partition[:, None]
 
+    @accepts_use_triton(3)
     def compute_position_marginals(
         self,
         hidden_states: Tensor,
         lengths: Tensor,
         backend: str = "auto",
-        use_triton: bool = True,
     ) -> Tensor:
         """P(the segment that covers position t has label c).
 
         Parameters
         ----------
-        hidden_states, lengths, backend, use_triton
+        hidden_states, lengths, backend
             As for `forward`.
 
         Returns
@@ -110,20 +111,20 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         Tensor of shape (B, T, C)
             In the working dtype, without gradient; 0 after a sequence's end.
         """
-        return self.marginals(hidden_states, lengths, use_triton, backend).position
+        return self.marginals(hidden_states, lengths, backend).position
 
+    @accepts_use_triton(3)
     def compute_entropy_streaming(
         self,
         hidden_states: Tensor,
         lengths: Tensor,
         backend: str = "auto",
-        use_triton: bool = True,
     ) -> Tensor:
         """Entropy of the distribution over segmentations, exact at any length.
 
         Parameters
         ----------
-        hidden_states, lengths, backend, use_triton
+        hidden_states, lengths, backend
             As for `forward`. "exact" and "binary_tree_sharded" sum up the edge tensor in the
             entropy semiring, to the same number.
 
@@ -139,23 +140,24 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
             `edge_memory_threshold`.
         """
         with full_precision(hidden_states):
-            _, problem, _, backend = self._prepare(hidden_states, lengths, use_triton, backend)
+            _, problem, _, backend = self._prepare(hidden_states, lengths, backend)
             if backend not in EDGE_BACKENDS:
                 return entropy(problem, backend)
             p = check_potentials(problem)
             check_edge_memory(p, self.edge_memory_threshold)
             return SemiMarkov(EntropySemiring).sum(edge_tensor(p), p.lengths + 1)
 
+    @accepts_use_triton(3)
     def compute_entropy_exact(
         self,
         hidden_states: Tensor,
         lengths: Tensor,
         backend: str = "auto",
-        use_triton: bool = True,
     ) -> Tensor:
         """`compute_entropy_streaming`, which is exact: both names of release 0.2.0 are kept."""
-        return self.compute_entropy_streaming(hidden_states, lengths, backend, use_triton)
+        return self.compute_entropy_streaming(hidden_states, lengths, backend)
 
+    @accepts_use_triton(5)
     def compute_loss_uncertainty_weighted(
         self,
         hidden_states: Tensor,
@@ -163,7 +165,6 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         labels: Tensor | SegmentTable,
         uncertainty_weight: float = 1.0,
         focus_mode: str = "high_uncertainty",
-        use_triton: bool = True,
         reduction: str = "mean",
         backend: str = "auto",
     ) -> Tensor:
@@ -171,7 +172,7 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
 
         Parameters
         ----------
-        hidden_states, lengths, labels, use_triton, reduction, backend
+        hidden_states, lengths, labels, reduction, backend
             As for `compute_loss`.
         uncertainty_weight : float, default=1.0
             >= 0; 0 gives `compute_loss`.
@@ -197,8 +198,8 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         check_choice("reduction", reduction, ("mean", "sum", "none"))
         check_choice("focus_mode", focus_mode, ("high_uncertainty", "boundary_regions"))
         uncertainty_weight = check_number("uncertainty_weight", uncertainty_weight, zero=True)
-        loss = self.compute_loss(hidden_states, lengths, labels, use_triton, backend, "none")
-        marginals = self.marginals(hidden_states, lengths, use_triton, backend)
+        loss = self.compute_loss(hidden_states, lengths, labels, backend, "none")
+        marginals = self.marginals(hidden_states, lengths, backend)
         measure = _label_uncertainty if focus_mode == "high_uncertainty" else _boundary_uncertainty
         uncertainty = measure(marginals, lengths.to(loss.device))
         loss = (1.0 + uncertainty_weight * uncertainty.to(loss.dtype)) * loss

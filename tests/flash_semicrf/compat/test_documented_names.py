@@ -23,7 +23,8 @@ from flash_semicrf.testing import assert_close
 from tests.flash_semicrf.cases import message_of
 
 EMPTY = inspect.Parameter.empty
-HEAD = {"use_triton": True, "backend": "auto"}
+# `use_triton`, documented before `backend`, is taken by name and by place: `test_use_triton.py`.
+HEAD = {"backend": "auto"}
 HIDDEN = {"hidden_states": EMPTY, "lengths": EMPTY}
 CUMULATIVE = dict.fromkeys(("cum_scores", "transition", "duration_bias"), EMPTY)
 
@@ -42,21 +43,18 @@ SIGNATURES = {
     "SemiMarkovCRFHead.compute_loss": HIDDEN | {"labels": EMPTY} | HEAD | {"reduction": "mean"},
     "SemiMarkovCRFHead.decode": HIDDEN | HEAD,
     # Documented as 10000; decoding has no limit here.
-    "SemiMarkovCRFHead.decode_with_traceback": HIDDEN
-    | {"max_traceback_length": None, "use_triton": True},
+    "SemiMarkovCRFHead.decode_with_traceback": HIDDEN | {"max_traceback_length": None},
     "SemiMarkovCRFHead.parameter_penalty": {"p": 2.0},
     "UncertaintySemiMarkovCRFHead.compute_boundary_marginals": HIDDEN
     | {"backend": "auto", "normalize": True},
     "UncertaintySemiMarkovCRFHead.compute_position_marginals": HIDDEN,
     "UncertaintySemiMarkovCRFHead.compute_entropy_streaming": HIDDEN,
     "UncertaintySemiMarkovCRFHead.compute_entropy_exact": HIDDEN,
-    # `use_triton` documented as False, which would run the slow loop on a GPU.
     "UncertaintySemiMarkovCRFHead.compute_loss_uncertainty_weighted": HIDDEN
     | {
         "labels": EMPTY,
         "uncertainty_weight": 1.0,
         "focus_mode": "high_uncertainty",
-        "use_triton": True,
         "reduction": "mean",
     },
     "semi_crf_streaming_forward": CUMULATIVE

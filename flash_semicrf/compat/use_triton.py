@@ -1,0 +1,82 @@
+"""The argument `use_triton` of release 0.2.0, as a choice of `backend`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+__all__ = ["accepts_use_triton", "backend_of"]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def backend_of(use_triton: bool, backend: str, device: torch.device) -> str:
+    """Return the backend that ``use_triton`` and ``backend`` stand for together.
+
+    Parameters
+    ----------
+    use_triton : bool
+        False runs the reference loop in place of Triton kernels, for tensors on a GPU.
+    backend : str
+    device : torch.device
+        Of the problem.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError
+        Where the two contradict each other.
+    """
+    if use_triton:
+        return backend
+    if backend == "triton":
+        raise ValueError("`backend`='triton' contradicts `use_triton`=False.")
+    free = backend in ("auto", "streaming")
+    return "reference" if free and device.type == "cuda" else backend
+
+
+def accepts_use_triton(position: int) -> Callable[[Method], Method]:
+    """Decorate a method that takes `backend`: it takes 0.2.0's `use_triton` too.
+
+    Parameters
+    ----------
+    position : int
+        Where `use_triton` stood among the positional arguments, without `self`: a bool there is
+        taken for it.
+
+    Returns
+    -------
+    callable
+        A decorator of methods whose first argument is a Tensor.
+    """
+
+    def decorate(method: Method) -> Method:
+        signature = inspect.signature(method)
+
+        @functools.wraps(method)
+        def accepting(self: Any, *args: Any, **kwargs: Any) -> Any:
+            by_position = len(args) > position and isinstance(args[position], bool)
+            if not by_position and "use_triton" not in kwargs:
+                return method(self, *args, **kwargs)
+            if by_position and "use_triton" in kwargs:
+                raise TypeError(f"{method.__name__}() got `use_triton` twice.")
+            if by_position:
+                use_triton = args[position]
+                args = (*args[:position], *args[position + 1 :])
+            else:
+                use_triton = kwargs.pop("use_triton")
+            given = signature.bind(self, *args, **kwargs).arguments
+            device = getattr(next(iter([*given.values()][1:])), "device", torch.device("cpu"))
+            chosen = backend_of(use_triton, given.get("backend", "auto"), device)
+            return method(**{**given, "backend": chosen})
+
+        return accepting
+
+    return decorate
