@@ -14,6 +14,7 @@ from flash_semicrf import (
     SemiMarkov,
     UncertaintySemiMarkovCRFHead,
     log_partition,
+    minimum_risk,
     n_best,
     sample,
     segment_marginals,
@@ -23,7 +24,6 @@ from flash_semicrf.compat import (
     semi_crf_streaming_forward,
     semi_crf_streaming_viterbi_with_backpointers,
 )
-from flash_semicrf.inference import minimum_risk
 from flash_semicrf.inference.information import entropy
 from flash_semicrf.semirings import LogSemiring, MaxSemiring
 from flash_semicrf.testing import assert_close, random_problem

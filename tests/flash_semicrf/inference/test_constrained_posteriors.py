@@ -14,13 +14,13 @@ from flash_semicrf import (
     SemiCRFDistribution,
     SemiMarkovCRFHead,
     log_partition,
+    minimum_risk,
     n_best,
     sample,
     segment_marginals,
     segment_probabilities,
     viterbi,
 )
-from flash_semicrf.inference import minimum_risk
 from flash_semicrf.inference.information import (
     cross_entropy,
     entropy,

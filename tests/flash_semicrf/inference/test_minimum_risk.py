@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from flash_semicrf import segment_marginals, viterbi
-from flash_semicrf.inference import minimum_risk
+from flash_semicrf import minimum_risk, segment_marginals, viterbi
 from flash_semicrf.problem.potentials import score_segments
 from flash_semicrf.problem.segments import segments_to_table
 from flash_semicrf.problem.validation import check_table
