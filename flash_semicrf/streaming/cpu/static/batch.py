@@ -17,8 +17,6 @@ from flash_semicrf.streaming.cpu import pool
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.lanes import batch as short
 from flash_semicrf.streaming.cpu.parameters import (
-    Transition,
-    Window,
     array_of,
     cost_of,
     end_term,
@@ -30,13 +28,19 @@ from flash_semicrf.streaming.cpu.parameters import (
 )
 from flash_semicrf.streaming.cpu.static.gradient import (
     CHUNK,
-    Messages,
     add_carry,
     boundary_marginals,
     duration_gradient,
     transition_gradient,
 )
 from flash_semicrf.streaming.cpu.static.passes import message_pass
+from flash_semicrf.streaming.cpu.static.records import (
+    Batch,
+    Output,
+    Rows,
+    messages_of,
+    sequence_of,
+)
 from flash_semicrf.streaming.cpu.static.tail import tail_gradient
 from flash_semicrf.streaming.cpu.tasks import take
 
@@ -54,33 +58,26 @@ __all__ = [
 ]
 
 
-class _Batch(NamedTuple):
-    """The arrays of a batch that kernels read."""
+class _Sums(NamedTuple):
+    """Gradients that `_run_gradients` sums up.
 
-    scores: np.ndarray  # (B, T, C)
-    start_scores: np.ndarray  # (B, T, C), or (B, 1, 1) zeros without boundary scores
-    end_scores: np.ndarray
-    has_boundary: bool
-    lengths: np.ndarray  # (B,)
-    first: np.ndarray  # (C,)
-    last: np.ndarray  # (C,)
-    window: Window
-    forward: Transition
-    backward: Transition
+    Attributes
+    ----------
+    position, start, end : arrays of shape (B, T, C)
+        The latter two (B, 1, 1) where they are not wanted.
+    carry : float64 array of shape (N, C)
+        Segments open at the end of each of N chunks.
+    duration : float64 array of shape (N, K, C)
+    transition : float64 array of shape (N, C, C)
+        These two (N, 1, 1) where they are not wanted.
+    """
 
-
-class _Rows(NamedTuple):
-    """Messages of a batch; see `flash_semicrf.streaming.cpu.static.gradient.Messages`."""
-
-    alpha: np.ndarray  # (B, T, C)
-    gamma: np.ndarray
-    beta: np.ndarray
-    eta: np.ndarray
-    longer: np.ndarray  # (B, T, C), or (B, 0, 0) where it is not kept
-    longer_back: np.ndarray  # the same of the backward pass
-    forward: np.ndarray  # (B, T + 1)
-    backward: np.ndarray
-    total: np.ndarray  # (B, 2): log Z = total.sum(1)
+    position: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    carry: np.ndarray
+    duration: np.ndarray
+    transition: np.ndarray
 
 
 def boundary_arrays(p: Potentials, scores: np.ndarray) -> tuple[bool, np.ndarray, np.ndarray]:
@@ -93,7 +90,7 @@ def boundary_arrays(p: Potentials, scores: np.ndarray) -> tuple[bool, np.ndarray
     return True, start, end
 
 
-def _batch_of(p: Potentials, backward: bool = True) -> _Batch:
+def _batch_of(p: Potentials, backward: bool = True) -> Batch:
     """The arrays that kernels read; without `backward` not those of the backward pass."""
     scores = array_of(p.scores)
     has_boundary, start, end = boundary_arrays(p, scores)
@@ -102,17 +99,17 @@ def _batch_of(p: Potentials, backward: bool = True) -> _Batch:
     ways = [transition_of(way) for way in ways]
     first = sum_of_sources(ways[0]) if p.initial_scores is None else start_term(p)
     rest = (array_of(p.lengths), first, end_term(p), window_of(p), ways[0], ways[-1])
-    return _Batch(scores, start, end, has_boundary, *rest)
+    return Batch(scores, start, end, has_boundary, *rest)
 
 
-def _empty_rows(p: Potentials, keep: bool, longer_of: int = 0) -> _Rows:
+def _empty_rows(p: Potentials, keep: bool, longer_of: int = 0) -> Rows:
     """Rows for the messages, if they are kept, and for the G of that many of the passes."""
     shape = (p.batch_size, p.num_positions, p.num_labels) if keep else (p.batch_size, 1, 1)
     rows = [np.empty(shape) for _ in range(4)]
     kept = longer_of if p.duration_tail is not None else 0
     longer = [np.empty(shape if i < kept else (p.batch_size, 0, 0)) for i in range(2)]
     offsets = [np.empty((p.batch_size, p.num_positions + 1 if keep else 1)) for _ in range(2)]
-    return _Rows(*rows, *longer, *offsets, np.empty((p.batch_size, 2)))
+    return Rows(*rows, *longer, *offsets, np.empty((p.batch_size, 2)))
 
 
 @kernel
@@ -121,20 +118,16 @@ def _run_passes(queue, batch, rows, keep):
     task = take(queue)
     while task >= 0:
         b = task // 2
-        scores, length = batch.scores[b], batch.lengths[b]
-        start, end = batch.start_scores[b], batch.end_scores[b]
         # One call for both directions: each one is compiled, and inlined, by itself.
         backward = task % 2 == 1
-        opening, closing = (end, start) if backward else (start, end)
         first, last = (batch.last, batch.first) if backward else (batch.first, batch.last)
         transition = batch.backward if backward else batch.forward
-        out_rows, source_rows = (rows.eta, rows.beta) if backward else (rows.alpha, rows.gamma)
+        outputs, sources = (rows.eta, rows.beta) if backward else (rows.alpha, rows.gamma)
         longer = rows.longer_back if backward else rows.longer
         offsets = rows.backward if backward else rows.forward
-        offset, value = message_pass(
-            scores, opening, closing, batch.has_boundary, length, backward, first, last,
-            batch.window, transition, keep, out_rows[b], source_rows[b], longer[b], offsets[b],
-        )  # fmt: skip
+        output = Output(keep, outputs[b], sources[b], longer[b], offsets[b])
+        sequence = sequence_of(batch, b, backward)
+        offset, value = message_pass(sequence, first, last, batch.window, transition, output)
         if not backward:
             rows.total[b, 0] = offset
             rows.total[b, 1] = value
@@ -142,40 +135,20 @@ def _run_passes(queue, batch, rows, keep):
 
 
 @kernel
-def _run_gradients(
-    queue,
-    chunks,
-    batch,
-    rows,
-    free_start,
-    wanted,
-    position,
-    start,
-    end,
-    carry,
-    duration,
-    transition,
-):
+def _run_gradients(queue, chunks, batch, rows, free_start, wanted, sums):
     """Task i is the chunk (sequence, begin, stop) in row i of `chunks`."""
     task = take(queue)
     while task >= 0:
         b, begin, stop = chunks[task]
-        messages = Messages(
-            rows.alpha[b], rows.gamma[b], rows.beta[b], rows.eta[b], rows.forward[b],
-            rows.backward[b], batch.lengths[b], rows.total[b, 0], rows.total[b, 1],
-        )  # fmt: skip
-        boundary_marginals(
-            messages, begin, stop, position[b], start[b], end[b], wanted[0], carry[task]
-        )
+        messages = messages_of(batch, rows, b)
+        start, end, carry = sums.start[b], sums.end[b], sums.carry[task]
+        boundary_marginals(messages, begin, stop, sums.position[b], start, end, wanted[0], carry)
         if wanted[1]:
-            duration_gradient(
-                messages, begin, stop, batch.scores[b], batch.start_scores[b],
-                batch.end_scores[b], batch.has_boundary, batch.window, duration[task],
-            )  # fmt: skip
+            sequence = sequence_of(batch, b, False)
+            duration_gradient(messages, begin, stop, sequence, batch.window, sums.duration[task])
         if wanted[2]:
-            transition_gradient(
-                messages, begin, stop, batch.forward.scores, free_start, transition[task]
-            )
+            scores, gradient = batch.forward.scores, sums.transition[task]
+            transition_gradient(messages, begin, stop, scores, free_start, gradient)
         task = take(queue)
 
 
@@ -183,14 +156,9 @@ def _run_gradients(
 def _run_tails(queue, batch, rows, segments, beyond):
     b = take(queue)
     while b >= 0:
-        messages = Messages(
-            rows.alpha[b], rows.gamma[b], rows.beta[b], rows.eta[b], rows.forward[b],
-            rows.backward[b], batch.lengths[b], rows.total[b, 0], rows.total[b, 1],
-        )  # fmt: skip
-        tail_gradient(
-            messages, rows.longer[b], batch.scores[b], batch.end_scores[b], batch.has_boundary,
-            batch.window.tail, segments[b], beyond[b],
-        )  # fmt: skip
+        messages, sequence = messages_of(batch, rows, b), sequence_of(batch, b, False)
+        longer, tail = rows.longer[b], batch.window.tail
+        tail_gradient(messages, longer, sequence, tail, segments[b], beyond[b])
         b = take(queue)
 
 
@@ -216,7 +184,7 @@ def _log_partition(potentials: Potentials) -> Tensor:
     return torch.from_numpy(rows.total.sum(1))
 
 
-def forward_messages(potentials: Potentials) -> tuple[_Batch, _Rows]:
+def forward_messages(potentials: Potentials) -> tuple[Batch, Rows]:
     """The batch as kernels read it, and the messages of its forward pass alone."""
     batch = _batch_of(potentials)
     rows = _empty_rows(potentials, keep=True)
@@ -224,13 +192,13 @@ def forward_messages(potentials: Potentials) -> tuple[_Batch, _Rows]:
     return batch, rows
 
 
-def _run_forward(potentials: Potentials, batch: _Batch, rows: _Rows, keep: bool) -> None:
+def _run_forward(potentials: Potentials, batch: Batch, rows: Rows, keep: bool) -> None:
     """Run the forward passes."""
     costs = batch.lengths * cost_of(potentials)
     pool.run(_run_passes, 2 * np.arange(len(costs)), costs, (batch, rows, keep))
 
 
-def message_rows(potentials: Potentials, longer_of: int = 0) -> tuple[_Batch, _Rows]:
+def message_rows(potentials: Potentials, longer_of: int = 0) -> tuple[Batch, Rows]:
     """What the kernels read, and the messages of both passes.
 
     `longer_of` is 1 to keep, with a duration tail, the G of the forward pass, 2 that of both.
@@ -284,7 +252,7 @@ def _gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[s
 
 
 def gradients_of_rows(
-    p: Potentials, batch: _Batch, rows: _Rows, wanted: set[str]
+    p: Potentials, batch: Batch, rows: Rows, wanted: set[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """What `gradients` returns, from the messages."""
     ends = bool(wanted & {"start_scores", "end_scores", "initial_scores", "final_scores"})
@@ -298,11 +266,10 @@ def gradients_of_rows(
     transition = np.zeros((len(chunks), *(p.transition.shape if want[2] else (1, 1))))
     free_start = p.initial_scores is None
     if len(chunks):
-        sums = (want, position, start, end, carry, duration, transition)
+        sums = _Sums(position, start, end, carry, duration, transition)
         costs = (chunks[:, 2] - chunks[:, 1]) * cost_of(p)
-        pool.run(
-            _run_gradients, np.arange(len(chunks)), costs, (chunks, batch, rows, free_start, *sums)
-        )
+        given = (chunks, batch, rows, free_start, want, sums)
+        pool.run(_run_gradients, np.arange(len(chunks)), costs, given)
         _complete(chunks, position, carry)
 
     found = {"scores": position, "start_scores": start, "end_scores": end}
@@ -320,7 +287,7 @@ def gradients_of_rows(
     return log_z, {name: torch.from_numpy(found[name]) for name in wanted}
 
 
-def _tail_gradients(p: Potentials, batch: _Batch, rows: _Rows) -> tuple[np.ndarray, np.ndarray]:
+def _tail_gradients(p: Potentials, batch: Batch, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """Expected segments longer than K, and positions beyond the K-th, both (B, C)."""
     shape = (len(batch.lengths), batch.scores.shape[2])
     segments, beyond = np.zeros(shape), np.zeros(shape)

@@ -40,7 +40,6 @@ from flash_semicrf.streaming.cpu.vector import (
 
 __all__ = [
     "CHUNK",
-    "Messages",
     "add_carry",
     "boundary_marginals",
     "duration_gradient",
@@ -55,31 +54,6 @@ _BLOCK = 64  # outputs per sweep of the duration correlation
 _HIGH = 300.0  # exponents of both factors stay below it: their product cannot overflow
 _MASK = 1e4  # scores beyond it are kept out of the running sums
 _NEGLIGIBLE = -50.0  # log of a marginal that no float64 gradient would show
-
-
-class Messages(NamedTuple):
-    """Messages of one sequence. Row p holds those of position p as `message_pass` writes them.
-
-    Attributes
-    ----------
-    alpha, gamma, beta, eta : float64 arrays of shape (T, C)
-        alpha_{p+1}, gamma_p, beta_{p+1} and eta_p, less their offsets.
-    forward, backward : float64 arrays of shape (T + 1,)
-        Whole-number offsets of the two passes, by their step.
-    length : int
-    offset, value : float
-        log Z = offset + value.
-    """
-
-    alpha: np.ndarray
-    gamma: np.ndarray
-    beta: np.ndarray
-    eta: np.ndarray
-    forward: np.ndarray
-    backward: np.ndarray
-    length: int
-    offset: float
-    value: float
 
 
 @helper
@@ -176,12 +150,14 @@ def _maximum(values, first, count):
 
 
 @inlined
-def _settle_frame(window, logs, outputs, frame, drift, stale, label, first, count, new, output):
+def _settle_frame(buffer, label, first, count, new, output):
     """Move a label's frame so that both factors are within range; False if no frame does.
 
-    The arrays are those of a `_Buffer`. `first` is the oldest of `count` buffered sources, of
-    which the last `new` have no E yet; as many outputs start at index `output` of the label's.
+    `first` is the oldest of `count` buffered sources, of which the last `new` have no E yet; as
+    many outputs start at index `output` of the label's.
     """
+    window, logs, outputs = buffer.window, buffer.logs, buffer.outputs
+    frame, drift, stale = buffer.frame, buffer.drift, buffer.stale
     row = label * _BLOCK
     row_logs = outputs.shape[0] // 2 + row
     top = _maximum(outputs, row_logs + output, new)
@@ -240,18 +216,12 @@ def _correlate_pieces(buffer, label, column, first, begin, end, window, weighted
     tiled = -(-longest // TILE) * TILE
     for i in range(begin, end, TILE):
         new = min(TILE, end - i)
-        if not _settle_frame(
-            buffer.window, buffer.logs, buffer.outputs, buffer.frame, buffer.drift, buffer.stale,
-            label, first, column + i + new - first, new, i,
-        ):  # fmt: skip
+        if not _settle_frame(buffer, label, first, column + i + new - first, new, i):
             _term_by_term(buffer, label, column, first, i, i + new, window, direct)
             continue
         for q in range(0, longest, TILE):
-            multiply_tile(
-                buffer.outputs, label * _BLOCK + i, 1,
-                buffer.window, column + i + 1 - longest + q, 1,
-                new, weighted, label * tiled + q,
-            )  # fmt: skip
+            x, y, out = label * _BLOCK + i, column + i + 1 - longest + q, label * tiled + q
+            multiply_tile(buffer.outputs, x, 1, buffer.window, y, 1, new, weighted, out)
 
 
 @helper
@@ -281,10 +251,10 @@ def _correlate_with_jumps(buffer, label, column, first, steps, window, weighted,
 
 
 @helper
-def _add_boundary(buffer, start_scores, end_scores, position, source, capacity, i):
+def _add_boundary(buffer, sequence, position, source, capacity, i):
     """Add the start and end scores of a position to its source and its output."""
     for c in range(buffer.frame.shape[0]):
-        start, end = start_scores[position, c], end_scores[position, c]
+        start, end = sequence.opening[position, c], sequence.closing[position, c]
         buffer.window[source + c * capacity] += start if start > NEG_INF else -math.inf
         buffer.output_logs[c * _BLOCK + i] += end if end > NEG_INF else -math.inf
 
@@ -316,28 +286,26 @@ def _new_buffer(num_labels, capacity):
     window = np.zeros(2 * half)
     fill(window, half, half, -math.inf)
     outputs = np.full(2 * num_labels * _BLOCK, -math.inf)
-    return _Buffer(
-        window, half, outputs, outputs[num_labels * _BLOCK :],
-        np.zeros(num_labels * _BLOCK), np.zeros(num_labels, np.bool_),
-        np.zeros(num_labels), np.zeros(num_labels), np.zeros(num_labels, np.bool_),
-    )  # fmt: skip
+    jumps, frame, drift = np.zeros(num_labels * _BLOCK), np.zeros(num_labels), np.zeros(num_labels)
+    has_jump, stale = np.zeros(num_labels, np.bool_), np.zeros(num_labels, np.bool_)
+    output_logs = outputs[num_labels * _BLOCK :]
+    return _Buffer(window, half, outputs, output_logs, jumps, has_jump, frame, drift, stale)
 
 
 @helper
-def duration_gradient(
-    messages, begin, stop, scores, start_scores, end_scores, has_boundary, window, gradient
-):
+def duration_gradient(messages, begin, stop, sequence, window, gradient):
     """Add ``d log Z / d D`` of the segments that end in positions ``[begin, stop)``.
 
     Parameters
     ----------
     messages : Messages
     begin, stop : int
-    scores, start_scores, end_scores : arrays of shape (T, C)
-    has_boundary : bool
+    sequence : Sequence
+        Read forwards.
     window : Window
     gradient : float64 array of shape (K, C)
     """
+    scores, has_boundary = sequence.scores, sequence.has_boundary
     num_labels = scores.shape[1]
     longest = window.bias.shape[1] - 1
     capacity = longest + _BLOCK * max(4, -(-longest // _BLOCK)) + TILE
@@ -349,7 +317,7 @@ def duration_gradient(
     base = oldest - longest  # source of the buffer's first column
     # Taking an array out of a NamedTuple counts a reference, atomically: once, not per position.
     sources, logs, outputs, peak = buffer.window, buffer.logs, buffer.outputs, window.peak
-    frame, drift, stale, has_jump = buffer.frame, buffer.drift, buffer.stale, buffer.has_jump
+    frame, drift, has_jump = buffer.frame, buffer.drift, buffer.has_jump
     gamma, beta = messages.gamma, messages.beta
     forward, backward = messages.forward, messages.backward
     length, offset, value = messages.length, messages.offset, messages.value
@@ -385,23 +353,18 @@ def duration_gradient(
             if jump:
                 _note_jumps(buffer, scores, p, i)
             if has_boundary:
-                _add_boundary(buffer, start_scores, end_scores, p, source, capacity, i)
+                _add_boundary(buffer, sequence, p, source, capacity, i)
         for c in range(num_labels):
             column = c * capacity + block - base
             first = column - min(longest, block - base)
             if has_jump[c]:
                 _correlate_with_jumps(buffer, c, column, first, steps, window, weighted, direct)
-            elif not _settle_frame(
-                sources, logs, outputs, frame, drift, stale, c, first, column + steps - first,
-                steps, 0,
-            ):  # fmt: skip
+            elif not _settle_frame(buffer, c, first, column + steps - first, steps, 0):
                 _correlate_pieces(buffer, c, column, first, 0, steps, window, weighted, direct)
             elif block + steps > begin:
                 for q in range(0, longest, TILE):
-                    multiply_tile(
-                        outputs, c * _BLOCK, 1, sources, column + 1 - longest + q, 1,
-                        steps, weighted, c * tiled + q,
-                    )  # fmt: skip
+                    x, y, out = c * _BLOCK, column + 1 - longest + q, c * tiled + q
+                    multiply_tile(outputs, x, 1, sources, y, 1, steps, weighted, out)
     for c in range(num_labels):
         for k in range(1, longest + 1):
             term = weighted[c * tiled + longest - k]

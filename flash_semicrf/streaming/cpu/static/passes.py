@@ -109,10 +109,10 @@ class _State(NamedTuple):
     window: np.ndarray  # (2 * (C * capacity + LANES),)
     logs: int
     work: np.ndarray  # ((TILE + 13) * padded,)
-    live_until: (
-        np.ndarray
-    )  # (C + 1,) last step that a live source can reach; [C]: so can all of them
+    live_until: np.ndarray  # (C + 1,) last step that a live source reaches; [C]: that all do
     tile: np.ndarray  # (C * TILE,) far sums, before they are transposed into `work`
+    padded: int  # elements of a row of `work`
+    capacity: int  # and of a row of `window`
 
 
 class _Rows(NamedTuple):
@@ -131,19 +131,21 @@ class _Rows(NamedTuple):
 
 
 @helper
-def _layout(num_labels, padded, capacity, window, transition):
+def _layout(num_labels, capacity, window, transition):
     """Fresh workspace and its rows."""
+    padded = -(-num_labels // LANES) * LANES
+    first = TILE * padded
     rows = _Rows(
-        TILE * padded,
-        (TILE + 1) * padded,
-        (TILE + 2) * padded,
-        (TILE + 3) * padded,
-        (TILE + 4) * padded,
-        (TILE + 5) * padded,
-        (TILE + 6) * padded,
-        (TILE + 7) * padded,
-        (TILE + 8) * padded,
-        (TILE + 9) * padded,
+        first,
+        first + padded,
+        first + 2 * padded,
+        first + 3 * padded,
+        first + 4 * padded,
+        first + 5 * padded,
+        first + 6 * padded,
+        first + 7 * padded,
+        first + 8 * padded,
+        first + 9 * padded,
     )
     half = num_labels * capacity + LANES
     state = _State(
@@ -152,6 +154,8 @@ def _layout(num_labels, padded, capacity, window, transition):
         np.zeros((TILE + 13) * padded),
         np.full(num_labels + 1, -1),
         np.zeros(num_labels * TILE),
+        padded,
+        capacity,
     )
     fill(state.window, half, half, -math.inf)
     fill(state.work, 0, TILE * padded, 1.0)
@@ -203,20 +207,21 @@ def _settle_lives(state):
 
 
 @helper
-def _forget(state, label, padded, first, count, done):
+def _forget(state, label, first, count, done):
     """Drop a label's sources, and what they gave to the outputs from `done` of the block on."""
     fill(state.window, first, count, 0.0)
     fill(state.window, state.logs + first, count, -math.inf)
     for j in range(done, TILE):
-        state.work[j * padded + label] = 0.0
+        state.work[j * state.padded + label] = 0.0
     state.live_until[label] = -1
 
 
 @helper
-def _far_window(state, window, padded, capacity, step, base, longest):
+def _far_window(state, window, step, base, longest):
     """Sums of the block after `step` over the sources up to `step`."""
     num_labels = window.peak.shape[0]
     row = longest + 3 * TILE
+    padded, capacity = state.padded, state.capacity
     live_until, tile, buffer, work = state.live_until, state.tile, state.window, state.work
     weights = window.weights
     all_live = live_until[num_labels] > step
@@ -232,24 +237,24 @@ def _far_window(state, window, padded, capacity, step, base, longest):
 
 
 @helper
-def _cut_off(state, scores, position, padded, capacity, step, base, longest, done):
+def _cut_off(state, scores, position, step, base, longest, done):
     """Drop the sources of the labels that a position forbids."""
     _settle_lives(state)
     count = min(step, longest)
     for c in range(scores.shape[1]):
         if not scores[position, c] > NEG_INF and state.live_until[c] >= step:
-            _forget(state, c, padded, c * capacity + step - count - base, count, done)
+            _forget(state, c, c * state.capacity + step - count - base, count, done)
 
 
 @helper
-def _rescue(state, rows, window, label, padded, capacity, step, base, done):
+def _rescue(state, rows, window, label, step, base, done):
     """Window sum of one output by its logarithms; recentre a frame whose sources are all tiny."""
     num_labels = window.peak.shape[0]
     if max(state.live_until[label], state.live_until[num_labels]) < step:
         return -math.inf
     longest = window.bias.shape[1] - 1
     count = min(step, longest)
-    oldest = label * capacity + step - count - base
+    oldest = label * state.capacity + step - count - base
     highest, value = exact_window(state.window, state.logs + oldest, window.bias[label], count)
     highest -= state.work[rows.drift + label]
     value += state.work[rows.frame + label] - state.work[rows.drift + label]
@@ -262,13 +267,12 @@ def _rescue(state, rows, window, label, padded, capacity, step, base, done):
             state.window, oldest, 1, window.weights, near, -1, count, state.tile, label * TILE
         )
         for j in range(done, TILE):
-            state.work[j * padded + label] = state.tile[label * TILE + j]
+            state.work[j * state.padded + label] = state.tile[label * TILE + j]
     return value
 
 
 @helper
-def _make_sources(state, rows, window, transition, scores, opening, position, has_boundary, padded,
-                  capacity, step, base, done, certain, top):  # fmt: skip
+def _make_sources(state, rows, window, transition, sequence, position, step, base, done, certain):
     """Turn the row gamma into sources, label by label: the careful form of the common case.
 
     Redoes sums that are not `certain`, lets dead labels start in a fresh frame, and recentres
@@ -278,6 +282,7 @@ def _make_sources(state, rows, window, transition, scores, opening, position, ha
     longest = window.bias.shape[1] - 1
     _settle_lives(state)
     work, live_until, buffer = state.work, state.live_until, state.window
+    scores, opening, has_boundary = sequence.scores, sequence.opening, sequence.has_boundary
     for c in range(num_labels):
         if not certain and not work[rows.scratch + c] >= CERTAIN:
             alpha = rows.alpha
@@ -294,44 +299,45 @@ def _make_sources(state, rows, window, transition, scores, opening, position, ha
         if h > _HIGH:
             delta = np.rint(h)
             count = min(step, longest)
-            first = c * capacity + step - count - base
+            first = c * state.capacity + step - count - base
             _lower(work, buffer, state.logs, rows, c, delta, first, count)
             for j in range(done + 1, TILE):
-                work[j * padded + c] *= math.exp(-delta)
+                work[j * state.padded + c] *= math.exp(-delta)
             h = gamma - work[rows.frame + c]  # not h - delta: either may be huge
         live_until[c] = step + longest
         work[rows.log_source + c] = h
 
 
 @helper
-def _shift_left(state, rows, num_labels, capacity, drop, keep):
+def _shift_left(state, rows, drop, keep):
     """Drop the oldest columns of the buffer, and the whole part of the drifts."""
-    for c in range(num_labels):
+    for c in range(state.live_until.shape[0] - 1):
         drift = np.rint(state.work[rows.drift + c])
         state.work[rows.drift + c] -= drift
-        row = c * capacity
+        row = c * state.capacity
         for i in range(row, row + keep):
             state.window[i] = state.window[i + drop]
             state.window[state.logs + i] = state.window[state.logs + i + drop] - drift
 
 
 @helper
-def _recentre_block(work, window, rows, num_labels, capacity, step, base, longest):
+def _recentre_block(state, rows, step, base, longest):
     """Lower the frames whose newest source has grown, while no sums hang on them."""
     count = min(step + 1, longest)
     rounded = -(-count // LANES) * LANES
-    for c in range(num_labels):
+    work, window = state.work, state.window
+    for c in range(state.live_until.shape[0] - 1):
         h = work[rows.log_source + c]
         if h > _GROWN:
             shift = np.rint(h)
             work[rows.frame + c] += shift
             work[rows.drift + c] += shift
-            begin = c * capacity + step + 1 - base - rounded
+            begin = c * state.capacity + step + 1 - base - rounded
             scale_row(window, begin, 0, 0, math.exp(-shift), begin, rounded)
 
 
 @helper
-def _highest_live(state, rows, window, longer, top, shift, capacity, step, base):
+def _highest_live(state, rows, window, longer, top, shift, step, base):
     """Level of a step's messages whose largest is `top`, and of the sources still to be used.
 
     Where all segments that end at a step are masked, the messages are far below the sources of
@@ -341,7 +347,7 @@ def _highest_live(state, rows, window, longer, top, shift, capacity, step, base)
     longest = window.bias.shape[1] - 1
     count = min(step, longest)
     for c in range(num_labels):
-        first = state.logs + c * capacity + step - count - base
+        first = state.logs + c * state.capacity + step - count - base
         offset = state.work[rows.frame + c] - state.work[rows.drift + c] + window.peak[c]
         for i in range(first, first + count):
             top = max(top, state.window[i] + offset)
@@ -350,33 +356,26 @@ def _highest_live(state, rows, window, longer, top, shift, capacity, step, base)
 
 
 @helper
-def _first_sources(state, rows, first, opening, position, has_boundary, capacity, base, longest):
+def _first_sources(state, rows, first, sequence, position, base, longest):
     """Put source 0 of every label into the buffer, each in a frame of its own."""
     for c in range(first.shape[0]):
         h = first[c]
-        if has_boundary:
-            h += opening[position, c]
+        if sequence.has_boundary:
+            h += sequence.opening[position, c]
         if h > NEG_INF:
             state.work[rows.frame + c] = h
-            state.window[c * capacity - base] = 1.0
-            state.window[state.logs + c * capacity - base] = 0.0
+            state.window[c * state.capacity - base] = 1.0
+            state.window[state.logs + c * state.capacity - base] = 0.0
             state.live_until[c] = longest
 
 
 @helper
-def message_pass(
-    scores, opening, closing, has_boundary, length, backward, first, last, window, transition,
-    keep, out_rows, source_rows, longer_rows, offsets,
-):  # fmt: skip
+def message_pass(sequence, first, last, window, transition, output):
     """Run one pass.
 
     Parameters
     ----------
-    scores, opening, closing : arrays of shape (T, C)
-        `opening` is added where a source is taken up, `closing` where an output is made: start and
-        end scores, exchanged for the backward pass. Read only if `has_boundary`.
-    length : int
-    backward : bool
+    sequence : Sequence
     first : array of shape (C,)
         Source 0: the initial term, or the final scores backwards.
     last : array of shape (C,)
@@ -384,15 +383,7 @@ def message_pass(
     window : Window
     transition : Transition
         In the direction of the pass.
-    keep : bool
-        Write the messages.
-    out_rows, source_rows : float64 arrays of shape (T, C)
-        Row p: alpha_{p+1} and gamma_p; backwards eta_p and beta_{p+1}; less their offset.
-    longer_rows : float64 array of shape (T, C)
-        Row p: what `flash_semicrf.streaming.cpu.static.tail` calls G, of the same step as the
-        outputs but less the offset of the step before. Empty (0, 0) where it is not wanted.
-    offsets : float64 array of shape (T + 1,)
-        Whole numbers to add to the messages of step 0..length.
+    output : Output
 
     Returns
     -------
@@ -405,18 +396,19 @@ def message_pass(
     span = longest + LANES  # columns kept: the longest window, and room to round it up
     capacity = span + TILE * max(4, -(-longest // TILE))
     base = 1 - span  # step of the buffer's first column
-    state, rows = _layout(num_labels, padded, capacity, window, transition)
+    state, rows = _layout(num_labels, capacity, window, transition)
     # Taking an array out of a NamedTuple counts a reference, atomically: once, not per position.
     work, buffer, logs, live_until = state.work, state.window, state.logs, state.live_until
     near, weights = window.near, transition.weights
-    tail = window.tail
-    keep_longer = longer_rows.shape[0] > 0
+    scores, closing, length = sequence.scores, sequence.closing, sequence.length
+    has_boundary, keep = sequence.has_boundary, output.keep
+    out_rows, source_rows, offsets = output.outputs, output.sources, output.offsets
     longer = np.full(num_labels + 1, -math.inf)
     longer[num_labels] = 0.0
     shift = 0.0
-    position = length - 1 if backward else 0
-    ahead = -1 if backward else 1
-    _first_sources(state, rows, first, opening, position, has_boundary, capacity, base, longest)
+    position = length - 1 if sequence.backward else 0
+    ahead = -1 if sequence.backward else 1
+    _first_sources(state, rows, first, sequence, position, base, longest)
     if keep:
         offsets[0] = 0.0
         for c in range(num_labels):
@@ -425,10 +417,10 @@ def message_pass(
     for block in range(0, length, TILE):
         if block + TILE - base >= capacity:
             drop = block + 1 - span - base
-            _shift_left(state, rows, num_labels, capacity, drop, span)
+            _shift_left(state, rows, drop, span)
             base += drop
-        _recentre_block(work, buffer, rows, num_labels, capacity, block, base, longest)
-        _far_window(state, window, padded, capacity, block, base, longest)
+        _recentre_block(state, rows, block, base, longest)
+        _far_window(state, window, block, base, longest)
         steps = min(TILE, length - block)
         for i in range(steps):
             step = block + 1 + i
@@ -440,7 +432,7 @@ def message_pass(
                 else:
                     forbidden = True
             if forbidden:
-                _cut_off(state, scores, position, padded, capacity, step, base, longest, i)
+                _cut_off(state, scores, position, step, base, longest, i)
             lowest = log_sum_row(
                 work, rows.frame, rows.window_peak, i * padded, 0.0, rows.alpha, padded
             )
@@ -451,14 +443,20 @@ def message_pass(
                         if everywhere < step and live_until[c] < step:
                             work[rows.alpha + c] = -math.inf
                             continue
-                        work[rows.alpha + c] = _rescue(
-                            state, rows, window, c, padded, capacity, step, base, i
-                        )
+                        work[rows.alpha + c] = _rescue(state, rows, window, c, step, base, i)
+            oldest = logs + step - longest - base if step >= longest else -1
             add_longer(
-                tail, longer, shift, scores, position, work, rows.alpha, rows.frame, rows.drift,
-                rows.spare, padded, buffer, logs + step - longest - base, capacity, window.bias,
-                step >= longest, keep_longer, longer_rows,
-            )  # fmt: skip
+                window.tail,
+                window.bias,
+                longer,
+                shift,
+                scores,
+                position,
+                state,
+                rows,
+                oldest,
+                output.longer,
+            )
             if has_boundary:
                 for c in range(num_labels):
                     x = work[rows.alpha + c] + closing[position, c]
@@ -468,9 +466,7 @@ def message_pass(
             if i == steps - 1 and alive:
                 level = top
                 if level < -_MASK:
-                    level = _highest_live(
-                        state, rows, window, longer, top, shift, capacity, step, base
-                    )
+                    level = _highest_live(state, rows, window, longer, top, shift, step, base)
                 delta = np.rint(level)
                 shift += delta
                 top -= delta
@@ -514,10 +510,10 @@ def message_pass(
             if usual:
                 live_until[num_labels] = step + longest
             else:
+                certain = certain or not alive
                 _make_sources(
-                    state, rows, window, transition, scores, opening, position, has_boundary,
-                    padded, capacity, step, base, i, certain or not alive, top,
-                )  # fmt: skip
+                    state, rows, window, transition, sequence, position, step, base, i, certain
+                )
                 live_until[num_labels] = step + longest
                 for c in range(num_labels):
                     live_until[num_labels] = min(live_until[num_labels], live_until[c])

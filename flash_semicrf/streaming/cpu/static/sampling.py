@@ -20,6 +20,7 @@ small for them is drawn from by logarithms.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.parameters import padded_labels
 from flash_semicrf.streaming.cpu.static.batch import forward_messages
 from flash_semicrf.streaming.cpu.static.passes import CERTAIN
+from flash_semicrf.streaming.cpu.static.records import sequence_of
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.vector import exp_row
 from flash_semicrf.streaming.cpu.vector_search import count_below
@@ -40,16 +42,83 @@ __all__ = ["sample"]
 _BLOCK = 32  # positions whose rows are prepared at once
 
 
+class _Model(NamedTuple):
+    """What walks need of the parameters.
+
+    Attributes
+    ----------
+    into : float64 array of shape (C + 1, C)
+        Row c: the way into label c, by the label it comes from; row C: out of the last label.
+    weights : float64 array of shape (C * padded C,)
+        exp(into[c] - peak[c]) of labels c < C, in padded rows.
+    peak : float64 array of shape (C,)
+    bias : float64 array of shape (C, K + 1)
+    tail : float64 array of shape (C,)
+        -inf without one.
+    """
+
+    into: np.ndarray
+    weights: np.ndarray
+    peak: np.ndarray
+    bias: np.ndarray
+    tail: np.ndarray
+
+
+class _Forward(NamedTuple):
+    """Messages of the forward pass of one sequence.
+
+    Attributes
+    ----------
+    alpha, gamma : float64 arrays of shape (T, C)
+    offsets : float64 array of shape (T + 1,)
+    value : float
+        Log Z less the offset of the last message.
+    """
+
+    alpha: np.ndarray
+    gamma: np.ndarray
+    offsets: np.ndarray
+    value: float
+
+
+class _Walks(NamedTuple):
+    """Where the samples of a sequence stand, and what they have passed.
+
+    Attributes
+    ----------
+    first, last : int
+        The samples of the task are those of ``[first, last)``.
+    positions, nexts : int64 arrays of shape (N,)
+        First position of the segment drawn last, and its label, C before the first draw.
+    state, increment : uint64 arrays of shape (N,)
+        Streams of random numbers.
+    counts, starts, labels : integer arrays of shape (N,), (N, T), (N, T)
+        Segments drawn, from the end of each row.
+    """
+
+    first: int
+    last: int
+    positions: np.ndarray
+    nexts: np.ndarray
+    state: np.ndarray
+    increment: np.ndarray
+    counts: np.ndarray
+    starts: np.ndarray
+    labels: np.ndarray
+
+
 @helper
-def _exponents(
-    scores, start, end, has_boundary, alpha, gamma, offsets, peak, bias, begin, stop, padded, rows
-):
+def _exponents(sequence, forward, model, begin, stop, rows):
     """Fill the rows of the positions begin + 1..stop and take their exponentials.
 
-    Three rows per position s, of `padded` labels each: exp(alpha_s(c) - top), top the largest
+    Three rows per position s, of padded labels each: exp(alpha_s(c) - top), top the largest
     alpha; exp(gamma_s(c) - top - peak(c)), the total of the label draw; P(k = 1 | s, c).
     """
+    scores, start, end = sequence.scores, sequence.opening, sequence.closing
+    alpha, gamma, offsets = forward.alpha, forward.gamma, forward.offsets
+    bias, peak, has_boundary = model.bias, model.peak, sequence.has_boundary
     num_labels = scores.shape[1]
+    padded = -(-num_labels // LANES) * LANES
     for s in range(begin + 1, stop + 1):
         first = 3 * (s - begin - 1) * padded
         shift = offsets[s - 1] - offsets[s]
@@ -84,16 +153,16 @@ def _exact_label(alpha, into, following, position, total, u):
 
 
 @inlined
-def _later_duration(
-    scores, start, end, has_boundary, alpha, gamma, offsets, bias, tail, stop, label, acc, u
-):
+def _later_duration(sequence, forward, model, stop, label, acc, u):
     """Draw a duration of 2 or more: `acc` is P(k = 1)."""
+    scores, start, has_boundary = sequence.scores, sequence.opening, sequence.has_boundary
+    gamma, offsets, bias, tail = forward.gamma, forward.offsets, model.bias, model.tail
     duration = 1 if acc > 0.0 else 0
     longest = bias.shape[1] - 1
     last = stop if tail[label] > NEG_INF else min(longest, stop)
-    total = alpha[stop - 1, label]
+    total = forward.alpha[stop - 1, label]
     if has_boundary:
-        total -= end[stop - 1, label]
+        total -= sequence.closing[stop - 1, label]
     content = float(scores[stop - 1, label])
     for k in range(2, last + 1):
         s = stop - k
@@ -115,20 +184,20 @@ def _later_duration(
 
 
 @helper
-def _walk_block(
-    scores, start, end, has_boundary, alpha, gamma, offsets, value, into, weights, bias, tail,
-    begin, stop, padded, rows, state, increment, first_sample, last_sample, positions, nexts,
-    counts, starts, labels,
-):  # fmt: skip
+def _walk_block(sequence, forward, model, begin, stop, rows, walks):
     """Carry every sample that stands at one of begin + 1..stop on, to `begin` or before it."""
-    num_labels = scores.shape[1]
+    num_labels = sequence.scores.shape[1]
+    padded = -(-num_labels // LANES) * LANES
+    alpha, gamma, into, weights = forward.alpha, forward.gamma, model.into, model.weights
+    positions, nexts, counts = walks.positions, walks.nexts, walks.counts
+    state, increment, starts, labels = walks.state, walks.increment, walks.starts, walks.labels
     capacity = starts.shape[1]
     for position in range(stop, begin, -1):
         row = 3 * (position - begin - 1) * padded
         totals, firsts = row + padded, row + 2 * padded
         # Sample after sample, not walk after walk: the draws at one position do not wait for each
         # other, and the search for the label has no branch that could be mispredicted.
-        for j in range(first_sample, last_sample):
+        for j in range(walks.first, walks.last):
             if positions[j] != position:
                 continue
             following = nexts[j]
@@ -139,16 +208,13 @@ def _walk_block(
                 bound = u * rows[totals + following]
                 label = count_below(rows, row, weights, following * padded, padded, bound)
             if label >= num_labels:
-                total = value if following == num_labels else gamma[position, following]
+                total = forward.value if following == num_labels else gamma[position, following]
                 label = _exact_label(alpha, into, following, position, total, u)
             u = draw(state[j], increment[j], np.uint64(2 * count + 1))
             duration = 1
             acc = rows[firsts + label]
             if not acc > u:
-                duration = _later_duration(
-                    scores, start, end, has_boundary, alpha, gamma, offsets, bias, tail, position,
-                    label, acc, u,
-                )  # fmt: skip
+                duration = _later_duration(sequence, forward, model, position, label, acc, u)
             positions[j] = position - duration
             nexts[j] = label
             counts[j] = count + 1
@@ -157,12 +223,9 @@ def _walk_block(
 
 
 @kernel
-def _run(
-    queue, shares, scores, start, end, has_boundary, lengths, alpha, gamma, offsets, total, into,
-    weights, peak, bias, tail, stream, counts, starts, labels,
-):  # fmt: skip
+def _run(queue, shares, batch, messages, model, stream, counts, starts, labels):
     """Task i is the samples (sequence, first, last) in row i of `shares`."""
-    num_labels = scores.shape[2]
+    num_labels = batch.scores.shape[2]
     padded = -(-num_labels // LANES) * LANES
     rows = np.zeros(3 * _BLOCK * padded)
     positions = np.zeros(counts.shape[1], dtype=np.int64)
@@ -170,7 +233,20 @@ def _run(
     task = take(queue)
     while task >= 0:
         b, first_sample, last_sample = shares[task]
-        length = lengths[b]
+        sequence = sequence_of(batch, b, False)
+        length, value = sequence.length, messages.total[b, 1]
+        forward = _Forward(messages.alpha[b], messages.gamma[b], messages.forward[b], value)
+        walks = _Walks(
+            first_sample,
+            last_sample,
+            positions,
+            nexts,
+            stream[0, :, b],
+            stream[1, :, b],
+            counts[b],
+            starts[b],
+            labels[b],
+        )
         for j in range(first_sample, last_sample):
             positions[j] = length
             nexts[j] = num_labels
@@ -182,16 +258,8 @@ def _run(
                 furthest = max(furthest, positions[j])
             if furthest <= begin:
                 continue
-            _exponents(
-                scores[b], start[b], end[b], has_boundary, alpha[b], gamma[b], offsets[b], peak,
-                bias, begin, stop, padded, rows,
-            )  # fmt: skip
-            _walk_block(
-                scores[b], start[b], end[b], has_boundary, alpha[b], gamma[b], offsets[b],
-                total[b, 1], into, weights, bias, tail, begin, stop, padded, rows,
-                stream[0, :, b], stream[1, :, b], first_sample, last_sample, positions, nexts,
-                counts[b], starts[b], labels[b],
-            )  # fmt: skip
+            _exponents(sequence, forward, model, begin, stop, rows)
+            _walk_block(sequence, forward, model, begin, stop, rows, walks)
         task = take(queue)
 
 
@@ -199,13 +267,10 @@ def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
     """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
     p = potentials
     batch, rows = forward_messages(p)
-    # Row c: the way into label c, by the label it comes from; row C: out of the last label.
     num_labels, padded = p.num_labels, padded_labels(p.num_labels)
     into = np.concatenate([batch.forward.scores.T, batch.last[None]])
     weights = np.zeros((num_labels, padded))
     weights[:, :num_labels] = batch.forward.weights.reshape(num_labels, padded)[:, :num_labels].T
     tail = np.full(num_labels, -np.inf) if batch.window.tail is None else batch.window.tail
-    given = (batch.scores, batch.start_scores, batch.end_scores, batch.has_boundary)
-    messages = (batch.lengths, rows.alpha, rows.gamma, rows.forward, rows.total)
-    model = (into, weights.ravel(), batch.forward.peak, batch.window.bias, tail)
-    return sample_walks(p, num_samples, seed, rows.total[:, 1], _run, (*given, *messages, *model))
+    model = _Model(into, weights.ravel(), batch.forward.peak, batch.window.bias, tail)
+    return sample_walks(p, num_samples, seed, rows.total[:, 1], _run, (batch, rows, model))

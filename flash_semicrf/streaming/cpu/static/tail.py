@@ -13,8 +13,8 @@ t, and that the position before t is beyond the K-th of its segment,
 
 whose sums over t are the expected segments longer than K and positions beyond the K-th.
 
-Passes call `add_longer` and `add_longer_max` at every position; for problems without a tail they
-are compiled to nothing, by the type of their first argument.
+Passes call `add_longer` and `add_longer_max` at every position; for problems without a tail, whose
+first argument is None, they are compiled to nothing.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 
 from flash_semicrf.problem.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.jit import OPTIONS, helper, inlined
+from flash_semicrf.streaming.cpu.jit import helper, inlined
 from flash_semicrf.streaming.cpu.llvm import LANES
-from flash_semicrf.streaming.cpu.vector import exp_row, log_row
+from flash_semicrf.streaming.cpu.vector import TILE, exp_row, log_row
 
 __all__ = ["add_longer", "add_longer_max", "share_going_on", "tail_gradient"]
 
@@ -36,58 +34,34 @@ MASK = 1e4
 """Scores beyond it are kept out of the frames of the max pass."""
 
 
-def add_longer(
-    tail, longer, shift, scores, position, work, alpha, frame, drift, spare, padded, buffer, oldest,
-    capacity, bias, full, keep, longer_rows,
-):  # fmt: skip
+@inlined
+def add_longer(tail, bias, longer, shift, scores, position, state, rows, oldest, longer_rows):
     """Take one step of a pass: add the segments longer than K to a row of outputs.
 
     Parameters
     ----------
     tail : float64 array of shape (C,) or None
         None compiles to nothing.
+    bias : float64 array of shape (C, K + 1)
     longer : float64 array of shape (C + 1,)
         What may go on after the step before, LSE [G, w], and the offset that it is less of.
     shift : float
         Offset of this step's messages.
     scores : array of shape (T, C)
     position : int
-    work : float64 array
-        Rows at `alpha` (outputs of durations 1..K), `frame` and `drift`: see `message_pass`; from
-        `spare` on, room for 4 rows of `padded` elements.
-    spare, padded : int
-    buffer : float64 array
-    oldest, capacity : int
-        The logarithm of label c's source K steps ago is at ``oldest + c * capacity``.
-    bias : float64 array of shape (C, K + 1)
-    full : bool
-        There is a source K steps ago.
-    keep : bool
+    state, rows
+        Workspace of `message_pass`.
+    oldest : int
+        The logarithm of label c's source K steps ago is at ``oldest + c * capacity`` of its
+        buffer; -1 if there is none.
     longer_rows : float64 array of shape (T, C)
-        Row `position` gets G if `keep`.
+        Row `position` gets G; empty (0, 0) where it is not wanted.
     """
-    raise NotImplementedError("only compiled code calls it")
-
-
-@overload(add_longer, jit_options={**OPTIONS, "forceinline": True})
-def _choose_add_longer(
-    tail, longer, shift, scores, position, work, alpha, frame, drift, spare, padded, buffer, oldest,
-    capacity, bias, full, keep, longer_rows,
-):  # fmt: skip
-    return _add_nothing if isinstance(tail, types.NoneType) else _add_longer
-
-
-def _add_nothing(
-    tail, longer, shift, scores, position, work, alpha, frame, drift, spare, padded, buffer, oldest,
-    capacity, bias, full, keep, longer_rows,
-):  # fmt: skip
-    pass
-
-
-def _add_longer(
-    tail, longer, shift, scores, position, work, alpha, frame, drift, spare, padded, buffer, oldest,
-    capacity, bias, full, keep, longer_rows,
-):  # fmt: skip
+    if tail is None:
+        return
+    work, buffer, capacity = state.work, state.window, state.capacity
+    alpha, spare, padded = rows.alpha, rows.spare, state.padded
+    keep = longer_rows.shape[0] > 0
     num_labels = tail.shape[0]
     longest = bias.shape[1] - 1
     moved = longer[num_labels] - shift
@@ -104,9 +78,9 @@ def _add_longer(
         work[spare + c] = -abs(y - g)
         work[highest + c] = max(y, g)
         y = -math.inf
-        if full:
-            source = buffer[oldest + c * capacity] - work[drift + c]
-            y = work[frame + c] + source + bias[c, longest]
+        if oldest >= 0:
+            source = buffer[oldest + c * capacity] - work[rows.drift + c]
+            y = work[rows.frame + c] + source + bias[c, longest]
         work[spare + padded + c] = -abs(y - g)
         work[highest + padded + c] = max(y, g)
     exp_row(work, spare, work, spare, 2 * padded)
@@ -130,7 +104,7 @@ def share_going_on(longer, forward, scores, tail, position, length, label):
 
 
 @helper
-def tail_gradient(messages, longer, scores, end_scores, has_boundary, tail, segments, beyond):
+def tail_gradient(messages, longer, sequence, tail, segments, beyond):
     """Expected segments longer than K, and positions beyond the K-th of their segment.
 
     Parameters
@@ -138,14 +112,15 @@ def tail_gradient(messages, longer, scores, end_scores, has_boundary, tail, segm
     messages : Messages
     longer : float64 array of shape (T, C)
         Row p: G_{p+1} of the forward pass, less its offset of step p.
-    scores, end_scores : arrays of shape (T, C)
-    has_boundary : bool
+    sequence : Sequence
+        Read forwards.
     tail : float64 array of shape (C,)
     segments, beyond : float64 arrays of shape (C,)
         Zeros; get the expectations.
     """
     beta, forward, backward = messages.beta, messages.forward, messages.backward
     length, offset, value = messages.length, messages.offset, messages.value
+    scores, closing, has_boundary = sequence.scores, sequence.closing, sequence.has_boundary
     num_labels = tail.shape[0]
     padded = -(-num_labels // LANES) * LANES
     logs, shares = np.full(2 * padded, -math.inf), np.zeros(2 * padded)
@@ -155,7 +130,7 @@ def tail_gradient(messages, longer, scores, end_scores, has_boundary, tail, segm
         for c in range(num_labels):
             ends = longer[p, c] + beta[p, c] + level
             if has_boundary:
-                ends += end_scores[p, c]
+                ends += closing[p, c]
             logs[c] = min(ends, 0.0) if ends > NEG_INF else -math.inf
             logs[padded + c] = share_going_on(longer, forward, scores, tail, p, length, c)
         exp_row(logs, 0, shares, 0, 2 * padded)
@@ -165,10 +140,8 @@ def tail_gradient(messages, longer, scores, end_scores, has_boundary, tail, segm
             beyond[c] += after[c]
 
 
-def add_longer_max(
-    tail, top, rest, own, scores, end, has_boundary, step, alpha, longer, went_on, frame, window,
-    oldest, capacity, bias, longest, full,
-):  # fmt: skip
+@helper
+def add_longer_max(tail, top, held, sequence, step, rows, frame, window, oldest, bias):
     """Take one step of the max pass; return the largest of the step's messages.
 
     Parameters
@@ -177,49 +150,29 @@ def add_longer_max(
         None compiles to nothing.
     top : float
         The largest message so far.
-    rest : float64 array of shape (C,)
-        The larger of g and the exact term of the step before.
-    own : bool array of shape (C,)
-        It is g.
-    scores, end : arrays of shape (T, C)
-    has_boundary : bool
+    held : tuple of float64 array and bool array, of shape (C,)
+        The larger of g and the exact term of the step before; whether it is g.
+    sequence : Sequence
     step : int
         Position that the outputs end with.
-    alpha, longer, went_on : arrays of shape (T, C)
-        Row `step`: the messages, which are raised where a longer segment is better; g; whether it
+    rows : MaxRows
+        Messages of this step are raised where a longer segment is better; gets g, and whether it
         comes from the g before it.
     frame : float64 array of shape (C,)
-    window : float64 array
-        The source K steps ago of label c is at ``oldest + c * capacity``.
-    bias : float64 array of shape (C, ...), flat
-        The score of duration K is at `longest` of each row.
-    full : bool
-        There is a source K steps ago.
+    window : float64 array of shape (C * capacity,)
+    oldest : int
+        The source K steps ago of label c is at ``oldest + c * capacity``; -1 if there is none.
+    bias : float64 array of shape (C * (K + 3 * TILE),)
     """
-    raise NotImplementedError("only compiled code calls it")
-
-
-@overload(add_longer_max, jit_options=OPTIONS)
-def _choose_add_longer_max(
-    tail, top, rest, own, scores, end, has_boundary, step, alpha, longer, went_on, frame, window,
-    oldest, capacity, bias, longest, full,
-):  # fmt: skip
-    return _keep_top if isinstance(tail, types.NoneType) else _add_longer_max
-
-
-def _keep_top(
-    tail, top, rest, own, scores, end, has_boundary, step, alpha, longer, went_on, frame, window,
-    oldest, capacity, bias, longest, full,
-):  # fmt: skip
-    return top
-
-
-def _add_longer_max(
-    tail, top, rest, own, scores, end, has_boundary, step, alpha, longer, went_on, frame, window,
-    oldest, capacity, bias, longest, full,
-):  # fmt: skip
+    if tail is None:
+        return top
+    rest, own = held
+    scores, end, has_boundary = sequence.scores, sequence.closing, sequence.has_boundary
+    alpha, longer, went_on = rows.alpha, rows.longer, rows.went_on
+    capacity = window.shape[0] // tail.shape[0]
     num_labels = tail.shape[0]
     row = bias.shape[0] // num_labels
+    longest = row - 2 * TILE
     for c in range(num_labels):
         x = scores[step, c]
         g = rest[c] + tail[c]
@@ -227,7 +180,9 @@ def _add_longer_max(
             g += x if x > NEG_INF else -math.inf
         longer[step, c] = g
         went_on[step, c] = own[c]
-        exact = window[oldest + c * capacity] + bias[c * row + longest] if full else -math.inf
+        exact = -math.inf
+        if oldest >= 0:
+            exact = window[oldest + c * capacity] + bias[c * row + longest]
         own[c] = g > exact
         rest[c] = max(g, exact)
         x = frame[c] + g

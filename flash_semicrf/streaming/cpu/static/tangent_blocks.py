@@ -120,10 +120,9 @@ def new_block(num_labels, longest):
     """Workspace for windows of `longest` sources."""
     capacity = -(-longest // TILE) * TILE + BLOCK + LANES
     size = num_labels * capacity
-    return Block(
-        np.zeros(4 * size), np.zeros(4 * num_labels * BLOCK), capacity, size,
-        np.zeros(num_labels, np.bool_), np.zeros(num_labels), np.zeros(num_labels),
-    )  # fmt: skip
+    sources, sinks = np.zeros(4 * size), np.zeros(4 * num_labels * BLOCK)
+    slow, running = np.zeros(num_labels, np.bool_), np.zeros(num_labels)
+    return Block(sources, sinks, capacity, size, slow, running, np.zeros(num_labels))
 
 
 @inlined

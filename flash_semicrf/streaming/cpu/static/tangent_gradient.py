@@ -83,8 +83,9 @@ def duration_tangent(sweep, window, d_bias, mean, begin, stop, gradient):
 
 
 @helper
-def _one_boundary(messages, position, d_alpha, d_eta, mean, level, transition, gradient):
+def _one_boundary(messages, position, changes, level, transition, gradient):
     """Add one boundary by its logarithms."""
+    d_alpha, d_eta, mean = changes
     for c_src in range(transition.shape[0]):
         for c in range(transition.shape[0]):
             x = messages.alpha[position - 1, c_src] + messages.eta[position, c]
@@ -95,20 +96,19 @@ def _one_boundary(messages, position, d_alpha, d_eta, mean, level, transition, g
 
 
 @helper
-def transition_tangent(messages, d_alpha, d_eta, mean, begin, stop, transition, gradient):
+def transition_tangent(messages, changes, begin, stop, transition, gradient):
     """Add the derivative of the counts of transitions at positions ``[begin, stop)``.
 
     Parameters
     ----------
     messages : Messages
-    d_alpha, d_eta : arrays of shape (T, C)
-        Derivatives of alpha_{p+1} and eta_p.
-    mean : float
-        d log Z.
+    changes : tuple of two arrays of shape (T, C) and a float
+        Derivatives of alpha_{p+1} and eta_p, and of log Z.
     begin, stop : int
     transition : float64 array of shape (C, C)
     gradient : float64 array of shape (C, C)
     """
+    d_alpha, d_eta, mean = changes
     num_labels = transition.shape[0]
     padded = -(-num_labels // LANES) * LANES
     peak = -math.inf
@@ -132,7 +132,7 @@ def transition_tangent(messages, d_alpha, d_eta, mean, begin, stop, transition, 
                 alpha, eta, p, False, level + peak, work, source, sink, padded
             )
             if highest > _HIGH:
-                _one_boundary(messages, p, d_alpha, d_eta, mean, level, transition, gradient)
+                _one_boundary(messages, p, changes, level, transition, gradient)
                 fill(work, source, padded, 0.0)
                 fill(work, sink, padded, 0.0)
             reference = 0.0

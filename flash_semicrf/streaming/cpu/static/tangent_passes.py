@@ -16,6 +16,7 @@ where log Z takes one: cost 3 T(KC + C²), workspace O(KC), all in float64.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,9 +42,42 @@ from flash_semicrf.streaming.cpu.vector import (
     multiply_tile8,
 )
 
-__all__ = ["add_product", "tangent_pass"]
+__all__ = ["Change", "Output", "add_product", "tangent_pass"]
 
 _MASK = 1e4  # as in `flash_semicrf.streaming.cpu.static.tangent_blocks`
+
+
+class Change(NamedTuple):
+    """Derivative of durations or of transitions in one direction.
+
+    Attributes
+    ----------
+    scores : array
+        In the form of ``Window.bias``, 0 in place of -inf, or of ``Transition.scores``.
+    weights : array
+        The same times the weights, in their form.
+    """
+
+    scores: np.ndarray
+    weights: np.ndarray
+
+
+class Output(NamedTuple):
+    """Messages of a pass, and where their derivatives go.
+
+    Attributes
+    ----------
+    messages, d_messages : float64 arrays of shape (T, C)
+        Row p: alpha_{p+1}, or eta_p backwards, less their offsets; the latter gets the derivatives.
+    longer, d_longer : float64 arrays of shape (T, C)
+        With a tail, G as `message_pass` writes it; the latter gets its derivatives, unless it is
+        empty (0, 0).
+    """
+
+    messages: np.ndarray
+    d_messages: np.ndarray
+    longer: np.ndarray
+    d_longer: np.ndarray
 
 
 @helper
@@ -73,7 +107,7 @@ def _exact_arrival(work, alpha, d_alpha, scores, d_scores, label):
 
 
 @helper
-def _arrive(work, transition, d_weights, d_transition, padded, d_source, position):
+def _arrive(work, transition, d_transition, padded, d_source, position):
     """Write the derivative of the next source from those in row 1 of `work`, of the logs in 0."""
     num_labels = transition.scores.shape[0]
     alpha, d_alpha, factor = 0, padded, 2 * padded
@@ -92,13 +126,13 @@ def _arrive(work, transition, d_weights, d_transition, padded, d_source, positio
     fill(work, total, 2 * padded, 0.0)
     add_product(work, factor, num_labels, transition.weights, padded, work, total)
     add_product(work, weighted, num_labels, transition.weights, padded, work, mean)
-    add_product(work, factor, num_labels, d_weights, padded, work, mean)
+    add_product(work, factor, num_labels, d_transition.weights, padded, work, mean)
     for c in range(num_labels):
         if work[total + c] >= CERTAIN:
             d_source[position, c] = reference + work[mean + c] / work[total + c]
         else:
             d_source[position, c] = _exact_arrival(
-                work, alpha, d_alpha, transition.scores, d_transition, c
+                work, alpha, d_alpha, transition.scores, d_transition.scores, c
             )
 
 
@@ -121,10 +155,7 @@ def _far_sums(block, window, d_weights, live, first, longest, sums):
 
 
 @helper
-def tangent_pass(
-    sweep, window, d_bias, d_window, transition, d_transition, d_arrivals, messages, d_messages,
-    tail, d_tail, longer, d_longer,
-):  # fmt: skip
+def tangent_pass(sweep, window, d_window, transition, d_transition, tail, d_tail, output):
     """Run one pass.
 
     Parameters
@@ -132,20 +163,16 @@ def tangent_pass(
     sweep : Sweep
         Its `d_source` holds the derivative of source 0 and gets those of the others.
     window : Window
-    d_bias, d_window : arrays
-        Derivatives of D, in the form of ``window.bias`` with zeros, and times ``window.weights``.
+    d_window : Change
     transition : Transition
-        In the direction of the pass.
-    d_transition, d_arrivals : arrays
-        Derivatives of A, in the form of ``transition.scores``, and times ``transition.weights``.
-    messages, d_messages : arrays of shape (T, C)
-        Row p: alpha_{p+1}, or eta_p backwards, less their offsets; the latter gets the derivatives.
+    d_transition : Change
+        Both in the direction of the pass.
     tail, d_tail : float64 arrays of shape (C,), or None and anything
         None compiles to nothing.
-    longer, d_longer : float64 arrays of shape (T, C)
-        With a tail, G as `message_pass` writes it; the latter gets its derivatives, unless it is
-        empty (0, 0).
+    output : Output
     """
+    messages, d_messages = output.messages, output.d_messages
+    longer, d_longer, d_bias = output.longer, output.d_longer, d_window.scores
     num_labels = messages.shape[1]
     padded = -(-num_labels // LANES) * LANES
     longest = window.bias.shape[1] - 1
@@ -180,7 +207,7 @@ def tangent_pass(
         for i in range(steps):
             row = i % TILE
             if row == 0:
-                _far_sums(block, window, d_window, live, i, longest, sums)
+                _far_sums(block, window, d_window.weights, live, i, longest, sums)
             step = begin + i + 1
             p = position_of(step - 1, length, backward)
             if tail is not None:
@@ -189,10 +216,8 @@ def tangent_pass(
                     running[c] += x if abs(x) < _MASK else 0.0
                     level = own[step - 1] - own[begin] - running[c] - peak[c] - shift[c]
                     level = level if live[c] else -longer[p, c]  # the only source
-                    longer_shares(
-                        longer[p, c], goes_on[c], enters[c], x, tail[c], level, work, c, logs,
-                        padded,
-                    )  # fmt: skip
+                    terms = (longer[p, c], goes_on[c], enters[c])
+                    longer_shares(terms, x, tail[c], level, work, c, logs, padded)
                 exp_row(work, logs, work, shares, 3 * padded)
                 for c in range(num_labels):
                     d = work[shares + c] * d_goes_on[c] + work[shares + padded + c] * d_enters[c]
@@ -209,10 +234,8 @@ def tangent_pass(
                 d_running[c] += d_scores[p, c]
                 d = 0.0
                 if slow[c]:
-                    d = slow_sums(
-                        sweep, bias, d_bias, step, c, 0.0, unused, goes_on[c] + own[step],
-                        d_goes_on[c],
-                    )  # fmt: skip
+                    beyond, d_beyond = goes_on[c] + own[step], d_goes_on[c]
+                    d = slow_sums(sweep, bias, d_bias, step, c, 0.0, unused, beyond, d_beyond)
                 elif sums[c * TILE + row] > 0.0:
                     mean = sums[half + c * TILE + row] / sums[c * TILE + row]
                     d = mean + reference[c] + d_running[c]
@@ -234,7 +257,7 @@ def tangent_pass(
             if step == length:
                 break
             p = position_of(step, length, backward)
-            _arrive(work, transition, d_arrivals, d_transition, padded, d_source, p)
+            _arrive(work, transition, d_transition, padded, d_source, p)
             for c in range(num_labels):
                 at = size + c * capacity + i + longest
                 d = d_source[p, c] - d_running[c] - reference[c]

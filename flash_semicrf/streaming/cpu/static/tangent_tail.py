@@ -31,12 +31,12 @@ _HIGHEST = 600.0  # logarithm of a longer segment in the frame of the window: ab
 
 
 @inlined
-def longer_shares(g, goes_on, enters, score, tail, level, work, label, first, padded):
+def longer_shares(terms, score, tail, level, work, label, first, padded):
     """Write the logarithms that a step takes of a label: three rows of `padded`, from `first` on.
 
     Parameters
     ----------
-    g, goes_on, enters : float
+    terms : tuple of three float
         G of this step; G and w of the step before; all less the same offset.
     score, tail : float
     level : float
@@ -44,6 +44,7 @@ def longer_shares(g, goes_on, enters, score, tail, level, work, label, first, pa
     work : float64 array
     label, first, padded : int
     """
+    g, goes_on, enters = terms
     before, exact, own = -math.inf, -math.inf, -math.inf
     if g > NEG_INF:
         total = g - score - tail
@@ -78,21 +79,22 @@ def exact_term(sweep, bias, d_bias, step, label):
 
 
 @helper
-def tail_tangent(sweep, longer, d_longer, tail, d_tail, mean, segments, beyond):
+def tail_tangent(sweep, tails, mean, segments, beyond):
     """Derivatives of the expected segments longer than K and of the positions beyond the K-th.
 
     Parameters
     ----------
     sweep : Sweep
         Of the forward pass, its derivatives complete.
-    longer, d_longer : float64 arrays of shape (T, C)
-        Row p: G_{p+1} less its offset of step p, and its derivative.
-    tail, d_tail : float64 arrays of shape (C,)
+    tails : tuple of float64 arrays
+        G and its derivative, of shape (T, C), row p being G_{p+1} less its offset of step p; the
+        rates and their derivative, of shape (C,).
     mean : float
         d log Z.
     segments, beyond : float64 arrays of shape (C,)
         Get the derivatives.
     """
+    longer, d_longer, tail, d_tail = tails
     num_labels = tail.shape[0]
     padded = -(-num_labels // LANES) * LANES
     logs, shares = np.full(2 * padded, -math.inf), np.zeros(2 * padded)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu import pool
-from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.jit import inlined, kernel
 from flash_semicrf.streaming.cpu.parameters import array_of, cost_of, padded_labels
 from flash_semicrf.streaming.cpu.static.batch import (
     boundary_arrays,
@@ -24,10 +24,10 @@ from flash_semicrf.streaming.cpu.static.batch import (
     message_rows,
     sum_of_chunks,
 )
-from flash_semicrf.streaming.cpu.static.gradient import Messages
+from flash_semicrf.streaming.cpu.static.records import messages_of, sequence_of
 from flash_semicrf.streaming.cpu.static.tangent_blocks import Sweep
 from flash_semicrf.streaming.cpu.static.tangent_gradient import duration_tangent, transition_tangent
-from flash_semicrf.streaming.cpu.static.tangent_passes import tangent_pass
+from flash_semicrf.streaming.cpu.static.tangent_passes import Change, Output, tangent_pass
 from flash_semicrf.streaming.cpu.static.tangent_tail import tail_tangent
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.vector import TILE
@@ -43,11 +43,8 @@ class Direction(NamedTuple):
     scores, start_scores, end_scores : arrays of shape (B, T, C)
         The latter two (B, 1, 1) zeros when neither is given.
     has_boundary : bool
-    bias, window : arrays
-        Derivatives of ``Window.bias`` (0 in place of -inf) and, times the weights, of
-        ``Window.weights``.
-    forward, forward_weights, backward, backward_weights : arrays
-        Derivatives of ``Transition.scores`` and, times the weights, of ``Transition.weights``.
+    lengths : int64 array of shape (B,)
+    window, forward, backward : Change
     tail : array of shape (C,)
         Zeros without one.
     """
@@ -56,12 +53,10 @@ class Direction(NamedTuple):
     start_scores: np.ndarray
     end_scores: np.ndarray
     has_boundary: bool
-    bias: np.ndarray
-    window: np.ndarray
-    forward: np.ndarray
-    forward_weights: np.ndarray
-    backward: np.ndarray
-    backward_weights: np.ndarray
+    lengths: np.ndarray
+    window: Change
+    forward: Change
+    backward: Change
     tail: np.ndarray
 
 
@@ -95,12 +90,38 @@ def _direction_of(direction: Potentials, batch: NamedTuple) -> Direction:
     ):
         padded = np.zeros((num_labels, padded_labels(num_labels)))
         padded[:, :num_labels] = matrix
-        both += [matrix, padded.ravel() * weights]
+        both.append(Change(matrix, padded.ravel() * weights))
     tail = np.zeros(num_labels)
     if direction.duration_tail is not None:
         tail = array_of(direction.duration_tail)
-    return Direction(
-        scores, start, end, has_boundary, bias, window.ravel() * batch.window.weights, *both, tail
+    durations = Change(bias, window.ravel() * batch.window.weights)
+    return Direction(scores, start, end, has_boundary, batch.lengths, durations, *both, tail)
+
+
+@inlined
+def _sweep_of(batch, rows, direction, derivatives, b, backward):
+    """Sequence b in the direction of a pass."""
+    sequence = sequence_of(batch, b, backward)
+    change = sequence_of(direction, b, backward)
+    return Sweep(
+        sequence.scores,
+        sequence.opening,
+        sequence.closing,
+        sequence.has_boundary,
+        change.scores,
+        change.opening,
+        change.closing,
+        change.has_boundary,
+        rows.beta[b] if backward else rows.gamma[b],
+        rows.gamma[b] if backward else rows.beta[b],
+        derivatives.beta[b] if backward else derivatives.gamma[b],
+        derivatives.gamma[b] if backward else derivatives.beta[b],
+        rows.backward[b] if backward else rows.forward[b],
+        rows.forward[b] if backward else rows.backward[b],
+        sequence.length,
+        backward,
+        rows.total[b, 0],
+        rows.total[b, 1],
     )
 
 
@@ -112,31 +133,18 @@ def _run_passes(queue, batch, rows, direction, derivatives):
     while task >= 0:
         b = task // 2
         backward = task % 2 == 1
-        start, end = batch.start_scores[b], batch.end_scores[b]
-        d_start, d_end = direction.start_scores[b], direction.end_scores[b]
-        sweep = Sweep(
-            batch.scores[b], end if backward else start, start if backward else end,
-            batch.has_boundary, direction.scores[b], d_end if backward else d_start,
-            d_start if backward else d_end, direction.has_boundary,
-            rows.beta[b] if backward else rows.gamma[b],
-            rows.gamma[b] if backward else rows.beta[b],
-            derivatives.beta[b] if backward else derivatives.gamma[b],
-            derivatives.gamma[b] if backward else derivatives.beta[b],
-            rows.backward[b] if backward else rows.forward[b],
-            rows.forward[b] if backward else rows.backward[b],
-            batch.lengths[b], backward, rows.total[b, 0], rows.total[b, 1],
-        )  # fmt: skip
-        tangent_pass(
-            sweep, batch.window, direction.bias, direction.window,
-            batch.backward if backward else batch.forward,
-            direction.backward if backward else direction.forward,
-            direction.backward_weights if backward else direction.forward_weights,
+        sweep = _sweep_of(batch, rows, direction, derivatives, b, backward)
+        transition = batch.backward if backward else batch.forward
+        d_transition = direction.backward if backward else direction.forward
+        output = Output(
             rows.eta[b] if backward else rows.alpha[b],
             derivatives.eta[b] if backward else derivatives.alpha[b],
-            batch.window.tail, direction.tail,
             rows.longer_back[b] if backward else rows.longer[b],
             unwanted if backward else derivatives.longer[b],
-        )  # fmt: skip
+        )
+        window, d_window = batch.window, direction.window
+        tail, d_tail = batch.window.tail, direction.tail
+        tangent_pass(sweep, window, d_window, transition, d_transition, tail, d_tail, output)
         task = take(queue)
 
 
@@ -144,48 +152,28 @@ def _run_passes(queue, batch, rows, direction, derivatives):
 def _run_tails(queue, batch, rows, direction, derivatives, mean, segments, beyond):
     b = take(queue)
     while b >= 0:
-        sweep = Sweep(
-            batch.scores[b], batch.start_scores[b], batch.end_scores[b], batch.has_boundary,
-            direction.scores[b], direction.start_scores[b], direction.end_scores[b],
-            direction.has_boundary, rows.gamma[b], rows.beta[b], derivatives.gamma[b],
-            derivatives.beta[b], rows.forward[b], rows.backward[b], batch.lengths[b], False,
-            rows.total[b, 0], rows.total[b, 1],
-        )  # fmt: skip
-        tail_tangent(
-            sweep, rows.longer[b], derivatives.longer[b], batch.window.tail, direction.tail,
-            mean[b], segments[b], beyond[b],
-        )  # fmt: skip
+        sweep = _sweep_of(batch, rows, direction, derivatives, b, False)
+        tails = (rows.longer[b], derivatives.longer[b], batch.window.tail, direction.tail)
+        tail_tangent(sweep, tails, mean[b], segments[b], beyond[b])
         b = take(queue)
 
 
 @kernel
-def _run_gradients(
-    queue, chunks, batch, rows, direction, derivatives, mean, wanted, duration, transition
-):
+def _run_gradients(queue, chunks, batch, rows, direction, derivatives, mean, wanted, sums):
     """Task i is the chunk (sequence, begin, stop) in row i of `chunks`."""
+    duration, transition = sums
     task = take(queue)
     while task >= 0:
         b, begin, stop = chunks[task]
         if wanted[0]:
-            sweep = Sweep(
-                batch.scores[b], batch.start_scores[b], batch.end_scores[b], batch.has_boundary,
-                direction.scores[b], direction.start_scores[b], direction.end_scores[b],
-                direction.has_boundary, rows.gamma[b], rows.beta[b], derivatives.gamma[b],
-                derivatives.beta[b], rows.forward[b], rows.backward[b], batch.lengths[b], False,
-                rows.total[b, 0], rows.total[b, 1],
-            )  # fmt: skip
-            duration_tangent(
-                sweep, batch.window, direction.bias, mean[b], begin, stop, duration[task]
-            )
+            sweep = _sweep_of(batch, rows, direction, derivatives, b, False)
+            changes = direction.window.scores
+            duration_tangent(sweep, batch.window, changes, mean[b], begin, stop, duration[task])
         if wanted[1]:
-            messages = Messages(
-                rows.alpha[b], rows.gamma[b], rows.beta[b], rows.eta[b], rows.forward[b],
-                rows.backward[b], batch.lengths[b], rows.total[b, 0], rows.total[b, 1],
-            )  # fmt: skip
-            transition_tangent(
-                messages, derivatives.alpha[b], derivatives.eta[b], mean[b], begin, stop,
-                batch.forward.scores, transition[task],
-            )  # fmt: skip
+            changes = (derivatives.alpha[b], derivatives.eta[b], mean[b])
+            scores, gradient = batch.forward.scores, transition[task]
+            messages = messages_of(batch, rows, b)
+            transition_tangent(messages, changes, begin, stop, scores, gradient)
         task = take(queue)
 
 
@@ -223,8 +211,8 @@ def tangents(
     transition = np.zeros((len(chunks), *(p.transition.shape if want[1] else (1, 1))))
     if len(chunks) and want.any():
         costs = (chunks[:, 2] - chunks[:, 1]) * cost_of(p)
-        given = (chunks, batch, rows, towards, derivatives, means, want)
-        pool.run(_run_gradients, np.arange(len(chunks)), costs, (*given, duration, transition))
+        given = (chunks, batch, rows, towards, derivatives, means, want, (duration, transition))
+        pool.run(_run_gradients, np.arange(len(chunks)), costs, given)
     d, level = derivatives, means[:, None, None]
     start = counts["start_scores"].numpy() * (d.gamma + d.eta - level)
     end = counts["end_scores"].numpy() * (d.alpha + d.beta - level)

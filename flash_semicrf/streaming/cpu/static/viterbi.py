@@ -16,6 +16,7 @@ and alpha are shifted by whole numbers as in `message_pass`; h does not change u
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from flash_semicrf.streaming.cpu.parameters import (
     tail_term,
 )
 from flash_semicrf.streaming.cpu.static.batch import boundary_arrays
+from flash_semicrf.streaming.cpu.static.records import sequence_of
 from flash_semicrf.streaming.cpu.static.tail import MASK, add_longer_max
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.vector import TILE, max_tile
@@ -41,15 +43,83 @@ from flash_semicrf.streaming.cpu.vector import TILE, max_tile
 __all__ = ["max_messages", "viterbi"]
 
 
-@helper
-def _max_pass(
-    scores, start, end, has_boundary, length, first, transition, bias, tail, alpha, sources, longer,
-    went_on, offset,
-):  # fmt: skip
-    """Fill alpha (T, C), sources h (T, C) and offset (T + 1,); `bias` has padded rows by label.
+class _Problem(NamedTuple):
+    """The arrays of a batch that the max pass reads.
 
-    With a tail, also g (T, C), and whether it is the g before it that it comes from.
+    Attributes
+    ----------
+    scores, start_scores, end_scores, has_boundary, lengths, first, last
+        As those of `flash_semicrf.streaming.cpu.static.records.Batch`.
+    transition : float64 array of shape (C, C)
+    bias : float64 array of shape (K, C)
+    padded_bias : float64 array of shape (C * (K + 3 * TILE),)
+        By label: D_k(c) at ``TILE + k`` of row c, -inf elsewhere.
+    tail : float64 array of shape (C,) or None
     """
+
+    scores: np.ndarray
+    start_scores: np.ndarray
+    end_scores: np.ndarray
+    has_boundary: bool
+    lengths: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    transition: np.ndarray
+    bias: np.ndarray
+    padded_bias: np.ndarray
+    tail: np.ndarray | None
+
+
+class _MaxRows(NamedTuple):
+    """Messages of the max pass, of a batch, or without the first axis of a sequence.
+
+    Attributes
+    ----------
+    alpha, sources : float64 arrays of shape (B, T, C)
+        Row p: alpha_{p+1}, less its offset, and h_p.
+    longer : float64 array of shape (B, T, C)
+        g; (B, T, 0) without a tail.
+    went_on : bool array of shape (B, T, C)
+        g comes from the g before it.
+    offset : float64 array of shape (B, T + 1)
+    """
+
+    alpha: np.ndarray
+    sources: np.ndarray
+    longer: np.ndarray
+    went_on: np.ndarray
+    offset: np.ndarray
+
+
+class _Walks(NamedTuple):
+    """Best segmentations of a batch.
+
+    Attributes
+    ----------
+    best : float64 array of shape (B,)
+    starts, labels : int64 arrays of shape (B, T)
+        The last `counts` entries of each row.
+    counts : int64 array of shape (B,)
+    """
+
+    best: np.ndarray
+    starts: np.ndarray
+    labels: np.ndarray
+    counts: np.ndarray
+
+
+@helper
+def _max_pass(problem, sequence, rows):
+    """Fill the rows of a sequence."""
+    scores, start, end, length = (
+        sequence.scores,
+        sequence.opening,
+        sequence.closing,
+        sequence.length,
+    )
+    first, transition, bias = problem.first, problem.transition, problem.padded_bias
+    has_boundary, alpha, sources = sequence.has_boundary, rows.alpha, rows.sources
+    offset = rows.offset
     num_labels = first.shape[0]
     bias_row = bias.shape[0] // num_labels
     longest = bias_row - 3 * TILE
@@ -116,11 +186,10 @@ def _max_pass(
                     x += end[step, c]
                 alpha[step, c] = x if x > NEG_INF else -math.inf
                 top = max(top, alpha[step, c])
+            oldest = step + 1 - longest - base if step + 1 >= longest else -1
             top = add_longer_max(
-                tail, top, rest, own, scores, end, has_boundary, step, alpha, longer, went_on,
-                frame, window, step + 1 - longest - base, capacity, bias, TILE + longest,
-                step + 1 >= longest,
-            )  # fmt: skip
+                problem.tail, top, (rest, own), sequence, step, rows, frame, window, oldest, bias
+            )
             shift = 0.0
             if i == TILE - 1 and top > NEG_INF:
                 if top < -MASK:
@@ -146,8 +215,9 @@ def _max_pass(
 
 
 @helper
-def _best_duration(scores, sources, bias, longer, went_on, stop, label):
+def _best_duration(scores, bias, rows, stop, label):
     """Duration of the best segment that ends before `stop`; the shortest of equals."""
+    sources, longer, went_on = rows.sources, rows.longer, rows.went_on
     best = -math.inf
     duration = 0
     masks = 0.0
@@ -169,8 +239,10 @@ def _best_duration(scores, sources, bias, longer, went_on, stop, label):
 
 
 @helper
-def _walk(scores, length, alpha, sources, bias, longer, went_on, transition, last, starts, labels):
+def _walk(problem, sequence, rows, starts, labels):
     """Write the segments backwards into the end of `starts` and `labels`; return their number."""
+    scores, length, alpha = sequence.scores, sequence.length, rows.alpha
+    bias, transition, last = problem.bias, problem.transition, problem.last
     num_labels = last.shape[0]
     value = alpha[length - 1] + last
     capacity = starts.shape[0]
@@ -182,7 +254,7 @@ def _walk(scores, length, alpha, sources, bias, longer, went_on, transition, las
         duration = 0
         for c in range(num_labels):
             if value[c] == best:
-                k = _best_duration(scores, sources, bias, longer, went_on, stop, c)
+                k = _best_duration(scores, bias, rows, stop, c)
                 if label < 0 or k < duration:
                     label = c
                     duration = k
@@ -197,70 +269,54 @@ def _walk(scores, length, alpha, sources, bias, longer, went_on, transition, las
 
 
 @kernel
-def _run(
-    queue, decode, scores, start, end, has_boundary, lengths, first, last, transition, bias,
-    padded_bias, tail, alpha, sources, longer, went_on, offset, best, starts, labels, counts,
-):  # fmt: skip
+def _run(queue, decode, problem, rows, walks):
     b = take(queue)
     while b >= 0:
-        length = lengths[b]
-        _max_pass(
-            scores[b], start[b], end[b], has_boundary, length, first, transition, padded_bias, tail,
-            alpha[b], sources[b], longer[b], went_on[b], offset[b],
-        )  # fmt: skip
-        best[b] = offset[b, length] + (alpha[b, length - 1] + last).max()
-        counts[b] = 0
-        if decode and best[b] > -math.inf:
-            counts[b] = _walk(
-                scores[b],
-                length,
-                alpha[b],
-                sources[b],
-                bias,
-                longer[b],
-                went_on[b],
-                transition,
-                last,
-                starts[b],
-                labels[b],
-            )
+        sequence = sequence_of(problem, b, False)
+        own = _MaxRows(
+            rows.alpha[b], rows.sources[b], rows.longer[b], rows.went_on[b], rows.offset[b]
+        )
+        _max_pass(problem, sequence, own)
+        length = sequence.length
+        best = own.offset[length] + (own.alpha[length - 1] + problem.last).max()
+        walks.best[b] = best
+        walks.counts[b] = 0
+        if decode and best > -math.inf:
+            starts, labels = walks.starts[b], walks.labels[b]
+            walks.counts[b] = _walk(problem, sequence, own, starts, labels)
         b = take(queue)
 
 
-def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
+def _decode(p: Potentials, decode: bool) -> tuple[_MaxRows, _Walks]:
+    """Messages of the max pass, and with `decode` the best segmentations."""
     scores = array_of(p.scores)
     has_boundary, start, end = boundary_arrays(p, scores)
     bias = forbid(array_of(p.duration_bias))
     padded = np.full((p.num_labels, p.max_duration + 3 * TILE), -np.inf)
     padded[:, TILE + 1 : TILE + 1 + p.max_duration] = bias.T
-    lengths = array_of(p.lengths)
+    lengths, tail = array_of(p.lengths), tail_term(p)
+    first, last, transition = start_term(p), end_term(p), forbid(array_of(p.transition))
+    given = (scores, start, end, has_boundary, lengths, first, last, transition, bias)
+    problem = _Problem(*given, padded.ravel(), tail)
+    shape = (*scores.shape[:2], p.num_labels if tail is not None else 0)
     # Zeros, not empty: the rows of padding are converted along with the others.
     alpha, sources = np.zeros(scores.shape), np.empty(scores.shape)
-    tail = tail_term(p)
-    shape = (*scores.shape[:2], p.num_labels if tail is not None else 0)
-    longer, went_on = np.empty(shape), np.zeros(shape, np.bool_)
     offset = np.zeros((p.batch_size, p.num_positions + 1))
-    best = np.empty(p.batch_size)
+    rows = _MaxRows(alpha, sources, np.empty(shape), np.zeros(shape, np.bool_), offset)
     starts, labels = np.empty((2, p.batch_size, p.num_positions if decode else 1), dtype=np.int64)
-    counts = np.empty(p.batch_size, dtype=np.int64)
-    first, last, transition = start_term(p), end_term(p), forbid(array_of(p.transition))
-    found = (alpha, sources, longer, went_on, offset, best, starts, labels, counts)
-    given = (scores, start, end, has_boundary, lengths, first, last, transition, bias)
-    pool.run(
-        _run,
-        np.arange(p.batch_size),
-        lengths * cost_of(p),
-        (decode, *given, padded.ravel(), tail, *found),
-    )
-    return alpha, offset, best, starts, labels, counts
+    best, counts = np.empty(p.batch_size), np.empty(p.batch_size, dtype=np.int64)
+    walks = _Walks(best, starts, labels, counts)
+    given = (decode, problem, rows, walks)
+    pool.run(_run, np.arange(p.batch_size), lengths * cost_of(p), given)
+    return rows, walks
 
 
 def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
-    _, _, best, starts, labels, counts = _decode(potentials, decode=True)
-    return torch.from_numpy(best), table_of_walks(
-        starts, labels, counts, array_of(potentials.lengths)
-    )
+    _, walks = _decode(potentials, decode=True)
+    lengths = array_of(potentials.lengths)
+    table = table_of_walks(walks.starts, walks.labels, walks.counts, lengths)
+    return torch.from_numpy(walks.best), table
 
 
 def table_of_walks(
@@ -278,6 +334,7 @@ def table_of_walks(
 
 def max_messages(potentials: Potentials) -> Tensor:
     """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
-    alpha, offset, *_ = _decode(potentials, decode=False)
-    alpha += offset[:, 1:, None]
+    rows, _ = _decode(potentials, decode=False)
+    alpha = rows.alpha
+    alpha += rows.offset[:, 1:, None]
     return torch.from_numpy(np.concatenate([np.zeros_like(alpha[:, :1]), alpha], 1))
