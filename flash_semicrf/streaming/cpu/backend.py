@@ -28,7 +28,7 @@ class NumbaBackend:
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
         problem, offset = _prepared(potentials)
-        log_z = _algorithm(potentials).log_partition(problem)
+        log_z = _kernels(potentials).log_partition(problem)
         return log_z if offset is _NO_OFFSET else log_z + offset[:, -1]
 
     def gradients(
@@ -36,7 +36,7 @@ class NumbaBackend:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Log Z and gradients; see `flash_semicrf.streaming.dispatch.Backend`."""
         problem, offset = _prepared(potentials)
-        log_z, found = _algorithm(potentials).gradients(problem, wanted)
+        log_z, found = _kernels(potentials).gradients(problem, wanted)
         for name in wanted & set(BY_POSITION):
             found[name] = found[name].to(potentials.dtype)
         return log_z if offset is _NO_OFFSET else log_z + offset[:, -1], found
@@ -44,7 +44,7 @@ class NumbaBackend:
     def messages(self, potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
         """Forward and backward messages; see `flash_semicrf.streaming.dispatch.Backend`."""
         problem, offset = _prepared(potentials)
-        log_z, alpha, beta = _algorithm(potentials).messages(problem)
+        log_z, alpha, beta = _kernels(potentials).messages(problem)
         total = offset[:, -1]
         rest = (total[:, None] - offset)[..., None]
         return log_z + total, alpha + offset[..., None], beta + rest
@@ -55,46 +55,39 @@ class NumbaBackend:
         """Derivatives of the gradient; see `flash_semicrf.streaming.dispatch.Backend`."""
         problem, offset = _prepared(potentials.to(torch.float64))
         direction = direction.to(torch.float64)
-        if potentials.transition.dim() == 3:
-            from flash_semicrf.streaming.cpu.by_duration.tangents import tangents
-        else:
-            from flash_semicrf.streaming.cpu.static.tangents import tangents
-        log_z, mean, found = tangents(problem, direction, wanted)
+        log_z, mean, found = _kernels(potentials).tangents(problem, direction, wanted)
         return log_z + offset[:, -1], mean, found
 
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
         problem, offset = _prepared(potentials)
-        alpha = _algorithm(potentials, decoding=True).max_messages(problem)
+        alpha = _kernels(potentials).max_messages(problem)
         return alpha + offset[..., None]
 
     def viterbi(self, potentials: Potentials) -> tuple[Tensor, SegmentTable]:
         """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
         problem, offset = _prepared(potentials)
-        scores, table = _algorithm(potentials, decoding=True).viterbi(problem)
+        scores, table = _kernels(potentials).viterbi(problem)
         return scores + offset[:, -1], table
 
     def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
         """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
-        if potentials.transition.dim() == 3:
-            from flash_semicrf.streaming.cpu.by_duration.sampling import sample
-        else:
-            from flash_semicrf.streaming.cpu.static.sampling import sample
-        return sample(_prepared(potentials)[0], num_samples, seed)
+        problem, _ = _prepared(potentials)
+        return _kernels(potentials).sample(problem, num_samples, seed)
 
 
 _NO_OFFSET = torch.zeros(1, 1, dtype=torch.float64, device="cpu")
 
 
-def _algorithm(potentials: Potentials, decoding: bool = False) -> ModuleType:
-    """Module of kernels for the kind of transitions."""
+def _kernels(potentials: Potentials) -> ModuleType:
+    """Package of kernels for the kind of transitions."""
     if potentials.transition.dim() == 3:
-        from flash_semicrf.streaming.cpu.by_duration import batch as module
-    elif decoding:
-        from flash_semicrf.streaming.cpu.static import viterbi as module
-    else:
-        from flash_semicrf.streaming.cpu.static import batch as module
-    return module
+        from flash_semicrf.streaming.cpu import by_duration
+
+        return by_duration
+    from flash_semicrf.streaming.cpu import static
+
+    return static
 
 
 def _prepared(potentials: Potentials) -> tuple[Potentials, Tensor]:

@@ -1,4 +1,4 @@
-"""What the CPU kernels need of the parameters, prepared once per call for all sequences."""
+"""Parameters in the forms that the CPU kernels read, prepared once per call."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 FLOOR = -650.0
-"""Exponents below this are flushed to zero; whoever sums them certifies that none mattered."""
+"""Exponents below this are flushed to zero; their sums are certified not to miss them."""
 
 
 _SMALLEST = math.exp(FLOOR)
@@ -141,7 +141,7 @@ def padded_labels(num_labels: int) -> int:
 
 
 def start_term(potentials: Potentials) -> np.ndarray:
-    """What the first segment gets in place of a transition: (C,), or (K, C) by duration."""
+    """Scores of the first segment in place of a transition: (C,), or (K, C) by duration."""
     p = potentials
     if p.initial_scores is not None:
         first = forbid(array_of(p.initial_scores))

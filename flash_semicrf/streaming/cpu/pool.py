@@ -33,7 +33,7 @@ _PATIENCE = 20.0
 """Seconds in one thread after a launch on several that lost one."""
 
 _LONGEST = 0.25
-"""Seconds that one thread is kept to, by losses in a row, where `_PATIENCE` asks for less."""
+"""Longest period in one thread, in seconds, where `_PATIENCE` gives less after losses in a row."""
 
 
 def position_cost(max_duration: int, num_labels: int) -> float:
@@ -42,7 +42,7 @@ def position_cost(max_duration: int, num_labels: int) -> float:
 
 
 class _State:
-    """What launches leave for later ones."""
+    """State that launches leave for later ones."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

@@ -199,7 +199,7 @@ def _run_forward(potentials: Potentials, batch: Batch, rows: Rows, keep: bool) -
 
 
 def message_rows(potentials: Potentials, longer_of: int = 0) -> tuple[Batch, Rows]:
-    """What the kernels read, and the messages of both passes.
+    """The batch as kernels read it, and the messages of both passes.
 
     `longer_of` is 1 to keep, with a duration tail, the G of the forward pass, 2 that of both.
     """
@@ -254,7 +254,7 @@ def _gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[s
 def gradients_of_rows(
     p: Potentials, batch: Batch, rows: Rows, wanted: set[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What `gradients` returns, from the messages."""
+    """Log Z and its gradients from the messages; see `gradients`."""
     ends = bool(wanted & {"start_scores", "end_scores", "initial_scores", "final_scores"})
     want = np.array([ends, "duration_bias" in wanted, "transition" in wanted])
     chunks = chunks_of(batch.lengths, rows.total[:, 1])

@@ -377,8 +377,8 @@ def duration_gradient(messages, begin, stop, sequence, window, gradient):
 def transition_factors(alpha, eta, position, free_start, level, work, source, sink, padded):
     """Write the two factors of one boundary; return the largest exponent of the second.
 
-    The second factor carries all scales: an exponent beyond `_HIGH` says that it has overflowed,
-    and that both rows still hold logarithms.
+    The second factor carries all scales: beyond `_HIGH` it would overflow, and both
+    rows still hold logarithms.
     """
     num_labels = alpha.shape[1]
     first = position == 0

@@ -43,7 +43,7 @@ _BLOCK = 32  # positions whose rows are prepared at once
 
 
 class _Model(NamedTuple):
-    """What walks need of the parameters.
+    """Parameters in the form that walks read.
 
     Attributes
     ----------
