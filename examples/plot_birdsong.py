@@ -1,18 +1,19 @@
-"""Name the syllables of a bird's song
-===================================
+"""Annotation of birdsong syllables
+================================
 
-Train on songs that a Bengalese finch sang on one day, annotate those of the next day, draw one:
+Trains on the songs of a Bengalese finch from one day, annotates those of the next day, and draws one:
 
     python examples/plot_birdsong.py
 
-Two errors are reported. Frame error is the share of positions with a wrong label, silence
-included. Syllable error rate is the number of syllables to insert, delete or rename to turn the
-predicted into the true string of syllables, per true syllable: what counts for the study of syntax.
+Two errors are reported. The frame error is the fraction of positions with a wrong label, including
+silence. The syllable error rate is the number of insertions, deletions and substitutions that turn
+the predicted string of syllables into the true one, per true syllable; it is the relevant error in
+studies of song syntax.
 
-Syllables last some fifty milliseconds, silences from four milliseconds to two seconds. So durations
-have scores of their own up to `LONGEST_SCORED` and go on from there at a constant rate, and
-``transition_constraints="observed"`` says that syllables and silences take turns. All settings were
-chosen on songs of the first day.
+Syllables last about fifty milliseconds, silences from four milliseconds to two seconds. Durations
+therefore have individual scores up to `LONGEST_SCORED` and a constant log-rate beyond, and
+``transition_constraints="observed"`` enforces the alternation of syllables and silences. All
+settings were chosen on songs of the first day.
 """
 
 from __future__ import annotations
@@ -127,6 +128,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    # So small convolutions gain little from a second thread; on a busy machine they wait for it.
+    # Convolutions this small gain little from a second thread, and wait for it on a busy machine.
     torch.set_num_threads(1)
     main()

@@ -1,14 +1,14 @@
-"""Find the phrases of sentences
-=============================
+"""Chunking of sentences
+=====================
 
-Train on nine short texts, find the chunks of three others, and draw the durations of chunks:
+Trains on nine short texts, finds the chunks of three others, and draws the durations of chunks:
 
     python examples/plot_chunking.py
 
 A chunk is a phrase of one or a few words: "the old bridge", "has been rebuilt". The model is linear
-in sparse features of words, trained by L-BFGS to the minimum of a convex loss. A semi-Markov CRF
-scores chunks as wholes, so ``boundary_scores=True`` lets a feature say that a chunk starts or ends
-at a word, and each type of chunk learns how many words it has.
+in sparse features of words and trained by L-BFGS to the minimum of a convex loss. A semi-Markov CRF
+scores whole chunks: with ``boundary_scores=True``, features have weights for the start and the end
+of a chunk at a word, and each type of chunk has a learnt distribution of its number of words.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def print_scores(y_true: list, y_pred: list, kinds: list[str]) -> None:
 
 
 def print_weights(model: Pipeline, count: int) -> None:
-    """Print the features that speak most for a word to be inside each type of chunk."""
+    """Print the features with the largest weights for each type of chunk."""
     names = model[0].get_feature_names_out()
     segmenter = model[-1]
     weights = segmenter.module_.head.projection.weight.detach().numpy()

@@ -1,13 +1,14 @@
-"""Delineate the waves of electrocardiograms
-=========================================
+"""Delineation of electrocardiograms
+=================================
 
-Train on the records of 160 patients, find the P, QRS and T waves of 40 others, and draw one:
+Trains on the records of 160 patients, finds the P, QRS and T waves of 40 others, and draws one:
 
     python examples/plot_ecg_delineation.py
 
-Between the waves the heart rests, and a rest looks the same wherever it is. But what may come next
-does not: after a P wave it is a QRS complex. So the rests are named here after the wave before
-them, and ``transition_constraints="observed"`` keeps the order of waves that cardiologists saw.
+Between the waves the signal is at rest, and all rests look alike. The wave that may follow depends
+on the preceding one, however: after a P wave it is a QRS complex. The rests are therefore named
+after the preceding wave, and ``transition_constraints="observed"`` keeps the order of waves in the
+cardiologists' annotations.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ PICTURE = Path(__file__).parent / "output" / "ecg_delineation.png"
 
 
 def preprocess(signal: np.ndarray) -> np.ndarray:
-    """Take out the slow drift of the baseline and bring the record to a common amplitude."""
+    """Remove the slow drift of the baseline and scale the record to a common amplitude."""
     drift_free = butter(2, 0.5, "highpass", fs=RATE, output="sos")
     x = sosfiltfilt(drift_free, signal[:, 0] - np.median(signal))
     return (x / np.quantile(np.abs(x), 0.98)).astype(np.float32)[:, None]
@@ -160,6 +161,6 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str, int], float]:
 
 
 if __name__ == "__main__":
-    # So small convolutions gain little from a second thread; on a busy machine they wait for it.
+    # Convolutions this small gain little from a second thread, and wait for it on a busy machine.
     torch.set_num_threads(1)
     main()

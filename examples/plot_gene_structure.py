@@ -1,23 +1,23 @@
-"""Find the genes in a piece of a genome
-=====================================
+"""Gene finding in a piece of a genome
+===================================
 
-Train on pieces of five chromosomes of the worm C. elegans, label every base of a piece of the sixth
-at once, and draw some genes of it:
+Trains on pieces of five chromosomes of the worm C. elegans, labels every base of a piece of the
+sixth in one run, and draws some of its genes:
 
     python examples/plot_gene_structure.py
 
-A gene is on either strand: what is a gene on one is its mirror image on the other, so training sees
-both readings of every piece. Coding sequence (CDS) is read in steps of three bases and holds no
-stop codon in the frame that is read, so each base comes with the lengths of the six open reading
-frames around it, and the encoder works in steps of three. Introns and what is between genes last
-from tens to thousands of bases: durations have scores of their own up to `LONGEST_SCORED`, where
-most introns are, and go on from there at a constant rate. Training takes random crops of the
-pieces; prediction sees a piece as a whole.
+A gene may be on either strand, and a gene on one strand is its mirror image on the other; training
+therefore uses both readings of every piece. Coding sequence (CDS) is read in steps of three bases
+and contains no stop codon in its reading frame, so the features of each base include the lengths of
+the six open reading frames around it, and the encoder has a stride of three. Introns and intergenic
+regions have tens to thousands of bases: durations have individual scores up to `LONGEST_SCORED`,
+which covers most introns, and a constant log-rate beyond. Training uses random crops of the pieces;
+prediction segments a piece as a whole.
 
-The baseline calls every open reading frame coding that is longer than a threshold, which is chosen
-on the training pieces. The piece of chromosome X, the usual test, is unlike the others: more than
-half of it are RNA genes, pseudogenes and transposable elements. ``--test II`` holds out a more
-typical one.
+The baseline labels every open reading frame longer than a threshold as coding; the threshold is
+chosen on the training pieces. The piece of chromosome X, the default test, is unlike the others:
+more than half of it are RNA genes, pseudogenes and transposable elements. ``--test II`` holds out a
+more typical one.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def draw(
     path: Path,
 ) -> None:
     """Save a picture of a part of a piece: open reading frames, truth, prediction, boundaries."""
-    # Columns go by the base's place in a codon; pictured are frames that stay where they are.
+    # Columns are ordered by the place of the base in a codon; the picture shows fixed frames.
     place = np.arange(len(x))
     frames = [
         np.take_along_axis(columns, (along[:, None] - np.arange(3)) % 3, axis=1)
@@ -228,6 +228,6 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    # So small convolutions gain little from a second thread; on a busy machine they wait for it.
+    # Convolutions this small gain little from a second thread, and wait for it on a busy machine.
     torch.set_num_threads(1)
     main()

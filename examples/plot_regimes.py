@@ -1,16 +1,16 @@
-"""Find the regimes of a machine from its vibration
-=================================================
+"""Regimes of a machine from its vibration
+=======================================
 
-Search for durations, train, segment recordings that the model has not seen, and draw one:
+Searches for the duration parameters, segments held-out recordings, and draws one:
 
     python examples/plot_regimes.py
 
-The recordings are synthetic. A machine is idle, works or is overloaded; each regime has its mean,
-variance and pitch, and its durations: work lasts about a minute, overload some twenty seconds, and
-idling has no typical duration, now and then ten minutes. A classifier of single positions sees the
-first three only. With a ``duration_tail`` the semi-Markov CRF finds segments longer than
-``max_duration`` in one piece. No true segment is cut in training then, so that the likelihood of
-unseen recordings can choose ``max_duration`` and the distribution of durations.
+The recordings are synthetic. A machine is idle, working or overloaded; each regime has its own
+mean, variance and pitch, and its own durations: work lasts about a minute, overload about twenty
+seconds, and idling has no typical duration, occasionally ten minutes. A classifier of single
+positions can use only the first three. With a ``duration_tail`` the semi-Markov CRF finds segments
+longer than ``max_duration`` in one piece. No true segment is cut in training, so the likelihood of
+held-out recordings is a valid criterion for ``max_duration`` and the distribution of durations.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def features(signal: np.ndarray, width: int = 9) -> np.ndarray:
 
 
 def search(X: list, y: list, grid: dict, folds: int, epochs: int) -> GridSearchCV:
-    """Fit for all durations of a grid; keep what gives unseen recordings the most likelihood."""
+    """Fit all settings of a grid; keep the one with the largest held-out likelihood."""
     pipeline = make_pipeline(
         PerPosition(StandardScaler()),
         SemiCRFSegmenter(
