@@ -1,7 +1,8 @@
 """Annotation of birdsong syllables
 ================================
 
-Trains on the songs of a Bengalese finch from one day, annotates those of the next day, and draws one:
+Trains on the songs of a Bengalese finch from one day, annotates those of the next day, and draws
+one:
 
     python examples/plot_birdsong.py
 

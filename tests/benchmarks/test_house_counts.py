@@ -12,7 +12,9 @@ SOURCES = {
     "flash_semicrf/__init__.py": "from flash_semicrf.a import f\n",
     "flash_semicrf/a/__init__.py": "from .one import f\n",
     "flash_semicrf/a/one.py": "def f():\n    from flash_semicrf.b import _g\n",
-    "flash_semicrf/b.py": "from flash_semicrf.a import one\ndef _g(a, b, c, d, e, f, g, h, i, j, k): ...\n",
+    "flash_semicrf/b.py": (
+        "from flash_semicrf.a import one\ndef _g(a, b, c, d, e, f, g, h, i, j, k): ...\n"
+    ),
     "flash_semicrf/c.py": (
         "if TYPE_CHECKING:\n    from flash_semicrf import d\n"
         "@kernel\ndef k(a, b, c, d, e, f, g, h, i, j, k): ...\n"
