@@ -1,7 +1,8 @@
 """Size and shape of the code base: ``python -m benchmarks.house [ROOT ...]``.
 
 Prints the rows of the table in ``docs/architecture.md``, one column per working tree (the current
-one by default). ``--trace`` prints, instead, the files that each traced call enters.
+one by default). ``--trace`` prints, instead, the files that each traced call enters, each with the
+file of its first caller.
 
 Modules, functions and imports are read from the source. The calls run in fresh processes with the
 packages of the given tree: see `benchmarks.children.entered`.
@@ -127,8 +128,8 @@ def reachable(graph: dict[str, set[str]], start: str) -> Iterator[str]:
             waiting.extend(graph[name])
 
 
-def entered(root: Path, call: str) -> list[str]:
-    """Files of a tree's packages whose functions a warm call enters, in order of first entry."""
+def entered(root: Path, call: str) -> dict[str, str]:
+    """Files of a tree's packages that a warm call enters, in order, and those of first callers."""
     child = HERE / "benchmarks" / "children" / "entered.py"
     finished = subprocess.run(
         [sys.executable, str(child), call, str(root)],
@@ -178,7 +179,8 @@ def main(argv: list[str] | None = None) -> None:
         for root in roots:
             for call in CALLS:
                 print(f"\n{call}, {root}")
-                print("\n".join(f"    {name}" for name in entered(root, call)))
+                for name, caller in entered(root, call).items():
+                    print(f"    {name}" + (f"  (from {caller})" if caller else ""))
         return
     columns = [describe(root) for root in roots]
     for name in columns[0]:

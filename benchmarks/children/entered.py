@@ -1,8 +1,9 @@
 """Files that a call enters: ``python benchmarks/children/entered.py CALL ROOT``.
 
 Runs CALL twice with the packages under ROOT, which must come first on the path, and prints the
-files of these packages whose Python functions the second call entered, as JSON. In the second call
-nothing is imported or compiled. Functions that numba has compiled do not appear.
+files of these packages whose Python functions the second call entered, each with the file of its
+first caller, as JSON. In the second call nothing is imported or compiled. Functions that numba has
+compiled do not appear.
 """
 
 from __future__ import annotations
@@ -57,11 +58,17 @@ def main(argv: list[str]) -> None:
     name, root = argv[0], Path(argv[1]).resolve()
     call = log_partition_call() if name == "log_partition" else estimator_call(name)
     call()
-    files: dict[str, None] = {}
+    packages = tuple(f"{root}/{package}/" for package in ("flash_semicrf", "sklearn_api"))
+    callers: dict[str, str] = {}
 
     def profile(frame: FrameType, event: str, argument: object) -> None:
-        if event == "call":
-            files.setdefault(frame.f_code.co_filename)
+        file = frame.f_code.co_filename
+        if event != "call" or file in callers or not file.startswith(packages):
+            return
+        caller = frame.f_back
+        while caller is not None and not caller.f_code.co_filename.startswith(packages):
+            caller = caller.f_back
+        callers[file] = "" if caller is None else caller.f_code.co_filename
 
     threading.setprofile(profile)
     sys.setprofile(profile)
@@ -70,9 +77,8 @@ def main(argv: list[str]) -> None:
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
-    inside = [Path(file).relative_to(root) for file in files if Path(file).is_relative_to(root)]
-    packages = [path for path in inside if path.parts[0] in ("flash_semicrf", "sklearn_api")]
-    print(json.dumps([path.as_posix() for path in packages]))
+    start = len(f"{root}/")
+    print(json.dumps({file[start:]: caller[start:] for file, caller in callers.items()}))
 
 
 if __name__ == "__main__":
