@@ -1,18 +1,28 @@
-"""What a saved estimator carries beyond its attributes: the version it was saved with."""
+"""The version that a saved estimator carries, and the warning where another version loads it."""
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from sklearn.exceptions import InconsistentVersionWarning as SklearnInconsistentVersionWarning
 from torch import nn
 
 from flash_semicrf._version import __version__
+from flash_semicrf.nn import SemiMarkovCRFHead
+from sklearn_api._model.rng import PrivateRNG
 
-__all__ = ["InconsistentVersionWarning", "VersionedMixin", "missing_attributes"]
+__all__ = [
+    "InconsistentVersionWarning",
+    "defaults_of",
+    "missing_from_head",
+    "split_version",
+    "warn_of_version",
+    "with_version",
+]
 
 _KEY = "_flash_semicrf_version"
 
@@ -56,43 +66,58 @@ class InconsistentVersionWarning(SklearnInconsistentVersionWarning):
         )
 
 
-class VersionedMixin:
-    """An estimator whose saved state names the version, and warns where another one loads it.
+def with_version(state: dict[str, Any]) -> dict[str, Any]:
+    """State to save, with this version in it."""
+    return {**state, _KEY: __version__}
 
-    Parameters that are younger than the state get their defaults.
+
+def split_version(state: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Saved state without the version, and the version; "unknown" where the state has none."""
+    state = dict(state)
+    saved_with = state.pop(_KEY, "unknown")
+    return state, saved_with
+
+
+def defaults_of(constructor: Callable[..., Any]) -> dict[str, Any]:
+    """Default values of the parameters of a constructor."""
+    parameters = inspect.signature(constructor).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def warn_of_version(name: str, saved_with: str, missing: Sequence[str]) -> None:
+    """Warn where a loaded estimator is another version's, or lacks a part.
+
+    Parameters
+    ----------
+    name : str
+        Class of the estimator.
+    saved_with : str
+        Version that saved it.
+    missing : sequence of str
+        Parameters and attributes that it was saved without.
+
+    Warns
+    -----
+    InconsistentVersionWarning
     """
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), _KEY: __version__}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
-        saved_with = state.pop(_KEY, "unknown")
-        parameters = inspect.signature(type(self).__init__).parameters.values()
-        younger = {p.name: p.default for p in parameters if p.default is not p.empty}
-        younger = {name: value for name, value in younger.items() if name not in state}
-        super().__setstate__(state | younger)
-        missing = [*younger, *self._missing_attributes()]
-        if saved_with != __version__ or missing:
-            warnings.warn(
-                InconsistentVersionWarning(
-                    estimator_name=type(self).__name__,
-                    current_version=__version__,
-                    original_version=saved_with,
-                    missing=missing,
-                ),
-                stacklevel=2,
-            )
-
-    def _missing_attributes(self) -> list[str]:
-        """Names of what a model fitted by this version has and this one lacks."""
-        return []
+    if saved_with != __version__ or missing:
+        warnings.warn(
+            InconsistentVersionWarning(
+                estimator_name=name,
+                current_version=__version__,
+                original_version=saved_with,
+                missing=missing,
+            ),
+            stacklevel=3,  # this function, `__setstate__`, its caller
+        )
 
 
-def missing_attributes(module: nn.Module, like: nn.Module) -> list[str]:
-    """Attributes, parameters, buffers and submodules of one module that another one lacks."""
+def missing_from_head(head: nn.Module) -> list[str]:
+    """Attributes, parameters, buffers and submodules that a head of this version has beyond one."""
 
     def names(m: nn.Module) -> set[str]:
         return {*vars(m), *m._parameters, *m._buffers, *m._modules}
 
-    return sorted(names(like) - names(module) - names(nn.Module()))
+    with PrivateRNG(0, torch.device("cpu")).use():
+        like = SemiMarkovCRFHead(1, 1, 1)
+    return sorted(names(like) - names(head) - names(nn.Module()))

@@ -1,120 +1,97 @@
-"""What a fitted segmenter says beyond its best answer: alternatives, samples, uncertainty."""
+"""The whole distribution over segmentations: alternatives, samples, probabilities, uncertainty."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 
 from flash_semicrf.inference import information
+from flash_semicrf.inference.log_partition import log_partition
 from flash_semicrf.inference.nbest import n_best_table
 from flash_semicrf.inference.sampling import sample_table
-from flash_semicrf.problem.potentials import Potentials, score_rows
-from flash_semicrf.problem.segments import SegmentTable, table_to_segments
-from flash_semicrf.problem.validation import check_positive_int
-from sklearn_api._prediction import centered
+from flash_semicrf.problem.potentials import Potentials, score_rows, score_segments
+from flash_semicrf.problem.segments import Segment, SegmentTable, table_to_segments
+from sklearn_api._prediction import Problems, centered, in_order
 
-__all__ = ["PosteriorMixin"]
+__all__ = ["best_segmentations", "entropies", "log_likelihoods", "sampled_segmentations"]
 
 
-class PosteriorMixin:
-    """Methods of `SemiCRFSegmenter` about its whole distribution over segmentations."""
+def best_segmentations(problems: Problems, k: int) -> list[list[list[Segment]]]:
+    """Up to k most probable segmentations of each sequence, by rank, with class indices."""
+    return _segmentations(problems, k, lambda problem: n_best_table(problem, k)[1])
 
-    def predict_topk(self, X: Any, k: int, groups: Any = None) -> list:
-        """Segments of the k most probable segmentations, the most probable one first.
 
-        Parameters
-        ----------
-        X, groups
-            As for `predict`.
-        k : int
-            How many of each sequence.
+def sampled_segmentations(
+    problems: Problems, n_samples: int, rng: np.random.RandomState
+) -> list[list[list[Segment]]]:
+    """Samples of the segmentations of each sequence, with class indices."""
 
-        Returns
-        -------
-        list of lists of Segment, or list of such with `groups` or many sequences
-            By rank, as `predict_segments` returns the first; fewer than `k` where a sequence has no
-            more. The scores of a segmentation's segments sum to its score, and `log_likelihood` of
-            it is its log-probability.
+    def draw(problem: Potentials) -> SegmentTable:
+        # Of each batch: samples of two sequences with one seed and place are not independent.
+        return sample_table(problem, n_samples, int(rng.randint(2**31 - 1)))
 
-        Raises
-        ------
-        ValueError
-            Unless ``k >= 1``.
-        """
-        k = check_positive_int("k", k)
-        return self._segmentations(X, groups, k, lambda problem: n_best_table(problem, k)[1])
+    return _segmentations(problems, n_samples, draw)
 
-    def sample(
-        self, X: Any, n_samples: int = 1, random_state: Any = None, groups: Any = None
-    ) -> list:
-        """Draw segmentations from the distribution given X.
 
-        Parameters
-        ----------
-        X, groups
-            As for `predict`.
-        n_samples : int, default=1
-            How many of each sequence.
-        random_state : int, RandomState instance or None, default=None
-            An int gives the same samples for the same X.
+def _segmentations(
+    problems: Problems, number: int, find: Callable[[Potentials], SegmentTable]
+) -> list[list[list[Segment]]]:
+    """Up to `number` segmentations of each sequence, from tables of rank * B + b."""
 
-        Returns
-        -------
-        list of lists of Segment, or list of such with `groups` or many sequences
-            By sample, each as `predict_segments` returns one.
-
-        Raises
-        ------
-        ValueError
-            Unless ``n_samples >= 1``.
-        """
-        n_samples = check_positive_int("n_samples", n_samples)
-        rng = check_random_state(random_state)
-
-        def draw(problem: Potentials) -> SegmentTable:
-            # Of each batch: samples of two sequences with one seed and place are not independent.
-            return sample_table(problem, n_samples, int(rng.randint(2**31 - 1)))
-
-        return self._segmentations(X, groups, n_samples, draw)
-
-    def entropy(self, X: Any, groups: Any = None) -> np.ndarray | float:
-        """Entropy of the distribution over segmentations: how unsure the model is of a sequence.
-
-        Parameters
-        ----------
-        X, groups
-            As for `predict`.
-
-        Returns
-        -------
-        float for one sequence, ndarray of shape (n_sequences,) otherwise
-            In nats, exact: the expectation of minus the log-probability. 0 where one segmentation
-            is certain; it grows with the length.
-        """
-        sequences = self._check_input(X, groups)
-        result = np.empty(len(sequences.values))
-        for batch, problem in self._problems(sequences):
-            with torch.no_grad():
-                result[batch] = information.entropy(problem).cpu().numpy()
-        return float(result[0]) if sequences.layout.kind == "single" else result
-
-    def _segmentations(
-        self, X: Any, groups: Any, number: int, find: Callable[[Potentials], SegmentTable]
-    ) -> list:
-        """Up to `number` segmentations of each sequence, from tables of rank * B + b."""
-        sequences = self._check_input(X, groups)
-        result: list[list] = [[] for _ in sequences.values]
-        for batch, problem in self._problems(sequences):
+    def found() -> Iterator[tuple[np.ndarray, list[list[list[Segment]]]]]:
+        for batch, problem in problems:
             count = problem.batch_size
             with torch.no_grad():
                 table = find(centered(problem))
                 # Scores of segments are those of the model, not of the centred problem.
                 rows = score_rows(problem, table._replace(sequence=table.sequence % count))
-            found = table_to_segments(table, number * count, rows)
-            for place, i in enumerate(batch):
-                result[i] = self._renamed([rows for rows in found[place::count] if rows])
-        return result[0] if sequences.layout.kind == "single" else result
+            segments = table_to_segments(table, number * count, rows)
+            yield batch, [[one for one in segments[b::count] if one] for b in range(count)]
+
+    return in_order(found())
+
+
+def entropies(problems: Problems) -> np.ndarray:
+    """Entropy of the distribution over the segmentations of each sequence, in nats."""
+
+    def computed() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for batch, problem in problems:
+            with torch.no_grad():
+                found = information.entropy(problem).cpu().numpy()
+            yield batch, found
+
+    return np.array(in_order(computed()), dtype=np.float64)
+
+
+def log_likelihoods(problems: Problems, table: SegmentTable, num_sequences: int) -> np.ndarray:
+    """Log-probability of a segmentation of each sequence, in nats; -inf of a forbidden one.
+
+    Parameters
+    ----------
+    problems : Problems
+    table : SegmentTable
+        Segmentations, ordered by sequence.
+    num_sequences : int
+
+    Returns
+    -------
+    float64 ndarray of shape (num_sequences,)
+    """
+    counts = torch.bincount(table.sequence, minlength=num_sequences)
+    rows = torch.split(torch.stack(table[1:], 1), counts.tolist())
+
+    def computed() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for batch, problem in problems:
+            part = [rows[i] for i in batch]
+            owner = torch.repeat_interleave(torch.tensor([len(r) for r in part]))
+            columns = (owner, *torch.cat(part).unbind(1))
+            gold = SegmentTable(*(column.to(problem.device) for column in columns))
+            with torch.no_grad():
+                problem = centered(problem)
+                # Forbidden segmentations have the value -inf here; a training loss refuses them.
+                value = score_segments(problem, gold) - log_partition(problem)
+            yield batch, value.cpu().numpy()
+
+    return np.array(in_order(computed()), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""What a fitted segmenter says about new sequences.
+"""Best segmentations, marginals and labels of new sequences under a fitted model.
 
 Sequences are run in batches of similar length, bounded by their padded number of positions, so that
 memory does not grow with the number of sequences. Longer sequences are encoded by windows.
@@ -6,17 +6,14 @@ memory does not grow with the number of sequences. Longer sequences are encoded 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from sklearn.metrics import accuracy_score
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from flash_semicrf.inference.log_partition import log_partition
 from flash_semicrf.inference.marginals import SegmentMarginals
 from flash_semicrf.inference.posterior import segment_marginals
 from flash_semicrf.inference.viterbi import viterbi_table
@@ -27,24 +24,38 @@ from flash_semicrf.problem.potentials import (
     center_scores,
     forbid,
     score_rows,
-    score_segments,
     within_length,
 )
 from flash_semicrf.problem.segments import (
     Segment,
-    SegmentTable,
     segments_to_bio,
     table_to_labels,
     table_to_segments,
 )
-from sklearn_api._inputs.sequences import Sequences, check_X, check_y
+from sklearn_api._inputs.sequences import Sequences
 from sklearn_api._lbfgs.scores import sparse_scores
-from sklearn_api._model.precision import cast_features
+from sklearn_api._model.module import SegmentationModule
 from sklearn_api._model.windows import encode_in_windows
 from sklearn_api._training.data import pad_values
-from sklearn_api._training.weights import check_sample_weight
 
-__all__ = ["PredictionMixin", "batches_by_positions", "centered"]
+__all__ = [
+    "Problems",
+    "accurate_labels",
+    "batches_by_positions",
+    "best_segments",
+    "boundary_probabilities",
+    "centered",
+    "in_order",
+    "label_probabilities",
+    "name_segments",
+    "problems_of",
+    "tags_of",
+]
+
+Problems = Iterable[tuple[np.ndarray, Potentials]]
+"""Batches: indices of the sequences, and their problem, not centred."""
+
+T = TypeVar("T")
 
 
 def batches_by_positions(lengths: np.ndarray, limit: int) -> Iterator[np.ndarray]:
@@ -60,226 +71,111 @@ def batches_by_positions(lengths: np.ndarray, limit: int) -> Iterator[np.ndarray
             first = i
 
 
-class PredictionMixin:
-    """Prediction methods of `SemiCRFSegmenter`."""
+def problems_of(
+    module: SegmentationModule, sequences: Sequences, window_length: int, device: torch.device
+) -> Iterator[tuple[np.ndarray, Potentials]]:
+    """The problems that a model makes of sequences.
 
-    def predict(self, X: Any, groups: Any = None) -> np.ndarray:
-        """Most probable label of each position: the labels with the highest expected `score`.
+    Parameters
+    ----------
+    module : SegmentationModule
+    sequences : Sequences
+    window_length : int
+        Most padded positions of a batch, and most that the encoder sees at once.
+    device : torch.device
+        Of the module.
 
-        These are the labels of largest `predict_proba`; where minimum durations or transition
-        constraints are set, those of the largest sum among the labellings that obey them. They can
-        differ from the most probable segmentation, `predict_segments`, in positions that are
-        uncertain. With ``tagging="bio"`` the tags are those of `predict_segments`, as labels chosen
-        one by one need not be the tags of any segmentation.
+    Yields
+    ------
+    indices : int64 ndarray
+        Sequences of a batch.
+    problem : Potentials
+        Not centred.
+    """
+    for batch in batches_by_positions(sequences.lengths, window_length):
+        values = [sequences.values[i] for i in batch]
+        with torch.no_grad():
+            if sequences.sparse:
+                scores, lengths = sparse_scores(module.head, values)
+                lengths = lengths.to(device)
+                problem = module.head.potentials_of_scores(scores[0], lengths, *scores[1:])
+            else:
+                x, lengths = pad_values(values)
+                lengths = lengths.to(device)
+                hidden = encode_in_windows(module, x, lengths, window_length)
+                problem, _ = module.head.potentials(hidden, lengths, centered=False)
+        yield batch, within_length(problem)
 
-        Parameters
-        ----------
-        X : sequences
-            See Notes of the class.
-        groups : array-like of shape (n_rows,), optional
-            For 2-D X.
 
-        Returns
-        -------
-        ndarray of shape (T,), or object array of such for many sequences
-        """
-        sequences = self._check_input(X, groups)
-        return sequences.layout.restore(self._position_labels(sequences))
+def in_order(results: Iterable[tuple[np.ndarray, Iterable[T]]]) -> list[T]:
+    """Results of the sequences of each batch, in the order of the sequences.
 
-    def predict_segments(self, X: Any, groups: Any = None) -> list:
-        """Segments of the most probable segmentation.
-
-        Parameters
-        ----------
-        X, groups
-            As for `predict`.
-
-        Returns
-        -------
-        list of Segment, or list of such lists with `groups` or many sequences
-            Ends are inclusive, labels are those of ``classes_``, as Python objects.
-        """
-        sequences = self._check_input(X, groups)
-        named = self._renamed(self._decode(sequences))
-        return named[0] if sequences.layout.kind == "single" else named
-
-    def predict_proba(self, X: Any, groups: Any = None) -> np.ndarray:
-        """Posterior probability of each label at each position, given the whole sequence.
-
-        Parameters
-        ----------
-        X, groups
-            As for `predict`.
-
-        Returns
-        -------
-        ndarray of shape (T, C), or object array of such for many sequences
-            Columns in the order of ``classes_``; rows sum to 1.
-        """
-        sequences = self._check_input(X, groups)
-        outputs = self._marginals(sequences, lambda marginals, _: marginals.position)
-        return sequences.layout.restore([p / p.sum(1, keepdims=True) for p in outputs])
-
-    def predict_boundary_proba(self, X: Any, groups: Any = None) -> np.ndarray:
-        """Posterior probability that a segment starts at each position.
-
-        Parameters
-        ----------
-        X, groups
-            As for `predict`.
-
-        Returns
-        -------
-        ndarray of shape (T,), or object array of such for many sequences
-            1 at the first position of a sequence.
-        """
-        sequences = self._check_input(X, groups)
-        outputs = self._marginals(sequences, lambda marginals, _: marginals.start.sum(-1))
-        return sequences.layout.restore([p.clip(0.0, 1.0) for p in outputs])
-
-    def log_likelihood(self, X: Any, y: Any, groups: Any = None) -> np.ndarray | float:
-        """Log-probability of the given segmentations, in nats.
-
-        Parameters
-        ----------
-        X, groups
-            As for `predict`.
-        y : labels or segments, nested as X
-
-        Returns
-        -------
-        float for one sequence, ndarray of shape (n_sequences,) otherwise
-        """
-        sequences = self._check_input(X, groups)
-        table = self._encode(check_y(y, sequences.layout, self.tagging))
-        counts = torch.bincount(table.sequence, minlength=len(sequences.values))
-        rows = torch.split(torch.stack(table[1:], 1), counts.tolist())
-        result = np.empty(len(sequences.values))
-        for batch, problem in self._problems(sequences):
-            part = [rows[i] for i in batch]
-            owner = torch.repeat_interleave(torch.tensor([len(r) for r in part]))
-            columns = (owner, *torch.cat(part).unbind(1))
-            gold = SegmentTable(*(column.to(problem.device) for column in columns))
-            with torch.no_grad():
-                problem = centered(problem)
-                # Forbidden segmentations have the value -inf here; a training loss refuses them.
-                value = score_segments(problem, gold) - log_partition(problem)
-            result[batch] = value.cpu().numpy()
-        return float(result[0]) if sequences.layout.kind == "single" else result
-
-    def score(self, X: Any, y: Any, groups: Any = None, sample_weight: Any = None) -> float:
-        """Fraction of all positions whose label, or BIO tag, is predicted right.
-
-        Parameters
-        ----------
-        X, groups
-            As for `predict`.
-        y : labels or segments, nested as X
-        sample_weight : array-like, optional
-            As for `fit`; weights of positions count one by one.
-
-        Returns
-        -------
-        float
-        """
-        sequences = self._check_input(X, groups)
-        gold = check_y(y, sequences.layout, self.tagging)
-        labels = gold.position_labels if self.tagging is None else gold.bio_tags
-        weights = check_sample_weight(sample_weight, sequences.layout)
-        weights = None if weights is None else np.concatenate(weights)
-        found = np.concatenate(self._position_labels(sequences))
-        return accuracy_score(labels, found, sample_weight=weights)
-
-    def _check_input(self, X: Any, groups: Any) -> Sequences:
-        check_is_fitted(self, "net_")
-        sequences = check_X(self, X, groups, dtype=None, accept_sparse=self._takes_sparse)
-        return sequences if self._standardizes else cast_features(sequences, self.dtype)
-
-    @property
-    def _takes_sparse(self) -> bool:
-        return isinstance(self.encoder, str) and self.encoder == "linear"
-
-    @property
-    def _standardizes(self) -> bool:
-        """Whether features stay in float64 until the module has centred and scaled them."""
-        named = isinstance(self.encoder, str) and self.encoder != "linear"
-        # By name, as a model of a GPU also predicts where there is none. "mps" has no float64.
-        return named and not str(self.device).startswith("mps")
-
-    def _problems(self, sequences: Sequences) -> Iterator[tuple[np.ndarray, Potentials]]:
-        """Batches: indices of the sequences, and their problem, not centred."""
-        device = torch.device(self.net_.device)
-        head = self.module_.head
-        for batch in batches_by_positions(sequences.lengths, self.window_length):
-            values = [sequences.values[i] for i in batch]
-            with torch.no_grad():
-                if sequences.sparse:
-                    scores, lengths = sparse_scores(head, values)
-                    problem = head.potentials_of_scores(scores[0], lengths.to(device), *scores[1:])
-                else:
-                    x, lengths = pad_values(values)
-                    lengths = lengths.to(device)
-                    hidden = encode_in_windows(self.module_, x, lengths, self.window_length)
-                    problem, _ = head.potentials(hidden, lengths, centered=False)
-            yield batch, within_length(problem)
-
-    def _decode(self, sequences: Sequences) -> list[list[Segment]]:
-        """Most probable segments of each sequence, with class indices."""
-        result: list[list[Segment]] = [[] for _ in sequences.values]
-        for batch, problem in self._problems(sequences):
-            with torch.no_grad():
-                _, table = viterbi_table(centered(problem))
-                # Scores of segments are those of the model, not of the centred problem.
-                rows = score_rows(problem, table)
-            decoded = table_to_segments(table, problem.batch_size, rows)
-            for i, segments in zip(batch, decoded, strict=True):
-                result[i] = segments
-        return result
-
-    def _position_labels(self, sequences: Sequences) -> list[np.ndarray]:
-        """Labels of largest expected accuracy of each sequence, among those that are allowed."""
-        head = self.module_.head
-        if self.tagging == "bio":
-            return [
-                np.array(segments_to_bio(self._named(segments), int(length)), dtype=object)
-                for segments, length in zip(self._decode(sequences), sequences.lengths, strict=True)
-            ]
-
-        def choose(marginals: SegmentMarginals, lengths: Tensor) -> Tensor:
-            if head.allowed_durations is None and head.allowed_transitions is None:
-                return marginals.position.argmax(-1)
-            problem = within_length(_expected_accuracy(marginals.position, lengths, head))
-            batch_size, num_positions, _ = marginals.position.shape
-            return table_to_labels(viterbi_table(problem)[1], batch_size, num_positions)
-
-        return [self.classes_[index] for index in self._marginals(sequences, choose)]
-
-    def _renamed(self, segmentations: list[list[Segment]]) -> list[list[Segment]]:
-        """Segments with class indices as segments with labels."""
-        names = self.classes_.tolist()
-        return [[replace(s, label=names[s.label]) for s in segments] for segments in segmentations]
-
-    def _named(self, segments: list[Segment]) -> list[tuple[int, int, Any]]:
-        """Half-open ``(start, stop, label)`` of segments with class indices."""
-        return [(s.start, s.end + 1, self.classes_[s.label]) for s in segments]
-
-    def _marginals(
-        self, sequences: Sequences, select: Callable[[SegmentMarginals, Tensor], Tensor]
-    ) -> list[np.ndarray]:
-        """What `select` makes of marginals and lengths, for each sequence, cut to its length."""
-        result: list[Any] = [None] * len(sequences.values)
-        for batch, problem in self._problems(sequences):
-            with torch.no_grad():
-                marginals = segment_marginals(problem)
-                selected = select(marginals, problem.lengths).cpu().numpy()
-            for i, row, length in zip(batch, selected, problem.lengths.tolist(), strict=True):
-                result[i] = row[:length].copy()
-        return result
+    Examples
+    --------
+    >>> in_order([(np.array([2, 0]), "ca"), (np.array([1]), "b")])
+    ['a', 'b', 'c']
+    """
+    found = {i: one for batch, part in results for i, one in zip(batch, part, strict=True)}
+    return [found[i] for i in range(len(found))]
 
 
 def centered(problem: Potentials) -> Potentials:
     """The same problem with the largest score of each position at 0."""
     return problem.replace(scores=center_scores(problem.scores, problem.lengths)[0])
+
+
+def best_segments(problems: Problems) -> list[list[Segment]]:
+    """Most probable segments of each sequence, with class indices."""
+
+    def decoded() -> Iterator[tuple[np.ndarray, list[list[Segment]]]]:
+        for batch, problem in problems:
+            with torch.no_grad():
+                _, table = viterbi_table(centered(problem))
+                # Scores of segments are those of the model, not of the centred problem.
+                rows = score_rows(problem, table)
+            yield batch, table_to_segments(table, problem.batch_size, rows)
+
+    return in_order(decoded())
+
+
+def _from_marginals(
+    problems: Problems, select: Callable[[SegmentMarginals, Tensor], Tensor]
+) -> list[np.ndarray]:
+    """What `select` makes of marginals and lengths, for each sequence, cut to its length."""
+
+    def selected() -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+        for batch, problem in problems:
+            with torch.no_grad():
+                rows = select(segment_marginals(problem), problem.lengths).cpu().numpy()
+            lengths = problem.lengths.tolist()
+            yield batch, [row[:n].copy() for row, n in zip(rows, lengths, strict=True)]
+
+    return in_order(selected())
+
+
+def label_probabilities(problems: Problems) -> list[np.ndarray]:
+    """Posterior probabilities (T_i, C) of the labels of each sequence; rows sum to 1."""
+    outputs = _from_marginals(problems, lambda marginals, _: marginals.position)
+    return [p / p.sum(1, keepdims=True) for p in outputs]
+
+
+def boundary_probabilities(problems: Problems) -> list[np.ndarray]:
+    """Posterior probability (T_i,) of a segment's start at each position of each sequence."""
+    outputs = _from_marginals(problems, lambda marginals, _: marginals.start.sum(-1))
+    return [p.clip(0.0, 1.0) for p in outputs]
+
+
+def accurate_labels(problems: Problems, head: SemiMarkovCRFHead) -> list[np.ndarray]:
+    """Class indices of largest expected accuracy of each sequence, among those `head` allows."""
+
+    def choose(marginals: SegmentMarginals, lengths: Tensor) -> Tensor:
+        if head.allowed_durations is None and head.allowed_transitions is None:
+            return marginals.position.argmax(-1)
+        problem = within_length(_expected_accuracy(marginals.position, lengths, head))
+        batch_size, num_positions, _ = marginals.position.shape
+        return table_to_labels(viterbi_table(problem)[1], batch_size, num_positions)
+
+    return _from_marginals(problems, choose)
 
 
 def _expected_accuracy(position: Tensor, lengths: Tensor, head: SemiMarkovCRFHead) -> Potentials:
@@ -295,3 +191,14 @@ def _expected_accuracy(position: Tensor, lengths: Tensor, head: SemiMarkovCRFHea
         initial_scores=free(num_labels),
         duration_tail=None if tail is None else forbid(free(num_labels), tail > NEG_INF),
     )
+
+
+def name_segments(segments: Sequence[Segment], names: Sequence[Any]) -> list[Segment]:
+    """Segments with class indices as segments with labels."""
+    return [replace(segment, label=names[segment.label]) for segment in segments]
+
+
+def tags_of(segments: Sequence[Segment], length: int, classes: np.ndarray) -> np.ndarray:
+    """BIO tags (T,) of segments with class indices."""
+    rows = [(s.start, s.end + 1, classes[s.label]) for s in segments]
+    return np.array(segments_to_bio(rows, length), dtype=object)

@@ -9,13 +9,14 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.feature_extraction import DictVectorizer, FeatureHasher
-from sklearn.utils import _safe_indexing, get_tags
+from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from flash_semicrf.problem.validation import check_positive_int
 from sklearn_api._inputs.containers import listed
 from sklearn_api._inputs.sequences import Sequences, check_X, object_array
 from sklearn_api._lbfgs.features import stack_rows
+from sklearn_api._sklearn import safe_indexing as _safe_indexing
 
 __all__ = ["PerPosition", "TokenFeatures"]
 

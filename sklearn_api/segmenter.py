@@ -2,58 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
-from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.metrics import accuracy_score
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
+from skorch.callbacks import Callback
 from skorch.history import History
 from torch import nn
 
 from flash_semicrf.duration import DURATION_DISTRIBUTIONS
-from flash_semicrf.nn import SemiMarkovCRFHead
-from flash_semicrf.problem.segments import SegmentTable, limit_durations
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.segments import Segment, SegmentTable, limit_durations
+from flash_semicrf.problem.validation import check_positive_int
 from sklearn_api._inputs.annotations import as_labels
-from sklearn_api._inputs.sequences import GoldSegments, LabelCodec, Sequences, check_X, check_y
-from sklearn_api._lbfgs.fitting import check_solver, fit_lbfgs, offers_partial_fit
-from sklearn_api._model.building import build_module, check_allowed, resolve_device
+from sklearn_api._inputs.sequences import GoldSegments, Sequences, check_X, check_y, encode_labels
+from sklearn_api._lbfgs.fitting import fit_lbfgs, zero_weights
+from sklearn_api._model.building import build_head, check_allowed, resolve_device
 from sklearn_api._model.module import SegmentationModule
 from sklearn_api._model.precision import cast_features, warn_of_lost_spread
 from sklearn_api._model.rng import PrivateRNG
-from sklearn_api._model.single_positions import single_labels, split_singles
-from sklearn_api._parameters import check_parameters
-from sklearn_api._persistence import VersionedMixin, missing_attributes
-from sklearn_api._posterior import PosteriorMixin
-from sklearn_api._prediction import PredictionMixin
-from sklearn_api._routed_params import RoutedParamsMixin
+from sklearn_api._model.single_positions import single_classes, split_singles
+from sklearn_api._parameters import (
+    check_parameters,
+    check_routed,
+    check_solver,
+    encoder_params,
+    is_routed,
+    net_params,
+)
+from sklearn_api._persistence import (
+    defaults_of,
+    missing_from_head,
+    split_version,
+    warn_of_version,
+    with_version,
+)
+from sklearn_api._posterior import (
+    best_segmentations,
+    entropies,
+    log_likelihoods,
+    sampled_segmentations,
+)
+from sklearn_api._prediction import (
+    accurate_labels,
+    best_segments,
+    boundary_probabilities,
+    label_probabilities,
+    name_segments,
+    problems_of,
+    tags_of,
+)
+from sklearn_api._sklearn import Interval, StrOptions, fit_context
 from sklearn_api._training.building import build_net
 from sklearn_api._training.datasets import training_datasets
-from sklearn_api._training.interrupts import interruptible
-from sklearn_api._training.weights import with_class_weight
-from sklearn_api.encoders import ENCODERS
+from sklearn_api._training.interrupts import in_a_loop, warn_of_interrupt
+from sklearn_api._training.weights import check_sample_weight, training_weights
+from sklearn_api.encoders import ENCODERS, Standardize, make_encoder
 
 __all__ = ["SemiCRFSegmenter"]
 
 
-class SemiCRFSegmenter(
-    PredictionMixin,
-    PosteriorMixin,
-    RoutedParamsMixin,
-    VersionedMixin,
-    ClassifierMixin,
-    BaseEstimator,
-):
+def _has_mini_batches(segmenter: SemiCRFSegmenter) -> bool:
+    """True for solvers of mini-batches; for the other, raise AttributeError with what to do."""
+    if segmenter.solver == "lbfgs":
+        raise AttributeError(
+            '`partial_fit` needs a solver of mini-batches; solver="lbfgs" minimises over all '
+            "sequences that it is given. To go on from the last solution, set `warm_start=True` "
+            "and call `fit`."
+        )
+    return True
+
+
+class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
     """Segment sequences with a semi-Markov CRF on top of a neural or linear encoder.
 
     The model scores whole segments: an encoder scores every label at every position, and the CRF
     adds the scores of durations and of transitions between labels. Training maximises the exact
     likelihood of the gold segmentations; prediction is the most probable segmentation.
+
+    Parameters come in five groups, in this order:
+
+    - model: `encoder` to `dropout`;
+    - durations of segments: `max_duration` to `min_duration`;
+    - labels: `transition_constraints` to `tagging`;
+    - training: `alpha` to `tol`; of these, `window_length` is about prediction;
+    - device, and how a fit runs on it: `device` to `callbacks`.
 
     Parameters
     ----------
@@ -90,14 +130,14 @@ class SemiCRFSegmenter(
     transition_constraints : None, "observed" or boolean array of shape (C, C), default=None
         Which labels may follow which: all, those that do in training, or where
         ``[source, destination]`` is True, in the order of ``classes_``.
+    boundary_scores : bool, default=False
+        Also score, from the hidden states, where segments of each label start and end.
     single_position_labels : None, label or list of labels, default=None
         Labels whose segments all have duration 1, such as "O" of words outside every chunk: their
         runs are read, and predicted, as one segment per position.
     tagging : None or "bio", default=None
         "bio": `y` holds BIO tags ("B-x", "I-x", "O"), and so does what `predict` returns. The
         classes are "O" and the x.
-    boundary_scores : bool, default=False
-        Also score, from the hidden states, where segments of each label start and end.
     alpha : float, default=1.0
         Strength of the penalty: ``alpha / 2 * ||w||**2`` is added to the summed negative
         log-likelihood. Weights and transitions are drawn towards 0, durations towards
@@ -213,12 +253,14 @@ class SemiCRFSegmenter(
     [(0, 19, 'rest'), (20, 29, 'wave'), (30, 44, 'rest')]
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: dict[str, list[Any] | str] = {
+        # Model
         "encoder": [StrOptions(set(ENCODERS)), nn.Module, callable],
         "hidden_size": [Interval(Integral, 1, None, closed="left")],
         "num_layers": [Interval(Integral, 1, None, closed="left")],
         "kernel_size": [Interval(Integral, 1, None, closed="left")],
         "dropout": [Interval(Real, 0, 1, closed="left")],
+        # Durations
         "max_duration": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "long_segments": [StrOptions({"split", "error"})],
         "duration_distribution": [
@@ -233,10 +275,12 @@ class SemiCRFSegmenter(
             Interval(Real, -np.inf, None, closed="left"),
         ],
         "min_duration": [Interval(Integral, 1, None, closed="left"), dict],
+        # Labels
         "transition_constraints": [None, StrOptions({"observed"}), "array-like"],
         "boundary_scores": ["boolean"],
         "single_position_labels": "no_validation",
         "tagging": [None, StrOptions({"bio"})],
+        # Training
         "alpha": [Interval(Real, 0, None, closed="left")],
         "l1_ratio": [Interval(Real, 0, 1, closed="both")],
         "class_weight": [None, StrOptions({"balanced"}), dict],
@@ -252,6 +296,7 @@ class SemiCRFSegmenter(
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
+        # Device
         "device": [str],
         "dtype": [StrOptions({"float32", "float64"})],
         "random_state": ["random_state"],
@@ -262,45 +307,49 @@ class SemiCRFSegmenter(
 
     def __init__(
         self,
-        encoder="linear",
+        encoder: str | nn.Module | Callable[..., nn.Module] = "linear",
         *,
-        hidden_size=64,
-        num_layers=4,
-        kernel_size=5,
-        dropout=0.0,
-        max_duration="auto",
-        long_segments="split",
-        duration_distribution="learned",
-        duration_init="empirical",
-        duration_tail=None,
-        min_duration=1,
-        transition_constraints=None,
-        boundary_scores=False,
-        single_position_labels=None,
-        tagging=None,
-        alpha=1.0,
-        l1_ratio=0.0,
-        class_weight=None,
-        solver="adam",
-        max_iter=500,
-        optimizer=None,
-        max_epochs=100,
-        batch_size=16,
-        crop_length=None,
-        window_length=65536,
-        learning_rate=0.01,
-        early_stopping=False,
-        validation_fraction=0.1,
-        n_iter_no_change=10,
-        tol=1e-4,
-        device="auto",
-        dtype="float32",
-        random_state=None,
-        warm_start=False,
-        verbose=0,
-        callbacks=None,
-        **skorch_params,
-    ):
+        hidden_size: int = 64,
+        num_layers: int = 4,
+        kernel_size: int = 5,
+        dropout: float = 0.0,
+        # Durations
+        max_duration: int | str = "auto",
+        long_segments: str = "split",
+        duration_distribution: str | nn.Module | Callable[..., Any] = "learned",
+        duration_init: str = "empirical",
+        duration_tail: str | float | None = None,
+        min_duration: int | dict[Any, int] = 1,
+        # Labels
+        transition_constraints: Any = None,
+        boundary_scores: bool = False,
+        single_position_labels: Any = None,
+        tagging: str | None = None,
+        # Training
+        alpha: float = 1.0,
+        l1_ratio: float = 0.0,
+        class_weight: str | dict[Any, float] | None = None,
+        solver: str = "adam",
+        max_iter: int = 500,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        max_epochs: int = 100,
+        batch_size: int = 16,
+        crop_length: int | None = None,
+        window_length: int = 65536,
+        learning_rate: float = 0.01,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        # Device
+        device: str = "auto",
+        dtype: str = "float32",
+        random_state: int | np.random.RandomState | None = None,
+        warm_start: bool = False,
+        verbose: int = 0,
+        callbacks: Sequence[Callback | type[Callback] | tuple[str, Any]] | None = None,
+        **skorch_params: Any,
+    ) -> None:
         self.encoder = encoder
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -340,9 +389,42 @@ class SemiCRFSegmenter(
         for name, value in skorch_params.items():
             setattr(self, name, value)
 
+    # Parameters -----------------------------------------------------------------------------------
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters of the constructor, with those routed to skorch.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Also those of parameters that are estimators.
+
+        Returns
+        -------
+        dict of str to value
+        """
+        return {**super().get_params(deep=deep), **self._extra_params()}
+
+    def set_params(self, **params: Any) -> SemiCRFSegmenter:
+        """Set parameters of the constructor and those routed to skorch.
+
+        Parameters
+        ----------
+        **params
+            Values by name.
+
+        Returns
+        -------
+        self
+        """
+        for name in [name for name in params if is_routed(name)]:
+            setattr(self, name, params.pop(name))
+        super().set_params(**params)
+        return self
+
     # Training -------------------------------------------------------------------------------------
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(
         self, X: Any, y: Any, groups: Any = None, sample_weight: Any = None
     ) -> SemiCRFSegmenter:
@@ -370,26 +452,28 @@ class SemiCRFSegmenter(
         """
         start_anew = not (self.warm_start and hasattr(self, "net_"))
         sequences, table = self._prepare(X, y, groups, start_anew)
-        sample_weight = self._weights(sample_weight, sequences, table)
+        weights = self._weights(sample_weight, sequences, table)
         if start_anew:
             self._build(sequences, table)
         else:
             self._rebuild_net()
         check_allowed(self.module_, table, self.classes_)
-        if self.solver == "lbfgs":
-            with interruptible(self, keep=True):
-                fit_lbfgs(self, sequences, table, start_anew, sample_weight)
-            return self
-        hold_out = self.early_stopping
-        dataset, valid = training_datasets(self, sequences, table, sample_weight, hold_out)
-        with interruptible(self, keep=True):
-            self.net_.run(dataset, valid, epochs=self.max_epochs, seed=self._seed + self.n_iter_)
-            if valid is None:
-                self.net_.check_result(dataset)
+        self.interrupted_ = False
+        try:
+            if self.solver == "lbfgs":
+                self._run_lbfgs(sequences, table, weights, start_anew)
+            else:
+                self._run_epochs(sequences, table, weights)
+        except KeyboardInterrupt:
+            self.interrupted_ = True
+            if in_a_loop():
+                raise
+            unit = "iteration" if self.solver == "lbfgs" else "epoch"
+            warn_of_interrupt(f"{unit} {self.n_iter_}", best=self.early_stopping)
         return self
 
-    @available_if(offers_partial_fit)
-    @_fit_context(prefer_skip_nested_validation=True)
+    @available_if(_has_mini_batches)
+    @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
         self,
         X: Any,
@@ -423,91 +507,214 @@ class SemiCRFSegmenter(
             )
         first = not hasattr(self, "net_")
         sequences, table = self._prepare(X, y, groups, first, classes)
-        sample_weight = self._weights(sample_weight, sequences, table)
+        weights = self._weights(sample_weight, sequences, table)
         if first:
             self._build(sequences, table)
         check_allowed(self.module_, table, self.classes_)
-        dataset, _ = training_datasets(self, sequences, table, sample_weight)
-        with interruptible(self, keep=False):
+        dataset, _ = training_datasets(
+            sequences, table, weights, self.module_.encoder, crop_length=self.crop_length
+        )
+        self.interrupted_ = False
+        try:
             self.net_.run(dataset, epochs=1, seed=self._seed + self.n_iter_)
+        except KeyboardInterrupt:
+            self.interrupted_ = True
+            raise
         return self
 
-    def _prepare(
-        self, X: Any, y: Any, groups: Any, start_anew: bool, classes: Any = None
-    ) -> tuple[Sequences, SegmentTable]:
-        """Checked training data; sets what is learnt from the data alone when starting anew."""
-        self._check_extra_params()
-        check_parameters(self)
-        check_solver(self)
-        sequences = check_X(
-            self,
-            X,
-            groups,
-            dtype=None,
-            reset=start_anew,
-            accept_sparse=self._takes_sparse,
-        )
-        if not self._standardizes:
-            warn_of_lost_spread(sequences, self.dtype)
-            sequences = cast_features(sequences, self.dtype)
+    # Prediction -----------------------------------------------------------------------------------
+
+    def predict(self, X: Any, groups: Any = None) -> np.ndarray:
+        """Most probable label of each position: the labels with the highest expected `score`.
+
+        These are the labels of largest `predict_proba`; where minimum durations or transition
+        constraints are set, those of the largest sum among the labellings that obey them. They can
+        differ from the most probable segmentation, `predict_segments`, in positions that are
+        uncertain. With ``tagging="bio"`` the tags are those of `predict_segments`, as labels chosen
+        one by one need not be the tags of any segmentation.
+
+        Parameters
+        ----------
+        X : sequences
+            See Notes of the class.
+        groups : array-like of shape (n_rows,), optional
+            For 2-D X.
+
+        Returns
+        -------
+        ndarray of shape (T,), or object array of such for many sequences
+        """
+        sequences = self._check_input(X, groups)
+        return sequences.layout.restore(self._position_labels(sequences))
+
+    def predict_proba(self, X: Any, groups: Any = None) -> np.ndarray:
+        """Posterior probability of each label at each position, given the whole sequence.
+
+        Parameters
+        ----------
+        X, groups
+            As for `predict`.
+
+        Returns
+        -------
+        ndarray of shape (T, C), or object array of such for many sequences
+            Columns in the order of ``classes_``; rows sum to 1.
+        """
+        sequences = self._check_input(X, groups)
+        return sequences.layout.restore(label_probabilities(self._problems(sequences)))
+
+    def predict_segments(self, X: Any, groups: Any = None) -> list[Segment] | list[list[Segment]]:
+        """Segments of the most probable segmentation.
+
+        Parameters
+        ----------
+        X, groups
+            As for `predict`.
+
+        Returns
+        -------
+        list of Segment, or list of such lists with `groups` or many sequences
+            Ends are inclusive, labels are those of ``classes_``, as Python objects.
+        """
+        sequences, names = self._check_input(X, groups), self.classes_.tolist()
+        found = best_segments(self._problems(sequences))
+        return sequences.layout.restore_each([name_segments(one, names) for one in found])
+
+    def predict_boundary_proba(self, X: Any, groups: Any = None) -> np.ndarray:
+        """Posterior probability that a segment starts at each position.
+
+        Parameters
+        ----------
+        X, groups
+            As for `predict`.
+
+        Returns
+        -------
+        ndarray of shape (T,), or object array of such for many sequences
+            1 at the first position of a sequence.
+        """
+        sequences = self._check_input(X, groups)
+        return sequences.layout.restore(boundary_probabilities(self._problems(sequences)))
+
+    def predict_topk(
+        self, X: Any, k: int, groups: Any = None
+    ) -> list[list[Segment]] | list[list[list[Segment]]]:
+        """Segments of the k most probable segmentations, the most probable one first.
+
+        Parameters
+        ----------
+        X, groups
+            As for `predict`.
+        k : int
+            How many of each sequence.
+
+        Returns
+        -------
+        list of lists of Segment, or list of such with `groups` or many sequences
+            By rank, as `predict_segments` returns the first; fewer than `k` where a sequence has no
+            more. The scores of a segmentation's segments sum to its score, and `log_likelihood` of
+            it is its log-probability.
+
+        Raises
+        ------
+        ValueError
+            Unless ``k >= 1``.
+        """
+        k = check_positive_int("k", k)
+        sequences = self._check_input(X, groups)
+        return self._named(sequences, best_segmentations(self._problems(sequences), k))
+
+    def sample(
+        self, X: Any, n_samples: int = 1, random_state: Any = None, groups: Any = None
+    ) -> list[list[Segment]] | list[list[list[Segment]]]:
+        """Draw segmentations from the distribution given X.
+
+        Parameters
+        ----------
+        X, groups
+            As for `predict`.
+        n_samples : int, default=1
+            How many of each sequence.
+        random_state : int, RandomState instance or None, default=None
+            An int gives the same samples for the same X.
+
+        Returns
+        -------
+        list of lists of Segment, or list of such with `groups` or many sequences
+            By sample, each as `predict_segments` returns one.
+
+        Raises
+        ------
+        ValueError
+            Unless ``n_samples >= 1``.
+        """
+        n_samples = check_positive_int("n_samples", n_samples)
+        rng = check_random_state(random_state)
+        sequences = self._check_input(X, groups)
+        found = sampled_segmentations(self._problems(sequences), n_samples, rng)
+        return self._named(sequences, found)
+
+    def entropy(self, X: Any, groups: Any = None) -> np.ndarray | float:
+        """Entropy of the distribution over segmentations: how unsure the model is of a sequence.
+
+        Parameters
+        ----------
+        X, groups
+            As for `predict`.
+
+        Returns
+        -------
+        float for one sequence, ndarray of shape (n_sequences,) otherwise
+            In nats, exact: the expectation of minus the log-probability. 0 where one segmentation
+            is certain; it grows with the length.
+        """
+        sequences = self._check_input(X, groups)
+        return sequences.layout.restore_each(entropies(self._problems(sequences)))
+
+    def log_likelihood(self, X: Any, y: Any, groups: Any = None) -> np.ndarray | float:
+        """Log-probability of the given segmentations, in nats.
+
+        Parameters
+        ----------
+        X, groups
+            As for `predict`.
+        y : labels or segments, nested as X
+
+        Returns
+        -------
+        float for one sequence, ndarray of shape (n_sequences,) otherwise
+        """
+        sequences = self._check_input(X, groups)
+        table = self._encode(check_y(y, sequences.layout, self.tagging))
+        found = log_likelihoods(self._problems(sequences), table, len(sequences.values))
+        return sequences.layout.restore_each(found)
+
+    def score(self, X: Any, y: Any, groups: Any = None, sample_weight: Any = None) -> float:
+        """Fraction of all positions whose label, or BIO tag, is predicted right.
+
+        Parameters
+        ----------
+        X, groups
+            As for `predict`.
+        y : labels or segments, nested as X
+        sample_weight : array-like, optional
+            As for `fit`; weights of positions count one by one.
+
+        Returns
+        -------
+        float
+        """
+        sequences = self._check_input(X, groups)
         gold = check_y(y, sequences.layout, self.tagging)
-        if classes is not None:
-            if isinstance(classes, str) or not isinstance(classes, Iterable):
-                raise TypeError(f"`classes` must be an array or list of labels; got {classes!r}.")
-            classes = np.unique(as_labels(list(classes), "classes", "index {}".format))
-        if start_anew:
-            self.classes_ = np.unique(gold.labels) if classes is None else classes
-            singles = np.isin(self.classes_, single_labels(self))
-            self._single_classes = np.flatnonzero(singles)
-            single = np.isin(gold.labels, self.classes_[singles])
-            duration = np.where(single, 1, gold.stop - gold.start)
-            longest = int(duration.max())
-            self.max_duration_ = longest if self.max_duration == "auto" else int(self.max_duration)
-            self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        elif classes is not None and classes.tolist() != self.classes_.tolist():
-            raise ValueError(
-                "`classes` must be those of the first call of `partial_fit`, "
-                f"{self.classes_.tolist()}; got {classes.tolist()}."
-            )
-        return sequences, self._encode(gold)
+        labels = gold.position_labels if self.tagging is None else gold.bio_tags
+        weights = check_sample_weight(sample_weight, sequences.layout)
+        return accuracy_score(
+            labels,
+            np.concatenate(self._position_labels(sequences)),
+            sample_weight=None if weights is None else np.concatenate(weights),
+        )
 
-    def _encode(self, gold: GoldSegments) -> SegmentTable:
-        """Gold segments with class indices; without a tail, of at most ``max_duration_``."""
-        table = split_singles(LabelCodec(self.classes_).encode(gold), self._single_classes)
-        if self.duration_tail is not None:
-            return table
-        return limit_durations(table, self.max_duration_, self.long_segments)
-
-    def _weights(self, sample_weight: Any, sequences: Sequences, table: SegmentTable) -> Any:
-        """Sample weights with those of the classes in them."""
-        layout = sequences.layout
-        return with_class_weight(sample_weight, self.class_weight, self.classes_, table, layout)
-
-    def _build(self, sequences: Sequences, table: SegmentTable) -> None:
-        rng = PrivateRNG(self._seed, resolve_device(self.device))
-        module = build_module(self, sequences, table, self.max_duration_, rng)
-        self.net_ = build_net(self, module, rng)
-
-    def _rebuild_net(self) -> None:
-        """New optimiser and callbacks, as the parameters say now, around the fitted module."""
-        history = self.net_.history
-        rng = PrivateRNG(self._seed + len(history), resolve_device(self.device))
-        self.net_ = build_net(self, self.module_, rng)
-        self.net_.history = history
-
-    def _missing_attributes(self) -> list[str]:
-        if not hasattr(self, "net_"):
-            return []
-        fitted = ("classes_", "max_duration_", "n_features_in_", "_seed", "_single_classes")
-        with PrivateRNG(0, torch.device("cpu")).use():
-            head = SemiMarkovCRFHead(1, 1, 1)
-        missing = missing_attributes(self.module_.head, head)
-        return [*(n for n in fitted if not hasattr(self, n)), *(f"head.{n}" for n in missing)]
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = self._takes_sparse
-        return tags
+    # Fitted attributes ----------------------------------------------------------------------------
 
     @property
     def module_(self) -> SegmentationModule:
@@ -525,3 +732,238 @@ class SemiCRFSegmenter(
     def n_iter_(self) -> int:
         """Number of epochs run."""
         return len(self.history_)
+
+    # Protocols of scikit-learn and pickle ---------------------------------------------------------
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = self._takes_sparse
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        return with_version(super().__getstate__())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state, saved_with = split_version(state)
+        # Parameters that are younger than the state get their defaults.
+        defaults = defaults_of(type(self).__init__)
+        younger = {name: value for name, value in defaults.items() if name not in state}
+        super().__setstate__(state | younger)
+        missing = list(younger)
+        if hasattr(self, "net_"):
+            fitted = ("classes_", "max_duration_", "n_features_in_", "_seed", "_single_classes")
+            missing += [name for name in fitted if not hasattr(self, name)]
+            missing += [f"head.{name}" for name in missing_from_head(self.module_.head)]
+        warn_of_version(type(self).__name__, saved_with, missing)
+
+    # Steps of the above ---------------------------------------------------------------------------
+
+    def _extra_params(self) -> dict[str, Any]:
+        """Parameters that the constructor took beyond those it names."""
+        named = self._get_param_names()
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in named and not name.startswith("_") and not name.endswith("_")
+        }
+
+    @property
+    def _takes_sparse(self) -> bool:
+        return isinstance(self.encoder, str) and self.encoder == "linear"
+
+    @property
+    def _standardizes(self) -> bool:
+        """Whether features stay in float64 until the module has centred and scaled them."""
+        named = isinstance(self.encoder, str) and self.encoder != "linear"
+        # By name, as a model of a GPU also predicts where there is none. "mps" has no float64.
+        return named and not str(self.device).startswith("mps")
+
+    @property
+    def _held_out(self) -> float | None:
+        """Fraction of the sequences that `fit` holds out, or None."""
+        return self.validation_fraction if self.early_stopping else None
+
+    def _prepare(
+        self, X: Any, y: Any, groups: Any, start_anew: bool, classes: Any = None
+    ) -> tuple[Sequences, SegmentTable]:
+        """Checked training data; sets what is learnt from the data alone when starting anew."""
+        params = self.get_params(deep=False)
+        # Not in the constructor, which by scikit-learn's rules only stores.
+        check_routed(self._extra_params(), type(self).__name__)
+        check_parameters(params, self._parameter_constraints)
+        check_solver(params)
+        sequences = check_X(
+            self, X, groups, dtype=None, reset=start_anew, accept_sparse=self._takes_sparse
+        )
+        if not self._standardizes:
+            warn_of_lost_spread(sequences, self.dtype)
+            sequences = cast_features(sequences, self.dtype)
+        gold = check_y(y, sequences.layout, self.tagging)
+        if classes is not None:
+            if isinstance(classes, str) or not isinstance(classes, Iterable):
+                raise TypeError(f"`classes` must be an array or list of labels; got {classes!r}.")
+            classes = np.unique(as_labels(list(classes), "classes", "index {}".format))
+        if start_anew:
+            self.classes_ = np.unique(gold.labels) if classes is None else classes
+            self._single_classes = single_classes(self.single_position_labels, self.classes_)
+            self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        elif classes is not None and classes.tolist() != self.classes_.tolist():
+            raise ValueError(
+                "`classes` must be those of the first call of `partial_fit`, "
+                f"{self.classes_.tolist()}; got {classes.tolist()}."
+            )
+        table = split_singles(encode_labels(gold, self.classes_), self._single_classes)
+        if start_anew:
+            longest = int((table.stop - table.start).max())
+            self.max_duration_ = longest if self.max_duration == "auto" else int(self.max_duration)
+        return sequences, self._limit(table)
+
+    def _encode(self, gold: GoldSegments) -> SegmentTable:
+        """Gold segments with class indices; without a tail, of at most ``max_duration_``."""
+        return self._limit(split_singles(encode_labels(gold, self.classes_), self._single_classes))
+
+    def _limit(self, table: SegmentTable) -> SegmentTable:
+        if self.duration_tail is not None:
+            return table
+        return limit_durations(table, self.max_duration_, self.long_segments)
+
+    def _weights(
+        self, sample_weight: Any, sequences: Sequences, table: SegmentTable
+    ) -> list[np.ndarray] | None:
+        """Weights of the positions of each sequence, with those of their classes."""
+        layout = sequences.layout
+        return training_weights(
+            sample_weight, self.class_weight, self.classes_, table, layout, self.dtype
+        )
+
+    def _build(self, sequences: Sequences, table: SegmentTable) -> None:
+        """Set ``net_``, around a new module."""
+        rng = PrivateRNG(self._seed, resolve_device(self.device))
+        with rng.use():
+            encoder, hidden_size = make_encoder(
+                self.encoder,
+                self.n_features_in_,
+                {
+                    "hidden_size": self.hidden_size,
+                    "num_layers": self.num_layers,
+                    "kernel_size": self.kernel_size,
+                    "dropout": self.dropout,
+                },
+                encoder_params(self._extra_params()),
+            )
+            head = build_head(
+                table,
+                self.classes_,
+                self.max_duration_,
+                hidden_size,
+                duration_distribution=self.duration_distribution,
+                duration_init=self.duration_init,
+                duration_tail=self.duration_tail,
+                min_duration=self.min_duration,
+                transition_constraints=self.transition_constraints,
+                boundary_scores=self.boundary_scores,
+                single_classes=self._single_classes,
+            )
+        named = isinstance(self.encoder, str) and self.encoder != "linear"
+        standardize = Standardize.from_positions(sequences.values) if named else None
+        module = SegmentationModule(encoder, head, standardize).to(getattr(torch, self.dtype))
+        self._set_net(module, rng)
+
+    def _rebuild_net(self) -> None:
+        """Set ``net_`` around the fitted module, as the parameters are now."""
+        history = self.net_.history
+        rng = PrivateRNG(self._seed + len(history), resolve_device(self.device))
+        self._set_net(self.module_, rng)
+        self.net_.history = history
+
+    def _set_net(self, module: SegmentationModule, rng: PrivateRNG) -> None:
+        # An encoder of the user's may draw random numbers in training; ours do for dropout only.
+        stochastic = not isinstance(self.encoder, str) or self.dropout > 0
+        self.net_ = build_net(
+            module,
+            solver=self.solver,
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            alpha=self.alpha,
+            tol=self.tol,
+            n_iter_no_change=self.n_iter_no_change,
+            early_stopping=self.early_stopping,
+            callbacks=self.callbacks or [],
+            device=resolve_device(self.device),
+            verbose=self.verbose,
+            rng=rng if stochastic else None,
+            routed=net_params(self._extra_params()),
+        )
+
+    def _run_epochs(
+        self, sequences: Sequences, table: SegmentTable, weights: list[np.ndarray] | None
+    ) -> None:
+        """Train ``net_`` on mini-batches."""
+        train, valid = training_datasets(
+            sequences,
+            table,
+            weights,
+            self.module_.encoder,
+            crop_length=self.crop_length,
+            validation_fraction=self._held_out,
+            seed=self._seed,
+        )
+        self.net_.run(train, valid, epochs=self.max_epochs, seed=self._seed + self.n_iter_)
+        if valid is None:
+            self.net_.check_result(train)
+
+    def _run_lbfgs(
+        self,
+        sequences: Sequences,
+        table: SegmentTable,
+        weights: list[np.ndarray] | None,
+        start_anew: bool,
+    ) -> None:
+        """Train ``module_`` on all sequences at once."""
+        if start_anew:
+            zero_weights(self.module_.head)
+        fit_lbfgs(
+            self.module_,
+            self.history_,
+            sequences,
+            table,
+            weights,
+            alpha=self.alpha,
+            l1_ratio=self.l1_ratio,
+            tol=self.tol,
+            n_iter_no_change=self.n_iter_no_change,
+            max_iter=self.max_iter,
+            validation_fraction=self._held_out,
+            seed=self._seed,
+            dtype=self.dtype,
+            device=torch.device(self.net_.device),
+            verbose=self.verbose,
+        )
+
+    def _check_input(self, X: Any, groups: Any) -> Sequences:
+        """Checked X of a fitted model."""
+        check_is_fitted(self, "net_")
+        sequences = check_X(self, X, groups, dtype=None, accept_sparse=self._takes_sparse)
+        return sequences if self._standardizes else cast_features(sequences, self.dtype)
+
+    def _problems(self, sequences: Sequences) -> Iterator[tuple[np.ndarray, Potentials]]:
+        """Batches: indices of the sequences, and their problem, not centred."""
+        device = torch.device(self.net_.device)
+        return problems_of(self.module_, sequences, self.window_length, device)
+
+    def _position_labels(self, sequences: Sequences) -> list[np.ndarray]:
+        """Labels, or BIO tags, of each sequence."""
+        problems = self._problems(sequences)
+        if self.tagging == "bio":
+            rows = zip(best_segments(problems), sequences.lengths, strict=True)
+            return [tags_of(segments, int(n), self.classes_) for segments, n in rows]
+        return [self.classes_[index] for index in accurate_labels(problems, self.module_.head)]
+
+    def _named(
+        self, sequences: Sequences, found: list[list[list[Segment]]]
+    ) -> list[list[Segment]] | list[list[list[Segment]]]:
+        """Several segmentations of each sequence, with labels, nested as the caller's X was."""
+        names = self.classes_.tolist()
+        named = [[name_segments(segments, names) for segments in one] for one in found]
+        return sequences.layout.restore_each(named)

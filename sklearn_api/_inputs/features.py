@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from sklearn.utils.validation import _get_feature_names, assert_all_finite, check_array
+from sklearn.utils.validation import assert_all_finite, check_array
 
 from sklearn_api._inputs.containers import num_dimensions, to_host
+from sklearn_api._sklearn import get_feature_names
 
 __all__ = [
     "all_sparse_or_none",
@@ -81,7 +82,7 @@ def check_num_features(estimator: Any, values: list[np.ndarray], reset: bool) ->
 
 def check_names(estimator: Any, items: list[Any], reset: bool) -> None:
     """Compare the feature names of all sequences with those of `fit`, or of the first that has."""
-    found = [_get_feature_names(x) if hasattr(x, "columns") else None for x in items]
+    found = [get_feature_names(x) if hasattr(x, "columns") else None for x in items]
     named = [i for i, names in enumerate(found) if names is not None]
     if reset:
         vars(estimator).pop("feature_names_in_", None)

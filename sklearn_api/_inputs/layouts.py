@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import _num_samples
 
 from sklearn_api._inputs.containers import sequences_of
 from sklearn_api._inputs.sequences import Layout, group_starts
+from sklearn_api._sklearn import num_samples
 
 __all__ = ["read_layout"]
 
@@ -39,11 +39,11 @@ def read_layout(X: Any, groups: Any = None) -> Layout:
     array([3, 1])
     """
     items, X = sequences_of(X, raw=True)
-    num_rows = _num_samples(X if items is None else items)
+    num_rows = num_samples(X if items is None else items)
     if num_rows == 0:
         raise ValueError("`X` must hold at least 1 sequence or row; got 0.")
     if items is not None:
-        return Layout("many", np.array([_num_samples(x) for x in items], dtype=np.int64))
+        return Layout("many", np.array([num_samples(x) for x in items], dtype=np.int64))
     if groups is None:
         return Layout("single", np.array([num_rows]))
     return Layout("groups", np.diff(group_starts(groups, num_rows), append=num_rows))

@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from sklearn.utils import _safe_indexing
-from sklearn.utils.validation import _num_samples
 
 from sklearn_api._inputs.annotations import are_segments, as_labels, is_nested
 from sklearn_api._inputs.containers import to_host
 from sklearn_api._inputs.sequences import group_starts, object_array
+from sklearn_api._sklearn import num_samples, safe_indexing
 
 __all__ = ["as_sequences"]
 
@@ -49,9 +48,9 @@ def as_sequences(items: Iterable[Any], groups: Any = None) -> np.ndarray:
     """
     if groups is not None:
         items = to_host(items, "items")
-        starts = group_starts(groups, _num_samples(items))
-        stops = [*starts[1:], _num_samples(items)]
-        items = [_safe_indexing(items, slice(a, b)) for a, b in zip(starts, stops, strict=True)]
+        starts = group_starts(groups, num_samples(items))
+        stops = [*starts[1:], num_samples(items)]
+        items = [safe_indexing(items, slice(a, b)) for a, b in zip(starts, stops, strict=True)]
     result = []
     for i, item in enumerate(items):
         if isinstance(item, (list, tuple)):

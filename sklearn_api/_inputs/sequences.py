@@ -37,11 +37,11 @@ from sklearn_api._inputs.features import (
 
 __all__ = [
     "GoldSegments",
-    "LabelCodec",
     "Layout",
     "Sequences",
     "check_X",
     "check_y",
+    "encode_labels",
     "group_starts",
     "object_array",
 ]
@@ -85,6 +85,15 @@ class Layout:
         if self.kind == "groups":
             return np.concatenate(outputs)
         return object_array(outputs)
+
+    def restore_each(self, outputs: list[Any] | np.ndarray) -> Any:
+        """One output per sequence as they are, but that of a single sequence by itself.
+
+        Of numbers in an array, that is a float.
+        """
+        if self.kind != "single":
+            return outputs
+        return float(outputs[0]) if isinstance(outputs, np.ndarray) else outputs[0]
 
 
 @dataclass(frozen=True)
@@ -453,41 +462,31 @@ def _tiles(parts: list[list[tuple[int, int, Any]]], lengths: np.ndarray) -> Gold
     return GoldSegments(sequence, start, stop, labels)
 
 
-class LabelCodec:
-    """Labels as users name them <-> class indices 0..C-1.
+def encode_labels(gold: GoldSegments, classes: np.ndarray) -> SegmentTable:
+    """Segments with class indices.
 
     Parameters
     ----------
-    classes : array-like of shape (C,)
+    gold : GoldSegments
+    classes : ndarray of shape (C,)
         Sorted and distinct.
+
+    Raises
+    ------
+    ValueError
+        For a label that is not among the classes, naming it and its sequence.
     """
-
-    def __init__(self, classes: np.ndarray) -> None:
-        self.classes = classes
-
-    def encode(self, gold: GoldSegments) -> SegmentTable:
-        """Segments with class indices.
-
-        Raises
-        ------
-        ValueError
-            For a label that is not among the classes, naming it and its sequence.
-        """
-        if label_kind(gold.labels) == label_kind(self.classes):
-            index = np.searchsorted(self.classes, gold.labels).clip(max=len(self.classes) - 1)
-            unseen = self.classes[index] != gold.labels
-        else:  # 1 is neither "1" nor True
-            index = np.zeros(len(gold.labels), dtype=np.int64)
-            unseen = np.ones(len(gold.labels), dtype=bool)
-        if np.any(unseen):
-            n = int(np.flatnonzero(unseen)[0])
-            raise ValueError(
-                f"`y` must hold only the classes {self.classes.tolist()}; got "
-                f"{gold.labels[n : n + 1].tolist()[0]!r} in sequence {gold.sequence[n]}."
-            )
-        columns = (gold.sequence, gold.start, gold.stop, index)
-        return SegmentTable(*(torch.from_numpy(np.ascontiguousarray(c, np.int64)) for c in columns))
-
-    def decode(self, index: np.ndarray) -> np.ndarray:
-        """Labels of class indices."""
-        return self.classes[index]
+    if label_kind(gold.labels) == label_kind(classes):
+        index = np.searchsorted(classes, gold.labels).clip(max=len(classes) - 1)
+        unseen = classes[index] != gold.labels
+    else:  # 1 is neither "1" nor True
+        index = np.zeros(len(gold.labels), dtype=np.int64)
+        unseen = np.ones(len(gold.labels), dtype=bool)
+    if np.any(unseen):
+        n = int(np.flatnonzero(unseen)[0])
+        raise ValueError(
+            f"`y` must hold only the classes {classes.tolist()}; got "
+            f"{gold.labels[n : n + 1].tolist()[0]!r} in sequence {gold.sequence[n]}."
+        )
+    columns = (gold.sequence, gold.start, gold.stop, index)
+    return SegmentTable(*(torch.from_numpy(np.ascontiguousarray(c, np.int64)) for c in columns))

@@ -54,7 +54,7 @@ class LinearObjective:
         alpha: float,
         l1_ratio: float,
     ) -> None:
-        self.likelihood, self.head = likelihood, likelihood.head
+        self.likelihood, self.head, self.alpha = likelihood, likelihood.head, alpha
         self.features, self.dtype = likelihood.features, likelihood.row_weights.dtype
         self.num_positions, self.num_outputs = likelihood.num_positions, likelihood.num_outputs
         pairs = zip(self.head.duration_distribution.parameters(), anchors, strict=True)

@@ -1,18 +1,18 @@
-"""From an estimator's parameters and its training data to a module and a net."""
+"""The CRF head of a new model, and whether a model allows its training segments."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flash_semicrf.duration import (
     DURATION_DISTRIBUTIONS,
-    DurationDistribution,
     GeometricTail,
     create_duration_distribution,
 )
@@ -20,13 +20,10 @@ from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.nn.allowed import allowed_transitions
 from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.problem.segments import SegmentTable
-from sklearn_api._inputs.sequences import Sequences
 from sklearn_api._model.module import SegmentationModule
-from sklearn_api._model.rng import PrivateRNG
 from sklearn_api._model.single_positions import forbid_longer
-from sklearn_api.encoders import Standardize, make_encoder
 
-__all__ = ["build_module", "check_allowed", "resolve_device"]
+__all__ = ["build_head", "check_allowed", "resolve_device"]
 
 
 def resolve_device(device: str) -> torch.device:
@@ -61,94 +58,78 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def build_module(
-    estimator: Any, sequences: Sequences, table: SegmentTable, max_duration: int, rng: PrivateRNG
-) -> SegmentationModule:
-    """Encoder and head as the estimator's parameters say, drawing initial weights from `rng`.
+def build_head(
+    table: SegmentTable,
+    classes: np.ndarray,
+    max_duration: int,
+    hidden_size: int,
+    *,
+    duration_distribution: str | nn.Module | Callable[..., Any],
+    duration_init: str,
+    duration_tail: str | float | None,
+    min_duration: int | dict[Any, int],
+    transition_constraints: Any,
+    boundary_scores: bool,
+    single_classes: np.ndarray,
+) -> SemiMarkovCRFHead:
+    """Head for the labels of the training data, drawing initial weights from torch's global state.
 
     Parameters
     ----------
-    estimator : SemiCRFSegmenter
-        With ``classes_`` and ``n_features_in_`` set.
-    sequences, table : training data
-        `table` holds no segment longer than `max_duration`, unless there is a duration tail.
+    table : SegmentTable
+        Training segments; none is longer than `max_duration`, unless there is a duration tail.
+    classes : ndarray of shape (C,)
     max_duration : int
-    rng : PrivateRNG
+    hidden_size : int
+        Width of the encoder's output.
+    duration_distribution, duration_init, duration_tail, min_duration, transition_constraints, \
+boundary_scores
+        Parameters of `SemiCRFSegmenter`.
+    single_classes : integer array
+        Classes whose segments all have duration 1.
 
     Returns
     -------
-    SegmentationModule
+    SemiMarkovCRFHead
     """
-    settings = {
-        name: getattr(estimator, name)
-        for name in ("hidden_size", "num_layers", "kernel_size", "dropout")
-    }
-    module_params = with_prefix(estimator, "module__")
-    encoder = estimator.encoder
-    standardize = None
-    if isinstance(encoder, str) and encoder != "linear":
-        standardize = Standardize.from_positions(sequences.values)
-    with rng.use():
-        module, hidden_dim = make_encoder(
-            encoder, estimator.n_features_in_, settings, module_params
-        )
-        head = SemiMarkovCRFHead(
-            len(estimator.classes_),
-            max_duration,
-            hidden_dim,
-            duration_distribution=_durations(estimator, table, max_duration),
-            long_segments="error",
-            min_duration=_min_duration(estimator, max_duration),
-            transition_constraints=_transitions(estimator, table),
-            initial_scores=True,
-            final_scores=True,
-            boundary_scores=estimator.boundary_scores,
-            duration_tail=_tail(estimator, table, max_duration),
-        )
-    forbid_longer(head, estimator._single_classes)
-    return SegmentationModule(module, head, standardize).to(getattr(torch, estimator.dtype))
-
-
-def with_prefix(estimator: Any, prefix: str) -> dict[str, Any]:
-    params = estimator.get_params(deep=False)
-    return {name[len(prefix) :]: v for name, v in params.items() if name.startswith(prefix)}
-
-
-def _durations(estimator: Any, table: SegmentTable, max_duration: int) -> DurationDistribution:
-    """Duration distribution, fitted to the training segments where it is named and asked for."""
-    distribution = estimator.duration_distribution
-    num_classes = len(estimator.classes_)
-    if isinstance(distribution, str) and estimator.duration_init == "empirical":
-        return DURATION_DISTRIBUTIONS[distribution].from_segments(
-            (table.stop - table.start).clamp(max=max_duration),
-            table.label,
-            max_duration,
-            num_classes,
-        )
-    return create_duration_distribution(copy.deepcopy(distribution), max_duration, num_classes)
-
-
-def _tail(
-    estimator: Any, table: SegmentTable, max_duration: int
-) -> str | float | GeometricTail | None:
-    """What the head takes as `duration_tail`, fitted to the training segments where that is asked.
-
-    The geometric distribution has its own rate.
-    """
-    tail, distribution = estimator.duration_tail, estimator.duration_distribution
-    empirical = isinstance(distribution, str) and estimator.duration_init == "empirical"
-    if tail != "geometric" or not empirical or distribution == "geometric":
-        return tail
+    num_classes = len(classes)
+    # A distribution that is named starts from the training segments.
+    empirical = isinstance(duration_distribution, str) and duration_init == "empirical"
     durations = table.stop - table.start
-    return GeometricTail.from_segments(
-        durations, table.label, max_duration, len(estimator.classes_)
+    if empirical:
+        distribution = DURATION_DISTRIBUTIONS[duration_distribution].from_segments(
+            durations.clamp(max=max_duration), table.label, max_duration, num_classes
+        )
+    else:
+        distribution = create_duration_distribution(
+            copy.deepcopy(duration_distribution), max_duration, num_classes
+        )
+    # The geometric distribution has its own rate.
+    if empirical and duration_tail == "geometric" and duration_distribution != "geometric":
+        duration_tail = GeometricTail.from_segments(
+            durations, table.label, max_duration, num_classes
+        )
+    head = SemiMarkovCRFHead(
+        num_classes,
+        max_duration,
+        hidden_size,
+        duration_distribution=distribution,
+        long_segments="error",
+        min_duration=_min_duration(min_duration, max_duration, classes.tolist()),
+        transition_constraints=_transitions(transition_constraints, table, num_classes),
+        initial_scores=True,
+        final_scores=True,
+        boundary_scores=boundary_scores,
+        duration_tail=duration_tail,
     )
+    forbid_longer(head, single_classes)
+    return head
 
 
-def _min_duration(estimator: Any, max_duration: int) -> int | dict[int, int]:
+def _min_duration(
+    given: int | dict[Any, int], max_duration: int, classes: list[Any]
+) -> dict[int, int]:
     """Minimum durations with class indices for labels."""
-    given = estimator.min_duration
-    classes = estimator.classes_.tolist()
     by_label = given if isinstance(given, dict) else dict.fromkeys(classes, given)
     for label, value in by_label.items():
         if label not in classes:
@@ -163,10 +144,8 @@ def _min_duration(estimator: Any, max_duration: int) -> int | dict[int, int]:
     return {classes.index(label): value for label, value in by_label.items()}
 
 
-def _transitions(estimator: Any, table: SegmentTable) -> Tensor | None:
+def _transitions(given: Any, table: SegmentTable, num_classes: int) -> Tensor | None:
     """Boolean matrix of the transitions allowed, or None for all."""
-    given = estimator.transition_constraints
-    num_classes = len(estimator.classes_)
     if given is None:
         return None
     if isinstance(given, str):

@@ -11,29 +11,37 @@ import torch
 from flash_semicrf.nn import SemiMarkovCRFHead
 from flash_semicrf.problem.segments import SegmentTable, covered_positions
 
-__all__ = ["forbid_longer", "single_labels", "split_singles"]
+__all__ = ["forbid_longer", "single_classes", "split_singles"]
 
 
-def single_labels(estimator: Any) -> list[Any]:
-    """Labels that ``single_position_labels`` names, checked against ``classes_``.
+def single_classes(given: Any, classes: np.ndarray) -> np.ndarray:
+    """Indices of the classes that ``single_position_labels`` names.
+
+    Parameters
+    ----------
+    given : None, label or iterable of labels
+    classes : ndarray of shape (C,)
 
     Raises
     ------
     ValueError
         For a label that is not among the classes.
+
+    Examples
+    --------
+    >>> single_classes("O", np.array(["LOC", "O", "PER"])).tolist()
+    [1]
     """
-    given = estimator.single_position_labels
     if given is None:
-        return []
+        return np.zeros(0, dtype=np.int64)
     one = isinstance(given, str) or not isinstance(given, Iterable)
-    labels = [given] if one else list(given)
-    classes = estimator.classes_.tolist()
+    labels, names = [given] if one else list(given), classes.tolist()
     for label in labels:
-        if label not in classes:
+        if label not in names:
             raise ValueError(
-                f"`single_position_labels` must be among the classes {classes}; got {label!r}."
+                f"`single_position_labels` must be among the classes {names}; got {label!r}."
             )
-    return labels
+    return np.flatnonzero(np.isin(classes, labels))
 
 
 def split_singles(table: SegmentTable, classes: np.ndarray) -> SegmentTable:

@@ -1,13 +1,13 @@
-"""From an estimator's parameters to the skorch net that trains its module."""
+"""The skorch net that trains a module."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
-from sklearn_api._model.building import resolve_device
 from sklearn_api._model.module import SegmentationModule
 from sklearn_api._model.rng import PrivateRNG
 from sklearn_api._training.data import bucketed_loader
@@ -19,37 +19,53 @@ __all__ = ["build_net"]
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
-def build_net(estimator: Any, module: SegmentationModule, rng: PrivateRNG) -> SegmentationNet:
+def build_net(
+    module: SegmentationModule,
+    *,
+    solver: str,
+    optimizer: Callable[..., torch.optim.Optimizer] | None,
+    learning_rate: float,
+    batch_size: int,
+    alpha: float,
+    tol: float,
+    n_iter_no_change: int,
+    early_stopping: bool,
+    callbacks: Iterable[Any],
+    device: torch.device,
+    verbose: int,
+    rng: PrivateRNG | None,
+    routed: Mapping[str, Any],
+) -> SegmentationNet:
     """An initialised skorch net around `module`.
 
     Parameters
     ----------
-    estimator : SemiCRFSegmenter
     module : SegmentationModule
-    rng : PrivateRNG
+    solver, optimizer, learning_rate, batch_size, alpha, tol, n_iter_no_change, early_stopping
+        Parameters of `SemiCRFSegmenter`.
+    callbacks : iterable
+        Copied, and run after the losses are recorded.
+    device : torch.device
+    verbose : int
+    rng : PrivateRNG, optional
+        Random state of training steps that draw random numbers.
+    routed : mapping
+        Further parameters of skorch's net.
     """
-    e = estimator
-    # An encoder of the user's may draw random numbers in training; ours do for dropout only.
-    stochastic = not isinstance(e.encoder, str) or e.dropout > 0
     stopping = PlateauStopping(
-        monitor="valid_loss" if e.early_stopping else "train_loss",
-        patience=e.n_iter_no_change,
-        threshold=e.tol,
+        monitor="valid_loss" if early_stopping else "train_loss",
+        patience=n_iter_no_change,
+        threshold=tol,
         threshold_mode="abs",
-        load_best=e.early_stopping,
+        load_best=early_stopping,
     )
-    callbacks = [("losses", LossRecorder()), *copy.deepcopy(list(e.callbacks or []))]
-    params = {
-        name: value
-        for name, value in e.get_params(deep=False).items()
-        if name.startswith(("optimizer__", "iterator_train__", "iterator_valid__", "callbacks__"))
-    }
+    callbacks = [("losses", LossRecorder()), *copy.deepcopy(list(callbacks))]
     net = SegmentationNet(
         module,
         criterion=torch.nn.Identity,
-        optimizer=e.optimizer or _OPTIMIZERS.get(e.solver, torch.optim.SGD),
-        lr=e.learning_rate,
-        batch_size=e.batch_size,
+        optimizer=optimizer or _OPTIMIZERS.get(solver, torch.optim.SGD),
+        lr=learning_rate,
+        batch_size=batch_size,
         iterator_train=bucketed_loader,
         iterator_train__shuffle=True,
         iterator_valid=bucketed_loader,
@@ -57,10 +73,10 @@ def build_net(estimator: Any, module: SegmentationModule, rng: PrivateRNG) -> Se
         callbacks=[*callbacks, ("stopping", stopping)],
         callbacks__train_loss=None,
         callbacks__valid_loss=None,
-        device=str(resolve_device(e.device)),
-        verbose=int(e.verbose),
-        alpha=e.alpha,
-        rng=rng if stochastic else None,
-        **params,
+        device=str(device),
+        verbose=int(verbose),
+        alpha=alpha,
+        rng=rng,
+        **routed,
     )
     return net.initialize()

@@ -9,11 +9,11 @@ by the encoder's context; `sklearn_api._training.crop_likelihood` says what its 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from sklearn_api._model.windows import Context, encoder_context
@@ -133,9 +133,6 @@ class CropSampler(Sampler):
         return crops
 
 
-def crop_long(estimator: Any, dataset: SequenceDataset) -> SequenceDataset:
-    """The dataset that the estimator's `crop_length` makes of one."""
-    if estimator.crop_length is None:
-        return dataset
-    context = encoder_context(estimator.module_.encoder)
-    return CroppedDataset(dataset, estimator.crop_length, context)
+def crop_long(dataset: SequenceDataset, crop_length: int, encoder: nn.Module) -> CroppedDataset:
+    """Crops of the sequences of a dataset, with the context that an encoder has to see."""
+    return CroppedDataset(dataset, crop_length, encoder_context(encoder))

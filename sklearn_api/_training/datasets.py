@@ -1,61 +1,68 @@
-"""From checked training data to the datasets that a net is run on."""
+"""The datasets that a net is run on, from checked training data."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from sklearn.utils import check_random_state
+from torch import nn
 from torch.utils.data import Dataset
 
 from flash_semicrf.problem.segments import SegmentTable
 from sklearn_api._inputs.sequences import Sequences
 from sklearn_api._training.crops import crop_long
 from sklearn_api._training.data import SequenceDataset
-from sklearn_api._training.weights import WeightedDataset, training_weights
+from sklearn_api._training.weights import WeightedDataset
 
-__all__ = ["training_datasets", "split_sequences"]
+__all__ = ["split_sequences", "training_datasets"]
 
 
 def training_datasets(
-    estimator: Any,
     sequences: Sequences,
     table: SegmentTable,
-    sample_weight: Any = None,
-    hold_out: bool = False,
+    weights: list[np.ndarray] | None,
+    encoder: nn.Module,
+    *,
+    crop_length: int | None = None,
+    validation_fraction: float | None = None,
+    seed: int = 0,
 ) -> tuple[Dataset, Dataset | None]:
-    """Datasets to train on and to validate with, as the estimator's parameters say.
+    """Datasets to train on and to validate with.
 
     Parameters
     ----------
-    estimator : SemiCRFSegmenter
-        With its net built.
     sequences, table : training data
-    sample_weight : see `check_sample_weight`
-    hold_out : bool
-        Hold out whole sequences.
+    weights : list of ndarray of shape (T_i,), or None
+        Of the positions.
+    encoder : nn.Module
+        States what it has to see around a crop.
+    crop_length : int, optional
+        Longest piece of a sequence; None: sequences stay whole.
+    validation_fraction : float, optional
+        Fraction of the sequences to hold out; None: none.
+    seed : int
+        Of the choice of those.
 
     Returns
     -------
     train : Dataset
     valid : Dataset or None
     """
-    weights = training_weights(estimator, sample_weight, sequences.layout)
+
+    def derived(dataset: SequenceDataset, weights: list[np.ndarray] | None) -> Dataset:
+        if crop_length is not None:
+            dataset = crop_long(dataset, crop_length, encoder)
+        return dataset if weights is None else WeightedDataset(dataset, weights)
+
     whole = SequenceDataset(sequences.values, table)
-    if not hold_out:
-        return _derived(estimator, whole, weights), None
-    parts = split_sequences(len(whole), estimator.validation_fraction, estimator._seed)
+    if validation_fraction is None:
+        return derived(whole, weights), None
+    parts = split_sequences(len(whole), validation_fraction, seed)
     train, valid = (
-        _derived(estimator, whole.subset(part), weights and [weights[i] for i in part])
-        for part in parts
+        derived(whole.subset(part), weights and [weights[i] for i in part]) for part in parts
     )
     return train, valid
-
-
-def _derived(estimator: Any, dataset: SequenceDataset, weights: Any) -> Dataset:
-    dataset = crop_long(estimator, dataset)
-    return dataset if weights is None else WeightedDataset(dataset, weights)
 
 
 def split_sequences(

@@ -7,15 +7,12 @@ there, and in `partial_fit`, which is a step of such a loop, the KeyboardInterru
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import warnings
-from collections.abc import Iterator
-from typing import Any
 
 from sklearn.exceptions import ConvergenceWarning
 
-__all__ = ["in_a_loop", "interruptible"]
+__all__ = ["in_a_loop", "warn_of_interrupt"]
 
 _LOOPS = ("concurrent", "joblib", "multiprocessing", "sklearn")
 _ONE_FIT = ("sklearn.base", "sklearn.pipeline", "sklearn.utils")
@@ -35,30 +32,23 @@ def in_a_loop() -> bool:
     return False
 
 
-@contextlib.contextmanager
-def interruptible(estimator: Any, keep: bool) -> Iterator[None]:
-    """Set ``estimator.interrupted_`` by what becomes of the training inside the ``with`` block.
+def warn_of_interrupt(place: str, best: bool) -> None:
+    """Warn that `fit`, which calls this, keeps a model whose training was cut short.
 
     Parameters
     ----------
-    estimator : SemiCRFSegmenter
-        Its parameters are in order whenever the block raises KeyboardInterrupt.
-    keep : bool
-        Turn an interrupt that belongs to no loop into a ConvergenceWarning.
+    place : str
+        Where training ended: "epoch 3".
+    best : bool
+        The model is the best one so far, not the last.
+
+    Warns
+    -----
+    ConvergenceWarning
     """
-    estimator.interrupted_ = False
-    try:
-        yield
-    except KeyboardInterrupt:
-        estimator.interrupted_ = True
-        if not keep or in_a_loop():
-            raise
-        best = "best " if estimator.early_stopping else ""
-        unit = "iteration" if estimator.solver == "lbfgs" else "epoch"
-        warnings.warn(
-            f"`fit` was interrupted at {unit} {estimator.n_iter_}: the model is the {best}one so "
-            "far, and `interrupted_` is True. `fit` with `warm_start=True` goes on from it.",
-            ConvergenceWarning,
-            # The generator, contextlib, `fit`, scikit-learn's wrapper, its caller.
-            stacklevel=5,
-        )
+    warnings.warn(
+        f"`fit` was interrupted at {place}: the model is the {'best ' if best else ''}one so far, "
+        "and `interrupted_` is True. `fit` with `warm_start=True` goes on from it.",
+        ConvergenceWarning,
+        stacklevel=4,  # this function, `fit`, scikit-learn's wrapper, its caller
+    )

@@ -1,5 +1,7 @@
 """Sample weights of sequences and of their positions, and weights of classes.
 
+Whatever form they come in, training sees one list: the weights of the positions of each sequence.
+
 A weight multiplies a log-likelihood, so a sequence of weight 2 counts as two copies of it. The
 likelihood of a segmentation is not a sum over positions: weights of positions act through their
 mean over the sequence or, with `crop_length`, over each crop. A class weight multiplies those of
@@ -25,7 +27,7 @@ from sklearn_api._parameters import check_largest
 from sklearn_api._training.crops import CroppedDataset
 from sklearn_api._training.data import SequenceDataset
 
-__all__ = ["WeightedDataset", "check_sample_weight", "training_weights", "with_class_weight"]
+__all__ = ["WeightedDataset", "check_sample_weight", "training_weights"]
 
 
 def check_sample_weight(sample_weight: Any, layout: Layout) -> list[np.ndarray] | None:
@@ -79,19 +81,51 @@ def check_sample_weight(sample_weight: Any, layout: Layout) -> list[np.ndarray] 
     return weights
 
 
-def training_weights(estimator: Any, sample_weight: Any, layout: Layout) -> list[np.ndarray] | None:
-    """Weights as `check_sample_weight` returns them, none so large that training would overflow.
+def training_weights(
+    sample_weight: Any,
+    class_weight: str | dict[Any, float] | None,
+    classes: np.ndarray,
+    table: SegmentTable,
+    layout: Layout,
+    dtype: str,
+) -> list[np.ndarray] | None:
+    """Weights of the positions of each sequence: sample weights times those of the labels.
 
     Parameters
     ----------
-    estimator : SemiCRFSegmenter
-    sample_weight, layout : see `check_sample_weight`
-        With the weights of classes in them.
+    sample_weight : see `check_sample_weight`
+    class_weight : None, "balanced" or dict of label to weight
+        "balanced" is n / (C * count) for n positions; labels that a dict leaves out have weight 1.
+    classes : ndarray of shape (C,)
+    table : SegmentTable
+        Gold segments with class indices, ordered by sequence.
+    layout : Layout
+        Of X.
+    dtype : {"float32", "float64"}
+        That training computes in.
+
+    Returns
+    -------
+    list of float64 ndarray of shape (T_i,), or None
+        None without weights of either kind.
+
+    Raises
+    ------
+    ValueError
+        As `check_sample_weight`; for a label that is not among the classes, or a class weight that
+        is negative or not finite; if all weights are 0, or one is so large that training overflows.
     """
-    weights = check_sample_weight(sample_weight, layout)
-    times = "" if estimator.class_weight is None else "` times `class_weight"
+    weights, name = check_sample_weight(sample_weight, layout), "sample_weight"
+    if class_weight is not None:
+        name = "sample_weight` times `class_weight"
+        product = _class_weights(class_weight, classes, table)
+        if weights is not None:
+            product = product * np.concatenate(weights)
+        if not product.any():
+            raise ValueError(f"`{name}` must not be zero everywhere.")
+        weights = np.split(product, np.cumsum(layout.lengths)[:-1])
     for i, one in enumerate(weights or []):
-        check_largest(f"sample_weight{times}", one.max(), estimator.dtype, f" in sequence {i}")
+        check_largest(name, one.max(), dtype, f" in sequence {i}")
     return weights
 
 
@@ -111,38 +145,10 @@ def _check_count(got: int, count: int, where: str, unit: str) -> None:
         )
 
 
-def with_class_weight(
-    sample_weight: Any,
-    class_weight: str | dict[Any, float] | None,
-    classes: np.ndarray,
-    table: SegmentTable,
-    layout: Layout,
-) -> Any:
-    """Sample weights times the weights of the labels.
-
-    Parameters
-    ----------
-    sample_weight : see `check_sample_weight`
-    class_weight : None, "balanced" or dict of label to weight
-        "balanced" is n / (C * count) for n positions; labels that a dict leaves out have weight 1.
-    classes : ndarray of shape (C,)
-    table : SegmentTable
-        Gold segments with class indices, ordered by sequence.
-    layout : Layout
-        Of X.
-
-    Returns
-    -------
-    `sample_weight` itself without class weights; weights of positions, nested as X, otherwise
-
-    Raises
-    ------
-    ValueError
-        For a label that is not among the classes, or a weight that is negative or not finite, or
-        all weights 0.
-    """
-    if class_weight is None:
-        return sample_weight
+def _class_weights(
+    class_weight: str | dict[Any, float], classes: np.ndarray, table: SegmentTable
+) -> np.ndarray:
+    """Class weights of all positions of all sequences, one after the other."""
     labels = np.repeat(table.label.numpy(), (table.stop - table.start).numpy())
     if isinstance(class_weight, dict):
         by_class = _weights_by_class(class_weight, classes.tolist())
@@ -153,10 +159,7 @@ def with_class_weight(
     weights = by_class[labels]
     if not weights.any():
         raise ValueError("`class_weight` must not be 0 for all labels of `y`.")
-    given = check_sample_weight(sample_weight, layout)
-    if given is not None:
-        weights = weights * np.concatenate(given)
-    return layout.restore(np.split(weights, np.cumsum(layout.lengths)[:-1]))
+    return weights
 
 
 def _weights_by_class(given: dict[Any, float], classes: list[Any]) -> np.ndarray:

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import clone
-from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
-from sklearn.utils.validation import _num_samples
 
 from sklearn_api._inputs.annotations import are_segments
 from sklearn_api._inputs.layouts import read_layout
 from sklearn_api._inputs.sequences import check_y, object_array
 from sklearn_api._responses import final_estimator, get_response
+from sklearn_api._sklearn import num_samples as _num_samples
+from sklearn_api._sklearn import safe_indexing as _safe_indexing
 from sklearn_api.model_selection._splitters import SequenceKFold
 
 __all__ = ["cross_val_predict"]

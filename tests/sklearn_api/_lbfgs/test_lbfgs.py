@@ -13,7 +13,7 @@ from skorch.callbacks import EpochTimer
 from flash_semicrf import SemiMarkovCRFHead
 from flash_semicrf.problem.segments import SegmentTable
 from sklearn_api import SemiCRFSegmenter
-from sklearn_api._inputs.sequences import LabelCodec, check_X, check_y
+from sklearn_api._inputs.sequences import check_X, check_y, encode_labels
 from sklearn_api._lbfgs.likelihood import LinearLikelihood
 from sklearn_api._training.datasets import split_sequences
 from tests.sklearn_api.comparisons import assert_same_segments
@@ -277,7 +277,7 @@ def test_bio_gold_tags_follow_the_segments():
     gold = check_y([["I-N", "I-M", "O", "B-M"]], check_X(SemiCRFSegmenter(), [np.ones((4, 1))],
                    reset=True).layout, "bio")  # fmt: skip
     assert gold.bio_tags.tolist() == ["B-N", "B-M", "O", "B-M"]
-    table = LabelCodec(np.array(["M", "N", "O"])).encode(gold)
+    table = encode_labels(gold, np.array(["M", "N", "O"]))
     assert isinstance(table, SegmentTable)
     assert table.label.tolist() == [1, 0, 2, 0]
 

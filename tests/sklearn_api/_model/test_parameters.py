@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from sklearn.utils._param_validation import Interval
 from skorch.callbacks import Callback, EpochTimer
 
 from sklearn_api import SemiCRFSegmenter
+from sklearn_api._sklearn import Interval
 
 
 def data():

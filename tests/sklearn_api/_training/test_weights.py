@@ -34,7 +34,8 @@ def assert_close_models(a, b):
 def loss_of(model, X, y, weights=None):
     """The net's loss over one batch, without the penalty."""
     sequences, table = model._prepare(X, y, None, False)
-    dataset, _ = training_datasets(model, sequences, table, weights)
+    weights = check_sample_weight(weights, sequences.layout)
+    dataset, _ = training_datasets(sequences, table, weights, model.module_.encoder)
     batch = next(iter(dataset.sampler(100, False, 0)))
     inputs, columns = dataset.collate([dataset[key] for key in batch])
     return float(model.net_.get_loss(model.module_(**inputs), columns, inputs).detach())

@@ -1,0 +1,22 @@
+"""Names of scikit-learn outside its documented interface, in one place: a release may move them.
+
+Not imports, but relied on as well: estimators declare ``_parameter_constraints``, which
+`fit_context` checks, and inherit ``_get_param_names``.
+"""
+
+from __future__ import annotations
+
+from sklearn.base import _fit_context as fit_context
+from sklearn.utils import _safe_indexing as safe_indexing
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import _get_feature_names as get_feature_names
+from sklearn.utils.validation import _num_samples as num_samples
+
+__all__ = [
+    "Interval",
+    "StrOptions",
+    "fit_context",
+    "get_feature_names",
+    "num_samples",
+    "safe_indexing",
+]
