@@ -84,12 +84,12 @@ def check_parameters(params: Mapping[str, Any], constraints: Mapping[str, list[A
             raise ValueError(f"`{name}` must be a number, not a bool; got {value}.")
     dtype, tail, class_weight = params["dtype"], params["duration_tail"], params["class_weight"]
     check_largest("alpha", params["alpha"], dtype)
-    if isinstance(tail, Real) and tail > -math.inf:
-        check_largest("duration_tail", tail, dtype)
+    if isinstance(tail, Real) and float(tail) > -math.inf:
+        check_largest("duration_tail", float(tail), dtype)
     if isinstance(class_weight, dict):
         for label, weight in class_weight.items():
             if isinstance(weight, Real):
-                check_largest("class_weight", weight, dtype, f" for label {label!r}")
+                check_largest("class_weight", float(weight), dtype, f" for label {label!r}")
     _check_callbacks(params["callbacks"] or [])
 
 

@@ -35,7 +35,7 @@ class InconsistentVersionWarning(SklearnInconsistentVersionWarning):
     estimator_name : str
     current_version, original_version : str
         Of flash_semicrf: the one that loads, and the one that saved; "unknown" for a model that
-        does not say.
+        does not record it.
     missing : sequence of str
         Parameters and attributes of the loading version that the model was saved without.
 

@@ -141,7 +141,7 @@ def best_segments(problems: Problems) -> list[list[Segment]]:
 def _from_marginals(
     problems: Problems, select: Callable[[SegmentMarginals, Tensor], Tensor]
 ) -> list[np.ndarray]:
-    """What `select` makes of marginals and lengths, for each sequence, cut to its length."""
+    """Result of `select` on marginals and lengths, for each sequence, cut to its length."""
 
     def selected() -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         for batch, problem in problems:

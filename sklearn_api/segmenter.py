@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -21,8 +21,9 @@ from flash_semicrf.duration import DURATION_DISTRIBUTIONS
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import Segment, SegmentTable, limit_durations
 from flash_semicrf.problem.validation import check_positive_int
-from sklearn_api._inputs.annotations import as_labels
-from sklearn_api._inputs.sequences import GoldSegments, Sequences, check_X, check_y, encode_labels
+from sklearn_api._inputs.annotations import read_classes
+from sklearn_api._inputs.gold import GoldSegments, check_y, encode_labels
+from sklearn_api._inputs.sequences import Sequences, check_X
 from sklearn_api._lbfgs.fitting import fit_lbfgs, zero_weights
 from sklearn_api._model.building import build_head, check_allowed, resolve_device
 from sklearn_api._model.module import SegmentationModule
@@ -307,7 +308,7 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        encoder: str | nn.Module | Callable[..., nn.Module] = "linear",
+        encoder: str | type[nn.Module] | nn.Module = "linear",
         *,
         hidden_size: int = 64,
         num_layers: int = 4,
@@ -472,7 +473,7 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
             warn_of_interrupt(f"{unit} {self.n_iter_}", best=self.early_stopping)
         return self
 
-    @available_if(_has_mini_batches)
+    @available_if(_has_mini_batches)  # type: ignore[untyped-decorator]  # scikit-learn's
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
         self,
@@ -578,7 +579,7 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
         """
         sequences, names = self._check_input(X, groups), self.classes_.tolist()
         found = best_segments(self._problems(sequences))
-        return sequences.layout.restore_each([name_segments(one, names) for one in found])
+        return sequences.layout.restore_lists([name_segments(one, names) for one in found])
 
     def predict_boundary_proba(self, X: Any, groups: Any = None) -> np.ndarray:
         """Posterior probability that a segment starts at each position.
@@ -669,7 +670,7 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
             is certain; it grows with the length.
         """
         sequences = self._check_input(X, groups)
-        return sequences.layout.restore_each(entropies(self._problems(sequences)))
+        return sequences.layout.restore_numbers(entropies(self._problems(sequences)))
 
     def log_likelihood(self, X: Any, y: Any, groups: Any = None) -> np.ndarray | float:
         """Log-probability of the given segmentations, in nats.
@@ -687,7 +688,7 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
         sequences = self._check_input(X, groups)
         table = self._encode(check_y(y, sequences.layout, self.tagging))
         found = log_likelihoods(self._problems(sequences), table, len(sequences.values))
-        return sequences.layout.restore_each(found)
+        return sequences.layout.restore_numbers(found)
 
     def score(self, X: Any, y: Any, groups: Any = None, sample_weight: Any = None) -> float:
         """Fraction of all positions whose label, or BIO tag, is predicted right.
@@ -708,11 +709,12 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
         gold = check_y(y, sequences.layout, self.tagging)
         labels = gold.position_labels if self.tagging is None else gold.bio_tags
         weights = check_sample_weight(sample_weight, sequences.layout)
-        return accuracy_score(
+        accuracy: float = accuracy_score(
             labels,
             np.concatenate(self._position_labels(sequences)),
             sample_weight=None if weights is None else np.concatenate(weights),
         )
+        return accuracy
 
     # Fitted attributes ----------------------------------------------------------------------------
 
@@ -720,7 +722,8 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
     def module_(self) -> SegmentationModule:
         """The fitted encoder and CRF head."""
         check_is_fitted(self, "net_")
-        return self.net_.module_
+        module: SegmentationModule = self.net_.module_
+        return module
 
     @property
     def history_(self) -> History:
@@ -799,10 +802,7 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
             warn_of_lost_spread(sequences, self.dtype)
             sequences = cast_features(sequences, self.dtype)
         gold = check_y(y, sequences.layout, self.tagging)
-        if classes is not None:
-            if isinstance(classes, str) or not isinstance(classes, Iterable):
-                raise TypeError(f"`classes` must be an array or list of labels; got {classes!r}.")
-            classes = np.unique(as_labels(list(classes), "classes", "index {}".format))
+        classes = None if classes is None else read_classes(classes)
         if start_anew:
             self.classes_ = np.unique(gold.labels) if classes is None else classes
             self._single_classes = single_classes(self.single_position_labels, self.classes_)
@@ -966,4 +966,4 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
         """Several segmentations of each sequence, with labels, nested as the caller's X was."""
         names = self.classes_.tolist()
         named = [[name_segments(segments, names) for segments in one] for one in found]
-        return sequences.layout.restore_each(named)
+        return sequences.layout.restore_lists(named)

@@ -1,4 +1,4 @@
-"""Labels and segments as users write them: told apart, checked, and brought into one form."""
+"""Labels and segments as users write them: distinguished, checked, brought into one form."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ import numpy as np
 from flash_semicrf.problem.segments import Segment, whole_number
 from sklearn_api._inputs.containers import num_dimensions
 
-__all__ = ["are_segments", "as_labels", "is_nested", "label_kind", "read_segment", "which_nested"]
+__all__ = [
+    "are_segments",
+    "as_labels",
+    "is_nested",
+    "label_kind",
+    "read_classes",
+    "read_segment",
+    "which_nested",
+]
 
 _LABELS = "must hold labels of one kind: strings, whole numbers or bools"
 
@@ -156,6 +164,21 @@ def as_labels(values: list[Any] | np.ndarray, name: str, place: Callable[[int], 
             problem = "Unknown label type: continuous" if continuous else "Input y contains NaN"
             raise ValueError(f"{problem}. `{name}` {_LABELS}; got {array[n]} at {place(n)}.")
     return array
+
+
+def read_classes(classes: Any) -> np.ndarray:
+    """Sorted, distinct labels that a user lists as the classes.
+
+    Raises
+    ------
+    TypeError
+        If they are not an array, list or other collection.
+    ValueError
+        As `as_labels`.
+    """
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise TypeError(f"`classes` must be an array or list of labels; got {classes!r}.")
+    return np.unique(as_labels(list(classes), "classes", "index {}".format))
 
 
 def _refuse(values: list[Any], name: str, place: Callable[[int], str]) -> NoReturn:

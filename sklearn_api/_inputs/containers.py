@@ -1,7 +1,7 @@
-"""Containers that hold X and y: what is one sequence and what many, and arrays out of either.
+"""Containers that hold X and y: one sequence or many, and the arrays in them.
 
-Arrays, frames, matrices and tensors are told by their `shape`; lists, and all else that can be
-iterated over, by what they hold. Iterators are read once.
+Arrays, frames, matrices and tensors are recognised by their `shape`; lists, and all else that can
+be iterated over, by their entries. Iterators are read once.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def num_dimensions(values: Any) -> int:
 
 
 def listed(values: Any, requirement: str) -> list[Any]:
-    """What an ordered collection or an iterator holds.
+    """Entries of an ordered collection or an iterator.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How X is nested, told without a fitted estimator: for splitters and scorers."""
+"""The layout of X without a fitted estimator, for splitters and scorers."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ def stack_rows(values: list[Any]) -> Any:
 def identical_columns(columns: sp.csc_matrix, seed: int = 0) -> np.ndarray:
     """Number the distinct columns of a sparse matrix.
 
-    Columns are told apart by two sums of random 64-bit numbers, one for each of their entries: two
-    different columns are taken for one with a probability of 2^-128.
+    Columns are distinguished by two sums of random 64-bit numbers, one for each of their entries:
+    two different columns are taken for one with a probability of 2^-128.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def identical_columns(columns: sp.csc_matrix, seed: int = 0) -> np.ndarray:
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
-    """Spread the bits of 64-bit numbers, so that sums of them tell their terms apart."""
+    """Spread the bits of 64-bit numbers, so that different terms have different sums."""
     x = (x ^ (x >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
     return x ^ (x >> np.uint64(29))
 

@@ -81,7 +81,7 @@ class LinearLikelihood:
         self._count_gold(lengths, table)
 
     def _count_gold(self, lengths: np.ndarray, table: SegmentTable) -> None:
-        """Where the gold segmentation says 1, and how often it uses each parameter."""
+        """Cells of the gold segments in the scores, and how often they use each parameter."""
         num_labels, longest = self.head.num_classes, self.head.max_duration
         offset = torch.from_numpy(np.cumsum(lengths) - lengths)
         sequence, start, stop, label = table

@@ -94,20 +94,18 @@ boundary_scores
     """
     num_classes = len(classes)
     # A distribution that is named starts from the training segments.
-    empirical = isinstance(duration_distribution, str) and duration_init == "empirical"
     durations = table.stop - table.start
-    if empirical:
+    tail: str | float | GeometricTail | None = duration_tail
+    if isinstance(duration_distribution, str) and duration_init == "empirical":
         distribution = DURATION_DISTRIBUTIONS[duration_distribution].from_segments(
             durations.clamp(max=max_duration), table.label, max_duration, num_classes
         )
+        # The geometric distribution has its own rate.
+        if duration_tail == "geometric" and duration_distribution != "geometric":
+            tail = GeometricTail.from_segments(durations, table.label, max_duration, num_classes)
     else:
         distribution = create_duration_distribution(
             copy.deepcopy(duration_distribution), max_duration, num_classes
-        )
-    # The geometric distribution has its own rate.
-    if empirical and duration_tail == "geometric" and duration_distribution != "geometric":
-        duration_tail = GeometricTail.from_segments(
-            durations, table.label, max_duration, num_classes
         )
     head = SemiMarkovCRFHead(
         num_classes,
@@ -120,7 +118,7 @@ boundary_scores
         initial_scores=True,
         final_scores=True,
         boundary_scores=boundary_scores,
-        duration_tail=duration_tail,
+        duration_tail=tail,
     )
     forbid_longer(head, single_classes)
     return head

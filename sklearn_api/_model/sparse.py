@@ -44,8 +44,8 @@ def linear_layers(head: SemiMarkovCRFHead) -> list[nn.Linear]:
     Raises
     ------
     TypeError
-        For a module that does more than its weights say: another class, adapters, hooks, pruning
-        or a parametrization.
+        For a module that does more than multiply by its weights: another class, adapters, hooks,
+        pruning or a parametrization.
     """
     layers = []
     for name in ("projection", "boundary_projection"):

@@ -16,7 +16,7 @@ __all__ = ["Context", "encode_in_windows", "encoder_context"]
 
 
 class Context(NamedTuple):
-    """What an encoder has to see around the positions that it encodes.
+    """Positions that an encoder has to see around those that it encodes.
 
     Parameters
     ----------

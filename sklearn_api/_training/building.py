@@ -79,4 +79,5 @@ def build_net(
         rng=rng,
         **routed,
     )
-    return net.initialize()
+    net.initialize()
+    return net

@@ -35,7 +35,7 @@ __all__ = ["crop_loss", "known_ends"]
 def known_ends(
     table: SegmentTable, lengths: Tensor, held_start: Tensor, held_end: Tensor, num_labels: int
 ) -> Constraints:
-    """What the likelihood of a crop takes as given.
+    """Constraints that the likelihood of a crop is conditioned on.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 Each epoch cuts every sequence that is longer than `crop_length` at a random offset and every
 `crop_length` positions from there: each position is in one piece per epoch. A piece is widened to
 the gold segments that its cuts pass through, by less than the longest segment on either side, and
-by the encoder's context; `sklearn_api._training.crop_likelihood` says what its loss is.
+by the encoder's context; its loss is defined in `sklearn_api._training.crop_likelihood`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Sampler
 
-from sklearn_api._model.windows import Context, encoder_context
+from sklearn_api._model.windows import Context
 from sklearn_api._training.data import LengthBucketSampler, SequenceDataset, collate_sequences
 
-__all__ = ["Crop", "CropSampler", "CroppedDataset", "crop_long"]
+__all__ = ["Crop", "CropSampler", "CroppedDataset"]
 
 
 class Crop(NamedTuple):
@@ -84,7 +84,7 @@ class CroppedDataset(SequenceDataset):
         return {"x": inputs["x"], "lengths": lengths, "crop": crop}, columns
 
 
-class CropSampler(Sampler):
+class CropSampler(Sampler[list[Crop]]):
     """Batches of `Crop` of similar length, cut anew each epoch.
 
     Parameters
@@ -131,8 +131,3 @@ class CropSampler(Sampler):
                 cuts[1:1] = inner
             crops += [Crop(i, *cut) for cut in zip(cuts[:-1], cuts[1:], strict=True)]
         return crops
-
-
-def crop_long(dataset: SequenceDataset, crop_length: int, encoder: nn.Module) -> CroppedDataset:
-    """Crops of the sequences of a dataset, with the context that an encoder has to see."""
-    return CroppedDataset(dataset, crop_length, encoder_context(encoder))

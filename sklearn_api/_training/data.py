@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -15,6 +15,7 @@ from flash_semicrf.problem.segments import SegmentTable
 from sklearn_api._model.sparse import pad_sparse
 
 __all__ = [
+    "Batches",
     "LengthBucketSampler",
     "SequenceDataset",
     "bucketed_loader",
@@ -23,7 +24,19 @@ __all__ = [
 ]
 
 
-class SequenceDataset(Dataset):
+class Batches(Protocol):
+    """Training data that cuts itself into mini-batches; `lengths` (n,) are of its sequences."""
+
+    lengths: np.ndarray
+
+    def __getitem__(self, key: Any) -> Any: ...
+
+    def sampler(self, batch_size: int, shuffle: bool, seed: int) -> Sampler[Any]: ...
+
+    def collate(self, items: list[Any]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]: ...
+
+
+class SequenceDataset(Dataset[Any]):
     """Sequences with their gold segments.
 
     Parameters
@@ -53,7 +66,7 @@ class SequenceDataset(Dataset):
         table = SegmentTable(sequence, *torch.cat(rows).unbind(1))
         return SequenceDataset([self.values[i] for i in indices], table)
 
-    def sampler(self, batch_size: int, shuffle: bool, seed: int) -> Sampler:
+    def sampler(self, batch_size: int, shuffle: bool, seed: int) -> Sampler[Any]:
         """Batches of indices for an epoch."""
         return LengthBucketSampler(self.lengths, batch_size, shuffle, seed)
 
@@ -86,7 +99,7 @@ def collate_sequences(
     return {"x": x, "lengths": lengths}, (sequence, *torch.cat(segments).unbind(1))
 
 
-class LengthBucketSampler(Sampler):
+class LengthBucketSampler(Sampler[list[int]]):
     """Batches of sequences of similar length, in a new random order each epoch.
 
     Sequences are shuffled, sorted by length within chunks of many batches, cut into batches, and
@@ -136,7 +149,7 @@ class LengthBucketSampler(Sampler):
 
 def bucketed_loader(
     dataset: SequenceDataset, batch_size: int, shuffle: bool = False, seed: int = 0, **kwargs: Any
-) -> DataLoader:
+) -> DataLoader[Any]:
     """Loader of length-bucketed batches; `kwargs` go to `torch.utils.data.DataLoader`."""
     sampler = dataset.sampler(batch_size, shuffle, seed)
     # Without a generator of its own a loader draws from the global one.

@@ -7,12 +7,12 @@ import math
 import numpy as np
 from sklearn.utils import check_random_state
 from torch import nn
-from torch.utils.data import Dataset
 
 from flash_semicrf.problem.segments import SegmentTable
 from sklearn_api._inputs.sequences import Sequences
-from sklearn_api._training.crops import crop_long
-from sklearn_api._training.data import SequenceDataset
+from sklearn_api._model.windows import encoder_context
+from sklearn_api._training.crops import CroppedDataset
+from sklearn_api._training.data import Batches, SequenceDataset
 from sklearn_api._training.weights import WeightedDataset
 
 __all__ = ["split_sequences", "training_datasets"]
@@ -27,7 +27,7 @@ def training_datasets(
     crop_length: int | None = None,
     validation_fraction: float | None = None,
     seed: int = 0,
-) -> tuple[Dataset, Dataset | None]:
+) -> tuple[Batches, Batches | None]:
     """Datasets to train on and to validate with.
 
     Parameters
@@ -46,13 +46,13 @@ def training_datasets(
 
     Returns
     -------
-    train : Dataset
-    valid : Dataset or None
+    train : Batches
+    valid : Batches or None
     """
 
-    def derived(dataset: SequenceDataset, weights: list[np.ndarray] | None) -> Dataset:
+    def derived(dataset: SequenceDataset, weights: list[np.ndarray] | None) -> Batches:
         if crop_length is not None:
-            dataset = crop_long(dataset, crop_length, encoder)
+            dataset = CroppedDataset(dataset, crop_length, encoder_context(encoder))
         return dataset if weights is None else WeightedDataset(dataset, weights)
 
     whole = SequenceDataset(sequences.values, table)

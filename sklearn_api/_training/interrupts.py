@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from types import FrameType
 
 from sklearn.exceptions import ConvergenceWarning
 
@@ -23,7 +24,7 @@ def in_a_loop() -> bool:
 
     That is all of joblib and scikit-learn but its pipelines, and worker processes.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__") or ""
         if module.split(".")[0] in _LOOPS and not module.startswith(_ONE_FIT):

@@ -27,7 +27,7 @@ from sklearn_api._model.module import SegmentationModule
 from sklearn_api._model.rng import PrivateRNG
 from sklearn_api._model.sparse import problem_of_scores
 from sklearn_api._training.crop_likelihood import crop_loss
-from sklearn_api._training.data import SequenceDataset
+from sklearn_api._training.data import Batches
 from sklearn_api._training.divergence import all_finite, check_state, diverged
 
 __all__ = ["LossRecorder", "PlateauStopping", "SegmentationNet", "StopTraining"]
@@ -66,8 +66,8 @@ class SegmentationNet(NeuralNet):
 
     def run(
         self,
-        train: SequenceDataset,
-        valid: SequenceDataset | None = None,
+        train: Batches,
+        valid: Batches | None = None,
         *,
         epochs: int,
         seed: int,
@@ -76,7 +76,7 @@ class SegmentationNet(NeuralNet):
 
         Parameters
         ----------
-        train, valid : SequenceDataset
+        train, valid : Batches
         epochs : int
             Most epochs to run.
         seed : int
@@ -115,12 +115,12 @@ class SegmentationNet(NeuralNet):
         stopping = [cb for _, cb in self.callbacks_ if isinstance(cb, EarlyStopping)]
         return isinstance(error, StopTraining) or any(cb.misses_ >= cb.patience for cb in stopping)
 
-    def check_result(self, dataset: SequenceDataset) -> None:
+    def check_result(self, dataset: Batches) -> None:
         """Raise if training diverged with its last step, which no loss has seen.
 
         Parameters
         ----------
-        dataset : SequenceDataset
+        dataset : Batches
             Its shortest sequences are evaluated.
         """
         keys = next(iter(dataset.sampler(self.batch_size, False, 0)))

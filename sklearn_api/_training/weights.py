@@ -156,7 +156,7 @@ def _class_weights(
         present = np.unique(labels)
         by_class = np.zeros(len(classes))
         by_class[present] = compute_class_weight(class_weight, classes=present, y=labels)
-    weights = by_class[labels]
+    weights: np.ndarray = by_class[labels]
     if not weights.any():
         raise ValueError("`class_weight` must not be 0 for all labels of `y`.")
     return weights
@@ -175,7 +175,7 @@ def _weights_by_class(given: dict[Any, float], classes: list[Any]) -> np.ndarray
     return weights
 
 
-class WeightedDataset(Dataset):
+class WeightedDataset(Dataset[Any]):
     """A dataset whose batches end with the weight of each sequence or crop.
 
     Parameters
@@ -200,7 +200,7 @@ class WeightedDataset(Dataset):
             weight = self.weights[key].mean()
         return self.dataset[key], float(weight)
 
-    def sampler(self, batch_size: int, shuffle: bool, seed: int) -> Sampler:
+    def sampler(self, batch_size: int, shuffle: bool, seed: int) -> Sampler[Any]:
         """Batches of keys, as the dataset's own."""
         return self.dataset.sampler(batch_size, shuffle, seed)
 
