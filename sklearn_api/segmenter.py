@@ -24,8 +24,8 @@ from flash_semicrf.problem.validation import check_positive_int
 from sklearn_api._inputs.annotations import read_classes
 from sklearn_api._inputs.gold import GoldSegments, check_y, encode_labels
 from sklearn_api._inputs.sequences import Sequences, check_X
-from sklearn_api._lbfgs.fitting import fit_lbfgs, zero_weights
-from sklearn_api._model.building import build_head, check_allowed, resolve_device
+from sklearn_api._lbfgs import fitting as lbfgs
+from sklearn_api._model.building import Durations, build_head, check_allowed, resolve_device
 from sklearn_api._model.module import SegmentationModule
 from sklearn_api._model.precision import cast_features, warn_of_lost_spread
 from sklearn_api._model.rng import PrivateRNG
@@ -61,7 +61,7 @@ from sklearn_api._prediction import (
     tags_of,
 )
 from sklearn_api._sklearn import Interval, StrOptions, fit_context
-from sklearn_api._training.building import build_net
+from sklearn_api._training import building as training
 from sklearn_api._training.datasets import training_datasets
 from sklearn_api._training.interrupts import in_a_loop, warn_of_interrupt
 from sklearn_api._training.weights import check_sample_weight, training_weights
@@ -856,10 +856,12 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
                 self.classes_,
                 self.max_duration_,
                 hidden_size,
-                duration_distribution=self.duration_distribution,
-                duration_init=self.duration_init,
-                duration_tail=self.duration_tail,
-                min_duration=self.min_duration,
+                Durations(
+                    self.duration_distribution,
+                    self.duration_init,
+                    self.duration_tail,
+                    self.min_duration,
+                ),
                 transition_constraints=self.transition_constraints,
                 boundary_scores=self.boundary_scores,
                 single_classes=self._single_classes,
@@ -879,19 +881,21 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
     def _set_net(self, module: SegmentationModule, rng: PrivateRNG) -> None:
         # An encoder of the user's may draw random numbers in training; ours do for dropout only.
         stochastic = not isinstance(self.encoder, str) or self.dropout > 0
-        self.net_ = build_net(
+        self.net_ = training.build_net(
             module,
-            solver=self.solver,
-            optimizer=self.optimizer,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            alpha=self.alpha,
-            tol=self.tol,
-            n_iter_no_change=self.n_iter_no_change,
-            early_stopping=self.early_stopping,
+            training.Options(
+                solver=self.solver,
+                optimizer=self.optimizer,
+                learning_rate=self.learning_rate,
+                batch_size=self.batch_size,
+                alpha=self.alpha,
+                tol=self.tol,
+                n_iter_no_change=self.n_iter_no_change,
+                early_stopping=self.early_stopping,
+                verbose=self.verbose,
+            ),
             callbacks=self.callbacks or [],
             device=resolve_device(self.device),
-            verbose=self.verbose,
             rng=rng if stochastic else None,
             routed=net_params(self._extra_params()),
         )
@@ -922,23 +926,26 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
     ) -> None:
         """Train ``module_`` on all sequences at once."""
         if start_anew:
-            zero_weights(self.module_.head)
-        fit_lbfgs(
-            self.module_,
-            self.history_,
-            sequences,
-            table,
-            weights,
+            lbfgs.zero_weights(self.module_.head)
+        options = lbfgs.Options(
             alpha=self.alpha,
             l1_ratio=self.l1_ratio,
             tol=self.tol,
             n_iter_no_change=self.n_iter_no_change,
             max_iter=self.max_iter,
+            dtype=self.dtype,
+            verbose=self.verbose,
+        )
+        lbfgs.fit_lbfgs(
+            self.module_,
+            self.history_,
+            sequences,
+            table,
+            weights,
+            options,
             validation_fraction=self._held_out,
             seed=self._seed,
-            dtype=self.dtype,
             device=torch.device(self.net_.device),
-            verbose=self.verbose,
         )
 
     def _check_input(self, X: Any, groups: Any) -> Sequences:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,19 @@ from sklearn_api._lbfgs.objective import LinearObjective
 from sklearn_api._model.module import SegmentationModule
 from sklearn_api._training.datasets import split_sequences
 
-__all__ = ["fit_lbfgs", "zero_weights"]
+__all__ = ["Options", "fit_lbfgs", "zero_weights"]
+
+
+class Options(NamedTuple):
+    """Parameters of `SemiCRFSegmenter` that a search reads."""
+
+    alpha: float
+    l1_ratio: float
+    tol: float
+    n_iter_no_change: int
+    max_iter: int
+    dtype: str
+    verbose: int
 
 
 def fit_lbfgs(
@@ -29,17 +42,11 @@ def fit_lbfgs(
     sequences: Sequences,
     table: SegmentTable,
     weights: list[np.ndarray] | None,
+    options: Options,
     *,
-    alpha: float,
-    l1_ratio: float,
-    tol: float,
-    n_iter_no_change: int,
-    max_iter: int,
     validation_fraction: float | None,
     seed: int,
-    dtype: str,
     device: torch.device,
-    verbose: int,
 ) -> None:
     """Train a linear model to the minimum of its objective, from its current parameters.
 
@@ -52,13 +59,11 @@ def fit_lbfgs(
     sequences, table : training data
     weights : list of ndarray of shape (T_i,), or None
         Of the positions.
-    alpha, l1_ratio, tol, n_iter_no_change, max_iter, verbose
-        Parameters of `SemiCRFSegmenter`.
+    options : Options
     validation_fraction : float or None
         Fraction of the sequences to hold out; None: none.
     seed : int
         Of the choice of those.
-    dtype : {"float32", "float64"}
     device : torch.device
         Of the module, before and after.
 
@@ -74,6 +79,7 @@ def fit_lbfgs(
     ConvergenceWarning
         Where `max_iter` ends the search.
     """
+    tol, dtype = options.tol, options.dtype
     count = len(sequences.lengths)
     means = np.ones(count) if weights is None else np.array([w.mean() for w in weights])
     train, valid = np.arange(count), None
@@ -94,10 +100,13 @@ def fit_lbfgs(
             training = likelihood(train)
             anchors = [anchor.cpu().double() for anchor in module.duration_anchors()]
             num_segments = int(np.isin(table.sequence.numpy(), train).sum())
-            objective = LinearObjective(training, anchors, num_segments, alpha, l1_ratio)
+            objective = LinearObjective(
+                training, anchors, num_segments, options.alpha, options.l1_ratio
+            )
             held_out = None if valid is None else likelihood(valid, training.features)
+            patience = options.n_iter_no_change
             progress = _Progress(
-                history, objective, held_out, tol=tol, patience=n_iter_no_change, verbose=verbose
+                history, objective, held_out, tol=tol, patience=patience, verbose=options.verbose
             )
             found = minimize(
                 objective,
@@ -105,8 +114,8 @@ def fit_lbfgs(
                 l1=objective.l1,
                 tol=tol,
                 # Held-out sequences, if there are any, decide alone.
-                patience=n_iter_no_change if valid is None else max_iter + 1,
-                max_iter=max_iter,
+                patience=patience if valid is None else options.max_iter + 1,
+                max_iter=options.max_iter,
                 callback=progress,
             )
             objective.unpack(found.x if progress.best_x is None else progress.best_x)
@@ -115,12 +124,12 @@ def fit_lbfgs(
     if found.status == "interrupted":
         raise KeyboardInterrupt
     if found.status == "diverged":
-        raise _diverged(alpha, len(history) + 1, "the loss or its gradient")
+        raise _diverged(options.alpha, len(history) + 1, "the loss or its gradient")
     if found.status == "max_iter":
         warnings.warn(
-            f"L-BFGS stopped after max_iter={max_iter} iterations while the "
+            f"L-BFGS stopped after max_iter={options.max_iter} iterations while the "
             f"{'loss' if valid is None else 'validation loss'} still decreased by more than "
-            f"tol={tol} in {n_iter_no_change}. Raise `max_iter` or `tol`.",
+            f"tol={tol} in {options.n_iter_no_change}. Raise `max_iter` or `tol`.",
             ConvergenceWarning,
             # `fit_lbfgs`, `_run_lbfgs`, `fit`, scikit-learn's wrapper, its caller.
             stacklevel=5,

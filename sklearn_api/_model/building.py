@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from flash_semicrf.problem.segments import SegmentTable
 from sklearn_api._model.module import SegmentationModule
 from sklearn_api._model.single_positions import forbid_longer
 
-__all__ = ["build_head", "check_allowed", "resolve_device"]
+__all__ = ["Durations", "build_head", "check_allowed", "resolve_device"]
 
 
 def resolve_device(device: str) -> torch.device:
@@ -58,16 +58,22 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
+class Durations(NamedTuple):
+    """Parameters of `SemiCRFSegmenter` about durations."""
+
+    duration_distribution: str | nn.Module | Callable[..., Any]
+    duration_init: str
+    duration_tail: str | float | None
+    min_duration: int | dict[Any, int]
+
+
 def build_head(
     table: SegmentTable,
     classes: np.ndarray,
     max_duration: int,
     hidden_size: int,
+    options: Durations,
     *,
-    duration_distribution: str | nn.Module | Callable[..., Any],
-    duration_init: str,
-    duration_tail: str | float | None,
-    min_duration: int | dict[Any, int],
     transition_constraints: Any,
     boundary_scores: bool,
     single_classes: np.ndarray,
@@ -82,8 +88,8 @@ def build_head(
     max_duration : int
     hidden_size : int
         Width of the encoder's output.
-    duration_distribution, duration_init, duration_tail, min_duration, transition_constraints, \
-boundary_scores
+    options : Durations
+    transition_constraints, boundary_scores
         Parameters of `SemiCRFSegmenter`.
     single_classes : integer array
         Classes whose segments all have duration 1.
@@ -93,10 +99,11 @@ boundary_scores
     SemiMarkovCRFHead
     """
     num_classes = len(classes)
+    duration_distribution, duration_tail = options.duration_distribution, options.duration_tail
     # A distribution that is named starts from the training segments.
     durations = table.stop - table.start
     tail: str | float | GeometricTail | None = duration_tail
-    if isinstance(duration_distribution, str) and duration_init == "empirical":
+    if isinstance(duration_distribution, str) and options.duration_init == "empirical":
         distribution = DURATION_DISTRIBUTIONS[duration_distribution].from_segments(
             durations.clamp(max=max_duration), table.label, max_duration, num_classes
         )
@@ -113,7 +120,7 @@ boundary_scores
         hidden_size,
         duration_distribution=distribution,
         long_segments="error",
-        min_duration=_min_duration(min_duration, max_duration, classes.tolist()),
+        min_duration=_min_duration(options.min_duration, max_duration, classes.tolist()),
         transition_constraints=_transitions(transition_constraints, table, num_classes),
         initial_scores=True,
         final_scores=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,7 +13,21 @@ from sklearn_api._model.rng import PrivateRNG
 from sklearn_api._training.data import bucketed_loader
 from sklearn_api._training.net import LossRecorder, PlateauStopping, SegmentationNet
 
-__all__ = ["build_net"]
+__all__ = ["Options", "build_net"]
+
+
+class Options(NamedTuple):
+    """Parameters of `SemiCRFSegmenter` that training by mini-batches reads."""
+
+    solver: str
+    optimizer: Callable[..., torch.optim.Optimizer] | None
+    learning_rate: float
+    batch_size: int
+    alpha: float
+    tol: float
+    n_iter_no_change: int
+    early_stopping: bool
+    verbose: int
 
 
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -21,18 +35,10 @@ _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torc
 
 def build_net(
     module: SegmentationModule,
+    options: Options,
     *,
-    solver: str,
-    optimizer: Callable[..., torch.optim.Optimizer] | None,
-    learning_rate: float,
-    batch_size: int,
-    alpha: float,
-    tol: float,
-    n_iter_no_change: int,
-    early_stopping: bool,
     callbacks: Iterable[Any],
     device: torch.device,
-    verbose: int,
     rng: PrivateRNG | None,
     routed: Mapping[str, Any],
 ) -> SegmentationNet:
@@ -41,31 +47,29 @@ def build_net(
     Parameters
     ----------
     module : SegmentationModule
-    solver, optimizer, learning_rate, batch_size, alpha, tol, n_iter_no_change, early_stopping
-        Parameters of `SemiCRFSegmenter`.
+    options : Options
     callbacks : iterable
         Copied, and run after the losses are recorded.
     device : torch.device
-    verbose : int
     rng : PrivateRNG, optional
         Random state of training steps that draw random numbers.
     routed : mapping
         Further parameters of skorch's net.
     """
     stopping = PlateauStopping(
-        monitor="valid_loss" if early_stopping else "train_loss",
-        patience=n_iter_no_change,
-        threshold=tol,
+        monitor="valid_loss" if options.early_stopping else "train_loss",
+        patience=options.n_iter_no_change,
+        threshold=options.tol,
         threshold_mode="abs",
-        load_best=early_stopping,
+        load_best=options.early_stopping,
     )
     callbacks = [("losses", LossRecorder()), *copy.deepcopy(list(callbacks))]
     net = SegmentationNet(
         module,
         criterion=torch.nn.Identity,
-        optimizer=optimizer or _OPTIMIZERS.get(solver, torch.optim.SGD),
-        lr=learning_rate,
-        batch_size=batch_size,
+        optimizer=options.optimizer or _OPTIMIZERS.get(options.solver, torch.optim.SGD),
+        lr=options.learning_rate,
+        batch_size=options.batch_size,
         iterator_train=bucketed_loader,
         iterator_train__shuffle=True,
         iterator_valid=bucketed_loader,
@@ -74,8 +78,8 @@ def build_net(
         callbacks__train_loss=None,
         callbacks__valid_loss=None,
         device=str(device),
-        verbose=int(verbose),
-        alpha=alpha,
+        verbose=int(options.verbose),
+        alpha=options.alpha,
         rng=rng,
         **routed,
     )
