@@ -37,7 +37,9 @@ def enumerate_segmentations(
     5
     """
 
-    def extend(prefix: list[tuple[int, int, int]], start: int):
+    def extend(
+        prefix: list[tuple[int, int, int]], start: int
+    ) -> Iterator[list[tuple[int, int, int]]]:
         if start == num_positions:
             yield prefix
             return

@@ -77,7 +77,8 @@ class MLPEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, D) to (B, T, hidden_size)."""
-        return self.layers(x)
+        hidden: Tensor = self.layers(x)
+        return hidden
 
 
 class _ResidualBlock(nn.Module):
@@ -96,7 +97,8 @@ class _ResidualBlock(nn.Module):
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         # Statistics per position, so that neither padding nor the batch matters.
         h = self.norm(x.transpose(1, 2)).transpose(1, 2) * valid
-        return x + self.dropout(self.mix(nn.functional.gelu(self.wide(h)))) * valid
+        change: Tensor = self.dropout(self.mix(nn.functional.gelu(self.wide(h)))) * valid
+        return x + change
 
 
 class CNNEncoder(nn.Module):
@@ -152,18 +154,23 @@ class CNNEncoder(nn.Module):
         num_positions = x.shape[1]
         position = torch.arange(num_positions, device=x.device)
         valid = (position < lengths[:, None])[:, None]
-        h = self.lift(x.transpose(1, 2) * valid) * valid
+        h: Tensor = self.lift(x.transpose(1, 2) * valid) * valid
         if self.stride == 1:
             for block in self.blocks:
                 h = block(h, valid)
-            return self.norm(h.transpose(1, 2))
+            return self._normalised(h)
         rest = -num_positions % self.stride
         coarse_valid = nn.functional.pad(valid, (0, rest))[..., :: self.stride]
         coarse = self.down(nn.functional.pad(h, (0, rest))) * coarse_valid
         for block in self.blocks:
             coarse = block(coarse, coarse_valid)
         h = (h + self.up(coarse)[..., :num_positions]) * valid
-        return self.norm(self.fine(h, valid).transpose(1, 2))
+        return self._normalised(self.fine(h, valid))
+
+    def _normalised(self, h: Tensor) -> Tensor:
+        """Map channels first, (B, H, T), to normalised channels last, (B, T, H)."""
+        hidden: Tensor = self.norm(h.transpose(1, 2))
+        return hidden
 
 
 class GRUEncoder(nn.Module):
@@ -204,7 +211,8 @@ class GRUEncoder(nn.Module):
         hidden, _ = nn.utils.rnn.pad_packed_sequence(
             self.gru(packed)[0], batch_first=True, total_length=x.shape[1]
         )
-        return self.dropout(hidden)
+        dropped: Tensor = self.dropout(hidden)
+        return dropped
 
 
 class Standardize(nn.Module):
@@ -218,6 +226,9 @@ class Standardize(nn.Module):
     mean, std : array-like of shape (D,)
         A standard deviation of 0 counts as 1.
     """
+
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, mean: np.ndarray, std: np.ndarray) -> None:
         super().__init__()
@@ -264,7 +275,8 @@ class _TakesNoLengths(nn.Module):
         self.stride = getattr(module, "stride", 1)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        return self.module(x)
+        hidden: Tensor = self.module(x)
+        return hidden
 
 
 # The settings of the estimator that each encoder reads.

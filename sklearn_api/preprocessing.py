@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.feature_extraction import DictVectorizer, FeatureHasher
-from sklearn.utils import get_tags
+from sklearn.utils import Tags, get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from flash_semicrf.problem.validation import check_positive_int
@@ -24,6 +24,8 @@ __all__ = ["PerPosition", "TokenFeatures"]
 class _FitTransform:
     """``fit_transform`` that reads an iterator once."""
 
+    fit: Callable[..., Any]
+
     def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
         """Fit, and transform the same sequences.
 
@@ -37,10 +39,13 @@ class _FitTransform:
         As `transform`.
         """
         X = list(X) if isinstance(X, Iterator) else X
-        return self.fit(X).transform(X)
+        transformed: np.ndarray = self.fit(X).transform(X)
+        return transformed
 
 
-class PerPosition(_FitTransform, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
+class PerPosition(  # type: ignore[call-arg]  # scikit-learn's, which has no annotations
+    _FitTransform, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
+):
     """Fit a transformer on the positions of all sequences and apply it to each sequence.
 
     Parameters
@@ -140,7 +145,8 @@ class PerPosition(_FitTransform, TransformerMixin, BaseEstimator, auto_wrap_outp
         check_is_fitted(self)
         if input_features is None:
             input_features = getattr(self, "feature_names_in_", None)
-        return self.transformer_.get_feature_names_out(input_features)
+        names: np.ndarray = self.transformer_.get_feature_names_out(input_features)
+        return names
 
     def _check(self, X: Any, reset: bool) -> Sequences:
         # A transformer that takes no sparse rows says so itself.
@@ -153,7 +159,7 @@ class PerPosition(_FitTransform, TransformerMixin, BaseEstimator, auto_wrap_outp
             allow_nan=get_tags(self.transformer).input_tags.allow_nan,
         )
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         inner = get_tags(self.transformer).input_tags
         tags.input_tags.sparse, tags.input_tags.allow_nan = inner.sparse, inner.allow_nan
@@ -236,7 +242,8 @@ class TokenFeatures(_FitTransform, TransformerMixin, BaseEstimator):
         """Names of the columns; hashed ones have none."""
         check_is_fitted(self)
         if self.n_features is None:
-            return self.vectorizer_.get_feature_names_out()
+            names: np.ndarray = self.vectorizer_.get_feature_names_out()
+            return names
         return np.array([f"hash{i}" for i in range(self.n_features)], dtype=object)
 
 

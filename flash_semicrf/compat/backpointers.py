@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.compat.cumulative import maximum_start, potentials_of_cumulative
-from flash_semicrf.problem.potentials import NEG_INF, Potentials
+from flash_semicrf.problem.potentials import NEG_INF, Potentials, first_term
 from flash_semicrf.problem.unroll import unrolled
 from flash_semicrf.streaming.dispatch import choose
 
@@ -115,7 +115,7 @@ def _sources(p: Potentials, alpha: Tensor, k: int) -> Tensor:
     value = torch.full_like(alpha[:, :-1], -torch.inf)
     for c in range(p.num_labels):
         value = torch.maximum(value, alpha[:, :-1, c, None] + matrix[c])
-    initial = p.initial_scores
+    initial = first_term(p)
     value[:, 0] = (initial[k - 1] if initial.dim() == 2 else initial).to(alpha)
     return value if p.start_scores is None else value + p.start_scores.to(alpha)
 

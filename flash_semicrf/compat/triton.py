@@ -6,6 +6,8 @@ by itself. Cumulative scores are those of `flash_semicrf.compat.semi_crf_streami
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from flash_semicrf.inference.autograd import SemiCRFStreaming
 from flash_semicrf.inference.viterbi import viterbi
 from flash_semicrf.problem.checks import check_tensor
 from flash_semicrf.problem.segments import ViterbiResult
+from flash_semicrf.streaming.dispatch import Backend
 from flash_semicrf.streaming.triton.backend import HAS_TRITON
 
 __all__ = [
@@ -40,8 +43,10 @@ class SemiCRFStreamingTriton(SemiCRFStreaming):
     """
 
     @classmethod
-    def apply(cls, backend: None, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
-        """Compute log Z, and the gradients that will be asked for."""
+    def apply(
+        cls, backend: str | Backend | None, lengths: Tensor, *parameters: Tensor | None
+    ) -> Tensor:
+        """Compute log Z, and the gradients that the backward pass needs."""
         if backend not in (None, "triton"):
             raise ValueError(f'`backend` must be None or "triton"; got {backend!r}.')
         return SemiCRFStreaming.apply("triton", lengths, *parameters)
@@ -54,7 +59,7 @@ def launch_streaming_triton_kernel(
     lengths: Tensor,
     K: int,
     semiring: str = "log",
-    **options: Tensor | None,
+    **options: Any,
 ) -> Tensor:
     """Log partition function, or best score, by the forward kernels.
 
@@ -88,7 +93,7 @@ def launch_streaming_triton_backward(
     lengths: Tensor,
     K: int,
     grad_output: Tensor | None = None,
-    **options: Tensor | None,
+    **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``(grad_output * log Z).sum()`` by the backward kernels.
 
@@ -113,11 +118,14 @@ def launch_streaming_triton_backward(
     named = {"cum_scores": cum_scores, "transition": transition, "duration_bias": duration_bias}
     for name, value in named.items():
         check_tensor(name, value)
-    given = [value.detach().requires_grad_() for value in named.values()]
+    scores, matrix, bias = (value.detach().requires_grad_() for value in named.values())
     with torch.enable_grad():
-        log_z = semi_crf_streaming_forward(*given, lengths, K, backend="triton", **options)
+        log_z = semi_crf_streaming_forward(
+            scores, matrix, bias, lengths, K, backend="triton", **options
+        )
         weight = torch.ones_like(log_z) if grad_output is None else grad_output.to(log_z)
-        return torch.autograd.grad(log_z, given, weight)
+        by_scores, by_matrix, by_bias = torch.autograd.grad(log_z, (scores, matrix, bias), weight)
+    return by_scores, by_matrix, by_bias
 
 
 def launch_streaming_triton_kernel_max_bp(

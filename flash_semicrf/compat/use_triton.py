@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -77,6 +77,6 @@ def accepts_use_triton(position: int) -> Callable[[Method], Method]:
             chosen = backend_of(use_triton, given.get("backend", "auto"), device)
             return method(**{**given, "backend": chosen})
 
-        return accepting
+        return cast(Method, accepting)  # the signature of the method stays what readers see
 
     return decorate

@@ -7,14 +7,19 @@ truncation at K costs nothing and cannot lose mass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from flash_semicrf.problem.potentials import accumulator_dtype
 from flash_semicrf.problem.validation import check_finite_or_forbidden, check_positive_int
+
+Numbers: TypeAlias = ArrayLike | Tensor
+Value = TypeVar("Value")
 
 
 class DurationDistribution(nn.Module):
@@ -59,11 +64,11 @@ class DurationDistribution(nn.Module):
     @classmethod
     def from_segments(
         cls,
-        durations: Tensor | Sequence[int],
-        labels: Tensor | Sequence[int],
+        durations: Numbers,
+        labels: Numbers,
         max_duration: int,
         num_classes: int,
-        **kwargs,
+        **kwargs: Any,
     ) -> DurationDistribution:
         """Build the distribution with initial values fitted to observed segments.
 
@@ -130,15 +135,14 @@ class NormalizedDuration(DurationDistribution):
         wide = [value.to(accumulator_dtype(value.device)) for value in values]
         return torch.log_softmax(self._log_weights(*wide), dim=0).to(values[0].dtype)
 
-    def _log_weights(self, *values: Tensor) -> Tensor:
-        """Log-probabilities (K, C), up to a constant for each label, of the module's values."""
-        raise NotImplementedError
+    _log_weights: Callable[..., Tensor]
+    """Log-probabilities (K, C), up to a constant for each label, of the values in `names`."""
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, learnable={self.learnable}"
 
 
-def one_of(name: str, value: object, other: str, alias: object) -> object:
+def one_of(name: str, value: Value | None, other: str, alias: Value | None) -> Value | None:
     """The value of an argument that has two names; raises where both are given."""
     if value is not None and alias is not None:
         raise TypeError(f"`{name}` and `{other}` are one argument; got both.")
@@ -160,11 +164,12 @@ def add_dtype_and_device(module: nn.Module) -> None:
     on the meta device and allocates its buffers later.
     """
     device = torch.get_default_device()
-    device = "cpu" if device.type == "meta" else device
+    if device.type == "meta":
+        device = torch.device("cpu")
     module.register_buffer("like", torch.empty(0, device=device), persistent=False)
 
 
-def given_numbers(value: float | Sequence[float] | Tensor, name: str) -> Tensor:
+def given_numbers(value: Numbers, name: str) -> Tensor:
     """A user's numbers as a tensor that holds them, whatever the default device."""
     if isinstance(value, Tensor):
         return value.detach()
@@ -179,9 +184,7 @@ def given_numbers(value: float | Sequence[float] | Tensor, name: str) -> Tensor:
         ) from None
 
 
-def per_label(
-    value: float | Sequence[float] | Tensor, name: str, num_classes: int, *, forbidden: bool = False
-) -> Tensor:
+def per_label(value: Numbers, name: str, num_classes: int, *, forbidden: bool = False) -> Tensor:
     """Return a new (C,) tensor from one number for all labels or one number for each.
 
     Parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -29,7 +30,7 @@ def create_duration_distribution(
     distribution: str | DurationDistribution | Callable[[Tensor], Tensor] | None,
     max_duration: int,
     num_classes: int,
-    **kwargs,
+    **kwargs: Any,
 ) -> DurationDistribution:
     """Return a duration distribution from its name, a function or an instance.
 
@@ -73,7 +74,7 @@ def create_duration_distribution(
                 f"got {distribution!r}."
             )
         return DURATION_DISTRIBUTIONS[distribution](max_duration, num_classes, **kwargs)
-    if isinstance(distribution, type) and issubclass(distribution, DurationDistribution):
+    if _is_distribution_class(distribution):
         return distribution(max_duration, num_classes, **kwargs)
     if callable(distribution):
         return CallableDuration(max_duration, num_classes, distribution, **kwargs)
@@ -83,7 +84,13 @@ def create_duration_distribution(
     )
 
 
-def _check_instance(instance, max_duration, num_classes, kwargs) -> DurationDistribution:
+def _is_distribution_class(value: object) -> TypeGuard[type[DurationDistribution]]:
+    return isinstance(value, type) and issubclass(value, DurationDistribution)
+
+
+def _check_instance(
+    instance: DurationDistribution, max_duration: int, num_classes: int, kwargs: dict[str, Any]
+) -> DurationDistribution:
     if kwargs:
         raise TypeError(
             f"a {type(instance).__name__} instance takes no further arguments; "

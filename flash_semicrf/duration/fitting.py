@@ -6,15 +6,23 @@ takes the counts of all labels together. Float64 throughout.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flash_semicrf.problem.validation import check_positive_int
 
+from .base import Numbers
+
+Floats: TypeAlias = NDArray[np.float64]
+Integers: TypeAlias = NDArray[np.int64]
+
 
 def tail_counts(
-    durations, labels, max_duration: int, num_classes: int
-) -> tuple[np.ndarray, np.ndarray]:
+    durations: Numbers, labels: Numbers, max_duration: int, num_classes: int
+) -> tuple[Integers, NDArray[np.number]]:
     """Segments of K positions or more, and their positions beyond the K-th, of each label.
 
     Parameters
@@ -28,15 +36,17 @@ def tail_counts(
     -------
     segments, beyond : ndarray of shape (C,)
     """
-    durations, labels = _integers(durations, "durations"), _integers(labels, "labels")
-    _check_range(labels, "labels", 0, num_classes - 1, f"[0, C-1={num_classes - 1}]")
-    long = durations >= max_duration
-    segments = np.bincount(labels[long], minlength=num_classes)
-    beyond = np.bincount(labels[long], durations[long] - max_duration, minlength=num_classes)
+    duration, label = _integers(durations, "durations"), _integers(labels, "labels")
+    _check_range(label, "labels", 0, num_classes - 1, f"[0, C-1={num_classes - 1}]")
+    long = duration >= max_duration
+    segments = np.bincount(label[long], minlength=num_classes)
+    beyond = np.bincount(label[long], duration[long] - max_duration, minlength=num_classes)
     return segments, beyond
 
 
-def duration_counts(durations, labels, max_duration: int, num_classes: int) -> np.ndarray:
+def duration_counts(
+    durations: Numbers, labels: Numbers, max_duration: int, num_classes: int
+) -> Floats:
     """Count observed durations for each label.
 
     Parameters
@@ -60,25 +70,25 @@ def duration_counts(durations, labels, max_duration: int, num_classes: int) -> n
     """
     max_duration = check_positive_int("max_duration", max_duration)
     num_classes = check_positive_int("num_classes", num_classes)
-    durations = _integers(durations, "durations")
-    labels = _integers(labels, "labels")
-    if len(durations) != len(labels):
+    duration = _integers(durations, "durations")
+    label = _integers(labels, "labels")
+    if len(duration) != len(label):
         raise ValueError(
             "`durations` and `labels` must have one entry per segment; "
-            f"got {len(durations)} and {len(labels)} entries."
+            f"got {len(duration)} and {len(label)} entries."
         )
-    if len(durations) == 0:
+    if len(duration) == 0:
         raise ValueError("`durations` must hold at least one segment; got 0.")
-    _check_range(durations, "durations", 1, max_duration, f"[1, K={max_duration}]")
-    _check_range(labels, "labels", 0, num_classes - 1, f"[0, C-1={num_classes - 1}]")
+    _check_range(duration, "durations", 1, max_duration, f"[1, K={max_duration}]")
+    _check_range(label, "labels", 0, num_classes - 1, f"[0, C-1={num_classes - 1}]")
     counts = np.zeros((max_duration, num_classes))
-    np.add.at(counts, (durations - 1, labels), 1.0)
+    np.add.at(counts, (duration - 1, label), 1.0)
     unseen = counts.sum(axis=0) == 0
     counts[:, unseen] = counts.sum(axis=1, keepdims=True)
     return counts
 
 
-def moments(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def moments(counts: Floats) -> tuple[Floats, Floats]:
     """Return mean and variance of the durations, two arrays of shape (C,)."""
     durations = np.arange(1, len(counts) + 1)[:, None]
     total = counts.sum(axis=0)
@@ -88,8 +98,8 @@ def moments(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tilt_to_mean(
-    log_base: np.ndarray, mean: np.ndarray, low: float, high: float, steps: int = 80
-) -> np.ndarray:
+    log_base: Floats, mean: Floats, low: float, high: float, steps: int = 80
+) -> Floats:
     """Solve for the tilt theta at which weights exp(log_base_k + k theta) have a given mean.
 
     The mean grows with theta, so bisection cannot fail; in an exponential family truncated to 1..K
@@ -119,12 +129,11 @@ def tilt_to_mean(
         too_small = (weights * durations).sum(axis=0) / weights.sum(axis=0) < mean
         lower = np.where(too_small, middle, lower)
         upper = np.where(too_small, upper, middle)
-    return (lower + upper) / 2
+    tilt: Floats = (lower + upper) / 2
+    return tilt
 
 
-def smooth_log_histogram(
-    counts: np.ndarray, pseudo_count: float, bandwidth: float | None
-) -> np.ndarray:
+def smooth_log_histogram(counts: Floats, pseudo_count: float, bandwidth: float | None) -> Floats:
     """Return log-probabilities of durations from a Gaussian-smoothed histogram.
 
     Parameters
@@ -150,19 +159,20 @@ def smooth_log_histogram(
         width = _silverman_bandwidth(column) if bandwidth is None else bandwidth
         smooth[:, label] = _smooth(column, width)
     smooth += pseudo_count / max_duration
-    return np.log(smooth) - np.log(smooth.sum(axis=0))
+    log_share: Floats = np.log(smooth) - np.log(smooth.sum(axis=0))
+    return log_share
 
 
-def _silverman_bandwidth(column: np.ndarray) -> float:
-    total = column.sum()
+def _silverman_bandwidth(column: Floats) -> float:
+    total = float(column.sum())
     _, variance = moments(column[:, None])
     cumulative = np.cumsum(column)
     lower, upper = np.searchsorted(cumulative, [0.25 * total, 0.75 * total])
     spread = min(float(np.sqrt(variance[0])), (upper - lower) / 1.34)
-    return 0.9 * spread * total**-0.2
+    return float(0.9 * spread * total**-0.2)
 
 
-def _smooth(column: np.ndarray, width: float) -> np.ndarray:
+def _smooth(column: Floats, width: float) -> Floats:
     reach = min(int(np.ceil(4 * width)), len(column) - 1)
     if reach == 0:
         return column.copy()
@@ -172,9 +182,8 @@ def _smooth(column: np.ndarray, width: float) -> np.ndarray:
     return np.convolve(column / inside, kernel)[reach:-reach]
 
 
-def _integers(values, name: str) -> np.ndarray:
-    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
-    array = np.asarray(array)
+def _integers(values: Numbers, name: str) -> Integers:
+    array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
     if array.ndim != 1:
         raise ValueError(f"`{name}` must have shape (N,); got shape {array.shape}.")
     if array.size and array.dtype.kind not in "iu":
@@ -182,7 +191,7 @@ def _integers(values, name: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _check_range(values: np.ndarray, name: str, low: int, high: int, text: str) -> None:
+def _check_range(values: Integers, name: str, low: int, high: int, text: str) -> None:
     wrong = np.flatnonzero((values < low) | (values > high))
     if len(wrong):
         raise ValueError(f"`{name}` must be in {text}; got {values[wrong[0]]} at index {wrong[0]}.")

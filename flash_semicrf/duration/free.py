@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flash_semicrf.problem.validation import check_finite_or_forbidden, check_number
 
-from .base import DurationDistribution, add_dtype_and_device, add_values, given_numbers, one_of
+from .base import (
+    DurationDistribution,
+    Numbers,
+    add_dtype_and_device,
+    add_values,
+    given_numbers,
+    one_of,
+)
 from .fitting import duration_counts, smooth_log_histogram
 
 
@@ -34,12 +42,14 @@ class LearnedDuration(DurationDistribution):
     torch.Size([5, 2])
     """
 
+    duration_bias: Tensor
+
     def __init__(
         self,
         max_duration: int,
         num_classes: int,
         init_scale: float = 0.1,
-        init_bias: Tensor | None = None,
+        init_bias: Numbers | None = None,
         *,
         learnable: bool = True,
     ) -> None:
@@ -62,15 +72,15 @@ class LearnedDuration(DurationDistribution):
     @classmethod
     def from_segments(
         cls,
-        durations,
-        labels,
-        max_duration,
-        num_classes,
+        durations: Numbers,
+        labels: Numbers,
+        max_duration: int,
+        num_classes: int,
         *,
         pseudo_count: float = 1.0,
         bandwidth: float | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> LearnedDuration:
         """Start from the logarithm of the smoothed histogram of each label's durations.
 
         Parameters
@@ -121,6 +131,8 @@ class CallableDuration(DurationDistribution):
             [ 0., -2.],
             [ 0., -3.]])
     """
+
+    like: Tensor
 
     def __init__(
         self,

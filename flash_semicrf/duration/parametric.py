@@ -6,6 +6,7 @@ Each gives log-probabilities on 1..K, truncated there and normalised. Cost O(KC)
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from scipy.special import gammaln
 from torch import Tensor
 
-from .base import NormalizedDuration, add_dtype_and_device, add_values, per_label
+from .base import NormalizedDuration, Numbers, add_dtype_and_device, add_values, per_label
 from .fitting import duration_counts, moments, tilt_to_mean
 
 # Fitted values stay inside these bounds: at them a distribution is, to working precision, its own
@@ -45,12 +46,13 @@ class GeometricDuration(NormalizedDuration):
     """
 
     names = ("logit",)
+    logit: Tensor
 
     def __init__(
         self,
         max_duration: int,
         num_classes: int,
-        init_logit: float | Tensor = -1.0,
+        init_logit: Numbers = -1.0,
         *,
         learnable: bool = True,
         learn_rate: bool | None = None,
@@ -67,7 +69,14 @@ class GeometricDuration(NormalizedDuration):
         return F.logsigmoid(-self.logit)
 
     @classmethod
-    def from_segments(cls, durations, labels, max_duration, num_classes, **kwargs):
+    def from_segments(
+        cls,
+        durations: Numbers,
+        labels: Numbers,
+        max_duration: int,
+        num_classes: int,
+        **kwargs: Any,
+    ) -> GeometricDuration:
         """Start from the maximum-likelihood p of each label, truncation at K included."""
         counts = duration_counts(durations, labels, max_duration, num_classes)
         mean, _ = moments(counts)
@@ -109,13 +118,15 @@ class NegativeBinomialDuration(NormalizedDuration):
     """
 
     names = ("log_r", "logit")
+    log_r: Tensor
+    logit: Tensor
 
     def __init__(
         self,
         max_duration: int,
         num_classes: int,
-        init_log_r: float | Tensor = 0.0,
-        init_logit: float | Tensor = -1.0,
+        init_log_r: Numbers = 0.0,
+        init_logit: Numbers = -1.0,
         *,
         learnable: bool = True,
         learn_rate: bool | None = None,
@@ -134,7 +145,14 @@ class NegativeBinomialDuration(NormalizedDuration):
         return log_coefficient + steps[:, None] * F.logsigmoid(-logit)
 
     @classmethod
-    def from_segments(cls, durations, labels, max_duration, num_classes, **kwargs):
+    def from_segments(
+        cls,
+        durations: Numbers,
+        labels: Numbers,
+        max_duration: int,
+        num_classes: int,
+        **kwargs: Any,
+    ) -> NegativeBinomialDuration:
         """Start from the r and p that give k - 1 its observed mean and variance.
 
         A variance not above the mean has no such r: its limit, a Poisson, is approached by a
@@ -177,12 +195,13 @@ class PoissonDuration(NormalizedDuration):
     """
 
     names = ("log_lambda",)
+    log_lambda: Tensor
 
     def __init__(
         self,
         max_duration: int,
         num_classes: int,
-        init_log_lambda: float | Tensor = 1.0,
+        init_log_lambda: Numbers = 1.0,
         *,
         learnable: bool = True,
         learn_rate: bool | None = None,
@@ -198,7 +217,14 @@ class PoissonDuration(NormalizedDuration):
         return durations * log_lambda - torch.lgamma(durations + 1)
 
     @classmethod
-    def from_segments(cls, durations, labels, max_duration, num_classes, **kwargs):
+    def from_segments(
+        cls,
+        durations: Numbers,
+        labels: Numbers,
+        max_duration: int,
+        num_classes: int,
+        **kwargs: Any,
+    ) -> PoissonDuration:
         """Start from the lambda whose truncated mean is the observed mean duration."""
         counts = duration_counts(durations, labels, max_duration, num_classes)
         mean, _ = moments(counts)
@@ -233,7 +259,14 @@ class UniformDuration(NormalizedDuration):
         return like.new_zeros(self.max_duration, self.num_classes)
 
     @classmethod
-    def from_segments(cls, durations, labels, max_duration, num_classes, **kwargs):
+    def from_segments(
+        cls,
+        durations: Numbers,
+        labels: Numbers,
+        max_duration: int,
+        num_classes: int,
+        **kwargs: Any,
+    ) -> UniformDuration:
         """Check the segments; there is nothing to fit."""
         duration_counts(durations, labels, max_duration, num_classes)
         return cls(max_duration, num_classes, **kwargs)

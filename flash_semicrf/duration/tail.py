@@ -7,7 +7,7 @@ The durations above K are then geometric, given that a segment is longer than K.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flash_semicrf.problem.validation import check_positive_int
 
-from .base import DurationDistribution, add_values, per_label
+from .base import DurationDistribution, Numbers, add_values, per_label
 from .fitting import tail_counts
 
 __all__ = ["GeometricTail", "create_duration_tail"]
@@ -43,10 +43,12 @@ class GeometricTail(nn.Module):
     tensor([-0.5000,    -inf])
     """
 
+    log_rate: Tensor
+
     def __init__(
         self,
         num_classes: int,
-        log_rate: float | Sequence[float] | Tensor = -1.0,
+        log_rate: Numbers = -1.0,
         *,
         learnable: bool = True,
     ) -> None:
@@ -61,7 +63,7 @@ class GeometricTail(nn.Module):
         return self.log_rate
 
     @classmethod
-    def from_scores(cls, duration_bias: Tensor, **kwargs) -> GeometricTail:
+    def from_scores(cls, duration_bias: Tensor, **kwargs: Any) -> GeometricTail:
         """Continue the last two scores (K, C) of each label, falling by 1/K to 5 a position."""
         max_duration, num_classes = duration_bias.shape
         slowest = torch.full((num_classes,), -1.0 / max_duration, dtype=torch.float64, device="cpu")
@@ -75,11 +77,11 @@ class GeometricTail(nn.Module):
     @classmethod
     def from_segments(
         cls,
-        durations: Tensor | Sequence[int],
-        labels: Tensor | Sequence[int],
+        durations: Numbers,
+        labels: Numbers,
         max_duration: int,
         num_classes: int,
-        **kwargs,
+        **kwargs: Any,
     ) -> GeometricTail:
         """Start from the most probable rate of the observed segments of K positions or more.
 
@@ -108,7 +110,7 @@ class GeometricTail(nn.Module):
 
 
 def create_duration_tail(
-    tail: str | float | Sequence[float] | Tensor | GeometricTail | None,
+    tail: str | Numbers | GeometricTail | None,
     distribution: DurationDistribution,
 ) -> GeometricTail | None:
     """Return what continues a duration distribution beyond K.

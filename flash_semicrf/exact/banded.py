@@ -100,8 +100,8 @@ def _multiply_pairs(semiring: Semiring, band: BandedMatrix) -> BandedMatrix:
     product = later.multiply(earlier, semiring)
     if even == band.data.shape[1]:
         return product
-    rest = BandedMatrix(band.data[:, even:], band.lu, band.ld, band.fill).to_dense()
-    rest = BandedMatrix.from_dense(rest, product.lu, product.ld, product.fill)
+    odd_one = BandedMatrix(band.data[:, even:], band.lu, band.ld, band.fill).to_dense()
+    rest = BandedMatrix.from_dense(odd_one, product.lu, product.ld, product.fill)
     return BandedMatrix(
         torch.cat([product.data, rest.data], 1), product.lu, product.ld, product.fill
     )

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from flash_semicrf.problem.potentials import NEG_INF, Potentials, accumulator_dtype, explicit_start
+from flash_semicrf.problem.potentials import NEG_INF, Potentials, accumulator_dtype, first_term
 from flash_semicrf.problem.unroll import unrolled
 
 __all__ = ["check_edge_memory", "edge_bytes", "edge_tensor"]
@@ -75,7 +75,7 @@ def edge_tensor(potentials: Potentials) -> Tensor:
     content = _content(p)
     between = p.transition.transpose(-1, -2)  # (C_dst, C_src), or (K, C_dst, C_src)
     later = content[:, 1:, ..., None] + between
-    first = explicit_start(p).initial_scores  # (C,), or (K, C)
+    first = first_term(p)  # (C,), or (K, C)
     start = (content[:, :1] + first)[..., None]
     closed = torch.full_like(start, -math.inf).expand(*start.shape[:-1], num_labels - 1)
     edges = torch.cat([torch.cat([start, closed], -1), later], 1)

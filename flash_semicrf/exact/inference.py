@@ -97,13 +97,13 @@ def segment_marginals(
         log_z = _sum(edges, p.lengths + 1, backend, threshold)
         feasible = log_z[log_z > -torch.inf].sum()
         wanted = [*(leaves[name] for name in names), edges]
-        *marginals, counts = torch.autograd.grad(feasible, wanted)
+        position, start, end, counts = torch.autograd.grad(feasible, wanted)
     duration = counts[:, :, 1:].sum((1, -1))
     transition = counts[:, 1:, 1:].sum(1).transpose(-1, -2)  # the first segment follows nothing
     tail, duration = fold_durations(duration, p.max_duration)
     _, transition = fold_durations(transition, p.max_duration)
     transition = transition if p.transition.dim() == 3 else transition.sum(1)
-    found = SegmentMarginals(*marginals, transition, duration, tail)
+    found = SegmentMarginals(position, start, end, transition, duration, tail)
     return found if p.num_labels == num_labels else fold_marginals(found, num_labels)
 
 
@@ -149,7 +149,9 @@ def viterbi_table(
     return scores, fold_table(SegmentTable(*columns.unbind(1)), num_labels)
 
 
-def _walk(edges: Tensor, alpha: Tensor, sequence: int, stop: int) -> list[tuple[int, ...]]:
+def _walk(
+    edges: Tensor, alpha: Tensor, sequence: int, stop: int
+) -> list[tuple[int, int, int, int]]:
     """Rows of one sequence. Ties: the shortest last segment, then the lowest label."""
     rows = []
     ranks = alpha[stop]  # ranks the label of the segment that ends at `stop`

@@ -72,7 +72,9 @@ def linear_scan(semiring: Semiring, edges: Tensor, lengths: Tensor) -> Tensor:
         start = 0
         for block in used.split(block_length(steps), -4):
             # A default argument: the block is called again, after the loop, when recomputed.
-            def run_block(part, alpha, window, final, node=start):
+            def run_block(
+                part: Tensor, alpha: Tensor, window: Tensor, final: Tensor, node: int = start
+            ) -> tuple[Tensor, Tensor, Tensor]:
                 for step in part.unbind(-4):
                     alpha, window = _push(semiring, step, alpha, window, zero)
                     node += 1

@@ -18,7 +18,8 @@ NIPS 2004. A. M. Rush, Torch-Struct: Deep Structured Prediction Library, ACL 202
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,10 +133,11 @@ class SemiMarkov:
         """The tensors that were given, checked for their form."""
         check_eager()
         count = self.semiring.num_potentials
-        is_tensor = isinstance(log_potentials, Tensor)
-        if not is_tensor and not isinstance(log_potentials, (list, tuple)):
+        if not isinstance(log_potentials, (Tensor, list, tuple)):
             check_tensor("log_potentials", log_potentials)
-        given = [log_potentials] if is_tensor and count == 1 else list(log_potentials)
+        if isinstance(log_potentials, Tensor) and count == 1:
+            log_potentials = [log_potentials]
+        given = list(log_potentials)
         for edges in given:
             check_tensor("log_potentials", edges)
         if len(given) != count:
@@ -167,7 +169,7 @@ class SemiMarkov:
         use_linear_scan: bool | None,
         use_vectorized: bool,
         use_banded: bool,
-    ):
+    ) -> Callable[[Semiring, Tensor, Tensor], Tensor]:
         if use_vectorized and (use_linear_scan is False or use_banded):
             raise ValueError("`use_vectorized`=True is a scan; it contradicts a tree.")
         if use_banded and use_linear_scan:
@@ -192,7 +194,10 @@ class SemiMarkov:
         return banded_tree if use_banded else binary_tree
 
     def sum(
-        self, log_potentials: Tensor | Sequence[Tensor], lengths: Tensor | None = None, **options
+        self,
+        log_potentials: Tensor | Sequence[Tensor],
+        lengths: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         """Answer of the semiring for each sequence.
 
@@ -209,7 +214,10 @@ class SemiMarkov:
         return self.semiring.unconvert(v)
 
     def marginals(
-        self, log_potentials: Tensor | Sequence[Tensor], lengths: Tensor | None = None, **options
+        self,
+        log_potentials: Tensor | Sequence[Tensor],
+        lengths: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         """Gradient of `sum` by every edge.
 

@@ -11,13 +11,14 @@ O(TKC), and a copy of the edges sorted by the node arrived at.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from flash_semicrf.exact.scan import block_length, message, num_durations, select_ends
-from flash_semicrf.semirings.base import Semiring
+from flash_semicrf.semirings.base import EdgeGradient, Semiring
 
 __all__ = ["arrivals", "forward_messages", "vectorized_scan"]
 
@@ -27,7 +28,10 @@ _SWEEP = 2**18  # numbers of the gradient computed at a time: they stay in cache
 def vectorized_scan(semiring: Semiring, edges: Tensor, lengths: Tensor) -> Tensor:
     """Sum over all paths; parameters and result as `flash_semicrf.exact.scan.linear_scan`."""
     if semiring.edge_gradient is not None:
-        return _TwoPasses.apply(semiring, edges, lengths)
+        total: Tensor = _TwoPasses.apply(  # type: ignore[no-untyped-call]  # torch's
+            semiring, edges, lengths
+        )
+        return total
     return _window_scan(semiring, edges, lengths)
 
 
@@ -42,7 +46,8 @@ def arrivals(semiring: Semiring, edges: Tensor, steps: int, durations: int) -> T
     rows = F.pad(rows, (0, 0, 0, 0, 0, durations), value=forbidden)
     width = steps + durations
     flat = rows.flatten(-4, -3)[..., : durations * (width - 1), :, :]
-    return flat.unflatten(-3, (durations, width - 1))[..., :steps, :, :]
+    shifted: Tensor = flat.unflatten(-3, (durations, width - 1))
+    return shifted[..., :steps, :, :]
 
 
 def _window_scan(semiring: Semiring, edges: Tensor, lengths: Tensor) -> Tensor:
@@ -58,7 +63,9 @@ def _window_scan(semiring: Semiring, edges: Tensor, lengths: Tensor) -> Tensor:
         start = 0
         for block in arrivals(semiring, edges, steps, durations).split(block_length(steps), -3):
             # A default argument: the block is called again, after the loop, when recomputed.
-            def run_block(part, window, final, node=start):
+            def run_block(
+                part: Tensor, window: Tensor, final: Tensor, node: int = start
+            ) -> tuple[Tensor, Tensor]:
                 for step in part.unbind(-3):
                     terms = semiring.mul(semiring.convert(step), window[..., None, :])
                     alpha = semiring.sum(semiring.sum(terms, -1), -2)
@@ -122,7 +129,7 @@ class _TwoPasses(torch.autograd.Function):
     """Total of all paths, and its gradient from messages before and after each edge."""
 
     @staticmethod
-    def forward(ctx, semiring: Semiring, edges: Tensor, lengths: Tensor) -> Tensor:
+    def forward(ctx: Any, semiring: Semiring, edges: Tensor, lengths: Tensor) -> Tensor:
         alpha = forward_messages(semiring, edges, lengths)
         index = (lengths - 1).view(1, -1, 1, 1).expand(len(alpha), -1, 1, alpha.shape[-1])
         total = semiring.sum(alpha.gather(2, index)[:, :, 0], -1)
@@ -131,7 +138,7 @@ class _TwoPasses(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, upstream: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, None]:
         edges, lengths, alpha, total = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: differentiable again
             again = _window_scan(ctx.semiring, edges, lengths)
@@ -143,12 +150,14 @@ class _TwoPasses(torch.autograd.Function):
             beta = _backward_messages(ctx.semiring, edges, lengths)
             # (size, B, steps, durations, C): what comes after the edge of each node and duration.
             after = beta[:, :, 1:-1].unfold(2, durations, 1).transpose(-1, -2)
-            _sweep(ctx.semiring, edges, alpha, after, total, upstream, gradient)
+            derivative = ctx.semiring.edge_gradient
+            _sweep(ctx.semiring, derivative, edges, alpha, after, total, upstream, gradient)
         return None, gradient, None
 
 
 def _sweep(
     semiring: Semiring,
+    derivative: EdgeGradient,
     edges: Tensor,
     alpha: Tensor,
     after: Tensor,
@@ -162,7 +171,7 @@ def _sweep(
     for first in range(0, steps, rows):
         nodes = slice(first, min(first + rows, steps))
         part = (..., nodes, slice(1, durations + 1), slice(None), slice(None))
-        found = semiring.edge_gradient(
+        found = derivative(
             alpha[:, :, nodes, None, None, :],
             semiring.convert(edges[part]),
             after[:, :, nodes, :, :, None],

@@ -7,6 +7,7 @@ backward pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ __all__ = [
     "Once",
     "SemiCRFStreaming",
     "apply",
+    "named",
     "needs_graph",
     "needs_graph_of",
+    "once",
     "scaled_gradient",
 ]
 
@@ -43,14 +46,14 @@ def scaled_gradient(gradient: Tensor, weight: Tensor, by_position: bool) -> Tens
         scaled = torch.where(weights == 0, 0.0, gradient * weights)
         return scaled if by_position else scaled.sum(0)
     # numpy: its calls on small arrays cost less than torch's, and wait for no busy core.
-    each, weights = gradient.numpy(), weight.detach().numpy()
+    each, factors = gradient.numpy(), weight.detach().numpy()
     if by_position:
-        scaled = each * weights.astype(each.dtype).reshape(-1, *(1,) * (each.ndim - 1))
-        scaled[weights == 0] = 0.0
+        product = each * factors.astype(each.dtype).reshape(-1, *(1,) * (each.ndim - 1))
+        product[factors == 0] = 0.0
     else:
-        used = weights != 0
-        scaled = np.einsum("b,b...->...", weights[used], each[used])
-    return torch.from_numpy(scaled)
+        used = factors != 0
+        product = np.einsum("b,b...->...", factors[used], each[used])
+    return torch.from_numpy(product)
 
 
 class Once(torch.autograd.Function):
@@ -61,12 +64,12 @@ class Once(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, gradient: Tensor, value: Tensor, reason: str) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, value: Tensor, reason: str) -> Tensor:
         ctx.reason = reason
         return gradient.view_as(gradient)
 
     @staticmethod
-    def backward(ctx, upstream: Tensor) -> tuple[None, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, None, None]:
         raise RuntimeError(ctx.reason)
 
 
@@ -95,32 +98,49 @@ def apply(function: type[torch.autograd.Function], *arguments: object) -> Any:
 
 
 def _constant(value: object) -> object:
-    is_constant = not isinstance(value, Tensor) or forward_ad.unpack_dual(value).tangent is not None
-    return value if is_constant else value.detach()
+    if not isinstance(value, Tensor) or forward_ad.unpack_dual(value).tangent is not None:
+        return value
+    return value.detach()
+
+
+def once(gradient: Tensor, value: Tensor, reason: str) -> Tensor:
+    """`Once` of a gradient; differentiating it raises RuntimeError with the reason."""
+    tied: Tensor = apply(Once, gradient, value, reason)
+    return tied
+
+
+def named(values: Sequence[Tensor | None], lengths: Tensor) -> Potentials:
+    """Problem of parameters in the order of `NAMES`, which may stop before its end."""
+    given = zip(NAMES, values, strict=False)
+    return Potentials(
+        lengths=lengths, **{name: value for name, value in given if value is not None}
+    )
 
 
 class LogPartition(torch.autograd.Function):
     """Log Z of a batch by a streaming backend, with its gradient: see `SemiCRFStreaming`."""
 
     @staticmethod
-    def forward(ctx, backend: str | Backend, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
-        """Compute log Z, and the gradients that will be asked for."""
-        given = dict(zip(NAMES, parameters, strict=False))
-        potentials = Potentials(lengths=lengths, **given)
+    def forward(
+        ctx: Any, backend: str | Backend, lengths: Tensor, *parameters: Tensor | None
+    ) -> Tensor:
+        """Compute log Z, and the gradients that the backward pass needs."""
+        potentials = named(parameters, lengths)
         chosen = choose(backend, potentials) if isinstance(backend, str) else backend
-        needs = dict(zip(given, ctx.needs_input_grad[2:], strict=True))
-        ctx.given = list(given)
+        ctx.given = NAMES[: len(parameters)]
+        needs = dict(zip(ctx.given, ctx.needs_input_grad[2:], strict=True))
         wanted = {name for name, needed in needs.items() if needed}
         if not wanted:
             return chosen.log_partition(potentials)
         log_z, gradients = chosen.gradients(potentials, wanted)
         ctx.wanted = [name for name in NAMES if name in wanted]
+        given = potentials.parameters()
         ctx.dtypes = {name: given[name].dtype for name in wanted}
         ctx.save_for_backward(log_z, *(gradients[name] for name in ctx.wanted))
         return log_z
 
     @staticmethod
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Scale each sequence's gradient; sum those of shared parameters over the batch."""
         log_z, *gradients = ctx.saved_tensors
         found: dict[str, Tensor] = {}
@@ -128,7 +148,7 @@ class LogPartition(torch.autograd.Function):
             scaled = scaled_gradient(gradient, upstream.to(gradient.dtype), name in BY_POSITION)
             found[name] = scaled.to(ctx.dtypes[name])
             if torch.is_grad_enabled():  # create_graph=True
-                found[name] = Once.apply(found[name], log_z, _REASON)
+                found[name] = once(found[name], log_z, _REASON)
         return (None, None, *(found.get(name) for name in ctx.given))
 
 
@@ -145,5 +165,6 @@ class SemiCRFStreaming(LogPartition):
 
     @classmethod
     def apply(cls, backend: str | Backend, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
-        """Compute log Z, and the gradients that will be asked for."""
-        return apply(LogPartition, backend, lengths, *parameters)
+        """Compute log Z, and the gradients that the backward pass needs."""
+        log_z: Tensor = apply(LogPartition, backend, lengths, *parameters)
+        return log_z

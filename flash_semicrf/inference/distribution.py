@@ -187,7 +187,7 @@ class SemiCRFDistribution(Distribution):
         return segment_marginals(self.potentials, self._backend, constraints=self.constraints)
 
     @property
-    def mode(self) -> ViterbiResult:
+    def mode(self) -> ViterbiResult:  # type: ignore[override]  # segmentations are no tensors
         """Most probable segmentation of each sequence; `scores` are its log-probabilities."""
         found = viterbi(self.potentials, self._backend, constraints=self.constraints)
         return ViterbiResult(found.scores - self._constant(), found.segments)
@@ -203,7 +203,7 @@ class SemiCRFDistribution(Distribution):
         found = n_best(self.potentials, k, self._backend, constraints=self.constraints)
         return NBestResult(found.scores - self._constant()[:, None], found.segments)
 
-    def sample(
+    def sample(  # type: ignore[override]  # segmentations are no tensors
         self,
         sample_shape: Sequence[int] | torch.Size = torch.Size(),  # noqa: B008 - as in torch
         seed: int | torch.Generator | None = None,
@@ -231,7 +231,7 @@ class SemiCRFDistribution(Distribution):
             constraints=self.constraints,
         )
 
-    def sample_n(self, n: int) -> SegmentTable:
+    def sample_n(self, n: int) -> SegmentTable:  # type: ignore[override]  # as `sample`
         """Draw n segmentations of each sequence."""
         return self.sample((n,))
 
@@ -249,7 +249,7 @@ def _shapes_of(p: Potentials, copies: int) -> Potentials:
     return p.replace(scores=scores, lengths=p.lengths.repeat(copies))
 
 
-@register_kl(SemiCRFDistribution, SemiCRFDistribution)
+@register_kl(SemiCRFDistribution, SemiCRFDistribution)  # type: ignore[untyped-decorator]
 def _kl_divergence(p: SemiCRFDistribution, q: SemiCRFDistribution) -> Tensor:
     if p.constraints is not q.constraints:
         raise ValueError("`p` and `q` must have the same `constraints`, one object, or none.")

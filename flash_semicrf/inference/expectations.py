@@ -17,11 +17,13 @@ Training on Translation Forests, EMNLP 2009.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from flash_semicrf.inference.autograd import Once, apply, scaled_gradient
+from flash_semicrf.inference.autograd import apply, named, once, scaled_gradient
 from flash_semicrf.inference.marginals import IMPOSSIBLE, inner_product
 from flash_semicrf.problem.potentials import (
     BY_POSITION,
@@ -71,18 +73,20 @@ def expected_score(
         Differentiable once in both; -inf where q forbids what p allows.
     """
     values = list(map(p.parameters().get, NAMES))
+    found: tuple[Tensor, Tensor]
     if q is None:
-        return apply(_OwnScore, backend, p.lengths, *values)
-    return apply(_ExpectedScore, backend, p.lengths, *values, *map(q.parameters().get, NAMES))
+        found = apply(_OwnScore, backend, p.lengths, *values)
+    else:
+        others = map(q.parameters().get, NAMES)
+        found = apply(_ExpectedScore, backend, p.lengths, *values, *others)
+    return found
 
 
 def position_marginals(p: Potentials, backend: str = "auto") -> Tensor:
     """P(position t has label c), (B, T, C) in the dtype of the scores, differentiable once."""
-    return apply(_PositionMarginals, backend, p.lengths, *map(p.parameters().get, NAMES))
-
-
-def _named(values: tuple[Tensor | None, ...], lengths: Tensor) -> Potentials:
-    return Potentials(lengths=lengths, **dict(zip(NAMES, values, strict=True)))
+    values = map(p.parameters().get, NAMES)
+    marginals: Tensor = apply(_PositionMarginals, backend, p.lengths, *values)
+    return marginals
 
 
 def _direction(potentials: Potentials) -> Potentials:
@@ -121,7 +125,7 @@ def _once(found: dict[str, Tensor], value: Tensor) -> dict[str, Tensor]:
     """Refuse to differentiate again, where a graph is being made."""
     if not torch.is_grad_enabled():
         return found
-    return {name: Once.apply(gradient, value, _REASON) for name, gradient in found.items()}
+    return {name: once(gradient, value, _REASON) for name, gradient in found.items()}
 
 
 def _wanted(needs: tuple[bool, ...]) -> list[str]:
@@ -132,7 +136,7 @@ class _Centered(torch.autograd.Function):
     """Scores in float64 less their largest of each position, taken for a constant."""
 
     @staticmethod
-    def forward(ctx, scores: Tensor, lengths: Tensor) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, lengths: Tensor) -> Tensor:
         """Compute on the CPU with numpy, as `flash_semicrf.problem.validation.extremes`."""
         ctx.dtype = scores.dtype
         if scores.device.type != "cpu":
@@ -143,7 +147,7 @@ class _Centered(torch.autograd.Function):
         return torch.from_numpy(values)
 
     @staticmethod
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         """The shift changes no expectation."""
         return upstream.to(ctx.dtype), None
 
@@ -152,9 +156,11 @@ class _OwnScore(torch.autograd.Function):
     """`expected_score` of p by itself, as a constant."""
 
     @staticmethod
-    def forward(ctx, backend: str, lengths: Tensor, *values: Tensor | None):
-        """One forward-backward, and the derivative of its counts where it is asked for."""
-        p = _named(values, lengths)
+    def forward(
+        ctx: Any, backend: str, lengths: Tensor, *values: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """One forward-backward, and the derivative of its counts where it is needed."""
+        p = named(values, lengths)
         ctx.wanted = _wanted(ctx.needs_input_grad[2:])
         found: dict[str, Tensor] = {}
         if ctx.wanted:
@@ -168,27 +174,30 @@ class _OwnScore(torch.autograd.Function):
         return log_z, mean
 
     @staticmethod
-    def backward(ctx, _: Tensor, upstream: Tensor):
+    def backward(ctx: Any, _: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """The Hessian of log Z times the parameters."""
         lengths, mean, *saved = ctx.saved_tensors
         found = dict(zip(ctx.wanted, saved, strict=False))
-        p = _named(tuple(saved[len(found) :]), lengths)
+        p = named(saved[len(found) :], lengths)
         found = _once(_weighted(found, p, upstream), mean)
         return (None, None, *map(found.get, NAMES))
 
 
 def _mean(values: dict[str, Tensor], counts: dict[str, Tensor]) -> Tensor:
     noise = {"scores": IMPOSSIBLE}
-    return sum(inner_product(v, counts[name], noise.get(name, 0.0)) for name, v in values.items())
+    terms = [inner_product(v, counts[name], noise.get(name, 0.0)) for name, v in values.items()]
+    return sum(terms, torch.zeros_like(terms[0]))
 
 
 class _ExpectedScore(torch.autograd.Function):
     """`expected_score`; call it with the backend, lengths, and the parameters of p, then of q."""
 
     @staticmethod
-    def forward(ctx, backend: str, lengths: Tensor, *values: Tensor | None):
+    def forward(
+        ctx: Any, backend: str, lengths: Tensor, *values: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """One forward-backward of p."""
-        p, q = (_named(half, lengths) for half in (values[: len(NAMES)], values[len(NAMES) :]))
+        p, q = (named(half, lengths) for half in (values[: len(NAMES)], values[len(NAMES) :]))
         given = q.parameters()
         log_z, counts = choose(backend, p).gradients(p, set(given))
         mean = _mean(given, counts)
@@ -200,12 +209,12 @@ class _ExpectedScore(torch.autograd.Function):
         return log_z, mean
 
     @staticmethod
-    def backward(ctx, _: Tensor, upstream: Tensor):
+    def backward(ctx: Any, _: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Hessian-vector products for p, expected counts for q."""
         lengths, mean, *saved = ctx.saved_tensors
         counts = dict(zip(ctx.counted, saved, strict=False))
         values = saved[len(counts) :]
-        p, q = (_named(half, lengths) for half in (values[: len(NAMES)], values[len(NAMES) :]))
+        p, q = (named(half, lengths) for half in (values[: len(NAMES)], values[len(NAMES) :]))
         products: dict[str, Tensor] = {}
         if ctx.wanted:
             _, _, products = _tangents(ctx.backend, p, q, set(ctx.wanted))
@@ -218,9 +227,9 @@ class _PositionMarginals(torch.autograd.Function):
     """`position_marginals`; call it with the backend, lengths and the parameters."""
 
     @staticmethod
-    def forward(ctx, backend: str, lengths: Tensor, *values: Tensor | None) -> Tensor:
+    def forward(ctx: Any, backend: str, lengths: Tensor, *values: Tensor | None) -> Tensor:
         """One forward-backward."""
-        p = _named(values, lengths)
+        p = named(values, lengths)
         _, counts = choose(backend, p).gradients(p, {"scores"})
         ctx.wanted = _wanted(ctx.needs_input_grad[2:])
         ctx.backend = backend
@@ -228,10 +237,10 @@ class _PositionMarginals(torch.autograd.Function):
         return counts["scores"]
 
     @staticmethod
-    def backward(ctx, upstream: Tensor):
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """The Hessian of log Z is symmetric: its product with what comes from above."""
         lengths, *values = ctx.saved_tensors
-        p = _named(tuple(values), lengths)
+        p = named(values, lengths)
         nothing = {name: torch.zeros_like(value) for name, value in p.parameters().items()}
         direction = p.replace(**{**nothing, "scores": upstream})
         _, _, found = _tangents(ctx.backend, p, direction, set(ctx.wanted))

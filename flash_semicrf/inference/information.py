@@ -29,7 +29,7 @@ from flash_semicrf.inference.expectations import centered, expected_score, posit
 from flash_semicrf.inference.log_partition import log_partition
 from flash_semicrf.inference.viterbi import check_feasible
 from flash_semicrf.problem.constraints import Constraints, constrain
-from flash_semicrf.problem.potentials import NEG_INF, Potentials, explicit_start
+from flash_semicrf.problem.potentials import NEG_INF, Potentials, explicit_start, first_term
 from flash_semicrf.problem.validation import check_potentials
 
 __all__ = ["cross_entropy", "entropy", "kl_divergence", "position_entropy"]
@@ -220,10 +220,9 @@ def _aligned(p: Potentials, q: Potentials) -> tuple[Potentials, Potentials]:
     p, q = explicit_start(p), explicit_start(q)
     if p.transition.dim() != q.transition.dim():
         p, q = (x.replace(transition=_by_duration(x.transition, 2, x.max_duration)) for x in (p, q))
-    if p.initial_scores.dim() != q.initial_scores.dim():
+    if first_term(p).dim() != first_term(q).dim():
         p, q = (
-            x.replace(initial_scores=_by_duration(x.initial_scores, 1, x.max_duration))
-            for x in (p, q)
+            x.replace(initial_scores=_by_duration(first_term(x), 1, x.max_duration)) for x in (p, q)
         )
     if (p.duration_tail is None) != (q.duration_tail is None):
         none = torch.full_like(p.duration_bias[0], -torch.inf)
@@ -242,12 +241,10 @@ def _by_duration(value: Tensor, dims: int, max_duration: int) -> Tensor:
 def _difference(q: Potentials, p: Potentials) -> Potentials:
     """Parameters of q less those of p; 0 where p forbids, since nothing is counted there."""
     ours, theirs = p.parameters(), q.parameters()
-    found = {}
-    for name in ours.keys() | theirs.keys():
-        value = theirs.get(name)
-        if name in ours:
-            allowed = ours[name] > NEG_INF
-            value = 0.0 if value is None else torch.where(allowed, value, 0.0)
-            value = value - torch.where(allowed, ours[name], 0.0)
-        found[name] = value
+    found = dict(theirs)
+    for name, our in ours.items():
+        allowed = our > NEG_INF
+        subtracted = torch.where(allowed, our, 0.0)
+        their = theirs.get(name)
+        found[name] = (0.0 if their is None else torch.where(allowed, their, 0.0)) - subtracted
     return q.replace(**found)

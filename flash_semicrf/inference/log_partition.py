@@ -57,4 +57,5 @@ def log_partition_of_checked(p: Potentials, backend: str) -> Tensor:
         return reference.log_partition(p)  # autograd differentiates it, as often as one likes
     if not needs_graph(p):
         return chosen.log_partition(p)
-    return apply(LogPartition, chosen, p.lengths, *map(p.parameters().get, NAMES))
+    log_z: Tensor = apply(LogPartition, chosen, p.lengths, *map(p.parameters().get, NAMES))
+    return log_z

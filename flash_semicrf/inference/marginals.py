@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flash_semicrf.problem.potentials import Potentials, accumulator_dtype, explicit_start
+from flash_semicrf.problem.potentials import Potentials, accumulator_dtype, first_term
 
 __all__ = ["SegmentMarginals", "expected_score", "expected_segments", "fold_marginals"]
 
@@ -86,11 +86,11 @@ def inner_product(values: Tensor, counts: Tensor, noise: float = 0.0) -> Tensor:
         return torch.from_numpy(total)
     wide = accumulator_dtype(counts.device)
     values, counts = values.to(wide), counts.to(wide)
-    is_noise = (counts <= noise) & (values < -MASK)
-    nothing = is_noise | (counts == 0) | (values == -torch.inf)
-    product = torch.where(nothing, 0.0, values) * counts
-    forbidden = ((values == -torch.inf) & (counts > noise)).flatten(1).any(1)
-    return product.flatten(1).sum(1).masked_fill(forbidden, -torch.inf)
+    nothing = (counts <= noise) & (values < -MASK)
+    nothing = nothing | (counts == 0) | (values == -torch.inf)
+    products = torch.where(nothing, 0.0, values) * counts
+    dead = ((values == -torch.inf) & (counts > noise)).flatten(1).any(1)
+    return products.flatten(1).sum(1).masked_fill(dead, -torch.inf)
 
 
 def expected_score(potentials: Potentials, marginals: SegmentMarginals) -> Tensor:
@@ -127,7 +127,7 @@ def expected_score(potentials: Potentials, marginals: SegmentMarginals) -> Tenso
     p, m = potentials, marginals
     if m.transition is None or m.duration is None:
         raise ValueError("`marginals` must hold expected counts; got counts=False.")
-    initial = explicit_start(p).initial_scores
+    initial = first_term(p)
     if initial.dim() == 2:
         raise ValueError("`potentials` with (K, C, C) transitions must have `initial_scores`.")
     total = inner_product(p.scores, m.position, IMPOSSIBLE)

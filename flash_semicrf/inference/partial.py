@@ -83,7 +83,7 @@ def partial_score(
     table = labels_to_table(labels, lengths, p.max_duration, long_segments, p.unlimited)
     gold = score_segments(p, table)
     check_gold(gold, p, table)
-    if not bool(partial.any()):
+    if ignore_index is None or not bool(partial.any()):
         return gold
     # Of the others one position is enough: what it adds up to is not used.
     rest = p.replace(lengths=p.lengths.masked_fill(~partial, 1))

@@ -22,6 +22,7 @@ from flash_semicrf.problem.potentials import (
     center_scores,
     content_rows,
     explicit_start,
+    first_term,
     table_rows,
 )
 from flash_semicrf.problem.segments import SegmentTable
@@ -81,9 +82,9 @@ def segment_marginals(
             names += ["duration_tail"] if p.duration_tail is not None else []
             given = explicit_start(given)
         _, found = choose(backend, given).gradients(given, set(names))
-    marginals = SegmentMarginals(*map(found.get, names))
+    marginals = SegmentMarginals(*(found[name] for name in names))
     if counts and p.duration_tail is None:
-        marginals = marginals._replace(tail=torch.zeros_like(marginals.duration[:, 0]))
+        marginals = marginals._replace(tail=torch.zeros_like(found["duration_bias"][:, 0]))
     same = given.num_labels == p.num_labels
     return marginals if same else fold_marginals(marginals, p.num_labels)
 
@@ -154,9 +155,10 @@ def _probabilities(
 def _arrivals(p: Potentials, alpha: Tensor, table: SegmentTable) -> Tensor:
     """gamma_s(c) of each row, by its duration where the transitions are: (N,)."""
     sequence, start, stop, label = table
-    by_duration = (table_rows(p, stop - start),) if p.transition.dim() == 3 else ()
-    arriving = p.transition.movedim(-1, -2)[(*by_duration, label)]  # (N, C_src)
+    by_duration = p.transition.dim() == 3
+    index = (table_rows(p, stop - start), label) if by_duration else (label,)
+    arriving = p.transition.movedim(-1, -2)[index]  # (N, C_src)
     between = torch.logsumexp(alpha[sequence, start] + arriving, -1)
-    initial = explicit_start(p).initial_scores
-    first = initial[(*by_duration, label)] if initial.dim() == 2 else initial[label]
+    initial = first_term(p)
+    first = initial[index] if initial.dim() == 2 else initial[label]
     return torch.where(start == 0, first.to(between), between)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from flash_semicrf.problem.validation import check_data
@@ -42,41 +44,44 @@ def allowed_durations(
             [ True, False],
             [ True,  True]])
     """
+    given: list[object]
     if isinstance(min_duration, Mapping):
         for label in min_duration:
             if label not in range(num_classes):
                 raise ValueError(
                     f"`min_duration` must have keys in [0, C-1={num_classes - 1}]; got {label!r}."
                 )
-        shortest = [min_duration.get(label, 1) for label in range(num_classes)]
-    elif hasattr(min_duration, "__len__"):
+        given = [min_duration.get(label, 1) for label in range(num_classes)]
+    elif not isinstance(min_duration, int) and hasattr(min_duration, "__len__"):
         check_data("min_duration", min_duration)
-        shortest = min_duration.tolist() if hasattr(min_duration, "tolist") else list(min_duration)
-        if len(shortest) != num_classes:
+        given = min_duration.tolist() if hasattr(min_duration, "tolist") else list(min_duration)
+        if len(given) != num_classes:
             raise ValueError(
                 f"`min_duration` must have one entry per label, C={num_classes}; "
-                f"got {len(shortest)} entries."
+                f"got {len(given)} entries."
             )
     else:
-        shortest = [min_duration] * num_classes
-    for label, value in enumerate(shortest):
+        given = [min_duration] * num_classes
+    shortest = []
+    for label, value in enumerate(given):
         if not _is_int(value) or not 1 <= value <= max_duration:
             raise ValueError(
                 f"`min_duration` must be an integer in [1, K={max_duration}]; "
                 f"got {value!r} for label {label}."
             )
+        shortest.append(operator.index(value))
     if max(shortest) == 1:
         return None
     # On the CPU, where a mask has data: the default device may be the meta device.
-    shortest = torch.tensor([operator.index(value) for value in shortest], device="cpu")
-    return torch.arange(1, max_duration + 1, device="cpu")[:, None] >= shortest
+    duration = torch.arange(1, max_duration + 1, device="cpu")[:, None]
+    return duration >= torch.tensor(shortest, device="cpu")
 
 
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
-def allowed_transitions(constraints: object, num_classes: int) -> Tensor | None:
+def allowed_transitions(constraints: Tensor | ArrayLike | None, num_classes: int) -> Tensor | None:
     """Check a user's transition constraints.
 
     Parameters
@@ -101,8 +106,10 @@ def allowed_transitions(constraints: object, num_classes: int) -> Tensor | None:
     if constraints is None:
         return None
     check_data("transition_constraints", constraints)
-    is_tensor = isinstance(constraints, Tensor)
-    allowed = constraints if is_tensor else torch.as_tensor(constraints, device="cpu")
+    if isinstance(constraints, Tensor):
+        allowed = constraints
+    else:
+        allowed = torch.as_tensor(constraints, device="cpu")
     if allowed.dtype != torch.bool:
         raise TypeError(f"`transition_constraints` must have dtype bool; got {allowed.dtype}.")
     if tuple(allowed.shape) != (num_classes, num_classes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,9 +21,19 @@ from flash_semicrf.problem.segments import ViterbiResult, table_to_segments
 
 __all__ = ["DecodingMixin"]
 
+Result = TypeVar("Result")
+
 
 class DecodingMixin:
     """Methods of the head that need its problem, and no labels."""
+
+    edge_memory_threshold: float
+
+    def _prepare(
+        self, hidden_states: Tensor, lengths: Tensor, backend: str
+    ) -> tuple[Potentials, Potentials, Tensor, str]:
+        """Return the problem, the problem centred, its offset, and the backend to run it on."""
+        raise NotImplementedError
 
     @accepts_use_triton(2)
     def decode(
@@ -128,13 +139,13 @@ class DecodingMixin:
 
     def _run(
         self,
-        entry: Callable,
+        entry: Callable[..., Result],
         problem: Potentials,
         backend: str,
         constraints: Constraints | None = None,
-    ):
+    ) -> Result:
         """Call a streaming entry point, or the one of its name over the edge tensor."""
         if backend not in EDGE_BACKENDS:
             return entry(problem, backend, constraints=constraints)
-        twin = getattr(edge_inference, entry.__name__)
+        twin: Callable[..., Result] = getattr(edge_inference, entry.__name__)
         return twin(problem, backend, self.edge_memory_threshold, constraints=constraints)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from flash_semicrf.compat.use_triton import accepts_use_triton
@@ -146,24 +147,29 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
     [49, 29]
     """
 
+    initial_scores: nn.Parameter | None
+    final_scores: nn.Parameter | None
+
     def __init__(
         self,
         num_classes: int,
         max_duration: int,
         hidden_dim: int | None = None,
         init_scale: float = 0.1,
-        duration_distribution: str | DurationDistribution | Callable | None = None,
+        duration_distribution: (
+            str | DurationDistribution | Callable[[Tensor], Tensor] | None
+        ) = None,
         edge_memory_threshold: float = 8e9,
         num_warps: int = 4,
         *,
         centering: str = "position",
         long_segments: str = "split",
         min_duration: int | Sequence[int] | Mapping[int, int] = 1,
-        transition_constraints: Tensor | None = None,
+        transition_constraints: Tensor | ArrayLike | None = None,
         initial_scores: bool = False,
         final_scores: bool = False,
         boundary_scores: bool = False,
-        duration_tail: str | float | Sequence[float] | Tensor | GeometricTail | None = None,
+        duration_tail: str | float | ArrayLike | Tensor | GeometricTail | None = None,
         accum_dtype: torch.dtype = torch.float64,
     ) -> None:
         super().__init__()
@@ -197,7 +203,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         self._ties_tail = duration_tail is not None and self.tail is None
         self.projection = nn.Linear(hidden_dim, num_classes) if hidden_dim else None
         self.boundary_projection = (
-            nn.Linear(hidden_dim, 2 * num_classes) if boundary_scores else None
+            nn.Linear(hidden_dim, 2 * num_classes) if hidden_dim and boundary_scores else None
         )
         for name, present in (("initial_scores", initial_scores), ("final_scores", final_scores)):
             values = nn.Parameter(torch.zeros(num_classes)) if present else None
@@ -225,7 +231,8 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
 
     def _on_device(self, name: str) -> Tensor | None:
         """A mask on the device of the head, where it stays."""
-        mask, device = getattr(self, name), self.transition.device
+        mask: Tensor | None = getattr(self, name)
+        device = self.transition.device
         if mask is not None and mask.device != device:
             mask = mask.to(device)
             if device.type != "meta":
@@ -272,7 +279,8 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         learned = any(x.requires_grad for x in self.duration_distribution.parameters())
         if learned or bias.requires_grad:
             terms.append(bias)
-        return sum(term[term > NEG_INF].abs().pow(p).sum() for term in terms)
+        powers = [term[term > NEG_INF].abs().pow(p).sum() for term in terms]
+        return sum(powers[1:], powers[0])
 
     # From hidden states to a problem
 
@@ -479,8 +487,9 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         check_choice("reduction", reduction, ("mean", "sum", "none"))
         with full_precision(hidden_states):
             _, problem, _, backend = self._prepare(hidden_states, lengths, backend)
-            is_tensor = isinstance(labels, Tensor)
-            if isinstance(labels, Constraints) or (is_tensor and ignore_index is not None):
+            if isinstance(labels, Constraints) or (
+                isinstance(labels, Tensor) and ignore_index is not None
+            ):
                 long = self.long_segments
                 # The sum over what agrees is as exact without an edge tensor.
                 streaming = "auto" if backend in EDGE_BACKENDS else backend
@@ -495,16 +504,14 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         return loss.mean() if reduction == "mean" else loss.sum()
 
     def _gold(self, labels: Tensor | SegmentTable, problem: Potentials) -> SegmentTable:
-        is_table = isinstance(labels, SegmentTable)
-        if not is_table and not isinstance(labels, Tensor):
+        if isinstance(labels, SegmentTable):
+            check_table(labels, problem)
+            return labels
+        if not isinstance(labels, Tensor):
             raise TypeError(
                 f"`labels` must be a Tensor or a SegmentTable; got {type(labels).__name__}."
             )
-        if not is_table:
-            check_labels(labels, problem.lengths, problem.num_positions, self.num_classes)
-        if is_table:
-            check_table(labels, problem)
-            return labels
+        check_labels(labels, problem.lengths, problem.num_positions, self.num_classes)
         if labels.device != problem.device:
             raise ValueError(
                 f"`labels` must be on the device of `hidden_states`, {problem.device}; "

@@ -89,7 +89,7 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         if normalize:
             return boundary
         with torch.no_grad():
-            partition = self(hidden_states, lengths, backend)["partition"]
+            partition: Tensor = self(hidden_states, lengths, backend)["partition"]
         return boundary.to(partition.dtype).log() + partition[:, None]
 
     @accepts_use_triton(3)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from typing import SupportsIndex, TypeGuard
 
 import torch
 from torch import Tensor
@@ -49,14 +50,21 @@ def check_positive_int(name: str, value: object, largest: int = 2**31 - 1) -> in
     return operator.index(value)
 
 
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[SupportsIndex]:
     return hasattr(value, "__index__") and not isinstance(value, (bool, Tensor))
 
 
 def check_number(name: str, value: object, *, zero: bool = False, infinite: bool = False) -> float:
     """Return `value` as a float > 0, or raise; `zero` and `infinite` allow those too."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (is_number and (value > 0 or (zero and value == 0)) and (infinite or value < math.inf)):
+    if (
+        not _is_number(value)
+        or not (value > 0 or (zero and value == 0))
+        or not (infinite or value < math.inf)
+    ):
         finite, low = "" if infinite else "finite and ", ">= 0" if zero else "> 0"
         raise ValueError(f"`{name}` must be {finite}{low}; got {value!r}.")
     return float(value)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -125,8 +125,8 @@ def _positions(name: str, value: Positions, p: Potentials, first: int, last: Ten
     else:
         _check_lists(name, value, p)
         rows = [(b, *_integers(name, b, [t])) for b, given in enumerate(value) for t in given]
-        rows = torch.tensor(rows, dtype=torch.int64, device=p.device).reshape(-1, 2)
-        sequence, position = rows.unbind(1)
+        columns = torch.tensor(rows, dtype=torch.int64, device=p.device).reshape(-1, 2)
+        sequence, position = columns.unbind(1)
     outside = (position < first) | (position > last[sequence])
     if bool(outside.any()):
         i = int(outside.nonzero()[0])
@@ -177,8 +177,8 @@ def _segment(name: str, sequence: int, given: tuple[int, int, int] | Segment) ->
 
 
 def _integers(name: str, sequence: int, values: Sequence[object]) -> list[int]:
-    found = list(map(whole_number, values))
-    if None in found:
+    found = [n for n in map(whole_number, values) if n is not None]
+    if len(found) < len(values):
         raise TypeError(f"`{name}` must hold integers; got {values!r} in sequence {sequence}.")
     return found
 

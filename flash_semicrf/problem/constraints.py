@@ -25,6 +25,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -42,8 +43,8 @@ from flash_semicrf.problem.validation import check_choice, check_int, check_pote
 
 __all__ = ["Constraints", "constrain", "fold_table", "unfold_table"]
 
-Segments = SegmentTable | Sequence[Sequence[tuple[int, int, int] | Segment]]
-Positions = Tensor | Sequence[Sequence[int]]
+Segments: TypeAlias = SegmentTable | Sequence[Sequence[tuple[int, int, int] | Segment]]
+Positions: TypeAlias = Tensor | Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,8 +235,8 @@ def _alternating(p: Potentials, allowed: Tensor | None, forced: Tensor) -> Poten
     copies["transition"] = torch.cat([copies["transition"]] * 2, -2)
     odd = forced.cumsum(1).remainder(2).bool()[..., None]
     turns = [~odd, odd] if allowed is None else [allowed & ~odd, allowed & odd]
-    turns = torch.cat([turn.expand(p.scores.shape) for turn in turns], -1)
-    return p.replace(**copies | {"scores": forbid(copies["scores"], turns)})
+    in_turn = torch.cat([turn.expand(p.scores.shape) for turn in turns], -1)
+    return p.replace(**copies | {"scores": forbid(copies["scores"], in_turn)})
 
 
 def _rows(table: SegmentTable, keep: Tensor) -> SegmentTable:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ __all__ = [
     "center_scores",
     "content_rows",
     "explicit_start",
+    "first_term",
     "forbid",
     "initial_term",
     "score_rows",
@@ -157,7 +159,7 @@ class Potentials:
         given = {name: value for name, value in self.__dict__.items() if name != "score_range"}
         return Potentials(**given | changes)
 
-    def to(self, *args, **kwargs) -> Potentials:
+    def to(self, *args: Any, **kwargs: Any) -> Potentials:
         """Copy with every parameter passed through ``Tensor.to``; `lengths` stays int64."""
         moved = {name: value.to(*args, **kwargs) for name, value in self.parameters().items()}
         return self.replace(lengths=self.lengths.to(moved["scores"].device), **moved)
@@ -324,7 +326,7 @@ def _transition_rows(p: Potentials, table: SegmentTable) -> Tensor:
     source = torch.roll(label, 1)
     by_duration = p.transition.dim() == 3
     between = p.transition[k, source, label] if by_duration else p.transition[source, label]
-    initial = explicit_start(p).initial_scores
+    initial = first_term(p)
     first = initial[k, label] if initial.dim() == 2 else initial[label]
     return torch.where(start == 0, first, between)
 
@@ -341,6 +343,15 @@ def initial_term(transition: Tensor) -> Tensor:
     return torch.where(dead, -torch.inf, torch.logsumexp(safe, -2))
 
 
+def first_term(potentials: Potentials) -> Tensor:
+    """Transition term of the first segment: `initial_scores`, or else `initial_term`.
+
+    Shape (C,); (K, C), by the first segment's duration, for (K, C, C) transitions.
+    """
+    p = potentials
+    return initial_term(p.transition) if p.initial_scores is None else p.initial_scores
+
+
 def explicit_start(potentials: Potentials) -> Potentials:
     """The same problem with the first segment's transition term as `initial_scores`.
 
@@ -350,7 +361,7 @@ def explicit_start(potentials: Potentials) -> Potentials:
     """
     if potentials.initial_scores is not None:
         return potentials
-    return potentials.replace(initial_scores=initial_term(potentials.transition))
+    return potentials.replace(initial_scores=first_term(potentials))
 
 
 def score_segments(potentials: Potentials, table: SegmentTable) -> Tensor:

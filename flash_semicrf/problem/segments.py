@@ -11,6 +11,7 @@ A segmentation tiles positions ``0..T-1`` with labelled segments. It has four fo
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -265,8 +266,10 @@ def whole_number(value: Any) -> int | None:
         value = value.item()
     if isinstance(value, bool):
         return None
-    if isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer()):
+    if isinstance(value, Integral):
         return int(value)
+    if isinstance(value, Real) and float(value).is_integer():
+        return int(math.trunc(value))
     return None
 
 

@@ -68,7 +68,7 @@ def check_eager() -> None:
     The kernels run outside of PyTorch's operators: a trace would hold their answer to the example
     as a constant, a transform would not reach into them.
     """
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if torch.jit._trace.is_tracing() or torch.compiler.is_exporting():
         raise RuntimeError(
             "flash_semicrf cannot be traced or exported: the result would hold the answer to the "
             "example input as a constant. Trace the encoder alone and call the CRF on its output."

@@ -18,14 +18,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import update_wrapper
+from types import FunctionType, MethodType
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Element", "Semiring", "as_semiring", "components"]
+__all__ = ["EdgeGradient", "Element", "Result", "Semiring", "as_semiring", "components"]
 
-Element = float | tuple[float, ...]
+Element: TypeAlias = float | tuple[float, ...]
 """A neutral element: a number, or a tuple of `size` numbers."""
+
+EdgeGradient: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Derivative of a total by the edges; see the attribute of `Semiring`."""
+
+Result = TypeVar("Result")
+Class = TypeVar("Class", bound=type)
 
 
 def components(element: Element) -> tuple[float, ...]:
@@ -36,15 +44,15 @@ def components(element: Element) -> tuple[float, ...]:
 class _Method:
     """A method that may be called on the class too: on an instance made without arguments."""
 
-    def __init__(self, function: Callable) -> None:
+    def __init__(self, function: FunctionType) -> None:
         self._function = function
-        update_wrapper(self, function)
+        update_wrapper(self, function)  # type: ignore[arg-type]  # bound first, then called
 
-    def __get__(self, instance: Semiring | None, owner: type[Semiring]) -> Callable:
-        return self._function.__get__(owner() if instance is None else instance, owner)
+    def __get__(self, instance: Semiring | None, owner: type[Semiring]) -> MethodType:
+        return MethodType(self._function, owner() if instance is None else instance)
 
 
-def _callable_on_class(cls: type) -> type:
+def _callable_on_class(cls: Class) -> Class:
     for name, value in list(vars(cls).items()):
         if inspect.isfunction(value) and not name.startswith("_"):
             setattr(cls, name, _Method(value))
@@ -82,7 +90,7 @@ class Semiring:
     one: Element
     num_potentials: int = 1
     log_domain: bool = True
-    edge_gradient: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+    edge_gradient: EdgeGradient | None = None
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
@@ -147,7 +155,7 @@ class Semiring:
         """Numbers held at once by a `matmul` of `count` matrices: it says what fits in memory."""
         return self.size * count * rows * inner * columns
 
-    def run(self, function: Callable[..., object], *tensors: Tensor) -> object:
+    def run(self, function: Callable[..., Result], *tensors: Tensor) -> Result:
         """Call a piece of an algorithm; a checkpointing semiring recomputes it in the backward."""
         return function(*tensors)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from flash_semicrf.problem.checks import check_positive_int
-from flash_semicrf.semirings.base import Semiring, as_semiring
+from flash_semicrf.semirings.base import Result, Semiring, as_semiring
 
 __all__ = ["CheckpointSemiring", "CheckpointShardSemiring"]
 
@@ -73,17 +73,21 @@ class CheckpointSemiring(Semiring):
     def _small(self, a: Tensor, b: Tensor) -> bool:
         """Whether a product is below `min_size`."""
         count = math.prod(torch.broadcast_shapes(a.shape[1:-2], b.shape[1:-2]))
-        return self.inner.matmul_terms(count, *a.shape[-2:], b.shape[-1]) < self.min_size
+        rows, inner = a.shape[-2:]
+        return self.inner.matmul_terms(count, rows, inner, b.shape[-1]) < self.min_size
 
     def matmul_terms(self, count: int, rows: int, inner: int, columns: int) -> int:
         """As the inner semiring."""
         return self.inner.matmul_terms(count, rows, inner, columns)
 
-    def run(self, function: Callable[..., object], *tensors: Tensor) -> object:
+    def run(self, function: Callable[..., Result], *tensors: Tensor) -> Result:
         """Call a function whose intermediate results are recomputed in the backward pass."""
         if not torch.is_grad_enabled():
             return function(*tensors)
-        return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
+        result: Result = checkpoint(
+            function, *tensors, use_reentrant=False, preserve_rng_state=False
+        )
+        return result
 
 
 class CheckpointShardSemiring(CheckpointSemiring):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,14 +17,14 @@ class _LogSumExp(torch.autograd.Function):
     """`torch.logsumexp` whose gradient is 0, not NaN, where everything is -inf."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, dim: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
         total = torch.logsumexp(x, dim)
         ctx.dim = dim
         ctx.save_for_backward(x, total)
         return total
 
     @staticmethod
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         x, total = ctx.saved_tensors
         safe = total.masked_fill(total == -math.inf, 0.0).unsqueeze(ctx.dim)
         return (x - safe).exp() * upstream.unsqueeze(ctx.dim), None
@@ -32,7 +33,8 @@ class _LogSumExp(torch.autograd.Function):
 def logsumexp(x: Tensor, dim: int) -> Tensor:
     """Log-sum-exp over one axis, counted from the end; of -inf only, -inf with gradient 0."""
     if torch.is_grad_enabled() and x.requires_grad:
-        return _LogSumExp.apply(x, dim)
+        total: Tensor = _LogSumExp.apply(x, dim)  # type: ignore[no-untyped-call]  # torch's
+        return total
     return torch.logsumexp(x, dim)
 
 

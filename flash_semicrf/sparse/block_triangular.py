@@ -7,6 +7,7 @@ side by side into a span of positions are stored: K (K + 1) / 2 of them for span
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from flash_semicrf.semirings import Semiring
 from flash_semicrf.semirings.base import as_semiring, components
 
 __all__ = ["BlockTriangularMatrix", "block_triang_matmul"]
+
+_Products: TypeAlias = tuple[tuple[int, int], list[int], list[int]]
+"""A block, and the blocks of both factors that it is made of."""
 
 
 @dataclass(eq=False)
@@ -142,7 +146,8 @@ class BlockTriangularMatrix:
             component.fill_(value)
         position = self.block_indices[:, 0] * K + self.block_indices[:, 1]
         blocks = blocks.index_copy(len(batch), position.to(self.values.device), self.values)
-        return blocks.unflatten(-3, (K, K)).transpose(-3, -2).flatten(-4, -3).flatten(-2)
+        dense: Tensor = blocks.unflatten(-3, (K, K)).transpose(-3, -2).flatten(-4, -3).flatten(-2)
+        return dense
 
 
 def block_triang_matmul(
@@ -232,7 +237,7 @@ def _fitting(semiring: Semiring | type[Semiring], *matrices: BlockTriangularMatr
     return semiring
 
 
-def _group_products(left: Tensor, right: Tensor, span: int) -> list[list[tuple]]:
+def _group_products(left: Tensor, right: Tensor, span: int) -> list[list[_Products]]:
     """The products that make each block, as ``((k1, k2), left blocks, right blocks)``.
 
     Blocks made of equally many products are in one list, so that they are computed at once.
@@ -247,7 +252,7 @@ def _group_products(left: Tensor, right: Tensor, span: int) -> list[list[tuple]]
                 in_left, in_right = terms.setdefault((k1, k2), ([], []))
                 in_left.append(i)
                 in_right.append(j)
-    groups: dict[int, list[tuple]] = {}
+    groups: dict[int, list[_Products]] = {}
     for pair, (in_left, in_right) in terms.items():
         groups.setdefault(len(in_left), []).append((pair, in_left, in_right))
     return list(groups.values())

@@ -24,7 +24,7 @@ from flash_semicrf.problem.potentials import (
     NEG_INF,
     Potentials,
     accumulator_dtype,
-    explicit_start,
+    first_term,
 )
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.problem.unroll import unrolled
@@ -79,12 +79,12 @@ def _messages(p: Potentials, semiring: str) -> tuple[list[Tensor], list[Tensor]]
     all longer durations.
     """
     sums = _sums(p)
-    first = explicit_start(p).initial_scores
+    first = first_term(p)
     k_shape = (p.batch_size, p.max_duration, p.num_labels)
     # sources[s] is gamma_s (+ start_s) by duration: (B, K, C), or (B, 1, C) for static transitions.
     sources = [first.expand(k_shape)]
     alpha = [p.scores.new_zeros(p.batch_size, p.num_labels)]
-    windows = []
+    windows: list[Tensor] = []
     for t in range(1, p.num_positions + 1):
         longest = min(t, p.max_duration)
         source = torch.stack([sources[t - k][:, k - 1] for k in range(1, longest + 1)], 1)
@@ -111,12 +111,21 @@ def _sums(p: Potentials) -> tuple[Tensor, Tensor, Tensor]:
     finite = torch.where(p.scores == -torch.inf, 0.0, p.scores)
     # Masks (-1e9, say) are summed apart: they would take the precision of what follows them.
     is_mask = finite.abs() > _MASK
-    parts = (finite.masked_fill(is_mask, 0.0), finite.masked_fill(~is_mask, 0.0))
-    parts = (*parts, (p.scores == -torch.inf).to(finite))
-    return tuple(torch.nn.functional.pad(part, (0, 0, 1, 0)).cumsum(1) for part in parts)
+    usual, masks = finite.masked_fill(is_mask, 0.0), finite.masked_fill(~is_mask, 0.0)
+    blocked = (p.scores == -torch.inf).to(finite)
+    return _running_sum(usual), _running_sum(masks), _running_sum(blocked)
 
 
-def _content(sums: tuple[Tensor, Tensor, Tensor], start, stop) -> Tensor:
+def _running_sum(x: Tensor) -> Tensor:
+    """Sum of what is before each position, (B, T, C) to (B, T+1, C)."""
+    return torch.nn.functional.pad(x, (0, 0, 1, 0)).cumsum(1)
+
+
+def _content(
+    sums: tuple[Tensor, Tensor, Tensor],
+    start: int | list[int] | Tensor,
+    stop: int | list[int] | Tensor,
+) -> Tensor:
     """Sums of the scores of positions [start, stop), (B, k, C); -inf where one forbids."""
     usual, masks, blocked = (x[:, stop] - x[:, start] for x in sums)
     return (usual + masks).masked_fill(blocked > 0, -torch.inf)
@@ -139,7 +148,7 @@ def _backward_messages(p: Potentials) -> list[Tensor]:
     beta = [final] * (p.num_positions + 1)
     rest = [torch.full_like(final, -torch.inf)] * (p.num_positions + 1)
     for s in range(p.num_positions, -1, -1):
-        at_end = (s == p.lengths)[:, None]
+        at_end = (p.lengths == s)[:, None]
         longest = min(p.max_duration, p.num_positions - s)
         value = torch.full_like(final, -torch.inf)
         if longest:
@@ -405,7 +414,8 @@ def _tangents(
         first = torch.autograd.grad(
             log_z.sum(), [leaves[n] for n in towards], create_graph=True, materialize_grads=True
         )
-        mean = sum((d * g).sum() for d, g in zip(towards.values(), first, strict=True))
+        terms = ((d * g).sum() for d, g in zip(towards.values(), first, strict=True))
+        mean = sum(terms, log_z.new_zeros(()))
         second = torch.autograd.grad(
             mean, [leaves[n] for n in names], allow_unused=True, materialize_grads=True
         )

@@ -7,12 +7,13 @@ their last segments. Cost n·T·K·C² in plain Python: what the kernels are com
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from flash_semicrf.problem.potentials import Potentials, explicit_start
+from flash_semicrf.problem.potentials import Potentials, first_term
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.reference import blank_and_upcast
 
@@ -26,6 +27,10 @@ class _Path(NamedTuple):
     duration: int
     source: int
     rank: int
+
+
+_Lists: TypeAlias = list[list[list[_Path]]]
+"""The best paths by end, label and rank."""
 
 
 def n_best(potentials: Potentials, number: int) -> tuple[Tensor, SegmentTable]:
@@ -61,7 +66,9 @@ def n_best(potentials: Potentials, number: int) -> tuple[Tensor, SegmentTable]:
     return scores.to(potentials.device), table
 
 
-def _n_first(lists, start: int, duration: int, into: list[float], content: float, number: int):
+def _n_first(
+    lists: _Lists, start: int, duration: int, into: list[float], content: float, number: int
+) -> list[_Path]:
     """Extensions of the paths that end before `start` by a segment."""
     return [
         _Path(path.score + weight + content, duration, source, rank)
@@ -71,7 +78,7 @@ def _n_first(lists, start: int, duration: int, into: list[float], content: float
     ]
 
 
-def _order(lists, stop: int):
+def _order(lists: _Lists, stop: int) -> Callable[[_Path], tuple[float, int, int, int, int]]:
     """Sort key of paths that end before `stop`: score, then the rule for ties."""
 
     def key(path: _Path) -> tuple[float, int, int, int, int]:
@@ -83,18 +90,18 @@ def _order(lists, stop: int):
     return key
 
 
-def _lists(p: Potentials, b: int, number: int) -> list[list[list[_Path]]]:
+def _lists(p: Potentials, b: int, number: int) -> _Lists:
     """The n best paths of every (t, c) of sequence b."""
     scores, bias = p.scores[b].tolist(), p.duration_bias.tolist()
     start, end = (None if x is None else x[b].tolist() for x in (p.start_scores, p.end_scores))
     by_duration = p.transition.expand(p.max_duration, p.num_labels, p.num_labels)
     into = by_duration.transpose(1, 2).tolist()  # [k - 1][label][source]
-    first = explicit_start(p).initial_scores.expand(p.max_duration, p.num_labels).tolist()
-    lists: list[list[list[_Path]]] = [[[] for _ in range(p.num_labels)]]
+    first = first_term(p).expand(p.max_duration, p.num_labels).tolist()
+    lists: _Lists = [[[] for _ in range(p.num_labels)]]
     for t in range(1, int(p.lengths[b]) + 1):
         lists.append([])
         for c in range(p.num_labels):
-            paths = []
+            paths: list[_Path] = []
             inside = 0.0
             for k in range(1, min(t, p.max_duration) + 1):
                 s = t - k
@@ -112,7 +119,7 @@ def _lists(p: Potentials, b: int, number: int) -> list[list[list[_Path]]]:
     return lists
 
 
-def _walk(lists, length: int, last: _Path) -> list[tuple[int, int, int]]:
+def _walk(lists: _Lists, length: int, last: _Path) -> list[tuple[int, int, int]]:
     """(start, stop, label) of the segments of a path that leads to the last label."""
     rows = []
     t, label, rank = length, last.source, last.rank

@@ -16,9 +16,14 @@ Plain functions of numpy integers: the kernels compile `uniform` as it stands he
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["mix", "streams", "uniform"]
+
+_Integers: TypeAlias = NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -26,23 +31,24 @@ _S1, _S2, _S4, _S11, _S27, _S30, _S31, _S56 = map(np.uint64, (1, 2, 4, 11, 27, 3
 _UNIT = 2.0**-53
 
 
-def mix(z: np.ndarray) -> np.ndarray:
+def mix(z: _Integers) -> _Integers:
     """Hash of 64-bit integers: a bijection whose every output bit hangs on every input bit."""
     z = (z ^ (z >> _S30)) * _FIRST
     z = (z ^ (z >> _S27)) * _SECOND
     return z ^ (z >> _S31)
 
 
-def uniform(state: np.ndarray, increment: np.ndarray, number: np.ndarray) -> np.ndarray:
+def uniform(state: _Integers, increment: _Integers, number: _Integers) -> NDArray[np.float64]:
     """Number `number` of a stream: a float64 in [0, 1), a multiple of 2^-53."""
     z = state + (number + _S1) * increment
     # `mix`, written out: compiled alone, this function knows no other.
     z = (z ^ (z >> _S30)) * _FIRST
     z = (z ^ (z >> _S27)) * _SECOND
-    return ((z ^ (z >> _S31)) >> _S11) * _UNIT
+    share: NDArray[np.float64] = ((z ^ (z >> _S31)) >> _S11) * _UNIT
+    return share
 
 
-def streams(seed: int, num_samples: int, batch_size: int) -> np.ndarray:
+def streams(seed: int, num_samples: int, batch_size: int) -> _Integers:
     """State and increment of every stream.
 
     Parameters
@@ -67,7 +73,7 @@ def streams(seed: int, num_samples: int, batch_size: int) -> np.ndarray:
     return np.stack([mix(key), increment])
 
 
-def _count_bits(x: np.ndarray) -> np.ndarray:
+def _count_bits(x: _Integers) -> _Integers:
     """Number of ones of 64-bit integers (numpy counts them from release 2.0 on)."""
     x = x - ((x >> _S1) & np.uint64(0x5555555555555555))
     x = (x & np.uint64(0x3333333333333333)) + ((x >> _S2) & np.uint64(0x3333333333333333))

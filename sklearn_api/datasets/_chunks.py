@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal, overload
 
 import numpy as np
 from sklearn.utils import Bunch
@@ -14,6 +15,10 @@ from sklearn_api.datasets._files import read_text
 _PART = re.compile(r"\[(?P<type>[A-Z]+) (?P<tokens>[^\]]+)\]|(?P<outside>\S+)")
 
 
+@overload
+def load_chunks(*, return_X_y: Literal[False] = False) -> Bunch: ...
+@overload
+def load_chunks(*, return_X_y: Literal[True]) -> tuple[np.ndarray, np.ndarray]: ...
 def load_chunks(*, return_X_y: bool = False) -> Bunch | tuple[np.ndarray, np.ndarray]:
     """Load 216 English sentences with parts of speech and phrase chunks.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import numpy as np
 from sklearn.utils import Bunch
 
@@ -9,6 +11,10 @@ from sklearn_api._inputs.sequences import object_array
 from sklearn_api.datasets._files import read_arrays, read_text
 
 
+@overload
+def load_ecg(*, return_X_y: Literal[False] = False) -> Bunch: ...
+@overload
+def load_ecg(*, return_X_y: Literal[True]) -> tuple[np.ndarray, np.ndarray]: ...
 def load_ecg(*, return_X_y: bool = False) -> Bunch | tuple[np.ndarray, np.ndarray]:
     """Load 200 electrocardiograms delineated by cardiologists (LUDB, lead II).
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from importlib import resources
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 
 def read_arrays(name: str) -> dict[str, np.ndarray]:
@@ -19,5 +23,5 @@ def read_text(name: str) -> str:
     return (_data() / name).read_text(encoding="utf-8")
 
 
-def _data():
+def _data() -> Traversable:
     return resources.files("sklearn_api.datasets") / "data"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import numpy as np
 from sklearn.utils import Bunch
 
@@ -9,6 +11,10 @@ from sklearn_api._inputs.sequences import object_array
 from sklearn_api.datasets._files import read_arrays, read_text
 
 
+@overload
+def load_gene_structure(*, return_X_y: Literal[False] = False) -> Bunch: ...
+@overload
+def load_gene_structure(*, return_X_y: Literal[True]) -> tuple[np.ndarray, np.ndarray]: ...
 def load_gene_structure(*, return_X_y: bool = False) -> Bunch | tuple[np.ndarray, np.ndarray]:
     """Load six pieces of the C. elegans genome with annotated gene structure.
 
@@ -83,4 +89,5 @@ def load_gene_structure(*, return_X_y: bool = False) -> Bunch | tuple[np.ndarray
 def _one_hot(packed: np.ndarray, length: int) -> np.ndarray:
     """Unpack four bases per byte, low bits first, to shape (length, 4)."""
     bases = (packed[:, None] >> np.array([0, 2, 4, 6], dtype=np.uint8)) & 3
-    return np.eye(4, dtype=np.float32)[bases.ravel()[:length]]
+    rows: np.ndarray = np.eye(4, dtype=np.float32)[bases.ravel()[:length]]
+    return rows

@@ -78,9 +78,9 @@ def make_segmentations(
         ("max_duration", max_duration),
     ]:
         _check_count(name, number)
-    for name, number in [("class_sep", class_sep), ("noise", noise)]:
-        if not isinstance(number, Real) or not 0 <= number < np.inf:
-            raise ValueError(f"`{name}` must be a finite number >= 0; got {number!r}.")
+    for name, scale in [("class_sep", class_sep), ("noise", noise)]:
+        if not isinstance(scale, Real) or not 0 <= scale < np.inf:
+            raise ValueError(f"`{name}` must be a finite number >= 0; got {scale!r}.")
     shortest, longest = _check_positions(n_positions)
 
     rng = check_random_state(random_state)
@@ -128,7 +128,8 @@ def _duration_probabilities(n_labels: int, max_duration: int) -> np.ndarray:
     means = np.maximum(1.0, max_duration * np.linspace(1 / 8, 1 / 2, n_labels))[:, None]
     durations = np.arange(1, max_duration + 1)
     weights = np.exp(-0.5 * ((durations - means) / (means / 4)) ** 2)
-    return weights / weights.sum(axis=1, keepdims=True)
+    probabilities: np.ndarray = weights / weights.sum(axis=1, keepdims=True)
+    return probabilities
 
 
 def _draw_labels(rng: np.random.RandomState, length: int, durations: np.ndarray) -> np.ndarray:

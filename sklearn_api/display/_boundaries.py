@@ -15,7 +15,7 @@ from sklearn_api.display._drawing import import_matplotlib, open_axes, position_
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 
 class BoundaryDisplay:
@@ -214,7 +214,7 @@ class BoundaryDisplay:
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False)
         self.ax_: Axes = ax
-        self.figure_: Figure = ax.figure
+        self.figure_: Figure | SubFigure = ax.figure
         return self
 
 

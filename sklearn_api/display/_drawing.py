@@ -51,15 +51,15 @@ def open_axes(ax: Axes | None, **figure: Any) -> Axes:
     return plt.subplots(layout="constrained", **figure)[1] if ax is None else ax
 
 
-def choose_colors(labels: list, chosen: Mapping | None) -> dict[Any, Any]:
+def choose_colors(labels: list[Any], chosen: Mapping[Any, Any] | None) -> dict[Any, Any]:
     """Give every label a colour of its own, unless one was chosen."""
     import matplotlib
 
-    palette: Sequence = _COLORS
+    palette: Sequence[Any] = _COLORS
     if len(labels) > 20:
-        palette = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(labels)))
+        palette = list(matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(labels))))
     elif len(labels) > len(palette):
-        palette = matplotlib.colormaps["tab20"].colors
+        palette = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]  # of a list
     colors = dict(zip(labels, palette, strict=False))
     for label, color in (chosen or {}).items():
         if label not in colors:
@@ -96,7 +96,7 @@ def make_panels(ax: Axes, heights: dict[str, float], gap: float) -> dict[str, Ax
     return panels
 
 
-def _polygons(one: Segmentation, label: Any, unit: float, low: float, high: float) -> list:
+def _polygons(one: Segmentation, label: Any, unit: float, low: float, high: float) -> list[Any]:
     """Corners of the bars of one label."""
     return [
         [(a * unit, low), (a * unit, high), (b * unit, high), (b * unit, low)]
@@ -168,7 +168,7 @@ def draw_legend(ax: Axes, colors: dict[Any, Any], line: str | None) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles: list = [Patch(color=color, label=str(label)) for label, color in colors.items()]
+    handles: list[Any] = [Patch(color=color, label=str(label)) for label, color in colors.items()]
     if line is not None:
         handles.append(Line2D([], [], color=_START_LINE, label=line))
     if not handles:

@@ -16,7 +16,7 @@ from sklearn_api.metrics._inputs import read_labels, read_pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 
 class DurationDisplay:
@@ -62,7 +62,7 @@ class DurationDisplay:
         modelled: Mapping[Any, np.ndarray] | None = None,
         max_duration: int | None = None,
         bins: int = 30,
-        colors: Mapping | None = None,
+        colors: Mapping[Any, Any] | None = None,
         sampling_rate: float | None = None,
     ) -> None:
         self.durations = durations
@@ -79,11 +79,11 @@ class DurationDisplay:
         X: Any = None,
         y: Any = None,
         *,
-        labels: Sequence | None = None,
+        labels: Sequence[Any] | None = None,
         ignore_label: Any = None,
         max_duration: int | None = None,
         bins: int = 30,
-        colors: Mapping | None = None,
+        colors: Mapping[Any, Any] | None = None,
         sampling_rate: float | None = None,
         ax: Axes | None = None,
     ) -> DurationDisplay:
@@ -143,11 +143,11 @@ class DurationDisplay:
         y: Any,
         *,
         modelled: Mapping[Any, np.ndarray] | None = None,
-        labels: Sequence | None = None,
+        labels: Sequence[Any] | None = None,
         ignore_label: Any = None,
         max_duration: int | None = None,
         bins: int = 30,
-        colors: Mapping | None = None,
+        colors: Mapping[Any, Any] | None = None,
         sampling_rate: float | None = None,
         ax: Axes | None = None,
     ) -> DurationDisplay:
@@ -178,7 +178,7 @@ class DurationDisplay:
         """
         pairs = read_pairs(y, y) if len(y) else []
         labels = read_labels(pairs, labels, ignore_label)
-        durations = {label: [] for label in labels}
+        durations: dict[Any, list[int]] = {label: [] for label in labels}
         for one, _ in pairs:
             for start, stop, label in zip(one.starts, one.stops, one.labels, strict=True):
                 if label in durations:
@@ -236,7 +236,7 @@ class DurationDisplay:
         ax = open_axes(ax, figsize=(6.4, 1.2 + 1.5 * count))
         ax.set_axis_off()
         self.ax_: Axes = ax
-        self.figure_: Figure = ax.figure
+        self.figure_: Figure | SubFigure = ax.figure
         self.axes_: dict[Any, Axes] = {}
         for i, (label, durations) in enumerate(self.durations.items()):
             panel = ax.inset_axes((0, 1 - (i + 0.86) / count, 1, 0.78 / count))

@@ -28,7 +28,7 @@ from sklearn_api.metrics._inputs import Segmentation, read_labels, read_one, rea
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 # Heights of the panels and the gap between them, in inches of the default figure.
 _HEIGHTS = {"signal": 2.3, "segments": 0.36, "boundary": 0.9}
@@ -88,9 +88,9 @@ class SegmentationDisplay:
         y_pred: Any = None,
         signal: Any = None,
         boundary_proba: Any = None,
-        labels: Sequence | None = None,
+        labels: Sequence[Any] | None = None,
         ignore_label: Any = None,
-        colors: Mapping | None = None,
+        colors: Mapping[Any, Any] | None = None,
         sampling_rate: float | None = None,
         signal_name: str = "signal",
     ) -> None:
@@ -112,9 +112,9 @@ class SegmentationDisplay:
         y: Any = None,
         *,
         signal: Any = None,
-        labels: Sequence | None = None,
+        labels: Sequence[Any] | None = None,
         ignore_label: Any = None,
-        colors: Mapping | None = None,
+        colors: Mapping[Any, Any] | None = None,
         sampling_rate: float | None = None,
         signal_name: str = "signal",
         ax: Axes | None = None,
@@ -184,9 +184,9 @@ class SegmentationDisplay:
         *,
         signal: Any = None,
         boundary_proba: Any = None,
-        labels: Sequence | None = None,
+        labels: Sequence[Any] | None = None,
         ignore_label: Any = None,
-        colors: Mapping | None = None,
+        colors: Mapping[Any, Any] | None = None,
         sampling_rate: float | None = None,
         signal_name: str = "signal",
         ax: Axes | None = None,
@@ -261,7 +261,7 @@ signal_name
         rest = 0.65 + 0.25 * legend_rows([str(label) for label in labels])
         height = sum(heights.values()) + _GAP * (len(heights) - 1) + rest
         self.ax_: Axes = open_axes(ax, figsize=(10, height))
-        self.figure_: Figure = self.ax_.figure
+        self.figure_: Figure | SubFigure = self.ax_.figure
         self.axes_: dict[str, Axes] = make_panels(self.ax_, heights, _GAP)
 
         first = next(iter(rows.values()), None)
@@ -289,8 +289,9 @@ signal_name
             if y is not None:
                 # An empty list is a sequence without segments.
                 rows[title] = read_one(y, name) if len(y) else Segmentation.empty()
-                if rows[title].length is not None:
-                    lengths[name] = rows[title].length
+                length = rows[title].length
+                if length is not None:
+                    lengths[name] = length
         if len(rows) == 2:
             read_pairs(self.y_true, self.y_pred)  # checks one against the other
         signal, boundary = self.signal, self.boundary_proba

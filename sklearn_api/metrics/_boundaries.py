@@ -24,7 +24,7 @@ def boundary_precision_recall_f1(
     y_pred: Any,
     *,
     tolerance: float = 0,
-    labels: Sequence | None = None,
+    labels: Sequence[Any] | None = None,
     ignore_label: Any = None,
     kind: str = "both",
     average: str | None = "micro",
@@ -99,7 +99,7 @@ def boundary_errors(
     y_pred: Any,
     *,
     tolerance: float,
-    labels: Sequence | None = None,
+    labels: Sequence[Any] | None = None,
     ignore_label: Any = None,
     kind: str = "both",
 ) -> dict[Any, np.ndarray]:

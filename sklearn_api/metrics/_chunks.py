@@ -46,8 +46,8 @@ def chunk_precision_recall_f1(
                 f"`y_true` and `y_pred` must have the same length; got {len(true)} and {len(pred)} "
                 f"tags in sequence {i}."
             )
-    true, pred = _segments(y_true, "y_true"), _segments(y_pred, "y_pred")
-    return segment_precision_recall_f1(true, pred, ignore_label="O", **kwargs)
+    segments = _segments(y_true, "y_true"), _segments(y_pred, "y_pred")
+    return segment_precision_recall_f1(*segments, ignore_label="O", **kwargs)
 
 
 def _segments(y: Sequence[Sequence[str]], name: str) -> list[list[tuple[int, int, str]]]:

@@ -161,7 +161,7 @@ def _read(y_true: Any, y_pred: Any, ignore_label: Any) -> list[tuple[Segmentatio
     return [(one.without(ignore_label), two.without(ignore_label)) for one, two in pairs]
 
 
-def _edit_distance(true: list, pred: list) -> int:
+def _edit_distance(true: list[Any], pred: list[Any]) -> int:
     """Levenshtein distance, one row of the table at a time."""
     index = {label: n for n, label in enumerate(dict.fromkeys([*true, *pred]))}
     target = np.array([index[label] for label in pred], dtype=np.int64)
@@ -175,7 +175,7 @@ def _edit_distance(true: list, pred: list) -> int:
 
 
 def _positions(
-    segmentation: Segmentation, index: dict, length: int, name: str, i: int
+    segmentation: Segmentation, index: dict[Any, int], length: int, name: str, i: int
 ) -> np.ndarray:
     """Label indices of shape (length,)."""
     expected = np.append(0, segmentation.stops)

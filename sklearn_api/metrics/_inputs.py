@@ -28,7 +28,7 @@ class Segmentation:
 
     starts: np.ndarray
     stops: np.ndarray
-    labels: list
+    labels: list[Any]
     length: int | None
 
     @classmethod
@@ -99,8 +99,10 @@ def read_one(y: Any, name: str) -> Segmentation:
 
 
 def read_labels(
-    pairs: Iterable[tuple[Segmentation, Segmentation]], labels: Sequence | None, ignore_label: Any
-) -> list:
+    pairs: Iterable[tuple[Segmentation, Segmentation]],
+    labels: Sequence[Any] | None,
+    ignore_label: Any,
+) -> list[Any]:
     """Labels to score: those asked for, or all that occur, sorted, except `ignore_label`."""
     present = {label for pair in pairs for one in pair for label in one.labels}
     check_ignore_label(present, ignore_label)
@@ -120,13 +122,13 @@ def read_labels(
     return labels
 
 
-def check_ignore_label(present: Iterable, ignore_label: Any) -> None:
+def check_ignore_label(present: Iterable[Any], ignore_label: Any) -> None:
     """Refuse an `ignore_label` that cannot occur, such as 0 among strings."""
     if ignore_label is not None:
         _check_kind(present, ignore_label, "ignore_label")
 
 
-def _check_kind(present: Iterable, label: Any, name: str) -> None:
+def _check_kind(present: Iterable[Any], label: Any, name: str) -> None:
     if not isinstance(label, str | Number | np.generic):
         raise TypeError(f"`{name}` must be one label, a string or a number; got {label!r}.")
     for other in present:
@@ -213,7 +215,7 @@ def _read_sequence(sequence: Any, name: str, i: int) -> Segmentation:
     return _read_positions(sequence, name, i)
 
 
-def _read_segments(segments: Sequence, name: str, i: int) -> Segmentation:
+def _read_segments(segments: Sequence[Any], name: str, i: int) -> Segmentation:
     places = (f"segment {n} of sequence {i}" for n in range(len(segments)))
     segments = [read_segment(s, name, place) for s, place in zip(segments, places, strict=True)]
     ordered = sorted(segments, key=lambda segment: segment[:2])

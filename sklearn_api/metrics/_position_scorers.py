@@ -35,7 +35,7 @@ class _PositionScorer(MetricScorer):
 
 
 def make_position_scorer(
-    metric: Callable,
+    metric: Callable[..., Any],
     *,
     greater_is_better: bool = True,
     response_method: str = "predict",

@@ -56,7 +56,7 @@ class MetricScorer(SequenceScorer):
 
     def __init__(
         self,
-        metric: Callable,
+        metric: Callable[..., Any],
         greater_is_better: bool,
         response_method: str,
         kwargs: dict[str, Any],

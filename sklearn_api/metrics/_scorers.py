@@ -30,7 +30,7 @@ class _SegmentScorer(MetricScorer):
 
 
 def make_segment_scorer(
-    metric: Callable,
+    metric: Callable[..., Any],
     *,
     greater_is_better: bool | None = None,
     response_method: str = "predict",

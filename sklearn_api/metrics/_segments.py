@@ -37,7 +37,7 @@ def segment_precision_recall_f1(
     y_pred: Any,
     *,
     tolerance: float = 0,
-    labels: Sequence | None = None,
+    labels: Sequence[Any] | None = None,
     ignore_label: Any = None,
     average: str | None = "micro",
     zero_division: str | float = "warn",
@@ -107,7 +107,7 @@ class Segments(NamedTuple):
 
     @classmethod
     def of(
-        cls, pairs: list[tuple[Segmentation, Segmentation]], labels: list, side: int
+        cls, pairs: list[tuple[Segmentation, Segmentation]], labels: list[Any], side: int
     ) -> Segments:
         """Flatten one side of the pairs."""
         index = {label: n for n, label in enumerate(labels)}
@@ -124,7 +124,7 @@ class Segments(NamedTuple):
         order = order[label[order] >= 0]
         return cls(*(column[order] for column in flat))
 
-    def counts(self, labels: list) -> np.ndarray:
+    def counts(self, labels: list[Any]) -> np.ndarray:
         """Count segments of every label, of shape (n_labels,)."""
         return np.bincount(self.label, minlength=len(labels))
 
@@ -139,12 +139,12 @@ def match_segments(
     # so that one pass matches all.
     gap = int(end + within + 1)
     n_sequences = 1 + max(true.sequence.max(initial=0), pred.sequence.max(initial=0))
-    points = [
+    true_points, pred_points = (
         np.stack([getattr(side, name) for name in columns], axis=1)
         + ((side.label * n_sequences + side.sequence) * gap)[:, None]
         for side in (true, pred)
-    ]
-    return match_in_order(*points, within)
+    )
+    return match_in_order(true_points, pred_points, within)
 
 
 def check_tolerance(tolerance: float) -> float:

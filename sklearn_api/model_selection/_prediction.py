@@ -112,9 +112,9 @@ default="predict"
     if by_row and are_segments(y):
         raise ValueError("`y` must hold one label per row of a 2-D `X`; got segments.")
     gold = check_y(y, layout)
-    if cv is None or isinstance(cv, Integral):
-        cv = SequenceKFold(5 if cv is None else cv)
-    folds = list(cv.split(X, y, groups) if hasattr(cv, "split") else cv)
+    counted = cv is None or isinstance(cv, Integral)
+    splitter = SequenceKFold(5 if cv is None else cv) if counted else cv
+    folds = list(splitter.split(X, y, groups) if hasattr(splitter, "split") else splitter)
     _check_partition([test for _, test in folds], _num_samples(X))
 
     starts = np.cumsum(layout.lengths) - layout.lengths if by_row else None
@@ -127,7 +127,7 @@ default="predict"
         fit(clone(estimator), X, y, train, test, params or {}, method, by_row)
         for train, test in jobs
     )
-    found: list[list] = [[] for _ in layout.lengths]
+    found: list[list[Any]] = [[] for _ in layout.lengths]
     for (_, test), (outputs, seen) in zip(jobs, parts, strict=True):
         if seen is not None and not np.array_equal(seen, classes):
             outputs = _align(outputs, seen, classes)
@@ -180,7 +180,7 @@ def _fit_and_predict(
     params: dict[str, Any],
     method: str,
     by_row: bool,
-) -> tuple[list, np.ndarray | None]:
+) -> tuple[list[Any], np.ndarray | None]:
     """Outputs for each test piece; for probabilities also the labels of their columns."""
     count = _num_samples(X)
     params = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from sklearn import get_config
@@ -22,6 +22,9 @@ from sklearn_api._inputs.sequences import Layout
 
 __all__ = ["SequenceGroupKFold", "SequenceKFold", "SequenceStratifiedKFold"]
 
+Folds: TypeAlias = Iterator[tuple[np.ndarray, np.ndarray]]
+"""Indices of training and test set, fold by fold."""
+
 
 class _SequenceSplitter(BaseCrossValidator):
     """Splits sequences; translates to rows where X is 2-D."""
@@ -30,8 +33,7 @@ class _SequenceSplitter(BaseCrossValidator):
     __metadata_request__split = {"groups": True}
 
     def __init__(self, n_splits: int) -> None:
-        if not isinstance(n_splits, Integral) or isinstance(n_splits, bool) or n_splits < 2:
-            raise ValueError(f"`n_splits` must be an integer >= 2; got {n_splits!r}.")
+        _check_integer("n_splits", n_splits, 2)
         self.n_splits = n_splits
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
@@ -47,9 +49,7 @@ class _SequenceSplitter(BaseCrossValidator):
         """
         return self.n_splits
 
-    def split(
-        self, X: Any, y: Any = None, groups: Any = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def split(self, X: Any, y: Any = None, groups: Any = None) -> Folds:
         """Generate indices to split data into training and test set.
 
         Parameters
@@ -80,9 +80,7 @@ class _SequenceSplitter(BaseCrossValidator):
             )
         return self._split(X, y, groups, by_row)
 
-    def _split(
-        self, X: Any, y: Any, groups: Any, by_row: bool
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _split(self, X: Any, y: Any, groups: Any, by_row: bool) -> Folds:
         layout = read_layout(X, groups if by_row else None)
         if layout.kind == "single":
             yield from self._split_rows(int(layout.lengths[0]))
@@ -100,14 +98,19 @@ class _SequenceSplitter(BaseCrossValidator):
                 test = np.flatnonzero(np.isin(owner, test))
             yield train, test
 
-    def _split_rows(self, num_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _split_rows(self, num_rows: int) -> Folds:
         raise ValueError(
             f"{type(self).__name__} splits whole sequences, and a 2-D `X` without `groups` is one; "
             "pass a list of sequences or `groups`, or use SequenceKFold."
         )
 
-    def _split_sequences(self, layout: Layout, y: Any, groups: Any) -> Iterator:
+    def _split_sequences(self, layout: Layout, y: Any, groups: Any) -> Folds:
         raise NotImplementedError
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"`{name}` must be an integer >= {least}; got {value!r}.")
 
 
 def _called_by_scikit_learn() -> bool:
@@ -116,7 +119,10 @@ def _called_by_scikit_learn() -> bool:
     Its call looks like a user's own, who may well hand the groups to the estimator, too; only the
     caller tells them apart.
     """
-    caller = inspect.currentframe().f_back.f_back.f_globals.get("__name__", "")
+    frame = inspect.currentframe()  # this function, called by `split`, called by whom
+    for _ in range(2):
+        frame = None if frame is None else frame.f_back
+    caller = "" if frame is None else str(frame.f_globals.get("__name__", ""))
     return caller.partition(".")[0] == "sklearn" and not get_config()["enable_metadata_routing"]
 
 
@@ -156,14 +162,13 @@ class SequenceKFold(_SequenceSplitter):
         self, n_splits: int = 5, *, shuffle: bool = False, random_state: Any = None, gap: int = 0
     ) -> None:
         super().__init__(n_splits)
-        if not isinstance(gap, Integral) or isinstance(gap, bool) or gap < 0:
-            raise ValueError(f"`gap` must be an integer >= 0; got {gap!r}.")
+        _check_integer("gap", gap, 0)
         self.shuffle = shuffle
         self.random_state = random_state
         self.gap = gap
         KFold(n_splits, shuffle=shuffle, random_state=random_state)  # checks the two
 
-    def _split_rows(self, num_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _split_rows(self, num_rows: int) -> Folds:
         if num_rows < self.n_splits:
             raise ValueError(
                 f"`n_splits` must be at most the number of rows, {num_rows}; got {self.n_splits}."
@@ -178,9 +183,9 @@ class SequenceKFold(_SequenceSplitter):
                 )
             yield train, test
 
-    def _split_sequences(self, layout: Layout, y: Any, groups: Any) -> Iterator:
+    def _split_sequences(self, layout: Layout, y: Any, groups: Any) -> Folds:
         folds = KFold(self.n_splits, shuffle=self.shuffle, random_state=self.random_state)
-        return folds.split(layout.lengths)
+        yield from folds.split(layout.lengths)
 
 
 class SequenceStratifiedKFold(_SequenceSplitter):
@@ -224,9 +229,9 @@ class SequenceStratifiedKFold(_SequenceSplitter):
         self.ignore_label = ignore_label
         StratifiedKFold(n_splits, shuffle=shuffle, random_state=random_state)  # checks the two
 
-    def _split_sequences(self, layout: Layout, y: Any, groups: Any) -> Iterator:
+    def _split_sequences(self, layout: Layout, y: Any, groups: Any) -> Folds:
         folds = StratifiedKFold(self.n_splits, shuffle=self.shuffle, random_state=self.random_state)
-        return folds.split(layout.lengths, _majority(y, layout, self.ignore_label))
+        yield from folds.split(layout.lengths, _majority(y, layout, self.ignore_label))
 
 
 class SequenceGroupKFold(_SequenceSplitter):
@@ -253,14 +258,12 @@ class SequenceGroupKFold(_SequenceSplitter):
     def __init__(self, n_splits: int = 5) -> None:
         super().__init__(n_splits)
 
-    def _split(
-        self, X: Any, y: Any, groups: Any, by_row: bool
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _split(self, X: Any, y: Any, groups: Any, by_row: bool) -> Folds:
         if groups is None:
             raise ValueError("`groups` must be given: one group per sequence; got None.")
         return super()._split(X, y, groups, by_row)
 
-    def _split_sequences(self, layout: Layout, y: Any, groups: Any) -> Iterator:
+    def _split_sequences(self, layout: Layout, y: Any, groups: Any) -> Folds:
         groups = np.asarray(groups)
         if layout.kind == "groups":
             groups = np.arange(len(layout.lengths))
@@ -284,4 +287,5 @@ def _majority(y: Any, layout: Layout, ignore_label: Any) -> np.ndarray:
     if ignore_label is not None:
         with_others = share[:, names != ignore_label].any(1)
         share[np.ix_(with_others, names == ignore_label)] = 0
-    return names[share.argmax(1)]
+    majority: np.ndarray = names[share.argmax(1)]
+    return majority
