@@ -40,12 +40,14 @@ bench: $(STAMP)-test
 gpu:
 	$(PYTHON) -m benchmarks.gpu $(GPU_ARGS)
 
-lint: $(VENV)/.ruff
+# mypy reads the annotations of what is installed: PyTorch, NumPy, matplotlib.
+lint: $(STAMP)-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(PY):
@@ -53,9 +55,4 @@ $(PY):
 
 $(STAMP)-%: pyproject.toml constraints.txt flash_semicrf/_version.py | $(PY)
 	$(PY) -m pip install -c constraints.txt -e ".[$*]"
-	touch $@
-
-# Linting needs no torch.
-$(VENV)/.ruff: constraints.txt | $(PY)
-	$(PY) -m pip install -c constraints.txt "ruff>=0.14"
 	touch $@

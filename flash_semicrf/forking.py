@@ -1,8 +1,8 @@
-"""Forked children of a process that has computed with torch.
+"""Single-threaded torch in forked child processes.
 
-torch's OpenMP threads do not live on in a forked child, and the first parallel operation there
-would wait for them forever. joblib's "multiprocessing" backend, gunicorn and many data loaders
-fork. A child therefore starts with one thread, as the workers of torch's own `DataLoader` do.
+torch's OpenMP threads do not exist in a forked child, and its first parallel operation would wait
+for them forever. joblib's "multiprocessing" backend, gunicorn and many data loaders fork. A child
+therefore starts with one thread, as the workers of torch's own `DataLoader` do.
 """
 
 from __future__ import annotations

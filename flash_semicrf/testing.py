@@ -1,7 +1,7 @@
-"""Tools to check a semi-Markov CRF against the definition of its score.
+"""Tools to test a semi-Markov CRF against the definition of its score.
 
-`enumerate_segmentations` lists every segmentation of a small problem: sums and maxima over that
-list are the first oracle; the plain loop of `flash_semicrf.streaming.reference` is the second.
+`enumerate_segmentations` lists every segmentation of a small problem: sums and maxima over the list
+are the first oracle; the plain loop of `flash_semicrf.streaming.reference` is the second.
 """
 
 from __future__ import annotations
@@ -29,7 +29,16 @@ def enumerate_segmentations(
 ) -> Iterator[list[tuple[int, int, int]]]:
     """Yield every segmentation as a list of half-open ``(start, stop, label)``.
 
-    There are exponentially many: for T <= 6 or so.
+    Their number grows exponentially, so T should not exceed about 6.
+
+    Parameters
+    ----------
+    num_positions, max_duration, num_labels : int
+        T, K, C.
+
+    Yields
+    ------
+    list of (int, int, int)
 
     Examples
     --------
@@ -53,7 +62,13 @@ def enumerate_segmentations(
 def enumerate_scores(
     potentials: Potentials, index: int
 ) -> tuple[list[list[tuple[int, int, int]]], Tensor]:
-    """All segmentations of sequence `index` and their scores by `score_segments`.
+    """All segmentations of one sequence, and their scores by `score_segments`.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    index : int
+        Index of the sequence in the batch.
 
     Returns
     -------
@@ -95,7 +110,7 @@ def random_problem(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Potentials:
-    """Draw a problem.
+    """Random problem.
 
     Parameters
     ----------
@@ -104,20 +119,20 @@ def random_problem(
     by_duration : bool
         Transition of shape (K, C, C).
     boundary, ends : bool
-        With start and end scores; with initial and final scores.
+        Include start and end scores; include initial and final scores.
     tail : bool
-        With durations beyond K.
+        Include a duration tail.
     ragged : bool
-        Lengths from 1 to T (at least one sequence has length T), else all T.
+        Lengths from 1 to T, of which at least one is T; if False, all lengths are T.
     forbid : float
         Fraction of the entries of every parameter set to -inf.
     scale : float
         Standard deviation of every parameter.
     integers : bool
-        Round every parameter, so that scores tie exactly; with initial scores, since without them
-        the first segment's term is a log-sum-exp.
-    dtype, device
-        Of the parameters.
+        Round every parameter, so that scores tie exactly. Includes initial scores, since otherwise
+        the transition term of the first segment is a log-sum-exp.
+    dtype : torch.dtype
+    device : torch.device or str
     seed : int
 
     Returns
@@ -151,14 +166,19 @@ def random_problem(
 
 
 def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype | None = None) -> None:
-    """`torch.testing.assert_close` with the project's tolerance of a dtype.
+    """`torch.testing.assert_close` with the tolerance of this project for a dtype.
 
     Parameters
     ----------
     actual, expected : Tensor
     dtype : torch.dtype, optional
-        Precision the computation had; by default the dtype of `actual`. Both are compared in
-        float64: 1e-10 for float64, 1e-5 for float32, absolute and relative.
+        Precision of the computation; by default the dtype of `actual`. Both are compared in
+        float64, with absolute and relative tolerance 1e-10 for float64 and 1e-5 for float32.
+
+    Raises
+    ------
+    AssertionError
+        If the tensors differ by more than the tolerance.
     """
     rtol, atol = _TOLERANCE[dtype or actual.dtype]
     torch.testing.assert_close(

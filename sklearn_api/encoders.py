@@ -1,13 +1,13 @@
 """Encoders: from features per position (B, T, D) to hidden states (B, T, H).
 
-An encoder is an `nn.Module` called as ``encoder(x, lengths)``, or as ``encoder(x)`` where its
-`forward` takes one argument; it states the width of its output as ``out_features`` (otherwise two
-positions are run through it to find out). The encoders here give the same values for a sequence
-whatever padding and neighbours it has in its batch.
+An encoder is an `nn.Module` called as ``encoder(x, lengths)``, or as ``encoder(x)`` if its
+`forward` takes one argument. Its attribute ``out_features`` is the width H of its output; without
+it, two positions are encoded to determine the width. The output of the encoders defined here does
+not depend on padding or on the other sequences of a batch.
 
-An encoder may state as ``receptive_field`` the odd number of positions, centred, that an output can
-depend on; long sequences are then encoded by windows (`sklearn_api._model.windows`). None, or no
-such attribute, says: on all of them.
+The optional attribute ``receptive_field`` is the odd number of positions, centred, on which an
+output can depend; long sequences are then encoded in windows (`sklearn_api._model.windows`). If it
+is None or absent, an output may depend on all positions.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ __all__ = [
 
 
 class LinearEncoder(nn.Module):
-    """Hands the features on: the head's projection is then the whole, linear, model.
+    """Identity: the projection of the head is then the whole model, which is linear.
 
     Parameters
     ----------
     in_features : int
+        Number of features D, and width of the output.
     """
 
     receptive_field = 1
@@ -54,12 +55,17 @@ class LinearEncoder(nn.Module):
 
 
 class MLPEncoder(nn.Module):
-    """The same multi-layer perceptron at every position.
+    """Multi-layer perceptron applied to every position.
 
     Parameters
     ----------
-    in_features, hidden_size, num_layers : int
-    dropout : float
+    in_features : int
+        Number of features D.
+    hidden_size : int, default=64
+        Width of the layers and of the output.
+    num_layers : int, default=1
+    dropout : float, default=0.0
+        Probability of zeroing a hidden unit in training.
     """
 
     receptive_field = 1
@@ -82,7 +88,7 @@ class MLPEncoder(nn.Module):
 
 
 class _ResidualBlock(nn.Module):
-    """x + conv1x1(GELU(dilated conv(norm(x)))), padding kept at zero."""
+    """x + conv1x1(GELU(dilated conv(norm(x)))), with padding kept at zero."""
 
     def __init__(self, hidden_size: int, kernel_size: int, dilation: int, dropout: float) -> None:
         super().__init__()
@@ -95,7 +101,7 @@ class _ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        # Statistics per position, so that neither padding nor the batch matters.
+        # Statistics per position, independent of padding and batch.
         h = self.norm(x.transpose(1, 2)).transpose(1, 2) * valid
         change: Tensor = self.dropout(self.mix(nn.functional.gelu(self.wide(h)))) * valid
         return x + change
@@ -105,16 +111,27 @@ class CNNEncoder(nn.Module):
     """Dilated residual convolutions; layer i has dilation 2**i.
 
     The receptive field is ``1 + (kernel_size - 1) * 2**num_layers`` positions, and about `stride`
-    times that with ``stride`` > 1. Then the layers work on every `stride`-th position, at that
-    fraction of the cost, and one more layer brings the result back to every position.
+    times that with ``stride`` > 1. In that case the layers work on every `stride`-th position, at
+    that fraction of the cost, and one more layer upsamples the result to every position.
 
     Parameters
     ----------
-    in_features, hidden_size, num_layers : int
-    kernel_size : int
-        Odd, so that outputs stay aligned with positions.
-    dropout : float
-    stride : int
+    in_features : int
+        Number of features D.
+    hidden_size : int, default=64
+        Number of channels, and width of the output.
+    num_layers : int, default=4
+    kernel_size : int, default=5
+        Width of the convolutions, in positions; odd, so that outputs are aligned with positions.
+    dropout : float, default=0.0
+        Probability of zeroing a hidden unit in training.
+    stride : int, default=1
+        In positions, >= 1.
+
+    Raises
+    ------
+    ValueError
+        If `kernel_size` is even or `stride` < 1.
     """
 
     def __init__(
@@ -150,7 +167,7 @@ class CNNEncoder(nn.Module):
         self.receptive_field = 1 + 2 * reach
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Map (B, T, D) to (B, T, hidden_size); rows after a sequence's end do not matter."""
+        """Map (B, T, D) to (B, T, hidden_size); rows after the end of a sequence are ignored."""
         num_positions = x.shape[1]
         position = torch.arange(num_positions, device=x.device)
         valid = (position < lengths[:, None])[:, None]
@@ -174,15 +191,22 @@ class CNNEncoder(nn.Module):
 
 
 class GRUEncoder(nn.Module):
-    """Bidirectional gated recurrent units; each direction gets half of `hidden_size`.
+    """Bidirectional gated recurrent units, with half of `hidden_size` per direction.
 
     Parameters
     ----------
-    in_features, num_layers : int
-    hidden_size : int
-        Even.
-    dropout : float
-        Between layers and on the output.
+    in_features : int
+        Number of features D.
+    hidden_size : int, default=64
+        Width of the output; even.
+    num_layers : int, default=1
+    dropout : float, default=0.0
+        Probability of zeroing a hidden unit in training, between layers and in the output.
+
+    Raises
+    ------
+    ValueError
+        If `hidden_size` is odd.
     """
 
     def __init__(
@@ -204,7 +228,7 @@ class GRUEncoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Map (B, T, D) to (B, T, hidden_size); rows after a sequence's end are zero."""
+        """Map (B, T, D) to (B, T, hidden_size); rows after the end of a sequence are zero."""
         packed = nn.utils.rnn.pack_padded_sequence(
             x, lengths.cpu(), batch_first=True, enforce_sorted=False
         )
@@ -218,13 +242,13 @@ class GRUEncoder(nn.Module):
 class Standardize(nn.Module):
     """Centre and scale each feature by statistics of the training positions, in float64.
 
-    The statistics keep their precision when a module around this one changes its dtype: features
-    with a large offset, such as times, lose theirs only where they are cast before.
+    The statistics remain in float64 when an enclosing module changes its dtype: features with a
+    large offset, such as times, lose precision only if they are cast before.
 
     Parameters
     ----------
     mean, std : array-like of shape (D,)
-        A standard deviation of 0 counts as 1.
+        Mean and standard deviation of each feature; a standard deviation of 0 is replaced by 1.
     """
 
     mean: Tensor
@@ -238,25 +262,25 @@ class Standardize(nn.Module):
 
     @classmethod
     def from_positions(cls, values: list[np.ndarray]) -> Standardize:
-        """Statistics over all positions of all sequences."""
+        """Module with the statistics of all positions of sequences of shape (T_i, D)."""
         return cls(*position_moments(values))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Standardize:
-        # What `to`, `cuda` and so on do to each buffer: follow to the device, but not to the dtype.
+        # `to`, `cuda` and so on change the device of the buffers, but not their dtype.
         device = fn(torch.zeros(1)).device
         for name, buffer in self.named_buffers():
             setattr(self, name, buffer.to(device, accumulator_dtype(device)))
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``(x - mean) / std``, in float64 where the device has it."""
+        """Map x to ``(x - mean) / std``, in float64 if the device has it."""
         return (x - self.mean).mul_(self.scale)
 
 
 def position_moments(values: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each feature over all positions, two float64 arrays (D,).
 
-    Differences from the first position are summed: that of a constant is exactly 0.
+    Differences from the first position are summed, so that a constant has exactly zero deviation.
     """
     count = sum(len(x) for x in values)
     origin = values[0][0].astype(np.float64)
@@ -279,7 +303,7 @@ class _TakesNoLengths(nn.Module):
         return hidden
 
 
-# The settings of the estimator that each encoder reads.
+# Settings of the estimator that each encoder uses.
 _BUILTIN: dict[str, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     "linear": (LinearEncoder, ()),
     "mlp": (MLPEncoder, ("hidden_size", "num_layers", "dropout")),
@@ -296,15 +320,16 @@ def make_encoder(
     settings: dict[str, Any],
     module_params: dict[str, Any] | None = None,
 ) -> tuple[nn.Module, int]:
-    """Build an encoder called as ``encoder(x, lengths)``.
+    """Encoder called as ``encoder(x, lengths)``, and its output width.
 
     Parameters
     ----------
     encoder : {"linear", "mlp", "cnn", "gru"}, nn.Module class or instance
         A class is called as ``encoder(in_features, **module_params)``; an instance is copied.
     in_features : int
+        Number of features D.
     settings : dict
-        ``hidden_size``, ``num_layers``, ``kernel_size`` and ``dropout``, for those named.
+        ``hidden_size``, ``num_layers``, ``kernel_size`` and ``dropout``, used by named encoders.
     module_params : dict, optional
         Further arguments of the class or of the named encoder.
 
@@ -312,6 +337,12 @@ def make_encoder(
     -------
     module : nn.Module
     out_features : int
+        Width H of its output.
+
+    Raises
+    ------
+    ValueError
+        If `module_params` are given for an instance, or the output has no shape (B, T, H).
     """
     module_params = dict(module_params or {})
     if isinstance(encoder, str):
@@ -333,7 +364,7 @@ def make_encoder(
 
 
 def _takes_lengths(module: nn.Module) -> bool:
-    """Whether `forward` has an argument called lengths, or needs a second one."""
+    """Whether `forward` has an argument named lengths, or a second required one."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(module.forward).parameters
     needed = [p for p in parameters.values() if p.kind in kinds and p.default is p.empty]
@@ -341,7 +372,7 @@ def _takes_lengths(module: nn.Module) -> bool:
 
 
 def _probe(module: nn.Module, in_features: int) -> int:
-    """Width of the output, found by running two positions through a module."""
+    """Width of the output of a module, determined by encoding two positions."""
     training = module.training
     module.eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Preprocessing of ragged sequences with scikit-learn's transformers, and features of tokens."""
+"""Preprocessing of ragged sequences by scikit-learn's transformers, and features of tokens."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["PerPosition", "TokenFeatures"]
 
 
 class _FitTransform:
-    """``fit_transform`` that reads an iterator once."""
+    """``fit_transform`` that consumes an iterator once."""
 
     fit: Callable[..., Any]
 
     def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
-        """Fit, and transform the same sequences.
+        """Fit to sequences, then transform them.
 
         Parameters
         ----------
@@ -36,7 +36,8 @@ class _FitTransform:
 
         Returns
         -------
-        As `transform`.
+        ndarray
+            As returned by `transform`.
         """
         X = list(X) if isinstance(X, Iterator) else X
         transformed: np.ndarray = self.fit(X).transform(X)
@@ -46,23 +47,24 @@ class _FitTransform:
 class PerPosition(  # type: ignore[call-arg]  # scikit-learn's, which has no annotations
     _FitTransform, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
 ):
-    """Fit a transformer on the positions of all sequences and apply it to each sequence.
+    """Transformer fitted to the positions of all sequences and applied to each sequence.
 
     Parameters
     ----------
     transformer : scikit-learn transformer
-        It sees a 2-D array with one row per position, such as `StandardScaler` or `PCA`; it must
-        keep the rows. NaN are allowed where it takes them, as `SimpleImputer` does. Of sparse
-        sequences it sees a CSR matrix, such as `MaxAbsScaler` or `TruncatedSVD` take; what it
-        returns sparse stays so.
+        Such as `StandardScaler` or `PCA`. It receives a 2-D array with one row per position, and
+        must keep the rows. NaN is allowed if the transformer allows it, as `SimpleImputer` does.
+        For sparse sequences it receives a CSR matrix, which `MaxAbsScaler` and `TruncatedSVD`
+        accept, for example; sparse output stays sparse.
 
     Attributes
     ----------
     transformer_ : transformer
         The fitted copy.
     n_features_in_ : int
+        Number of columns of the sequences.
     feature_names_in_ : ndarray of shape (n_features_in_,)
-        Only where X had column names.
+        Only if X has column names.
 
     Examples
     --------
@@ -84,11 +86,16 @@ class PerPosition(  # type: ignore[call-arg]  # scikit-learn's, which has no ann
         ----------
         X : sequences, in the forms that `SemiCRFSegmenter` takes
         y : ignored
-            Labels are not passed on.
+            Labels are not passed to the transformer.
 
         Returns
         -------
         self
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `X` is invalid, and as raised by the transformer.
         """
         sequences = self._check(X, reset=True)
         self.transformer_ = clone(self.transformer).fit(stack_rows(sequences.values))
@@ -99,12 +106,19 @@ class PerPosition(  # type: ignore[call-arg]  # scikit-learn's, which has no ann
 
         Parameters
         ----------
-        X : sequences
+        X : sequences, as for `fit`
 
         Returns
         -------
-        ndarray or CSR matrix of shape (T, D'), or object array of such for many sequences
-            DataFrames in place of arrays where `set_output` asks for them.
+        ndarray or CSR matrix of shape (T, D'), or object array of those for many sequences
+            DataFrames instead of arrays if `set_output` selects them.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        ValueError
+            If `X` is invalid, or the transformer changes the number of rows.
         """
         check_is_fitted(self)
         sequences = self._check(X, reset=False)
@@ -129,7 +143,7 @@ class PerPosition(  # type: ignore[call-arg]  # scikit-learn's, which has no ann
         Parameters
         ----------
         transform : {"default", "pandas", "polars"} or None, default=None
-            Handed to `transformer`; None changes nothing.
+            Passed to `transformer`; None changes nothing.
 
         Returns
         -------
@@ -141,7 +155,21 @@ class PerPosition(  # type: ignore[call-arg]  # scikit-learn's, which has no ann
         return self
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names of the transformed features, as the transformer gives them."""
+        """Names of the transformed features, as given by the transformer.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Names of the input columns; None: `feature_names_in_`, if any.
+
+        Returns
+        -------
+        str ndarray of shape (D',)
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`."""
         check_is_fitted(self)
         if input_features is None:
             input_features = getattr(self, "feature_names_in_", None)
@@ -149,7 +177,7 @@ class PerPosition(  # type: ignore[call-arg]  # scikit-learn's, which has no ann
         return names
 
     def _check(self, X: Any, reset: bool) -> Sequences:
-        # A transformer that takes no sparse rows says so itself.
+        # A transformer without support for sparse rows raises its own error.
         return check_X(
             self,
             X,
@@ -167,18 +195,19 @@ class PerPosition(  # type: ignore[call-arg]  # scikit-learn's, which has no ann
 
 
 class TokenFeatures(_FitTransform, TransformerMixin, BaseEstimator):
-    """Turn the named features of tokens into sparse rows.
+    """Transformer from the named features of tokens to sparse rows.
 
-    A sequence is a list with one entry per token: a dict of name to value, as sklearn-crfsuite
-    takes it (a string value v of the name n is the feature "n=v" of value 1; a bool or number is
-    its own value), or an iterable of strings, each a feature of value 1.
+    A sequence is a list with one entry per token: a dict of name to value, as for sklearn-crfsuite
+    (a string value v of the name n is the feature "n=v" with value 1; bools and numbers are values
+    themselves), or an iterable of strings, each a feature with value 1.
 
     Parameters
     ----------
     n_features : int, default=None
-        Hash the names into so many columns, with nothing to fit or store. By default the names
-        seen in `fit` are the columns, and others are left out.
+        Number of columns into which names are hashed; nothing is fitted or stored. None: the names
+        that occur in `fit` are the columns, and others are ignored.
     dtype : numpy dtype, default=numpy.float32
+        Of the rows.
 
     Attributes
     ----------
@@ -211,6 +240,11 @@ class TokenFeatures(_FitTransform, TransformerMixin, BaseEstimator):
         Returns
         -------
         self
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `X` or `n_features` is invalid; the message names the token.
         """
         if self.n_features is None:
             tokens, _ = _tokens(X)
@@ -221,7 +255,7 @@ class TokenFeatures(_FitTransform, TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, X: Any) -> np.ndarray:
-        """Turn each sequence into a sparse matrix.
+        """Sparse matrix of each sequence.
 
         Parameters
         ----------
@@ -230,6 +264,13 @@ class TokenFeatures(_FitTransform, TransformerMixin, BaseEstimator):
         Returns
         -------
         object array of CSR matrices of shape (T_i, n_features)
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        TypeError, ValueError
+            If `X` is invalid; the message names the token.
         """
         check_is_fitted(self)
         tokens, lengths = _tokens(X)
@@ -239,7 +280,20 @@ class TokenFeatures(_FitTransform, TransformerMixin, BaseEstimator):
         return object_array(rows[a:b] for a, b in zip(starts, stops, strict=True))
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names of the columns; hashed ones have none."""
+        """Names of the columns; "hash0", "hash1", ... if names are hashed.
+
+        Parameters
+        ----------
+        input_features : ignored
+
+        Returns
+        -------
+        str ndarray of shape (n_features,)
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`."""
         check_is_fitted(self)
         if self.n_features is None:
             names: np.ndarray = self.vectorizer_.get_feature_names_out()

@@ -1,4 +1,4 @@
-"""Names and call forms of release 0.2.0 that are not this library's own language."""
+"""Names and call forms kept for compatibility with release 0.2.0."""
 
 from flash_semicrf.compat.backpointers import semi_crf_streaming_viterbi_with_backpointers
 from flash_semicrf.compat.cumulative import (

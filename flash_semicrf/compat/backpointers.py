@@ -1,4 +1,4 @@
-"""Back-pointers of the best segmentation, for code written to release 0.2.0's interface.
+"""Back-pointers of the best segmentation, for code written for release 0.2.0.
 
 Decoding itself needs none: `flash_semicrf.viterbi` walks back from the messages alone.
 """
@@ -26,7 +26,7 @@ def semi_crf_streaming_viterbi_with_backpointers(
     backend: str = "auto",
     **options: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Best scores and, for every position and label, the last segment that reaches them best.
+    """Best scores, and the best segment that ends at every position with every label.
 
     Without `initial_scores` the first segment's transition term is, as in release 0.2.0, the
     largest over its free source label; `viterbi` takes their log-sum-exp. Cost is T(KC + C²) beyond
@@ -46,12 +46,12 @@ def semi_crf_streaming_viterbi_with_backpointers(
     max_scores : Tensor of shape (B,)
         In the dtype of `cum_scores`; -inf where nothing is feasible.
     bp_k : int64 Tensor of shape (B, T, C)
-        Duration of the best segment of label c whose last position is t; 0 where there is none, and
-        after a sequence's end. Ties: the shortest.
+        Duration, in positions, of the best segment of label c whose last position is t; 0 where
+        there is none, and after the end of a sequence. Ties: the shortest.
     bp_c : int64 Tensor of shape (B, T, C)
-        Label of the segment before it, or -1 if it is the first. Ties: the label whose own best
-        segment is the shortest, then the lowest, so that walking back gives what `viterbi` does
-        with the same initial scores.
+        Label of the preceding segment, or -1 for the first. Ties: the label whose own best segment
+        is the shortest, then the lowest label, so that walking back gives the segmentation that
+        `flash_semicrf.viterbi` finds with the same initial scores.
     final_labels : int64 Tensor of shape (B,)
         Label of the best last segment; -1 where nothing is feasible. Ties: the shortest segment,
         then the lowest label.
@@ -59,7 +59,7 @@ def semi_crf_streaming_viterbi_with_backpointers(
     Raises
     ------
     TypeError, ValueError
-        For bad input.
+        If an argument is invalid; the message names it.
     """
     p = potentials_of_cumulative(cum_scores, transition, duration_bias, lengths, K, **options)
     p = maximum_start(p)
@@ -110,7 +110,7 @@ def _back_pointers(p: Potentials, alpha: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sources(p: Potentials, alpha: Tensor, k: int) -> Tensor:
-    """Score of the best way into a segment of duration k, its start score included, (B, T, C)."""
+    """Best score up to the start of a segment of duration k, start score included, (B, T, C)."""
     matrix = (p.transition[k - 1] if p.transition.dim() == 3 else p.transition).to(alpha)
     value = torch.full_like(alpha[:, :-1], -torch.inf)
     for c in range(p.num_labels):
@@ -121,7 +121,7 @@ def _sources(p: Potentials, alpha: Tensor, k: int) -> Tensor:
 
 
 def _source_labels(p: Potentials, alpha: Tensor, bp_k: Tensor) -> Tensor:
-    """Label before each best segment, (B, T, C); -1 where there is none, or no segment."""
+    """Label that precedes each best segment, (B, T, C); -1 if none does, or without a segment."""
     batch = torch.arange(p.batch_size, device=p.device)[:, None, None]
     label = torch.arange(p.num_labels, device=p.device)
     start = torch.arange(p.num_positions, device=p.device)[:, None] + 1 - bp_k

@@ -1,4 +1,4 @@
-"""Release 0.2.0's functions of cumulative scores."""
+"""Functions of cumulative scores, as in release 0.2.0."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def semi_crf_streaming_forward(
         Longest duration, in positions.
     semiring : {"log", "max"}
         Log-sum-exp over all segmentations, or their maximum (differentiable along the best one).
-        As in release 0.2.0 the maximum goes over the free source label of the first segment too,
-        so that without `initial_scores` it is not the score of `viterbi`.
+        As in release 0.2.0, the maximum includes the free source label of the first segment, so
+        that without `initial_scores` it differs from the score of `viterbi`.
     use_triton : bool
         False runs the plain PyTorch loop in place of Triton kernels, for tensors on a GPU.
     num_warps : int
@@ -82,7 +82,7 @@ def semi_crf_streaming_forward(
     Raises
     ------
     TypeError, ValueError
-        For bad input.
+        If an argument is invalid; the message names it.
 
     Examples
     --------
@@ -132,7 +132,7 @@ def compute_edge_block_streaming(
     Raises
     ------
     TypeError, ValueError
-        For bad input, a segment outside the sequence or a duration outside 1..K.
+        If an argument is invalid, the segment leaves the sequence, or `k` is outside 1..K.
     """
     _check_cumulative(cum_scores)
     one = torch.ones(len(cum_scores), dtype=torch.int64, device=cum_scores.device)
@@ -164,8 +164,8 @@ def potentials_of_cumulative(
     Raises
     ------
     TypeError, ValueError
-        For bad input, a K that is not that of `duration_bias`, or cumulative scores that hold
-        something infinite: a difference of infinities says nothing, so pass `Potentials`.
+        If an argument is invalid, K differs from that of `duration_bias`, or a cumulative score is
+        infinite: differences of infinities are undefined, so `Potentials` must be used instead.
     """
     check_positive_int("K", K)
     _check_cumulative(cum_scores)
@@ -186,9 +186,10 @@ def potentials_of_cumulative(
 
 
 def maximum_start(potentials: Potentials) -> Potentials:
-    """The problem with release 0.2.0's first segment in its max semiring, as `initial_scores`.
+    """The problem with the initial scores of release 0.2.0's max semiring made explicit.
 
-    Without `initial_scores` its transition term is there the largest over the free source label.
+    Without `initial_scores`, that release takes the maximum over the free source label of the first
+    segment as its transition term.
     """
     if potentials.initial_scores is not None:
         return potentials
@@ -196,7 +197,7 @@ def maximum_start(potentials: Potentials) -> Potentials:
 
 
 def _differences(cum_scores: Tensor) -> Tensor:
-    """The scores of the positions, in the accumulator's dtype."""
+    """Scores of the positions, in the accumulator's dtype."""
     on_cpu = cum_scores.device.type == "cpu" and cum_scores.dtype in (torch.float32, torch.float64)
     if on_cpu and not needs_graph_of(cum_scores):
         # numpy: a parallel operation of torch would wait for a busy core.

@@ -1,7 +1,8 @@
 """Low-level names of release 0.2.0 for its Triton kernels, on the kernels of this package.
 
-They run the Triton backend or raise its reason; everything else in this package chooses a backend
-by itself. Cumulative scores are those of `flash_semicrf.compat.semi_crf_streaming_forward`.
+They run the Triton backend, or raise an error that states why it cannot run; all other functions
+of this package choose a backend themselves. Cumulative scores are those of
+`flash_semicrf.compat.semi_crf_streaming_forward`.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class SemiCRFStreamingTriton(SemiCRFStreaming):
     """`SemiCRFStreaming` on the Triton backend.
 
     Call it as ``SemiCRFStreamingTriton.apply(None, lengths, scores, transition, duration_bias,
-    start_scores, end_scores, initial_scores, final_scores, duration_tail)``, the optional
-    parameters None, or left out at the end.
+    start_scores, end_scores, initial_scores, final_scores, duration_tail)``. Optional parameters
+    may be None or, at the end, omitted.
     """
 
     @classmethod
@@ -78,7 +79,7 @@ def launch_streaming_triton_kernel(
     Raises
     ------
     TypeError, ValueError
-        For bad input, or where Triton cannot run.
+        If an argument is invalid, or Triton cannot run the problem.
     """
     with torch.no_grad():
         return semi_crf_streaming_forward(
@@ -155,7 +156,7 @@ def semi_crf_streaming_viterbi_triton(
     K: int,
     **options: Tensor | None,
 ) -> ViterbiResult:
-    """Best segmentations by the max kernels; nothing of size T·K·C, no loop on the host.
+    """Best segmentations by the max kernels, without tensors of size T·K·C or a host loop.
 
     Parameters
     ----------
@@ -171,7 +172,7 @@ def semi_crf_streaming_viterbi_triton(
     Raises
     ------
     TypeError, ValueError
-        As for `launch_streaming_triton_kernel`, and where nothing is feasible.
+        As for `launch_streaming_triton_kernel`, and if no segmentation is feasible.
     """
     with torch.no_grad():
         p = potentials_of_cumulative(cum_scores, transition, duration_bias, lengths, K, **options)

@@ -15,7 +15,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def backend_of(use_triton: bool, backend: str, device: torch.device) -> str:
-    """Return the backend that ``use_triton`` and ``backend`` stand for together.
+    """Backend selected by ``use_triton`` and ``backend`` together.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def backend_of(use_triton: bool, backend: str, device: torch.device) -> str:
     Raises
     ------
     ValueError
-        Where the two contradict each other.
+        If the two contradict each other.
     """
     if use_triton:
         return backend
@@ -43,13 +43,13 @@ def backend_of(use_triton: bool, backend: str, device: torch.device) -> str:
 
 
 def accepts_use_triton(position: int) -> Callable[[Method], Method]:
-    """Decorate a method that takes `backend`: it takes 0.2.0's `use_triton` too.
+    """Decorator that adds the argument `use_triton` of release 0.2.0 to a method with `backend`.
 
     Parameters
     ----------
     position : int
-        Where `use_triton` stood among the positional arguments, without `self`: a bool there is
-        taken for it.
+        Index of `use_triton` among the positional arguments after `self`: a bool there is taken as
+        its value.
 
     Returns
     -------
@@ -77,6 +77,6 @@ def accepts_use_triton(position: int) -> Callable[[Method], Method]:
             chosen = backend_of(use_triton, given.get("backend", "auto"), device)
             return method(**{**given, "backend": chosen})
 
-        return cast(Method, accepting)  # the signature of the method stays what readers see
+        return cast(Method, accepting)  # `use_triton` stays out of the signature
 
     return decorate

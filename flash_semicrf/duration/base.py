@@ -1,8 +1,8 @@
-"""What every duration distribution shares: the (K, C) output, per-label values and their checks.
+"""Base classes of duration distributions: (K, C) output, values per label and their checks.
 
 Row ``k - 1`` of the output belongs to duration ``k``, for k = 1..K. Parametric families are
 computed as unnormalised log-weights in float64 and normalised over 1..K by a log-softmax, so that
-truncation at K costs nothing and cannot lose mass.
+no probability is lost by the truncation at K.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class DurationDistribution(nn.Module):
         self.num_classes = check_positive_int("num_classes", num_classes)
 
     def forward(self) -> Tensor:
-        """Return the scores of the durations, a Tensor of shape (K, C)."""
+        """Scores of the durations, a Tensor of shape (K, C)."""
         raise NotImplementedError(f"{type(self).__name__} must implement forward().")
 
     def tail_log_rate(self) -> Tensor | None:
-        """Log-rate (C,) at which the scores go on beyond K, for a distribution that knows it."""
+        """Log-rate (C,) of the scores beyond K, or None if the distribution defines none."""
         return None
 
     @classmethod
@@ -90,6 +90,8 @@ class DurationDistribution(nn.Module):
         ------
         ValueError
             If an array is empty, or a duration or label is out of range.
+        TypeError
+            If the distribution cannot be fitted, or an array does not hold integers.
         """
         raise TypeError(f"{cls.__name__} cannot be fitted to segments.")
 
@@ -105,15 +107,15 @@ class NormalizedDuration(DurationDistribution):
     max_duration, num_classes : int
         K and C.
     learnable : bool, default=True
-        Whether the values are parameters, or buffers that training leaves alone.
+        Whether the values are parameters (True) or buffers, which are not trained (False).
     learn_rate : bool, optional
         Other name of `learnable`, as in release 0.2.0.
 
     Attributes
     ----------
     names : tuple of str
-        Attributes that hold the values, each of shape (C,): what pruning and parametrizations put
-        there, not what they are made of.
+        Attributes that hold the values, each of shape (C,), as they are after pruning and
+        parametrizations.
     """
 
     names: tuple[str, ...]
@@ -130,7 +132,7 @@ class NormalizedDuration(DurationDistribution):
         self.learnable = bool(learnable if learn_rate is None else learn_rate)
 
     def forward(self) -> Tensor:
-        """Return log-probabilities of shape (K, C): their log-sum-exp over durations is 0."""
+        """Log-probabilities of shape (K, C), whose log-sum-exp over durations is 0."""
         values = [getattr(self, name) for name in self.names]
         wide = [value.to(accumulator_dtype(value.device)) for value in values]
         return torch.log_softmax(self._log_weights(*wide), dim=0).to(values[0].dtype)
@@ -143,7 +145,7 @@ class NormalizedDuration(DurationDistribution):
 
 
 def one_of(name: str, value: Value | None, other: str, alias: Value | None) -> Value | None:
-    """The value of an argument that has two names; raises where both are given."""
+    """Value of an argument that has two names; TypeError if both are given."""
     if value is not None and alias is not None:
         raise TypeError(f"`{name}` and `{other}` are one argument; got both.")
     return alias if value is None else value
@@ -158,10 +160,10 @@ def add_values(module: nn.Module, name: str, values: Tensor, learnable: bool) ->
 
 
 def add_dtype_and_device(module: nn.Module) -> None:
-    """Give a module without values a buffer ``like`` whose dtype and device follow the module.
+    """Add a buffer ``like`` whose dtype and device follow the module, to a module without values.
 
-    It is empty: there is nothing in it to save, and nothing to lose where a loader makes a module
-    on the meta device and allocates its buffers later.
+    The buffer is empty: there is nothing to save, and nothing is lost if a loader creates the
+    module on the meta device and allocates its buffers later.
     """
     device = torch.get_default_device()
     if device.type == "meta":
@@ -170,7 +172,7 @@ def add_dtype_and_device(module: nn.Module) -> None:
 
 
 def given_numbers(value: Numbers, name: str) -> Tensor:
-    """A user's numbers as a tensor that holds them, whatever the default device."""
+    """Numbers given by a user as a tensor with data, whatever the default device."""
     if isinstance(value, Tensor):
         return value.detach()
     try:
@@ -185,7 +187,7 @@ def given_numbers(value: Numbers, name: str) -> Tensor:
 
 
 def per_label(value: Numbers, name: str, num_classes: int, *, forbidden: bool = False) -> Tensor:
-    """Return a new (C,) tensor from one number for all labels or one number for each.
+    """New (C,) tensor from one number for all labels or one number per label.
 
     Parameters
     ----------
@@ -194,13 +196,20 @@ def per_label(value: Numbers, name: str, num_classes: int, *, forbidden: bool = 
         Of the argument, for messages.
     num_classes : int
         C.
-    forbidden : bool
+    forbidden : bool, default=False
         Accept -inf, which forbids.
 
     Returns
     -------
     Tensor of shape (C,)
         In the default dtype, on the default device.
+
+    Raises
+    ------
+    TypeError
+        If `value` does not hold numbers.
+    ValueError
+        If the shape is wrong, or a number is not finite (but for -inf with `forbidden`).
     """
     values = given_numbers(value, name).to(torch.get_default_dtype())
     if values.ndim == 0:

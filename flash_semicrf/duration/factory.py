@@ -32,7 +32,7 @@ def create_duration_distribution(
     num_classes: int,
     **kwargs: Any,
 ) -> DurationDistribution:
-    """Return a duration distribution from its name, a function or an instance.
+    """Duration distribution from its name, a function, a class or an instance.
 
     Parameters
     ----------
@@ -52,9 +52,9 @@ def create_duration_distribution(
     Raises
     ------
     ValueError
-        If the name is unknown, or an instance has another K or C.
+        If the name is unknown, or the K or C of an instance differs.
     TypeError
-        If ``distribution`` is of another type, or an argument is not one of the class.
+        If ``distribution`` has another type, or a further argument is unknown to the class.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Initial values of duration distributions from observed segments.
 
-Every fit starts from one table, the counts of durations for each label; a label never observed
-takes the counts of all labels together. Float64 throughout.
+Every fit starts from one table: the counts of durations per label. A label that was never observed
+takes the pooled counts of all labels. Float64 throughout.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Integers: TypeAlias = NDArray[np.int64]
 def tail_counts(
     durations: Numbers, labels: Numbers, max_duration: int, num_classes: int
 ) -> tuple[Integers, NDArray[np.number]]:
-    """Segments of K positions or more, and their positions beyond the K-th, of each label.
+    """Numbers of segments of at least K positions, and of their positions beyond K, per label.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def tail_counts(
 def duration_counts(
     durations: Numbers, labels: Numbers, max_duration: int, num_classes: int
 ) -> Floats:
-    """Count observed durations for each label.
+    """Counts of observed durations per label.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def duration_counts(
 
 
 def moments(counts: Floats) -> tuple[Floats, Floats]:
-    """Return mean and variance of the durations, two arrays of shape (C,)."""
+    """Mean and variance of the durations, in positions; two arrays of shape (C,)."""
     durations = np.arange(1, len(counts) + 1)[:, None]
     total = counts.sum(axis=0)
     mean = (counts * durations).sum(axis=0) / total
@@ -134,15 +134,15 @@ def tilt_to_mean(
 
 
 def smooth_log_histogram(counts: Floats, pseudo_count: float, bandwidth: float | None) -> Floats:
-    """Return log-probabilities of durations from a Gaussian-smoothed histogram.
+    """Log-probabilities of durations from a Gaussian-smoothed histogram.
 
     Parameters
     ----------
     counts : ndarray of shape (K, C)
     pseudo_count : float
-        Number of imagined segments spread evenly over 1..K for each label.
+        Number of pseudo-observations per label, spread evenly over 1..K.
     bandwidth : float or None
-        Standard deviation of the kernel in positions; None takes Silverman's rule for each label.
+        Standard deviation of the kernel in positions; None: by Silverman's rule for each label.
 
     Returns
     -------
@@ -177,7 +177,7 @@ def _smooth(column: Floats, width: float) -> Floats:
     if reach == 0:
         return column.copy()
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
-    # What a segment near 1 or K would spread outside of 1..K goes back inside.
+    # Weight that would spread outside 1..K is put back inside.
     inside = np.convolve(np.ones_like(column), kernel)[reach:-reach]
     return np.convolve(column / inside, kernel)[reach:-reach]
 

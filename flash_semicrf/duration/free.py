@@ -1,4 +1,4 @@
-"""Duration scores without a parametric form: a free table, and a user's function."""
+"""Duration scores without a parametric form: a free table or a function."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LearnedDuration(DurationDistribution):
     max_duration, num_classes : int
         Longest duration K and number of labels C.
     init_scale : float, default=0.1
-        Standard deviation of the normal draws that the scores start from; 0 starts from zeros.
+        Standard deviation of the normal draws that initialise the scores; 0 initialises zeros.
     init_bias : array-like of shape (K, C), optional
         Initial scores, instead of draws.
     learnable : bool, default=True
@@ -66,7 +66,7 @@ class LearnedDuration(DurationDistribution):
         add_values(self, "duration_bias", values, learnable)
 
     def forward(self) -> Tensor:
-        """Return the scores, a Tensor of shape (K, C)."""
+        """Scores, a Tensor of shape (K, C)."""
         return self.duration_bias
 
     @classmethod
@@ -81,7 +81,7 @@ class LearnedDuration(DurationDistribution):
         bandwidth: float | None = None,
         **kwargs: Any,
     ) -> LearnedDuration:
-        """Start from the logarithm of the smoothed histogram of each label's durations.
+        """Distribution initialised by the log of the smoothed histogram of durations per label.
 
         Parameters
         ----------
@@ -90,12 +90,26 @@ class LearnedDuration(DurationDistribution):
         max_duration, num_classes : int
             K and C.
         pseudo_count : float, default=1.0
-            Imagined segments of each label, spread evenly over 1..K; > 0.
+            Number of pseudo-observations per label, spread evenly over 1..K; > 0.
         bandwidth : float, optional
             Standard deviation of the Gaussian smoothing in positions, >= 0; by default Silverman's
             rule for each label.
         **kwargs
             Further arguments of the class.
+
+        Returns
+        -------
+        LearnedDuration
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `DurationDistribution.from_segments`, and if `pseudo_count` or `bandwidth` is
+            out of range.
+
+        References
+        ----------
+        B. W. Silverman, Density Estimation for Statistics and Data Analysis, 1986, section 3.4.2.
         """
         check_number("pseudo_count", pseudo_count)
         if bandwidth is not None:
@@ -150,7 +164,12 @@ class CallableDuration(DurationDistribution):
         add_dtype_and_device(self)
 
     def forward(self) -> Tensor:
-        """Return the function's scores, checked to have shape (K, C)."""
+        """Scores computed by the function, a Tensor of shape (K, C).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the function returns something else."""
         dtype, device = self.like.dtype, self.like.device
         scores = self.function(torch.arange(1, self.max_duration + 1, dtype=dtype, device=device))
         return _check_table(scores, "function", (self.max_duration, self.num_classes))

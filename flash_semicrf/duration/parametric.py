@@ -65,7 +65,7 @@ class GeometricDuration(NormalizedDuration):
         return failures[:, None] * F.logsigmoid(-logit)
 
     def tail_log_rate(self) -> Tensor:
-        """log(1-p), Tensor of shape (C,): with it durations are geometric without end."""
+        """Tensor log(1-p) of shape (C,), with which durations are geometric without truncation."""
         return F.logsigmoid(-self.logit)
 
     @classmethod
@@ -77,7 +77,9 @@ class GeometricDuration(NormalizedDuration):
         num_classes: int,
         **kwargs: Any,
     ) -> GeometricDuration:
-        """Start from the maximum-likelihood p of each label, truncation at K included."""
+        """Distribution with the maximum-likelihood p of each label, truncation at K included.
+
+        Parameters and errors are those of `DurationDistribution.from_segments`."""
         counts = duration_counts(durations, labels, max_duration, num_classes)
         mean, _ = moments(counts)
         log_failure = tilt_to_mean(np.zeros(max_duration), mean, -_LOGIT_BOUND, -1e-9)
@@ -106,8 +108,9 @@ class NegativeBinomialDuration(NormalizedDuration):
 
     Notes
     -----
-    The ratio of gamma functions is summed from the logarithms of its factors (r+i) / (i+1), each
-    formed from log r without forming r: values and gradients are finite at any log r.
+    The logarithm of the ratio of gamma functions is summed from those of its factors
+    (r+i) / (i+1), each computed from log r and not from r, so that values and gradients are finite
+    for every log r.
 
     Examples
     --------
@@ -153,10 +156,11 @@ class NegativeBinomialDuration(NormalizedDuration):
         num_classes: int,
         **kwargs: Any,
     ) -> NegativeBinomialDuration:
-        """Start from the r and p that give k - 1 its observed mean and variance.
+        """Distribution in which k - 1 has its observed mean and variance.
 
-        A variance not above the mean has no such r: its limit, a Poisson, is approached by a
-        large r.
+        If the variance does not exceed the mean there is no such r, and a large r approximates the
+        limit, a Poisson distribution. Parameters and errors are those of
+        `DurationDistribution.from_segments`.
         """
         counts = duration_counts(durations, labels, max_duration, num_classes)
         mean, variance = moments(counts)
@@ -225,7 +229,9 @@ class PoissonDuration(NormalizedDuration):
         num_classes: int,
         **kwargs: Any,
     ) -> PoissonDuration:
-        """Start from the lambda whose truncated mean is the observed mean duration."""
+        """Distribution whose truncated mean is the observed mean duration.
+
+        Parameters and errors are those of `DurationDistribution.from_segments`."""
         counts = duration_counts(durations, labels, max_duration, num_classes)
         mean, _ = moments(counts)
         log_base = -gammaln(np.arange(2, max_duration + 2))
@@ -235,7 +241,7 @@ class PoissonDuration(NormalizedDuration):
 
 
 class UniformDuration(NormalizedDuration):
-    """No preference: every duration has log-probability -log K. Nothing to learn.
+    """Uniform durations: each has the log-probability -log K. There is nothing to learn.
 
     Parameters
     ----------
@@ -267,6 +273,8 @@ class UniformDuration(NormalizedDuration):
         num_classes: int,
         **kwargs: Any,
     ) -> UniformDuration:
-        """Check the segments; there is nothing to fit."""
+        """Check the segments and return the distribution; there is nothing to fit.
+
+        Parameters and errors are those of `DurationDistribution.from_segments`."""
         duration_counts(durations, labels, max_duration, num_classes)
         return cls(max_duration, num_classes, **kwargs)

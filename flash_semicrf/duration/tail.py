@@ -1,4 +1,4 @@
-"""Durations beyond K: a log-rate for each label, at which the scores go on from that of K.
+"""Durations beyond K: a log-rate per label that continues the scores from that of K.
 
     score of k > K  =  duration_bias[K-1, c] + (k - K) * log_rate[c]
 
@@ -31,8 +31,8 @@ class GeometricTail(nn.Module):
     num_classes : int
         Number of labels C.
     log_rate : float or array-like of shape (C,), default=-1.0
-        What each position beyond the K-th adds to the score; -inf for a label whose segments last
-        at most K.
+        Added to the score for each position beyond the K-th; -inf for a label whose segments last
+        at most K positions.
     learnable : bool, default=True
         Whether ``log_rate`` is a parameter (True) or a buffer (False).
 
@@ -59,12 +59,12 @@ class GeometricTail(nn.Module):
         add_values(self, "log_rate", values, learnable)
 
     def forward(self) -> Tensor:
-        """Return the log-rates, a Tensor of shape (C,)."""
+        """Log-rates, a Tensor of shape (C,)."""
         return self.log_rate
 
     @classmethod
     def from_scores(cls, duration_bias: Tensor, **kwargs: Any) -> GeometricTail:
-        """Continue the last two scores (K, C) of each label, falling by 1/K to 5 a position."""
+        """Tail with the slope of the last two scores (K, C), within -5 to -1/K a position."""
         max_duration, num_classes = duration_bias.shape
         slowest = torch.full((num_classes,), -1.0 / max_duration, dtype=torch.float64, device="cpu")
         rate = slowest
@@ -83,7 +83,7 @@ class GeometricTail(nn.Module):
         num_classes: int,
         **kwargs: Any,
     ) -> GeometricTail:
-        """Start from the most probable rate of the observed segments of K positions or more.
+        """Tail with the most probable rate, given the observed segments of at least K positions.
 
         Parameters
         ----------
@@ -97,8 +97,13 @@ class GeometricTail(nn.Module):
         Returns
         -------
         GeometricTail
-            One imagined segment of each label, that ends at K, K positions of it having gone on,
-            keeps the rates finite.
+            A pseudo-observation per label, one end against K continuations, keeps the rates
+            finite.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array does not hold integers, or a label is out of range.
         """
         segments, beyond = tail_counts(durations, labels, max_duration, num_classes)
         went_on = beyond + max_duration
@@ -113,18 +118,18 @@ def create_duration_tail(
     tail: str | Numbers | GeometricTail | None,
     distribution: DurationDistribution,
 ) -> GeometricTail | None:
-    """Return what continues a duration distribution beyond K.
+    """Tail that continues a duration distribution beyond K, if any.
 
     Parameters
     ----------
     tail : None, "geometric", float, array-like of shape (C,) or GeometricTail
-        Nothing; a learnable rate that starts from the last two scores; fixed rates; a module.
+        No tail; a learnable rate initialised by the last two scores; fixed rates; a module.
     distribution : DurationDistribution
 
     Returns
     -------
     GeometricTail or None
-        None, too, for "geometric" where the distribution has a rate of its own: see
+        Also None for "geometric" if the distribution has a rate of its own: see
         `DurationDistribution.tail_log_rate`.
 
     Raises

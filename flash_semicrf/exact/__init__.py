@@ -1,1 +1,1 @@
-"""Algorithms of the exact engine: each takes a semiring, an edge tensor and lengths."""
+"""Algorithms of the exact engine, each a function of a semiring, an edge tensor and lengths."""

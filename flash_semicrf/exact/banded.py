@@ -1,10 +1,10 @@
 """The binary tree with the lowest levels multiplied as banded matrices.
 
 A product of bands of widths v and w takes M·v·w multiplications in place of M³, and is v + w - 1
-wide: the tree starts banded, in the ordering of the states that is the narrowest, and goes on
-dense from the level where a band is too wide to pay. The step matrix of a model in which every
-duration and transition is allowed has a full row of blocks, and no ordering makes that narrow: it
-pays with constraints (labels in a fixed order, few durations) only.
+wide: the tree starts banded, in the ordering of the states that is the narrowest, and continues
+with dense matrices from the level at which the band is too wide to save time. If a model allows
+every duration and transition, its step matrix has a full row of blocks, which no ordering makes
+narrow: time is saved only with constraints (labels in a fixed order, few durations).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def banded_tree(semiring: Semiring, edges: Tensor, lengths: Tensor) -> Tensor:
 
 
 def banded_levels(semiring: Semiring, edges: Tensor, lengths: Tensor) -> int:
-    """Levels of the tree that run banded: 0 where `banded_tree` is the plain tree."""
+    """Number of levels with banded matrices; 0 if `banded_tree` equals the plain tree."""
     return _run(semiring, edges, lengths)[1]
 
 
@@ -76,7 +76,7 @@ def _pays(width: int, size: int) -> bool:
 
 
 def _narrowest(present: Tensor, durations: int, num_labels: int) -> tuple[Tensor, int, int]:
-    """Ordering with the narrowest band, and the diagonals above and below that it has."""
+    """Ordering with the narrowest band, and its numbers of diagonals above and below."""
     size = len(present)
     reverse_cuthill_mckee, _ = rcm_ordering_from_adjacency(present.float())
     with torch.device("cpu"):
@@ -93,7 +93,7 @@ def _narrowest(present: Tensor, durations: int, num_labels: int) -> tuple[Tensor
 
 
 def _multiply_pairs(semiring: Semiring, band: BandedMatrix) -> BandedMatrix:
-    """The next level: products of later by earlier steps, and an odd one out."""
+    """Next level of the tree: products of later and earlier steps, and an unpaired last one."""
     even = band.data.shape[1] // 2 * 2
     later = BandedMatrix(band.data[:, 1:even:2], band.lu, band.ld, band.fill)
     earlier = BandedMatrix(band.data[:, 0:even:2], band.lu, band.ld, band.fill)

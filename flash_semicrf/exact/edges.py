@@ -1,12 +1,12 @@
-"""The edge tensor of a problem: every segment's score, written out.
+"""Edge tensor of a problem: the score of every segment and transition.
 
     edge[b, s, k, c, c'] = sum of scores[s .. s+k-1, c] + duration_bias[k-1, c] + transition[c', c]
                            (+ start_scores[s, c] + end_scores[s+k-1, c])
 
-and at s = 0, where nothing comes before, the first segment's transition term in the column c' = 0
-and -inf in the others, so that paths are segmentations, one to one. `final_scores` are in the edges
-that arrive at a sequence's end. With a duration tail, K is max(K, T). It takes T·(K+1)·C² numbers
-for each sequence: small problems only.
+and at s = 0, where there is no preceding segment, the first segment's transition term in the column
+c' = 0 and -inf in the others, so that paths and segmentations correspond one to one. `final_scores`
+are part of the edges that arrive at the end of a sequence. With a duration tail, K is max(K, T).
+The tensor has T·(K+1)·C² entries per sequence, which restricts it to small problems.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["check_edge_memory", "edge_bytes", "edge_tensor"]
 
 
 def edge_bytes(potentials: Potentials) -> int:
-    """Bytes of the edge tensor of a problem."""
+    """Size of the edge tensor of a problem, in bytes."""
     return math.prod(_shape(potentials)) * accumulator_dtype(potentials.device).itemsize
 
 
@@ -33,7 +33,7 @@ def _shape(p: Potentials) -> tuple[int, ...]:
 
 
 def check_edge_memory(potentials: Potentials, threshold: float) -> None:
-    """Raise ValueError where the edge tensor would take more than `threshold` bytes."""
+    """Raise ValueError if the edge tensor would take more than `threshold` bytes."""
     size = edge_bytes(potentials)
     if size > threshold:
         shape = _shape(potentials)
@@ -56,8 +56,8 @@ def edge_tensor(potentials: Potentials) -> Tensor:
     -------
     Tensor of shape (B, T, K+1, C, C)
         ``edge[b, n, k, c_dst, c_src]`` in float64 (float32 on devices without it), for
-        ``potentials.lengths + 1`` nodes; -inf where a segment is forbidden, passes its sequence's
-        end or has k = 0. Differentiable in every parameter.
+        ``potentials.lengths + 1`` nodes; -inf if a segment is forbidden, passes the end of its
+        sequence or has k = 0. Differentiable in every parameter.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def edge_tensor(potentials: Potentials) -> Tensor:
 
 
 def _widened(p: Potentials) -> Potentials:
-    """The problem in the accumulator's dtype, with all that forbids as -inf."""
+    """Problem in the accumulator's dtype, with -inf for everything forbidden."""
     # Compared in its own dtype: NEG_INF as a float32 is above NEG_INF as a float64.
     dead = {name: value <= NEG_INF for name, value in p.parameters().items()}
     p = p.to(accumulator_dtype(p.device))
@@ -92,7 +92,7 @@ def _widened(p: Potentials) -> Potentials:
 
 
 def _content(p: Potentials) -> Tensor:
-    """Score of every segment [s, s+k) but for its transition, (B, T, K, C)."""
+    """Score of every segment [s, s+k) without its transition, (B, T, K, C)."""
     length = p.lengths[:, None]
     position = torch.arange(p.num_positions, device=p.device)
     inside = (position < length)[..., None]

@@ -1,6 +1,6 @@
-"""The streaming entry points over the edge tensor: for small problems, and to check the others.
+"""Inference on the edge tensor, for small problems and as a check of the streaming functions.
 
-Same values, gradients and ties as `flash_semicrf.streaming`, at T·K·C² of time and memory.
+Values, gradients and ties are those of `flash_semicrf.streaming`; time and memory grow as T·K·C².
 """
 
 from __future__ import annotations
@@ -42,19 +42,20 @@ def log_partition(
     backend : str
         One of `EDGE_BACKENDS`.
     threshold : float
-        Bytes that the edge tensor, and the first level of a tree, may take.
+        Largest size of the edge tensor, and of the first level of a tree, in bytes.
     constraints : Constraints, optional
-        Sum over the segmentations that agree with what is known.
+        Sum only over the segmentations that agree with them.
 
     Returns
     -------
     float64 Tensor of shape (B,)
-        Differentiable in every parameter, as often as one likes.
+        Differentiable any number of times in every parameter.
 
     Raises
     ------
     ValueError
-        For bad input, or more bytes than `threshold`: before any are taken.
+        If an argument is invalid, or more than `threshold` bytes would be needed: raised before
+        anything is allocated.
     """
     p = constrain(check_potentials(potentials), constraints)
     check_edge_memory(p, threshold)
@@ -76,7 +77,9 @@ def segment_marginals(
     *,
     constraints: Constraints | None = None,
 ) -> SegmentMarginals:
-    """Posterior marginals from the gradient of `log_partition`; parameters as there.
+    """Posterior marginals from the gradient of `log_partition`.
+
+    Parameters and errors are those of `log_partition`.
 
     Returns
     -------
@@ -114,7 +117,7 @@ def viterbi_table(
     *,
     constraints: Constraints | None = None,
 ) -> tuple[Tensor, SegmentTable]:
-    """Best segmentations from the edge tensor, by one max scan whichever the backend.
+    """Best segmentations from the edge tensor, by one max scan for either backend.
 
     Parameters
     ----------
@@ -129,7 +132,8 @@ def viterbi_table(
     Raises
     ------
     ValueError
-        As `log_partition`, and where a sequence has no feasible segmentation: naming it.
+        As for `log_partition`, and if a sequence has no feasible segmentation; the message names
+        it.
     """
     num_labels = check_potentials(potentials).num_labels
     p = constrain(potentials, constraints)

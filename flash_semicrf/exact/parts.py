@@ -20,11 +20,11 @@ def to_parts(sequence: Tensor, extra: tuple[int, int], lengths: Tensor | None = 
     ----------
     sequence : integer Tensor of shape (B, N)
         Label of each node that the path visits, -1 for the others. Node 0 must be visited. A path
-        that stops before the last node has no edge after the last one that it visits.
+        that stops before the last node has no edge after the last node that it visits.
     extra : (C, K)
         Labels, and entries of the duration axis (longest duration + 1).
     lengths : integer Tensor of shape (B,), optional
-        Nodes of each sequence; N by default. What comes after is ignored.
+        Number of nodes of each sequence, N by default; later nodes are ignored.
 
     Returns
     -------
@@ -33,7 +33,7 @@ def to_parts(sequence: Tensor, extra: tuple[int, int], lengths: Tensor | None = 
     Raises
     ------
     ValueError
-        For a path that is not one; the message names the sequence and the node.
+        If a row is not a path; the message names the sequence and the node.
 
     Examples
     --------
@@ -102,7 +102,7 @@ def from_parts(edge: Tensor) -> tuple[Tensor, tuple[int, int]]:
 
 
 def score_parts(semiring: Semiring, potentials: Tensor, parts: Tensor) -> Tensor:
-    """Semiring product of the edges that `parts` marks; see `flash_semicrf.SemiMarkov.score`."""
+    """Semiring product of the edges marked in `parts`; see `flash_semicrf.SemiMarkov.score`."""
     check_tensor("potentials", potentials)
     check_tensor("parts", parts)
     if potentials.shape != parts.shape:
@@ -147,7 +147,7 @@ def hsmm_edges(init: Tensor, trans_z: Tensor, trans_l: Tensor, emission: Tensor)
     Raises
     ------
     ValueError
-        For shapes that do not fit together.
+        If the shapes do not fit together; the message names the argument.
 
     References
     ----------

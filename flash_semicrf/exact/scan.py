@@ -1,10 +1,10 @@
-"""The linear scan: a ring of pending messages is all it keeps.
+"""Linear scan with a window of pending messages as its only state.
 
     alpha_n(c) = sum_k sum_c' edge[n-k, k, c, c'] * alpha_{n-k}(c')
 
 in the semiring's sum and product. From node n every longer segment is pushed at once: entry k of
 the window is what has arrived so far at node n+k. Each step is one product and one sum of size
-(K-1)·C², and one sum of size (K-1)·C; the window is (K-1)·C. A loop, so no depth to run out of.
+(K-1)·C², and one sum of size (K-1)·C; the window has (K-1)·C entries. There is no recursion.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ __all__ = ["block_length", "linear_scan", "message", "num_durations", "select_en
 
 
 def num_durations(edges: Tensor, lengths: Tensor) -> tuple[int, int]:
-    """Steps from the first node to the last that any sequence has, and durations that fit."""
+    """Number of steps to the last node of the longest sequence, and of durations that fit."""
     steps = int(lengths.max()) - 1
     return steps, min(edges.shape[-3] - 1, steps)
 
 
 def block_length(steps: int) -> int:
-    """Steps handed to ``Semiring.run`` at once: about their square root."""
+    """Number of steps per call of ``Semiring.run``: about the square root of all."""
     return max(1, math.isqrt(steps))
 
 
 def message(semiring: Semiring, element: Element, shape: tuple[int, ...], edges: Tensor) -> Tensor:
     """``semiring.full`` in the accumulator's dtype, so that sums of hundreds of steps stay exact.
 
-    In float32 every step would round log Z anew, and marginals with it: to 1e-4 at N = 256.
+    In float32 every step would round log Z again: marginals would be off by 1e-4 at N = 256.
     """
     like = edges.new_empty(0, dtype=accumulator_dtype(edges.device))
     return semiring.full(element, shape, like)
@@ -52,7 +52,7 @@ def linear_scan(semiring: Semiring, edges: Tensor, lengths: Tensor) -> Tensor:
     ----------
     semiring : Semiring
     edges : Tensor of shape (..., B, N-1, K, C, C)
-        Potentials, with what ``semiring.convert`` wants in front.
+        Potentials, with the leading axes that ``semiring.convert`` needs.
     lengths : int64 Tensor of shape (B,)
         Nodes of each sequence, in [1, N].
 

@@ -1,13 +1,12 @@
-"""The exact engine: sums over all paths of a semi-Markov model given by an edge tensor.
+"""Exact engine: sums over all paths of a semi-Markov model given by an edge tensor.
 
 A path visits nodes 0 = n_0 < n_1 < ... < lengths-1 with a label at each. Its edges are
 ``edge[b, n, k, c_dst, c_src]``: from label c_src at node n to label c_dst at node n + k, k < K.
 Index k is the duration itself, so index 0 is never used. The label of node 0 is free and summed
 over.
 
-What the sum is, is the semiring's: log Z, the best score, the k best, entropy, ... Cost N·K·C² by
-the scans; the edge tensor itself takes as much memory, which is what
-`flash_semicrf.streaming` avoids.
+The semiring determines the result: log Z, the best score, the k best scores, entropy, ... The scans
+take time N·K·C², and the edge tensor as much memory, which `flash_semicrf.streaming` avoids.
 
 References
 ----------
@@ -52,10 +51,15 @@ class SemiMarkov:
     Parameters
     ----------
     semiring : Semiring or subclass
-        What the sum over paths is; see `flash_semicrf.semirings`. A class stands for its instance
+        Semiring of the sum over paths; see `flash_semicrf.semirings`. A class is instantiated
         without arguments.
     memory_limit : float, default=8e9
-        Bytes that the first level of a binary tree may take. A tree that takes more is refused.
+        Largest size of the first level of a binary tree, in bytes; a larger tree raises ValueError.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `semiring` is not a semiring, or `memory_limit` not a positive number.
 
     Examples
     --------
@@ -92,21 +96,21 @@ class SemiMarkov:
         lengths : integer Tensor of shape (B,), optional
             Nodes of each sequence, in [1, N]; all N by default.
         force_grad : bool, default=False
-            Return potentials that require a gradient, if those given do not.
+            Return potentials that require a gradient even if the given ones do not.
         use_linear_scan : bool, optional
-            True: the linear scan. False: the binary tree. None: the scan above K·C = 200, and
-            below where it is quicker, which is but for the smallest K·C and B.
+            True: the linear scan. False: the binary tree. None: the faster one, which is the scan
+            except for the smallest K·C and B.
         use_vectorized : bool, default=False
-            The vectorised scan: quicker, and more memory than the ring of the linear scan.
+            The vectorised scan, which is faster and takes more memory than the linear scan.
         use_banded : bool, default=False
-            The tree with banded matrices at the levels where they are the cheaper ones.
+            The tree with banded matrices at the levels where they are cheaper.
 
         Returns
         -------
         v : Tensor of shape (size, B)
-            Value of each sequence in the semiring, all its components; `sum` gives the answer
-            alone. In the dtype of the potentials, half precision upcast to float32; the scans sum
-            in float64 (float32 on devices without it).
+            Value of each sequence in the semiring, with all its components; `sum` returns the
+            result alone. In the dtype of the potentials, half precision upcast to float32; the
+            scans sum in float64 (float32 on devices without it).
         edges : list of Tensor
             The potentials (one tensor or two) that v is differentiable in.
         charts : None
@@ -114,8 +118,8 @@ class SemiMarkov:
         Raises
         ------
         TypeError, ValueError
-            For bad input, options that contradict each other, or a tree that takes more than
-            `memory_limit`: with the bytes it would take, and before any are taken.
+            If an argument is invalid, options contradict each other, or a tree would take more
+            than `memory_limit`: raised before anything is allocated, with the size needed.
         """
         given = self._edges(log_potentials, force_grad)
         edges = given[0] if len(given) == 1 else torch.stack(given)
@@ -130,7 +134,7 @@ class SemiMarkov:
         return v.to(edges.dtype), given, None
 
     def _edges(self, log_potentials: Tensor | Sequence[Tensor], force_grad: bool) -> list[Tensor]:
-        """The tensors that were given, checked for their form."""
+        """Given edge tensors, checked for type, dtype and shape."""
         check_eager()
         count = self.semiring.num_potentials
         if not isinstance(log_potentials, (Tensor, list, tuple)):
@@ -199,7 +203,7 @@ class SemiMarkov:
         lengths: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
-        """Answer of the semiring for each sequence.
+        """Result of the sum over all paths for each sequence.
 
         Parameters
         ----------
@@ -209,6 +213,11 @@ class SemiMarkov:
         Returns
         -------
         Tensor of shape (B,), or (k, B) for `KMaxSemiring`
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `logpartition`.
         """
         v, _, _ = self.logpartition(log_potentials, lengths, **options)
         return self.semiring.unconvert(v)
@@ -219,7 +228,7 @@ class SemiMarkov:
         lengths: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
-        """Gradient of `sum` by every edge.
+        """Gradient of `sum` with respect to every edge.
 
         The probability of each edge with `LogSemiring`; the indicator of one best path with
         `MaxSemiring`, of each of the k best with `KMaxSemiring`.
@@ -232,8 +241,13 @@ class SemiMarkov:
         Returns
         -------
         Tensor of shape (B, N-1, K, C, C)
-            With an axis k in front for `KMaxSemiring`, and an axis of two for a semiring that
-            takes a pair. Differentiable where the potentials require a gradient.
+            With a leading axis of size k for `KMaxSemiring`, and one of size 2 for a semiring of
+            pairs. Differentiable if the potentials require a gradient.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `logpartition`.
         """
         options = options or {"use_vectorized": True}
         create_graph = torch.is_grad_enabled()
@@ -264,23 +278,28 @@ class SemiMarkov:
         Returns
         -------
         Tensor of shape (B,)
-            With `KMaxSemiring` too: a path has one score.
+            One score per path, also with `KMaxSemiring`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the shapes differ, or `parts` holds other numbers than 0 and 1.
         """
         return score_parts(self.semiring, potentials, parts)
 
     @staticmethod
     def to_parts(sequence: Tensor, extra: tuple[int, int], lengths: Tensor | None = None) -> Tensor:
-        """See `flash_semicrf.exact.parts.to_parts`."""
+        """Indicator of the edges of paths: see `flash_semicrf.exact.parts.to_parts`."""
         return to_parts(sequence, extra, lengths)
 
     @staticmethod
     def from_parts(edge: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """See `flash_semicrf.exact.parts.from_parts`."""
+        """Labels of visited nodes: see `flash_semicrf.exact.parts.from_parts`."""
         return from_parts(edge)
 
     @staticmethod
     def hsmm(init: Tensor, trans_z: Tensor, trans_l: Tensor, emission: Tensor) -> Tensor:
-        """See `flash_semicrf.exact.parts.hsmm_edges`."""
+        """Edges of a hidden semi-Markov model: see `flash_semicrf.exact.parts.hsmm_edges`."""
         return hsmm_edges(init, trans_z, trans_l, emission)
 
 
@@ -291,7 +310,7 @@ def _requires_grad(log_potentials: Tensor | Sequence[Tensor]) -> bool:
 
 
 def _cleaned(edges: Tensor, lengths: Tensor, log_domain: bool) -> Tensor:
-    """Check the entries that paths can use; blank others that are not finite; NEG_INF to -inf."""
+    """Edges with usable entries checked, infinite unusable ones blanked, and NEG_INF as -inf."""
     if not edges.numel():
         return edges
     low, high = extremes(edges)
@@ -316,7 +335,7 @@ def _cleaned(edges: Tensor, lengths: Tensor, log_domain: bool) -> Tensor:
 
 
 def _blanked(edges: Tensor, lengths: Tensor) -> Tensor:
-    """Zeros where no path can go: duration 0, and past a sequence's last node."""
+    """Edges with zeros where no path leads: duration 0, and past the last node of a sequence."""
     node = torch.arange(edges.shape[-4], device=edges.device)
     duration = torch.arange(edges.shape[-3], device=edges.device)
     arrival = node[:, None] + duration

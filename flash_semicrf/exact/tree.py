@@ -18,7 +18,7 @@ __all__ = ["binary_tree", "close_tree", "multiply_pairs", "transfer_matrices", "
 
 
 def tree_bytes(semiring: Semiring, edges: Tensor, lengths: Tensor) -> int:
-    """Bytes that the first level takes: its matrices, their products and the terms of those."""
+    """Bytes of the first level: its matrices, their products and the terms of the products."""
     steps, durations = num_durations(edges, lengths)
     side = durations * edges.shape[-1]
     matrices = edges.shape[-5] * steps
@@ -63,7 +63,7 @@ def binary_tree(semiring: Semiring, edges: Tensor, lengths: Tensor) -> Tensor:
 
 
 def multiply_pairs(semiring: Semiring, x: Tensor) -> Tensor:
-    """The next level: products of later by earlier steps, and an odd one out."""
+    """Next level of the tree: products of later and earlier steps, and an unpaired last one."""
     even = x.shape[2] // 2 * 2
     product = semiring.matmul(x[:, :, 1:even:2], x[:, :, 0:even:2])
     return torch.cat([product, x[:, :, even:]], 2)

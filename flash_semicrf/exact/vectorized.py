@@ -1,11 +1,11 @@
-"""The vectorised scan: all edges that arrive at a node in one product, messages kept.
+"""Vectorised scan: all edges that arrive at a node in one product, with messages kept.
 
     alpha_n(c) = sum over k, c' of edge[n-k, k, c, c'] * alpha_{n-k}(c')
 
 Where the semiring has an `edge_gradient` (log, std), the gradient comes from the messages of a
-second pass, from the end, and one sweep over the edges; nothing of the size of the edges is kept
-between the passes, O(TC) only. Other semirings are left to autograd, over windows of messages,
-O(TKC), and a copy of the edges sorted by the node arrived at.
+second pass, from the end, and one sweep over the edges; only O(TC) is kept between the passes,
+nothing of the size of the edges. Other semirings are differentiated by autograd, which keeps
+windows of messages, O(TKC), and a copy of the edges sorted by the node of arrival.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def vectorized_scan(semiring: Semiring, edges: Tensor, lengths: Tensor) -> Tenso
 
 
 def arrivals(semiring: Semiring, edges: Tensor, steps: int, durations: int) -> Tensor:
-    """Edges by the node they arrive at: (..., B, durations, steps, C, C).
+    """Edges by the node of their arrival: (..., B, durations, steps, C, C).
 
     Entry [k-1, n-1] is ``edge[n-k, k]``, and forbidden where n < k. Row k is shifted by k places
     by reading rows one shorter than they are.

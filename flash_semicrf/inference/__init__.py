@@ -1,1 +1,1 @@
-"""Log Z, marginals, decoding and information of a problem: one module for each question."""
+"""Log Z, marginals, decoding and information measures of a problem, one module for each."""

@@ -1,7 +1,7 @@
 """Log Z as a node of the autograd graph.
 
-The gradient of log Z costs little once the messages exist, and the messages are larger than the
-gradient: so it is computed in the forward pass, when anything requires one, and scaled in the
+The gradient of log Z costs little once the messages exist, and takes less memory than they do.
+Therefore it is computed in the forward pass, if any parameter requires it, and scaled in the
 backward pass.
 """
 
@@ -39,7 +39,7 @@ _REASON = (
 def scaled_gradient(gradient: Tensor, weight: Tensor, by_position: bool) -> Tensor:
     """Gradient of each sequence times its weight; summed over sequences unless by position.
 
-    A weight of 0 leaves its sequence out, whatever its gradient is.
+    A weight of 0 excludes its sequence, even if the gradient is NaN.
     """
     if gradient.device.type != "cpu":
         weights = weight.view(-1, *(1,) * (gradient.dim() - 1))
@@ -57,10 +57,11 @@ def scaled_gradient(gradient: Tensor, weight: Tensor, by_position: bool) -> Tens
 
 
 class Once(torch.autograd.Function):
-    """A gradient tied to the value it came from, so that differentiating it does not pass as zero.
+    """Identity of a gradient that raises an error when it is differentiated again.
 
-    PyTorch's `once_differentiable` takes it for a constant unless the upstream gradient requires
-    one, as that of a plain sum never does.
+    The gradient depends on the value from which it was computed. PyTorch's `once_differentiable`
+    treats it as a constant, of derivative zero, unless the upstream gradient requires one, which
+    that of a plain sum never does.
     """
 
     @staticmethod
@@ -74,23 +75,23 @@ class Once(torch.autograd.Function):
 
 
 def needs_graph(potentials: Potentials) -> bool:
-    """Whether a function of a problem is to be differentiated."""
+    """Whether a function of a problem has to be differentiable."""
     return needs_graph_of(*potentials.parameters().values())
 
 
 def needs_graph_of(*values: Tensor) -> bool:
-    """Whether a function of tensors is to be differentiated."""
+    """Whether a function of tensors has to be differentiable."""
     if forward_ad._current_level >= 0:  # forward-mode derivatives have a mode of their own
         return True
     return torch.is_grad_enabled() and any(value.requires_grad for value in values)
 
 
 def apply(function: type[torch.autograd.Function], *arguments: object) -> Any:
-    """Apply an autograd function; without a graph, to tensors that need no gradient.
+    """Apply an autograd function, to detached tensors if gradients are disabled.
 
-    ``ctx.needs_input_grad`` goes by ``requires_grad`` alone, whatever the grad mode, which
-    ``forward`` cannot look at: it runs without one. Forward-mode derivatives, which have a mode of
-    their own, are left for PyTorch to refuse.
+    ``ctx.needs_input_grad`` depends on ``requires_grad`` alone, not on the grad mode, and
+    ``forward`` always runs with gradients disabled. Forward-mode derivatives, which have a mode of
+    their own, are not detached, so that PyTorch raises its error for them.
     """
     if not torch.is_grad_enabled():
         arguments = tuple(map(_constant, arguments))
@@ -104,13 +105,13 @@ def _constant(value: object) -> object:
 
 
 def once(gradient: Tensor, value: Tensor, reason: str) -> Tensor:
-    """`Once` of a gradient; differentiating it raises RuntimeError with the reason."""
+    """A gradient whose differentiation raises RuntimeError with the reason; see `Once`."""
     tied: Tensor = apply(Once, gradient, value, reason)
     return tied
 
 
 def named(values: Sequence[Tensor | None], lengths: Tensor) -> Potentials:
-    """Problem of parameters in the order of `NAMES`, which may stop before its end."""
+    """Problem from parameters in the order of `NAMES`; those at the end may be missing."""
     given = zip(NAMES, values, strict=False)
     return Potentials(
         lengths=lengths, **{name: value for name, value in given if value is not None}
@@ -156,11 +157,12 @@ class SemiCRFStreaming(LogPartition):
     """Log Z of a batch by a streaming backend, with its gradient.
 
     Call it as ``SemiCRFStreaming.apply(backend, lengths, scores, transition, duration_bias,
-    start_scores, end_scores, initial_scores, final_scores, duration_tail)``, `backend` being a name
-    or a `Backend`, with the parameters of `flash_semicrf.Potentials`, the optional ones None, or
-    left out at the end; most users want `flash_semicrf.log_partition`. Returns log Z of
-    shape (B,) in float64. Without anything that requires a gradient, and under `torch.no_grad`,
-    only O(KC) memory per sequence is used. Differentiable once: a second derivative raises.
+    start_scores, end_scores, initial_scores, final_scores, duration_tail)``, where `backend` is a
+    name or a `Backend` and the others are the parameters of `flash_semicrf.Potentials`; optional
+    ones may be None or, at the end, omitted. `flash_semicrf.log_partition` is the usual interface.
+    Returns log Z of shape (B,) in float64. If no parameter requires a gradient, and under
+    `torch.no_grad`, only O(KC) memory per sequence is used. Differentiable once: a second
+    derivative raises RuntimeError.
     """
 
     @classmethod

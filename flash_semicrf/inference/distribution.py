@@ -1,8 +1,8 @@
 """The distribution over segmentations as a `torch.distributions.Distribution`.
 
-A batch of sequences is a batch of distributions; an event is the segmentation of one sequence. What
-has a tensor form keeps the usual contract (`log_prob`, `entropy`, `batch_shape`, the registered
-`torch.distributions.kl_divergence`); segmentations themselves travel as
+A batch of sequences is a batch of distributions; an event is the segmentation of one sequence.
+Everything with a tensor form keeps the usual contract (`log_prob`, `entropy`, `batch_shape`, the
+registered `torch.distributions.kl_divergence`); segmentations are passed as
 `flash_semicrf.problem.segments.SegmentTable`, or as lists of `Segment`.
 """
 
@@ -43,20 +43,22 @@ __all__ = ["SemiCRFDistribution"]
 
 
 class SemiCRFDistribution(Distribution):
-    """P(segmentation) = exp(score - log Z) of each sequence of a batch.
+    """Distribution over the segmentations of each sequence of a batch.
+
+    P(segmentation) = exp(score - log Z).
 
     Parameters
     ----------
     potentials : Potentials
         `batch_shape` is (B,).
     backend : str, default="auto"
-        As for `flash_semicrf.log_partition`, for all that this object computes.
+        As for `flash_semicrf.log_partition`; used by every method.
     validate_args : bool, optional
-        As for every distribution of PyTorch; the problem is checked in any case, and events by
-        `log_prob`.
+        As for every distribution of PyTorch; the problem is always checked, and events are checked
+        by `log_prob`.
     constraints : Constraints, optional
-        Condition on what is known: the distribution is that of the segmentations that agree, given
-        that one of them is true, and all others have probability 0.
+        Condition on known facts: the distribution is restricted to the segmentations that agree
+        with the constraints, and all others have probability 0.
 
     Attributes
     ----------
@@ -111,7 +113,7 @@ class SemiCRFDistribution(Distribution):
     def log_partition(self) -> Tensor:
         """Log Z, float64 Tensor of shape (B,), differentiable in the parameters; computed once.
 
-        What was computed under `torch.no_grad` is computed again for a graph that needs it.
+        A value computed under `torch.no_grad` is computed again when a graph needs it.
         """
         known = self._log_partition
         wanted = torch.is_grad_enabled() and any(
@@ -122,7 +124,7 @@ class SemiCRFDistribution(Distribution):
         return known
 
     def _constant(self) -> Tensor:
-        """Log Z without its gradient, which nothing computes for it."""
+        """Log Z without a gradient, which is not computed either."""
         with torch.no_grad():
             return self.log_partition.detach()
 
@@ -132,19 +134,20 @@ class SemiCRFDistribution(Distribution):
         Parameters
         ----------
         value : int Tensor of shape (B, T), SegmentTable or lists of Segment
-            Labels per position stand for their maximal runs, padding is ignored. A table or lists
-            may hold n * B segmentations, that of sequence b at sample * B + b, as `sample` returns.
+            Labels per position denote their maximal runs; padding is ignored. A table or lists may
+            hold n * B segmentations, that of sequence b at index sample * B + b, as returned by
+            `sample`.
 
         Returns
         -------
         float64 Tensor of shape (B,) or (n, B)
-            In nats, differentiable in the parameters; -inf for what is forbidden, by the problem or
-            by the constraints.
+            In nats, differentiable in the parameters; -inf for segmentations that the problem or
+            the constraints forbid.
 
         Raises
         ------
         TypeError, ValueError
-            For something that is no segmentation of the sequences, or a segment longer than K.
+            If `value` is not a segmentation of the sequences, or a segment is longer than K.
         """
         p = self.potentials
         table = self._table_of(value)
@@ -154,7 +157,7 @@ class SemiCRFDistribution(Distribution):
         check_table(table, _shapes_of(p, copies))
         once = table._replace(sequence=table.sequence % p.batch_size)
         given = self._given
-        # Of the labels that stand for a segment's one is allowed where it lies, or none.
+        # At most one of the labels that represent a segment's is allowed at its place.
         forms = unfold_table(once, p.num_labels, given.num_labels)
         rows = torch.stack([score_rows(given, form) for form in forms]).amax(0)
         scores = rows.new_zeros(copies * p.batch_size).index_add(0, table.sequence, rows)
@@ -193,7 +196,11 @@ class SemiCRFDistribution(Distribution):
         return ViterbiResult(found.scores - self._constant(), found.segments)
 
     def topk(self, k: int) -> NBestResult:
-        """The k most probable segmentations of each sequence, in order.
+        """The k most probable segmentations of each sequence, by falling probability.
+
+        Parameters
+        ----------
+        k : int
 
         Returns
         -------
@@ -213,14 +220,19 @@ class SemiCRFDistribution(Distribution):
         Parameters
         ----------
         sample_shape : sequence of int
-            Empty for one sample of each sequence; of several axes, the product of them is drawn.
+            Number of samples per sequence: the product of the axes, and one if there are none.
         seed : int, torch.Generator or None
             As for `flash_semicrf.inference.sampling.sample`, which returns lists of `Segment`.
 
         Returns
         -------
         SegmentTable
-            Its `sequence` is sample * B + b; `log_prob` takes it.
+            Its `sequence` is sample * B + b; it can be passed to `log_prob`.
+
+        Raises
+        ------
+        ValueError
+            If an axis is not a positive integer, or a sequence has no feasible segmentation.
         """
         shape = [check_positive_int("sample_shape", n) for n in sample_shape]
         return sample_table(
@@ -232,7 +244,7 @@ class SemiCRFDistribution(Distribution):
         )
 
     def sample_n(self, n: int) -> SegmentTable:  # type: ignore[override]  # as `sample`
-        """Draw n segmentations of each sequence."""
+        """Draw n segmentations of each sequence; see `sample`."""
         return self.sample((n,))
 
     def __repr__(self) -> str:
@@ -244,7 +256,7 @@ class SemiCRFDistribution(Distribution):
 
 
 def _shapes_of(p: Potentials, copies: int) -> Potentials:
-    """A problem with the shapes and lengths of `copies` of the batch, and no storage of its own."""
+    """Problem with the shapes and lengths of `copies` of the batch, without storage of its own."""
     scores = p.scores[:1, :1].detach().expand(copies * p.batch_size, 1, -1)
     return p.replace(scores=scores, lengths=p.lengths.repeat(copies))
 

@@ -6,8 +6,8 @@ The score by a second set of parameters q is linear in them, so under the distri
     d m / d q = mu_p,               d m / d p = (the Hessian of log Z_p) q,
 
 and the Hessian times a vector is what a backend's ``tangents`` computes, at a small multiple of the
-cost of a gradient: the messages carry, beside the log-sum of the scores of what they summarise, the
-expectation of its score by q (the first-order expectation semiring).
+cost of a gradient: beside the log-sum of scores, each message carries the expectation of the score
+by q (the first-order expectation semiring).
 
 References
 ----------
@@ -42,9 +42,9 @@ _REASON = "Expectations under a segmentation distribution are differentiable onc
 
 
 def centered(potentials: Potentials) -> Potentials:
-    """The problem in float64, less what the scores of each position have in common.
+    """Problem in float64 with the largest score of each position subtracted.
 
-    That changes no difference of scores, and the sums of differences keep their digits.
+    Differences of scores are unchanged, and sums of them keep their precision.
     """
     p = potentials
     wide = accumulator_dtype(p.device)
@@ -55,22 +55,22 @@ def centered(potentials: Potentials) -> Potentials:
 def expected_score(
     p: Potentials, q: Potentials | None = None, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Log Z of p, and the expectation under p of the score by q.
+    """Log Z of p, and the expectation under p of the score given by q.
 
     Parameters
     ----------
     p, q : Potentials
         Checked, of the same shapes, with initial scores; see
-        `flash_semicrf.problem.potentials.explicit_start`. If one has final scores, both have.
-        Without q, p itself is taken for it, as a constant.
+        `flash_semicrf.problem.potentials.explicit_start`. Either both have final scores or none
+        has. Without q, the scores of p are used as constants.
     backend : str
 
     Returns
     -------
     log_z : float64 Tensor of shape (B,)
-        A constant: its gradient is that of `flash_semicrf.log_partition`.
+        Without gradient; use `flash_semicrf.log_partition` for a differentiable one.
     mean : float64 Tensor of shape (B,)
-        Differentiable once in both; -inf where q forbids what p allows.
+        Differentiable once in both; -inf if q forbids a segmentation that p allows.
     """
     values = list(map(p.parameters().get, NAMES))
     found: tuple[Tensor, Tensor]
@@ -90,7 +90,7 @@ def position_marginals(p: Potentials, backend: str = "auto") -> Tensor:
 
 
 def _direction(potentials: Potentials) -> Potentials:
-    """As `tangents` takes it: nothing infinite (such entries meet a count of 0), no padding."""
+    """Direction for `tangents`: zeros for infinite entries, whose counts are 0, and for padding."""
     p = potentials
     ragged = int(p.lengths.min()) < p.num_positions
     inside = torch.arange(p.num_positions, device=p.device) < p.lengths[:, None]
@@ -122,7 +122,7 @@ def _weighted(found: dict[str, Tensor], p: Potentials, upstream: Tensor) -> dict
 
 
 def _once(found: dict[str, Tensor], value: Tensor) -> dict[str, Tensor]:
-    """Refuse to differentiate again, where a graph is being made."""
+    """Gradients whose differentiation raises an error, if a graph is being built."""
     if not torch.is_grad_enabled():
         return found
     return {name: once(gradient, value, _REASON) for name, gradient in found.items()}
@@ -133,11 +133,11 @@ def _wanted(needs: tuple[bool, ...]) -> list[str]:
 
 
 class _Centered(torch.autograd.Function):
-    """Scores in float64 less their largest of each position, taken for a constant."""
+    """Scores in float64 less the largest of each position, which is treated as a constant."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, lengths: Tensor) -> Tensor:
-        """Compute on the CPU with numpy, as `flash_semicrf.problem.validation.extremes`."""
+        """Subtract the largest scores, by numpy on the CPU, whose small calls are faster."""
         ctx.dtype = scores.dtype
         if scores.device.type != "cpu":
             return center_scores(scores.to(accumulator_dtype(scores.device)), lengths)[0]
@@ -148,7 +148,7 @@ class _Centered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        """The shift changes no expectation."""
+        """Gradient of the scores: the shift changes no expectation."""
         return upstream.to(ctx.dtype), None
 
 
@@ -175,7 +175,7 @@ class _OwnScore(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, _: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """The Hessian of log Z times the parameters."""
+        """Product of the Hessian of log Z with the parameters."""
         lengths, mean, *saved = ctx.saved_tensors
         found = dict(zip(ctx.wanted, saved, strict=False))
         p = named(saved[len(found) :], lengths)
@@ -238,7 +238,7 @@ class _PositionMarginals(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """The Hessian of log Z is symmetric: its product with what comes from above."""
+        """Product of the Hessian of log Z, which is symmetric, with the upstream gradient."""
         lengths, *values = ctx.saved_tensors
         p = named(values, lengths)
         nothing = {name: torch.zeros_like(value) for name, value in p.parameters().items()}

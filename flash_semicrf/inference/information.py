@@ -1,4 +1,4 @@
-"""Entropy, cross-entropy and Kullback-Leibler divergence of segmentation distributions, exactly.
+"""Exact entropy, cross-entropy and Kullback-Leibler divergence of segmentation distributions.
 
 The score is linear in its parameters, so one forward-backward gives its expectation, and
 
@@ -6,11 +6,10 @@ The score is linear in its parameters, so one forward-backward gives its expecta
     H(p, q)  = log Z_q - E_p[score_q]
     KL(p, q) = log Z_q - log Z_p - E_p[score_q - score_p]
 
-at any length, without edge tensors, in nats. With constraints p and q are the conditional
-distributions, given that one of the segmentations which agree is true. Large scores common to all
-labels of a position are taken out first: they cancel in every difference above. All are
-differentiable once; their gradients are expected counts and products with the Hessian of log Z,
-which `flash_semicrf.inference.expectations` explains.
+at any length, without edge tensors, in nats. With constraints, p and q are the distributions
+conditional on them. The largest score of each position is subtracted first: it cancels in every
+difference above. All results are differentiable once; their gradients are expected counts and
+products with the Hessian of log Z; see `flash_semicrf.inference.expectations`.
 
 References
 ----------
@@ -44,10 +43,9 @@ def entropy(
     ----------
     potentials : Potentials
     backend : str
-        As for `flash_semicrf.log_partition`. Gradients run on another where that one
-        offers no ``tangents``.
+        As for `flash_semicrf.log_partition`.
     constraints : Constraints, optional
-        Given what is known.
+        Condition on known facts.
 
     Returns
     -------
@@ -57,7 +55,8 @@ def entropy(
     Raises
     ------
     TypeError, ValueError
-        For bad input, and where nothing is feasible: naming the sequences.
+        If an argument is invalid, or a sequence has no feasible segmentation; the message names
+        it.
 
     Examples
     --------
@@ -91,17 +90,18 @@ def cross_entropy(
     backend : str
         As for `entropy`.
     constraints : Constraints, optional
-        Given what is known: of both models' conditional distributions.
+        Condition both models on known facts.
 
     Returns
     -------
     float64 Tensor of shape (B,)
-        In nats; inf where q forbids what p allows; differentiable once in every parameter of both.
+        In nats; inf if q forbids a segmentation that p allows; differentiable once in every
+        parameter of both.
 
     Raises
     ------
     TypeError, ValueError
-        As for `entropy`, and for problems that do not match.
+        As for `entropy`, and if the two problems do not match.
     """
     p, q = _matched(p, q, constraints)
     constrained = constraints is not None
@@ -130,8 +130,8 @@ def kl_divergence(
     Returns
     -------
     float64 Tensor of shape (B,)
-        >= 0 up to rounding, in nats; inf where q forbids what p allows; differentiable once in
-        every parameter of both.
+        >= 0 up to rounding, in nats; inf if q forbids a segmentation that p allows; differentiable
+        once in every parameter of both.
 
     Raises
     ------
@@ -170,13 +170,13 @@ def position_entropy(
     Returns
     -------
     float64 Tensor of shape (B, T)
-        In nats, from 0 to log C; 0 after a sequence's end and where nothing is feasible;
+        In nats, from 0 to log C; 0 after the end of a sequence and if no segmentation is feasible;
         differentiable once in every parameter.
 
     Raises
     ------
     TypeError, ValueError
-        For bad input.
+        If an argument is invalid; the message names it.
     """
     p = check_potentials(potentials)
     given = explicit_start(centered(constrain(p, constraints)))
@@ -197,7 +197,7 @@ def _detached(p: Potentials) -> Potentials:
 def _matched(
     p: Potentials, q: Potentials, constraints: Constraints | None
 ) -> tuple[Potentials, Potentials]:
-    """Both problems checked, one against the other too, constrained and centred."""
+    """Both problems checked, also against each other, constrained and centred."""
     p, q = check_potentials(p), check_potentials(q)
     for name in ("scores", "duration_bias"):
         first, second = (tuple(getattr(x, name).shape) for x in (p, q))
@@ -239,7 +239,7 @@ def _by_duration(value: Tensor, dims: int, max_duration: int) -> Tensor:
 
 
 def _difference(q: Potentials, p: Potentials) -> Potentials:
-    """Parameters of q less those of p; 0 where p forbids, since nothing is counted there."""
+    """Parameters of q less those of p; 0 where p forbids, as the expected count is 0 there."""
     ours, theirs = p.parameters(), q.parameters()
     found = dict(theirs)
     for name, our in ours.items():

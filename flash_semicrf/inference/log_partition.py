@@ -1,4 +1,4 @@
-"""Log of the partition function of each sequence, checked here and computed by a backend."""
+"""Log of the partition function of each sequence, computed by a streaming backend."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ def log_partition(
     backend : {"auto", "numba", "reference", ...}
         A key of `flash_semicrf.streaming.dispatch.BACKENDS`.
     constraints : Constraints, optional
-        Sum over the segmentations that agree with what is known.
+        Sum only over the segmentations that agree with them.
 
     Returns
     -------
     float64 Tensor of shape (B,)
-        Differentiable in every parameter; -inf, with gradient 0, where nothing is feasible.
+        Differentiable in every parameter; -inf, with gradient 0, if no segmentation is feasible.
 
     Raises
     ------
     TypeError, ValueError
-        For bad input, or a backend that cannot run the problem; the message says which and why.
+        If an argument is invalid, or the backend cannot run the problem; the message states the
+        reason.
 
     Examples
     --------
@@ -54,7 +55,7 @@ def log_partition_of_checked(p: Potentials, backend: str) -> Tensor:
     """`log_partition` of a problem that has been checked."""
     chosen = choose(backend, p)
     if chosen.name == "reference":
-        return reference.log_partition(p)  # autograd differentiates it, as often as one likes
+        return reference.log_partition(p)  # differentiable any number of times
     if not needs_graph(p):
         return chosen.log_partition(p)
     log_z: Tensor = apply(LogPartition, chosen, p.lengths, *map(p.parameters().get, NAMES))

@@ -17,11 +17,11 @@ from flash_semicrf.problem.potentials import Potentials, accumulator_dtype, firs
 __all__ = ["SegmentMarginals", "expected_score", "expected_segments", "fold_marginals"]
 
 IMPOSSIBLE = 1e-12
-"""Position marginals are running sums: below this one may be 0 that rounding has left."""
+"""Bound of rounding errors in position marginals, which are running sums."""
 
 
 MASK = 1e4
-"""Scores below -MASK are masks, as good as -inf."""
+"""Scores below -MASK are masks that stand for -inf."""
 
 
 class SegmentMarginals(NamedTuple):
@@ -42,7 +42,7 @@ class SegmentMarginals(NamedTuple):
         Expected number of segments of label c that last k positions, at row k-1. Where the label
         has a duration tail, row K-1 counts those of K positions and of more.
     tail : float64 Tensor of shape (B, C), or None
-        Expected number of positions beyond the K-th of their segment: 0 without a duration tail.
+        Expected number of positions beyond the K-th of their segment; 0 without a duration tail.
     """
 
     position: Tensor
@@ -69,11 +69,11 @@ def inner_product(values: Tensor, counts: Tensor, noise: float = 0.0) -> Tensor:
     Parameters
     ----------
     values : Tensor of shape (B, ...) or (...)
-        -inf times 0 counts as 0, and so does whatever stands in the padding.
+        -inf times 0 counts as 0, as do the values of padding.
     counts : Tensor of shape (B, ...)
         >= 0.
     noise : float
-        Counts up to this are none for a value that forbids or masks.
+        Counts up to this are treated as 0 for values that forbid or mask.
     """
     values, counts = values.detach(), counts.detach()
     if counts.device.type == "cpu":
@@ -94,25 +94,25 @@ def inner_product(values: Tensor, counts: Tensor, noise: float = 0.0) -> Tensor:
 
 
 def expected_score(potentials: Potentials, marginals: SegmentMarginals) -> Tensor:
-    """Expected score of the segmentations that `marginals` describe, by the scores given.
+    """Expected score, by the given potentials, under the distribution of given marginals.
 
     Parameters
     ----------
     potentials : Potentials
         Of the same problem, or of another on the same sequences.
     marginals : SegmentMarginals
-        With its counts. For (K, C, C) transitions `potentials` needs ``initial_scores``: its first
-        segments' terms differ by duration, which marginals do not tell.
+        Including counts. For (K, C, C) transitions `potentials` needs ``initial_scores``: the terms
+        of first segments depend on the duration, which the marginals do not contain.
 
     Returns
     -------
     float64 Tensor of shape (B,)
-        Without gradient; -inf where a segmentation of positive probability is forbidden.
+        Without gradient; -inf if a segmentation of positive probability is forbidden.
 
     Raises
     ------
     ValueError
-        For marginals without counts, or transitions by duration without initial scores.
+        If the marginals have no counts, or transitions by duration come without initial scores.
 
     Examples
     --------
@@ -149,7 +149,7 @@ def expected_score(potentials: Potentials, marginals: SegmentMarginals) -> Tenso
 
 
 def fold_marginals(marginals: SegmentMarginals, num_labels: int) -> SegmentMarginals:
-    """Bring marginals of a constrained problem back to the C labels of the original one."""
+    """Marginals of a constrained problem for the C labels of the original one."""
     folded = {}
     for name, value in marginals._asdict().items():
         if value is not None:

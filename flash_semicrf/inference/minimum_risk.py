@@ -1,10 +1,10 @@
-"""Decoding for the loss that counts: the segmentation with the largest expected accuracy.
+"""Minimum-risk decoding: the segmentation with the largest expected accuracy.
 
-Viterbi's segmentation is the most probable one as a whole, which may be right at fewer positions or
-boundaries than another. Under the posterior marginals, of all segmentations y that the model allows
-(durations, transitions and scores that are not -inf), this takes
+The Viterbi segmentation is the most probable one as a whole, but another may be correct at more
+positions or boundaries. Of all segmentations y that the model allows (durations, transitions and
+scores that are not -inf), minimum-risk decoding selects, by the posterior marginals,
 
-- ``"position"``: the one that maximises the expected number of positions labelled right,
+- ``"position"``: the one that maximises the expected number of correctly labelled positions,
 
       sum_t P(label of t = y_t),
 
@@ -15,10 +15,10 @@ boundaries than another. Under the posterior marginals, of all segmentations y t
 
       2 sum_{starts (s, c) of y} P(a segment of c starts at s) / (|y| + E[number of segments]),
 
-  a start being right where a segment of the same label starts. The ratio is maximised by the
-  iteration of Dinkelbach (1967, "On nonlinear fractional programming", Management Science 13): the
-  max pass finds the y that maximises numerator - lambda * denominator, whose ratio is the next
-  lambda, until it does not grow. It is the F1 of expected counts, not the expected F1.
+  where a start is correct if a segment of the same label starts there. The ratio is maximised by
+  the iteration of Dinkelbach (1967, "On nonlinear fractional programming", Management Science 13):
+  the max pass finds the y that maximises numerator - lambda * denominator, whose ratio is the next
+  lambda, until lambda stops growing. This is the F1 of expected counts, not the expected F1.
 """
 
 from __future__ import annotations
@@ -62,32 +62,32 @@ def minimum_risk(
     ----------
     potentials : Potentials
     risk : {"position", "boundary"}
-        "position" maximises the expected number of positions with the right label. Boundaries
-        between segments of one label do not change it: they are set where a boundary has a
-        probability above 1/2, at a price of 2e-7 per position of the sequence at most. "boundary"
-        maximises 2 E[right starts] / (number of starts + E[number of true starts]); a start is
-        right if a segment of the same label starts there.
+        "position" maximises the expected number of positions with the correct label. It does not
+        depend on boundaries between segments of one label, which are set where a boundary has a
+        probability above 1/2, at a loss of at most 2e-7 per position of the sequence. "boundary"
+        maximises 2 E[correct starts] / (number of starts + E[number of true starts]); a start is
+        correct if a segment of the same label starts there.
     backend : str
         As for `flash_semicrf.log_partition`.
     constraints : Constraints, optional
-        Of the segmentations that agree with what is known, the one with the largest expected
-        accuracy given that.
+        Condition on known facts, and consider only segmentations that agree with them.
 
     Returns
     -------
     ViterbiResult
-        Scores (B,) in float64: the expected number of right positions, or the F1. The score of a
-        `Segment` is its expected number of right positions, or the probability of its start.
+        Scores (B,) in float64: the expected number of correct positions, or the F1. The score of a
+        `Segment` is its expected number of correct positions, or the probability of its start.
 
     Raises
     ------
     TypeError, ValueError
-        For bad input, and where a sequence has no feasible segmentation: naming it.
+        If an argument is invalid, or a sequence has no feasible segmentation; the message names
+        it.
 
     Examples
     --------
-    Scores of zero, K = 2: of the five segmentations of four positions 3, 4 and 3 have a boundary
-    at positions 1, 2 and 3, so the one with all of them has 2 * 3 of 4 + 3 starts right.
+    Scores of zero, K = 2: the five segmentations of four positions are equally probable and have 3
+    segments on average, so the F1 of four single positions is 2 * 3 / (4 + 3).
 
     >>> problem = Potentials(
     ...     torch.zeros(1, 4, 1), torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([4])
@@ -129,7 +129,7 @@ def _plus(allowed: Tensor | None, reward: Tensor) -> Tensor:
 def _most_positions(
     allowed: Potentials, position: Tensor, start: Tensor, best_of: Decoder
 ) -> tuple[Tensor, SegmentTable, Tensor]:
-    """Expected right positions, segments, and the expected right positions of each segment."""
+    """Expected correct positions, segments, and expected correct positions of each segment."""
     problem = allowed.replace(
         scores=allowed.scores + position,
         start_scores=_plus(allowed.start_scores, _TIE * (2 * start - 1)),

@@ -1,11 +1,11 @@
 """The n best segmentations, exactly and in order.
 
-The messages of the max pass score the best way to every (end, label); the recursive enumeration
-algorithm (Jiménez and Marzal 1999, "Computing the K shortest paths: a new algorithm and an
-experimental comparison", WAE) finds the next best segmentation from where it leaves the ones before
-it. Beyond the pass it costs K·C for each end and label that it looks at, most of them on the best
-segmentation, and about n per segment of each further one; with a duration tail, also what lies
-between K and the durations of the best segments there.
+The messages of the max pass are the best scores up to every end and label. The recursive
+enumeration algorithm (Jiménez and Marzal 1999, "Computing the K shortest paths: a new algorithm and
+an experimental comparison", WAE) finds each further segmentation from the position at which it
+diverges from those before it. Beyond the pass it costs K·C for each end and label that it visits,
+most of them on the best segmentation, and about n per segment of each further one; with a duration
+tail also the durations between K and those of the best segments.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class NBestResult(NamedTuple):
     scores : Tensor of shape (B, n)
         In falling order; -inf where a sequence has fewer segmentations.
     segments : list of list of list of Segment
-        By sequence and rank, as many as there are.
+        Segmentations by sequence and rank, as many as exist.
     """
 
     scores: Tensor
@@ -51,18 +51,19 @@ def n_best(
 ) -> NBestResult:
     """Find the n best segmentations of each sequence.
 
-    They are distinct and in the order of their probability: the first one is the result of
+    They are distinct and ordered by falling probability: the first one is the result of
     `flash_semicrf.viterbi`.
 
     Parameters
     ----------
     potentials : Potentials
     n : int
+        Largest number of segmentations per sequence, >= 1.
     backend : str
-        As for `flash_semicrf.log_partition`; it runs the max pass. The search runs on
-        the CPU, for tensors on a GPU too, on a copy; "reference" runs a plain dynamic program.
+        As for `flash_semicrf.log_partition`; it runs the max pass. The search always runs on the
+        CPU, on a copy of GPU tensors; "reference" runs a plain dynamic program.
     constraints : Constraints, optional
-        Best of the segmentations that agree with what is known.
+        Consider only segmentations that agree with known facts.
 
     Returns
     -------
@@ -73,7 +74,8 @@ def n_best(
     Raises
     ------
     TypeError, ValueError
-        For bad input, and where a sequence has no feasible segmentation: naming it.
+        If an argument is invalid, or a sequence has no feasible segmentation; the message names
+        it.
 
     Examples
     --------
@@ -112,7 +114,7 @@ def n_best_table(
     -------
     scores : float64 Tensor of shape (B, n)
     table : SegmentTable
-        Its `sequence` is rank * B + b; no rows for what does not exist.
+        Its `sequence` is rank * B + b; without rows for segmentations that do not exist.
     """
     n = check_positive_int("n", n)
     given = check_potentials(potentials)

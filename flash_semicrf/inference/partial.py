@@ -1,9 +1,9 @@
-"""Partial supervision: the score of everything that agrees with what is known of a sequence.
+"""Partial supervision: the log-sum of the scores of all segmentations that agree with known facts.
 
-    loss = log Z - log Z(the segmentations that agree) = -log P(one of those)
+    loss = log Z - log Z(segmentations that agree) = -log P(a segmentation that agrees)
 
-which is the ordinary loss where only one agrees, and 0 where nothing is known. Cost: a second log Z
-with its gradient.
+This is the ordinary loss if only one segmentation agrees, and 0 if nothing is known. Cost: a second
+log Z with its gradient.
 
 References
 ----------
@@ -38,10 +38,10 @@ def partial_score(
     ----------
     potentials : Potentials
     labels : integer Tensor of shape (B, T) or Constraints
-        Labels per position, read as `Constraints.from_labels` says. A sequence that holds no
-        `ignore_index` is scored as a gold segmentation: its maximal runs.
+        Labels per position, interpreted as by `Constraints.from_labels`. A sequence without
+        `ignore_index` is scored as a gold segmentation into its maximal runs.
     ignore_index : int, optional
-        Stands for "unknown".
+        Value that denotes an unknown label.
     long_segments : {"split", "error"}
         As for `labels_to_table` and `Constraints.from_labels`.
     backend : str
@@ -55,7 +55,8 @@ def partial_score(
     Raises
     ------
     TypeError, ValueError
-        For bad input, and where no segmentation that the model allows agrees: naming the sequences.
+        If an argument is invalid, or no segmentation that the model allows agrees; the message
+        names the sequences.
 
     Examples
     --------
@@ -85,7 +86,7 @@ def partial_score(
     check_gold(gold, p, table)
     if ignore_index is None or not bool(partial.any()):
         return gold
-    # Of the others one position is enough: what it adds up to is not used.
+    # One position of each other sequence suffices: its result is not used.
     rest = p.replace(lengths=p.lengths.masked_fill(~partial, 1))
     known = Constraints.from_labels(
         labels, rest.lengths, p.max_duration, long_segments, ignore_index, p.unlimited

@@ -1,12 +1,12 @@
 """Posterior probabilities of positions, boundaries and segments.
 
-One forward-backward gives them all: the marginals are the gradient of log Z, and
+One forward-backward pass gives all of them: the marginals are the gradient of log Z, and
 
     P(segment [s, t) of label c) = exp(gamma_s(c) + S_t(c) - S_s(c) + D_{t-s}(c) (+ start_s(c)
                                        + end_{t-1}(c)) + beta_t(c) - log Z),
     gamma_s(c) = LSE_{c'} [alpha_s(c') + A[c', c]],   gamma_0 = the initial term.
 
-Cost T(KC + C²) for the messages, C and the duration for each segment asked for.
+Cost T(KC + C²) for the messages, and C plus the duration for each given segment.
 """
 
 from __future__ import annotations
@@ -47,15 +47,17 @@ def segment_marginals(
     backend : str
         As for `flash_semicrf.log_partition`.
     counts : bool
-        Also count transitions and durations; without, those fields are None and it is cheaper.
+        Also count transitions and durations; if False, those fields are None and the cost is
+        lower.
     constraints : Constraints, optional
-        Given what is known.
+        Condition on known facts.
 
     Returns
     -------
     SegmentMarginals
         Tensors of shape (B, T, C) in the dtype of the scores, counts in float64, without gradient;
-        zero after a sequence's end, and everywhere in a sequence where nothing is feasible.
+        zero after the end of a sequence, and everywhere in a sequence without a feasible
+        segmentation.
 
     Raises
     ------
@@ -102,22 +104,22 @@ def segment_probabilities(
     ----------
     potentials : Potentials
     table : SegmentTable
-        Any segments inside their sequences, in any order; they need not tile anything.
+        Any segments inside their sequences, in any order; they need not tile the sequences.
     backend : str
         As for `flash_semicrf.log_partition`.
     constraints : Constraints, optional
-        Given what is known.
+        Condition on known facts.
 
     Returns
     -------
     float64 Tensor of shape (N,)
-        P(the segmentation has this segment), without gradient; 0 where nothing is feasible.
+        P(the segmentation contains this segment), without gradient; 0 if no segmentation is
+        feasible.
 
     Raises
     ------
     TypeError, ValueError
-        As for `flash_semicrf.log_partition`, and for a segment that is not inside its
-        sequence.
+        As for `flash_semicrf.log_partition`, and if a segment leaves its sequence.
 
     Examples
     --------
@@ -153,7 +155,7 @@ def _probabilities(
 
 
 def _arrivals(p: Potentials, alpha: Tensor, table: SegmentTable) -> Tensor:
-    """gamma_s(c) of each row, by its duration where the transitions are: (N,)."""
+    """gamma_s(c) of each row, for its duration if transitions depend on durations: (N,)."""
     sequence, start, stop, label = table
     by_duration = p.transition.dim() == 3
     index = (table_rows(p, stop - start), label) if by_duration else (label,)

@@ -1,10 +1,10 @@
-"""Segmentations drawn from P(y | x), independently and exactly.
+"""Independent and exact samples of segmentations from P(y | x).
 
-One forward pass, then each sample walks back from the end of its sequence (Scott 2002, "Bayesian
-methods for hidden Markov models", JASA 97: forward filtering, backward sampling): the last label is
-drawn from alpha_T, the duration of its segment and the label before it from the messages that they
-sum up to. Cost T(KC + C²) for the pass of a sequence and about k + C for each segment drawn, k its
-duration; with transitions by duration T·K·C² and k·C.
+After one forward pass, each sample is drawn backwards from the end of its sequence (Scott 2002,
+"Bayesian methods for hidden Markov models", JASA 97: forward filtering, backward sampling): the
+last label from alpha_T, then the duration of its segment and the label before it, from the terms of
+their messages. Cost T(KC + C²) for the pass of a sequence and about k + C for each segment drawn, k
+being its duration; with transitions by duration T·K·C² and k·C.
 """
 
 from __future__ import annotations
@@ -40,30 +40,30 @@ def sample(
     num_samples : int
         Samples of each sequence.
     seed : int, torch.Generator or None
-        An int fixes the samples: sample j of sequence b depends on the problem of that sequence,
-        the seed, b and j only, so more samples or more sequences leave the first ones as they are.
-        None takes a seed from torch's default generator, so that `torch.manual_seed` fixes it; a
-        generator gives one in the same way.
+        An int fixes the samples: sample j of sequence b depends only on the problem of that
+        sequence, the seed, b and j, so the first samples do not change when more samples or
+        sequences are added. None draws a seed from torch's default generator, so that
+        `torch.manual_seed` fixes it; a generator is used in the same way.
     backend : str
-        As for `flash_semicrf.log_partition`. All draw the same samples, but where
+        As for `flash_semicrf.log_partition`. All backends draw the same samples, except where
         rounding decides.
     constraints : Constraints, optional
-        Draw from the segmentations that agree with what is known, by their probabilities given
-        that one of them is true.
+        Condition on known facts.
 
     Returns
     -------
     list of list of list of Segment
-        By sequence and sample. Their `score` is left at 0.
+        Segments by sequence and sample. Their `score` is 0.
 
     Raises
     ------
     TypeError, ValueError
-        For bad input, and where a sequence has no feasible segmentation: naming it.
+        If an argument is invalid, or a sequence has no feasible segmentation; the message names
+        it.
 
     Examples
     --------
-    Scores of zero: each of the five segmentations of four positions is drawn as often.
+    Scores of zero: the five segmentations of four positions are equally probable.
 
     >>> problem = Potentials(
     ...     torch.zeros(1, 4, 1), torch.zeros(1, 1), torch.zeros(2, 1), torch.tensor([4])
@@ -92,8 +92,8 @@ def sample_table(
     Returns
     -------
     SegmentTable
-        On the device of the scores; its `sequence` is sample * B + b, as if the batch had been
-        repeated `num_samples` times.
+        On the device of the scores; its `sequence` is sample * B + b, as for the batch repeated
+        `num_samples` times.
     """
     num_samples = check_positive_int("num_samples", num_samples)
     p = check_potentials(potentials)
@@ -117,7 +117,7 @@ def _seed_of(seed: int | torch.Generator | None) -> int:
 
 
 def _check_feasible(table: SegmentTable, batch_size: int, constrained: bool) -> None:
-    """Raise for sequences without a sample; the first rows of the table are those of sample 0."""
+    """Raise ValueError for sequences without a sample, by the rows of sample 0."""
     bounds = torch.arange(batch_size + 1, device=table.sequence.device)
     rows = torch.searchsorted(table.sequence.contiguous(), bounds)
     check_feasible(torch.where(rows[1:] > rows[:-1], 0.0, -torch.inf), constrained)

@@ -1,4 +1,4 @@
-"""The best segmentation of each sequence, checked here and found by a backend."""
+"""Best segmentation of each sequence, found by a streaming backend."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ def viterbi(
 ) -> ViterbiResult:
     """Best segmentation of each sequence.
 
-    Ties go to the shortest last segment, then the lowest label, from the end of the sequence on.
+    Ties go to the shortest last segment, then to the lowest label, and so on from the end.
 
     Parameters
     ----------
     potentials : Potentials
     backend : str
-        As for `log_partition`.
+        As for `flash_semicrf.log_partition`.
     constraints : Constraints, optional
-        Best of the segmentations that agree with what is known.
+        Consider only segmentations that agree with known facts.
 
     Returns
     -------
     ViterbiResult
-        Scores (B,) in float64, and a list of `Segment` per sequence whose scores add up to it.
+        Scores (B,) in float64, and a list of `Segment` per sequence; their scores add up to that of
+        the sequence.
 
     Raises
     ------
-    ValueError
-        For bad input, and where a sequence has no feasible segmentation: naming it.
+    TypeError, ValueError
+        If an argument is invalid, or a sequence has no feasible segmentation; the message names
+        it.
     """
     p = check_potentials(potentials)
     with torch.no_grad():
@@ -65,7 +67,7 @@ def viterbi_of_checked(
 
 
 def check_feasible(scores: Tensor, constrained: bool = False) -> None:
-    """Raise ValueError where the best score of a sequence is -inf, naming the sequences."""
+    """Raise ValueError if the best score of a sequence is -inf; the message names the sequences."""
     infeasible = (scores == -torch.inf).nonzero()[:, 0].tolist()
     if infeasible:
         raise ValueError(

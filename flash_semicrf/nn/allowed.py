@@ -1,4 +1,4 @@
-"""What a model forbids: durations and transitions of score -inf, given by the user."""
+"""Masks of allowed durations and transitions, from the arguments of the CRF heads."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ __all__ = ["allowed_durations", "allowed_transitions"]
 def allowed_durations(
     min_duration: int | Sequence[int] | Mapping[int, int], max_duration: int, num_classes: int
 ) -> Tensor | None:
-    """Turn minimum durations into a mask.
+    """Mask of the durations that minimum durations allow.
 
     Parameters
     ----------
     min_duration : int, sequence of C ints or dict of label to int
-        Shortest duration of every label, or of each; labels that a dict leaves out get 1.
+        Shortest duration, in positions, of all labels or of each; 1 for labels missing in a dict.
     max_duration, num_classes : int
         K and C.
 
     Returns
     -------
     bool Tensor of shape (K, C) or None
-        Row k-1 is duration k; on the CPU. None when everything is allowed.
+        Row k-1 is duration k; on the CPU. None if everything is allowed.
 
     Raises
     ------
     ValueError
-        If a minimum is not an integer in 1..K, or a label or their number is wrong.
+        If a minimum is not an integer in 1..K, or a label, or the number of labels, is wrong.
 
     Examples
     --------
@@ -82,7 +82,7 @@ def _is_int(value: object) -> TypeGuard[int]:
 
 
 def allowed_transitions(constraints: Tensor | ArrayLike | None, num_classes: int) -> Tensor | None:
-    """Check a user's transition constraints.
+    """Mask of allowed transitions, checked.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What `flash_semicrf.nn.SemiMarkovCRFHead` says about sequences: segmentations and marginals."""
+"""Decoding and marginals of `flash_semicrf.nn.SemiMarkovCRFHead`."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Result = TypeVar("Result")
 
 
 class DecodingMixin:
-    """Methods of the head that need its problem, and no labels."""
+    """Methods of the head that use its problem and no labels."""
 
     edge_memory_threshold: float
 
     def _prepare(
         self, hidden_states: Tensor, lengths: Tensor, backend: str
     ) -> tuple[Potentials, Potentials, Tensor, str]:
-        """Return the problem, the problem centred, its offset, and the backend to run it on."""
+        """Problem, centred problem, its offset, and name of the backend."""
         raise NotImplementedError
 
     @accepts_use_triton(2)
@@ -44,14 +44,14 @@ class DecodingMixin:
         *,
         constraints: Constraints | None = None,
     ) -> Tensor:
-        """Return the score of the best segmentation.
+        """Score of the best segmentation of each sequence.
 
         Parameters
         ----------
         hidden_states, lengths, backend
             As for `forward`.
         constraints : Constraints, optional
-            Of the segmentations that agree with what is known.
+            Consider only segmentations that agree with known facts.
 
         Returns
         -------
@@ -61,7 +61,7 @@ class DecodingMixin:
         Raises
         ------
         ValueError
-            If a sequence has no feasible segmentation.
+            If an argument is invalid, or a sequence has no feasible segmentation.
         """
         with full_precision(hidden_states):
             problem, centered, _, backend = self._prepare(hidden_states, lengths, backend)
@@ -78,16 +78,17 @@ class DecodingMixin:
         *,
         constraints: Constraints | None = None,
     ) -> ViterbiResult:
-        """Return the best segmentations.
+        """Best segmentation of each sequence, with its segments.
 
         Parameters
         ----------
         hidden_states, lengths, backend
             As for `forward`.
         max_traceback_length : int, optional
-            Refuse sequences longer than this. Decoding itself has no limit.
+            Raise ValueError for sequences longer than this, in positions. Decoding itself has no
+            limit.
         constraints : Constraints, optional
-            Best of the segmentations that agree with what is known.
+            Consider only segmentations that agree with known facts.
 
         Returns
         -------
@@ -118,20 +119,25 @@ class DecodingMixin:
         *,
         constraints: Constraints | None = None,
     ) -> SegmentMarginals:
-        """Return posterior marginals.
+        """Posterior marginals of each sequence.
 
         Parameters
         ----------
         hidden_states, lengths, backend
             As for `forward`.
         constraints : Constraints, optional
-            Given what is known.
+            Condition on known facts.
 
         Returns
         -------
         SegmentMarginals
-            The probabilities that a position lies in a segment of label c, starts one, ends one,
-            each of shape (B, T, C); expected counts of transitions and durations.
+            Probabilities that a position lies in, starts or ends a segment of label c, each of
+            shape (B, T, C); expected counts of transitions and durations. Without gradient.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is invalid.
         """
         with torch.no_grad(), full_precision(hidden_states):
             problem, _, _, backend = self._prepare(hidden_states, lengths, backend)
@@ -144,7 +150,7 @@ class DecodingMixin:
         backend: str,
         constraints: Constraints | None = None,
     ) -> Result:
-        """Call a streaming entry point, or the one of its name over the edge tensor."""
+        """Call a streaming entry point, or its namesake for the edge tensor."""
         if backend not in EDGE_BACKENDS:
             return entry(problem, backend, constraints=constraints)
         twin: Callable[..., Result] = getattr(edge_inference, entry.__name__)

@@ -1,11 +1,10 @@
-"""The CRF head: a module from encoder outputs to likelihoods, segmentations and marginals.
+"""CRF head: a module from encoder outputs to likelihoods, segmentations and marginals.
 
     hidden_states (B, T, D) -> projection -> scores (B, T, C) -> centring -> `Potentials`
         -> log Z, gold score, best segmentation, marginals
 
-Every quantity is computed from the same `flash_semicrf.problem.potentials.Potentials`, so that the
-loss is the negative logarithm of a probability. Cost T(KC + C²) for each sequence; gradients are
-exact.
+All quantities are computed from the same `flash_semicrf.problem.potentials.Potentials`, so that the
+loss is the negative logarithm of a probability. Cost T(KC + C²) per sequence; gradients are exact.
 
 References
 ----------
@@ -79,38 +78,38 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
     max_duration : int
         Longest segment K, in positions; durations are 1..K.
     hidden_dim : int, optional
-        Channels D of the encoder, projected to C scores. Without it the input has C channels and
-        is taken as the scores.
+        Channels D of the encoder, projected to C scores. If None, the input has C channels and is
+        used as the scores.
     init_scale : float, default=0.1
         Standard deviation of the initial transitions and of the initial "learned" durations.
     duration_distribution : str, DurationDistribution, callable or None
         See `flash_semicrf.duration.create_duration_distribution`; None means "learned".
     edge_memory_threshold : float, default=8e9
-        Largest edge tensor, and first level of a tree, in bytes, that ``backend="exact"`` and
-        "binary_tree_sharded" may build; above it they raise.
+        Largest size, in bytes, of the edge tensor and of the first level of a tree that
+        ``backend="exact"`` and "binary_tree_sharded" may build; above it they raise ValueError.
     num_warps : int, default=4
         Accepted for compatibility; kernels choose their own launch parameters.
     centering : {"position", "sequence", "none"}, default="position"
         See `flash_semicrf.problem.potentials.center_scores`. "position" does not change the model.
     long_segments : {"split", "error"}, default="split"
-        What to do with a run of equal gold labels longer than K, without a duration tail: cut it
-        into near-equal pieces, with a warning, or raise.
+        Treatment of a run of equal gold labels longer than K, without a duration tail: split it
+        into near-equal pieces, with a warning, or raise ValueError.
     min_duration : int, sequence of C ints or dict of label to int, default=1
-        Shortest segment of each label, in positions. Shorter ones are impossible.
+        Shortest segment of each label, in positions. Shorter ones are forbidden.
     transition_constraints : bool array-like of shape (C, C), optional
-        ``[c_src, c_dst]`` is False where label c_dst must not follow c_src. A label that may
-        follow none cannot start a sequence either, unless ``initial_scores`` is True.
+        ``[c_src, c_dst]`` is False where label c_dst must not follow c_src. A label that may not
+        follow any label cannot start a sequence either, unless ``initial_scores`` is True.
     initial_scores, final_scores : bool, default=False
-        Learn a score of each label for the first segment, in place of its transition term, and for
-        the last.
+        Learn a score per label for the first segment, in place of its transition term, and for the
+        last.
     boundary_scores : bool, default=False
-        Also project the encoder to scores of starting and of ending a segment of each label at
-        each position. Needs ``hidden_dim``.
+        Also project the hidden states to scores of starting and of ending a segment of each label
+        at each position. Needs ``hidden_dim``.
     duration_tail : None, "geometric", float, array-like (C,) or GeometricTail, default=None
-        Let segments be longer than K: every further position adds a log-rate to the score of
-        duration K. "geometric" learns it for each label, from the slope of the last two duration
-        scores on; of the "geometric" distribution it is the rate itself, and nothing is added.
-        Numbers are fixed rates; -inf leaves a label with K.
+        Allow segments longer than K: every further position adds a log-rate to the score of
+        duration K. "geometric" learns the rate of each label, initialised by the slope of the last
+        two duration scores; the "geometric" distribution uses its own rate instead, without further
+        parameters. Numbers are fixed rates; -inf limits a label to K positions.
     accum_dtype : torch.dtype, default=torch.float64
         Accepted for compatibility; sums are in float64 (float32 on devices without it) in any case.
 
@@ -127,11 +126,16 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         The same, to 2C channels: start scores, then end scores.
     initial_scores, final_scores : Parameter of shape (C,) or None
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is invalid; the message names it.
+
     Notes
     -----
-    Half-precision inputs, and inputs under autocast, are computed on in float32. Constraints and
-    minimum durations are configuration: they are not part of ``state_dict``, and a head made on the
-    meta device, allocated by ``to_empty`` and loaded keeps them.
+    Half-precision inputs, and inputs under autocast, are upcast to float32. Constraints and minimum
+    durations are configuration: they are not part of ``state_dict``, and are kept by a head that is
+    created on the meta device, allocated by ``to_empty`` and loaded.
 
     Examples
     --------
@@ -217,7 +221,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
 
     @property
     def allowed_durations(self) -> Tensor | None:
-        """What minimum durations leave, bool Tensor of shape (K, C), or None for everything."""
+        """Durations allowed by minimum durations, bool Tensor of shape (K, C); None allows all."""
         return self._on_device("_allowed_durations")
 
     @allowed_durations.setter
@@ -226,11 +230,11 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
 
     @property
     def allowed_transitions(self) -> Tensor | None:
-        """What constraints leave, bool Tensor of shape (C, C), or None for everything."""
+        """Transitions allowed by constraints, bool Tensor of shape (C, C); None allows all."""
         return self._on_device("_allowed_transitions")
 
     def _on_device(self, name: str) -> Tensor | None:
-        """A mask on the device of the head, where it stays."""
+        """Mask on the device of the head, where it is kept."""
         mask: Tensor | None = getattr(self, name)
         device = self.transition.device
         if mask is not None and mask.device != device:
@@ -253,7 +257,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
 
     @property
     def duration_tail(self) -> Tensor | None:
-        """Log-rate of the durations beyond K, Tensor of shape (C,), or None."""
+        """Log-rate of durations beyond K, Tensor of shape (C,); None without a duration tail."""
         if self._ties_tail:
             return self.duration_distribution.tail_log_rate()
         return None if self.tail is None else self.tail()
@@ -264,14 +268,24 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         return forbid(self.transition, self.allowed_transitions)
 
     def parameter_penalty(self, p: float = 2.0) -> Tensor:
-        """Return ``||transition||_p^p + ||duration_bias||_p^p``; what is forbidden counts 0.
+        """``||transition||_p^p + ||duration_bias||_p^p`` without forbidden entries.
 
-        Durations that training leaves alone count 0 too: they would add a constant.
+        Durations that are not trained are left out too: they would add a constant.
 
         Parameters
         ----------
         p : float, default=2.0
             Power, > 0.
+
+        Returns
+        -------
+        Tensor of shape ()
+            Differentiable.
+
+        Raises
+        ------
+        ValueError
+            If `p` is not a positive number.
         """
         p = check_number("p", p, infinite=True)
         update_pruned(self)
@@ -287,7 +301,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
     def potentials(
         self, hidden_states: Tensor, lengths: Tensor, *, centered: bool = True
     ) -> tuple[Potentials, Tensor]:
-        """Return the problem that inference runs on, and what centring took out of its scores.
+        """Problem that inference runs on, and the offset that centring subtracts from its scores.
 
         Parameters
         ----------
@@ -296,14 +310,19 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         lengths : integer Tensor of shape (B,)
             In 1..T.
         centered : bool, default=True
-            False leaves out the centring by position, and returns offsets of 0.
+            False skips the centring by position and returns offsets of 0.
 
         Returns
         -------
         potentials : Potentials
             Differentiable in the input and in the parameters.
         offset : Tensor of shape (B,)
-            Add it to log Z, and to any score, of ``potentials``.
+            To be added to log Z, and to any score, of ``potentials``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is invalid; the message names it.
         """
         with full_precision(hidden_states):
             problem = self._problem(hidden_states, lengths)
@@ -315,14 +334,14 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
     def _prepare(
         self, hidden_states: Tensor, lengths: Tensor, backend: str
     ) -> tuple[Potentials, Potentials, Tensor, str]:
-        """Return the problem, the problem centred, its offset, and the backend to run it on."""
+        """Problem, centred problem, its offset, and name of the backend."""
         backend = backend_name(backend)
         problem = self._problem(hidden_states, lengths)
         centered, offset = self._centered(problem)
         return problem, centered, offset, backend
 
     def _problem(self, hidden_states: Tensor, lengths: Tensor) -> Potentials:
-        """Build the uncentred problem; "sequence" centring, which changes the model, is in it."""
+        """Problem before centring, but for "sequence" centring, which changes the model."""
         hidden, lengths = self._checked(hidden_states, lengths)
         scores, start, end = hidden, None, None
         if self.projection is not None:
@@ -340,7 +359,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         start_scores: Tensor | None = None,
         end_scores: Tensor | None = None,
     ) -> Potentials:
-        """Return the problem of scores that were projected elsewhere, not centred by position.
+        """Problem of scores that were projected elsewhere, not centred by position.
 
         Parameters
         ----------
@@ -353,6 +372,11 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         -------
         Potentials
             With the head's transitions, durations, and scores of the first and last label.
+
+        Raises
+        ------
+        TypeError
+            If `scores` is not a Tensor.
         """
         check_tensor("scores", scores)
         update_pruned(self)
@@ -376,7 +400,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         return problem.replace(scores=scores), offset
 
     def _checked(self, hidden_states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Check the input; return it in the working dtype with zeros as padding."""
+        """Input, checked, in the working dtype and with zeros as padding; and its lengths."""
         check_eager()
         device = self.transition.device
         channels = self.hidden_dim or self.num_classes
@@ -424,19 +448,24 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         lengths : integer Tensor of shape (B,)
             In 1..T.
         backend : str, default="auto"
-            "auto" or "streaming" take the fastest that supports the problem; a key of
-            `flash_semicrf.streaming.dispatch.BACKENDS` runs that one or raises its reason. "exact"
-            and "binary_tree_sharded" build the edge tensor and scan it, or multiply it in a tree:
-            for checks and small problems.
+            "auto" and "streaming" select the fastest backend that supports the problem; a key of
+            `flash_semicrf.streaming.dispatch.BACKENDS` selects that one, or raises ValueError with
+            the reason why it cannot run. "exact" and "binary_tree_sharded" build the edge tensor
+            and scan it, or multiply it in a tree: for checks and small problems.
 
         Returns
         -------
         dict
-            "partition", float64 Tensor of shape (B,): log Z, -inf where nothing is feasible.
-            "cum_scores", float64 Tensor of shape (B, T+1, C): cumulative sums of the scores, which
-            with ``constrained_transition``, ``duration_bias`` and the optional parameters give that
-            partition in `flash_semicrf.compat.semi_crf_streaming_forward`. A score of -inf has
-            no difference there.
+            "partition", float64 Tensor of shape (B,): log Z, -inf if no segmentation is feasible.
+            "cum_scores", float64 Tensor of shape (B, T+1, C): cumulative sums of the scores, from
+            which `flash_semicrf.compat.semi_crf_streaming_forward` computes the same partition,
+            with ``constrained_transition``, ``duration_bias`` and the optional parameters, if no
+            score is -inf.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is invalid; the message names it.
         """
         with full_precision(hidden_states):
             prepared = self._prepare(hidden_states, lengths, backend)
@@ -456,7 +485,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         *,
         ignore_index: int | None = None,
     ) -> Tensor:
-        """Compute the negative log-likelihood of gold segmentations, or of what is known of them.
+        """Compute the negative log-likelihood of gold segmentations or of known facts about them.
 
         Parameters
         ----------
@@ -464,14 +493,14 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
             As for `forward`.
         labels : integer Tensor of shape (B, T), SegmentTable or Constraints
             Labels per position, whose maximal runs are the segments (entries at and after
-            ``lengths`` are ignored); or the segments themselves, which may put two of one label
-            side by side; or whatever else is known (`flash_semicrf.Constraints`).
+            ``lengths`` are ignored); or the segments themselves, of which neighbours may have the
+            same label; or other known facts (`flash_semicrf.Constraints`).
         reduction : {"mean", "sum", "none"}, default="mean"
             Over sequences.
         ignore_index : int, optional
-            Stands in labels per position for "unknown". A sequence that holds it is scored by the
-            probability of all segmentations that agree with the rest of its labels, as
-            `flash_semicrf.Constraints.from_labels` reads them.
+            Value of unknown labels per position. A sequence with unknown labels is scored by the
+            probability of all segmentations that agree with its known labels, as defined by
+            `flash_semicrf.Constraints.from_labels`.
 
         Returns
         -------
@@ -480,9 +509,9 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
 
         Raises
         ------
-        ValueError
-            If the gold segmentation of a sequence, or all that agree with what is known of it, are
-            forbidden by the model.
+        TypeError, ValueError
+            If an argument is invalid, or the model forbids the gold segmentation of a sequence, or
+            all segmentations that agree with the known facts about it.
         """
         check_choice("reduction", reduction, ("mean", "sum", "none"))
         with full_precision(hidden_states):

@@ -1,4 +1,4 @@
-"""What `flash_semicrf.nn.SemiMarkovCRFHead` checks and casts before it computes."""
+"""Checks and casts of the inputs of `flash_semicrf.nn.SemiMarkovCRFHead`."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def backend_name(backend: str) -> str:
-    """Return the name that `flash_semicrf.streaming` knows a choice by, or say what is absent."""
+    """Name of a backend, checked; "streaming" is an alias of "auto"."""
     check_choice("backend", backend, ("auto", "streaming", *BACKENDS, *EDGE_BACKENDS))
     return "auto" if backend == "streaming" else backend
 
 
 def full_precision(hidden_states: Tensor) -> torch.autocast:
-    """Switch autocast off; refuse what is no tensor with data before anything reads its device."""
+    """Context without autocast; TypeError or ValueError unless given a tensor with data."""
     check_tensor("hidden_states", hidden_states)
     check_data("hidden_states", hidden_states)
     return torch.autocast(hidden_states.device.type, enabled=False)
@@ -53,7 +53,7 @@ def project(projection: nn.Module, name: str, hidden: Tensor, channels: int) -> 
     projection : nn.Module
         From (B, T, D) to (B, T, channels).
     name : str
-        For messages.
+        Name of the projection in error messages.
     hidden : Tensor of shape (B, T, D)
     channels : int
 
@@ -65,7 +65,7 @@ def project(projection: nn.Module, name: str, hidden: Tensor, channels: int) -> 
     Raises
     ------
     TypeError, ValueError
-        For a module that returns something else.
+        If the module returns something else.
     """
     values = itertools.chain(projection.named_parameters(), projection.named_buffers())
     cast_values = {
@@ -85,9 +85,9 @@ def project(projection: nn.Module, name: str, hidden: Tensor, channels: int) -> 
 
 
 def update_pruned(module: nn.Module) -> None:
-    """Compute what `torch.nn.utils.prune` has replaced among a module's own parameters.
+    """Recompute a module's own parameters that are pruned by `torch.nn.utils.prune`.
 
-    It does so in a hook that PyTorch runs before ``forward`` and before no other method.
+    PyTorch recomputes them in a hook that runs before ``forward`` but before no other method.
     """
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, BasePruningMethod):

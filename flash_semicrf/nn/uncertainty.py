@@ -1,7 +1,8 @@
-"""The CRF head with what its distribution says about its own certainty.
+"""CRF head with boundary probabilities, entropy and an uncertainty-weighted loss.
 
-Everything is exact and needs no edge tensor: boundary and position probabilities are marginals, the
-entropy comes from one forward-backward (`flash_semicrf.inference.information`), at any length.
+All quantities are exact at any length and need no edge tensor: boundary and position probabilities
+are marginals, and one forward-backward pass gives the entropy (see
+`flash_semicrf.inference.information`).
 
 References
 ----------
@@ -33,7 +34,7 @@ __all__ = ["UncertaintySemiMarkovCRFHead"]
 
 
 class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
-    """`SemiMarkovCRFHead` with probabilities of boundaries, entropies and a weighted loss.
+    """`SemiMarkovCRFHead` with boundary probabilities, entropy and an uncertainty-weighted loss.
 
     Parameters
     ----------
@@ -69,8 +70,8 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         hidden_states, lengths, backend
             As for `forward`.
         normalize : bool, default=True
-            Divide by Z, which makes a probability of the total weight (sum of exp(score)) of the
-            segmentations with a boundary at t. Without, the logarithm of that weight is returned:
+            Divide the total weight (sum of exp(score)) of the segmentations with a boundary at t by
+            Z, which gives its probability. If False, the logarithm of the weight is returned:
             log P + log Z, -inf for a position where no segment can start.
         use_streaming : bool, optional
             Deprecated, as in release 0.2.0: True is ``backend="streaming"``, False
@@ -79,8 +80,8 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         Returns
         -------
         Tensor of shape (B, T)
-            Without gradient. Probabilities in the working dtype: 1 at position 0, 0 after a
-            sequence's end. Log-weights in float64, -inf after the end.
+            Without gradient. Probabilities in the working dtype: 1 at position 0, 0 after the end
+            of a sequence. Log-weights in float64, -inf after the end.
         """
         if use_streaming is not None:
             backend = _backend_of(use_streaming, backend)
@@ -109,7 +110,7 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         Returns
         -------
         Tensor of shape (B, T, C)
-            In the working dtype, without gradient; 0 after a sequence's end.
+            In the working dtype, without gradient; 0 after the end of a sequence.
         """
         return self.marginals(hidden_states, lengths, backend).position
 
@@ -125,18 +126,18 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         Parameters
         ----------
         hidden_states, lengths, backend
-            As for `forward`. "exact" and "binary_tree_sharded" sum up the edge tensor in the
-            entropy semiring, to the same number.
+            As for `forward`. "exact" and "binary_tree_sharded" sum the edge tensor in the entropy
+            semiring, with the same result.
 
         Returns
         -------
         float64 Tensor of shape (B,)
-            In nats; differentiable once, so that it may be part of a loss.
+            In nats; differentiable once, so that it can be part of a loss.
 
         Raises
         ------
         ValueError
-            If a sequence has no feasible segmentation, or the edge tensor asked for is larger than
+            If a sequence has no feasible segmentation, or the edge tensor would be larger than
             `edge_memory_threshold`.
         """
         with full_precision(hidden_states):
@@ -154,7 +155,7 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         lengths: Tensor,
         backend: str = "auto",
     ) -> Tensor:
-        """`compute_entropy_streaming`, which is exact: both names of release 0.2.0 are kept."""
+        """Alias of `compute_entropy_streaming`, which is exact: a name of release 0.2.0."""
         return self.compute_entropy_streaming(hidden_states, lengths, backend)
 
     @accepts_use_triton(5)
@@ -177,13 +178,13 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         uncertainty_weight : float, default=1.0
             >= 0; 0 gives `compute_loss`.
         focus_mode : {"high_uncertainty", "boundary_regions"}
-            What uncertainty is, a number from 0 to 1 for each sequence:
+            Definition of the uncertainty, a number from 0 to 1 for each sequence:
 
             - "high_uncertainty": the entropy of each position's label divided by log C, averaged
               over the sequence's positions (0 for one label);
             - "boundary_regions": the entropy of whether a segment starts at each position, in
-              bits, averaged over the sequence's positions but the first, where one always does (0
-              for one position).
+              bits, averaged over the positions after the first, where one always starts (0 for
+              one position).
 
         Returns
         -------
@@ -193,7 +194,7 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         Raises
         ------
         ValueError
-            For an unknown option, and as `compute_loss`.
+            If an option is unknown, and as for `compute_loss`.
         """
         check_choice("reduction", reduction, ("mean", "sum", "none"))
         check_choice("focus_mode", focus_mode, ("high_uncertainty", "boundary_regions"))
@@ -209,7 +210,7 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
 
 
 def _backend_of(use_streaming: bool, backend: str) -> str:
-    """The backend that a deprecated argument stands for."""
+    """Backend selected by the deprecated argument."""
     named = "streaming" if use_streaming else "exact"
     if backend not in ("auto", named):
         raise ValueError(f"`backend`={backend!r} contradicts `use_streaming`={use_streaming}.")

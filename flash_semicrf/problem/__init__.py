@@ -1,1 +1,1 @@
-"""What inference is about: scores, segmentations, and what is known of them, checked."""
+"""Inputs of inference: scores, segmentations and constraints, with their checks."""

@@ -1,6 +1,6 @@
-"""Checks of single arguments; they need nothing else of this package.
+"""Checks of single arguments, without imports from this package.
 
-Every message says what must hold and what came.
+Every error message states the requirement and the value received.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ __all__ = [
 
 
 def check_tensor(name: str, value: object) -> None:
-    """Raise unless `value` is a Tensor."""
+    """Raise TypeError unless `value` is a Tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a Tensor; got {type(value).__name__}.")
 
 
 def check_floating_dtype(name: str, value: object) -> None:
-    """Raise unless `value` is a floating-point torch.dtype."""
+    """Raise TypeError unless `value` is a floating-point torch.dtype."""
     if not isinstance(value, torch.dtype) or not value.is_floating_point:
         raise TypeError(f"`{name}` must be a floating-point torch.dtype; got {value!r}.")
 
 
 def check_int(name: str, value: object) -> int:
-    """Return `value` as an int that 64 bits hold, or raise."""
+    """`value` as an int of 64 bits; ValueError if it is none."""
     if not _is_int(value) or abs(operator.index(value)) >= 2**63:
         raise ValueError(f"`{name}` must be an integer of 64 bits; got {value!r}.")
     return operator.index(value)
 
 
 def check_positive_int(name: str, value: object, largest: int = 2**31 - 1) -> int:
-    """Return `value` as an int from 1 to `largest`, or raise."""
+    """`value` as an int from 1 to `largest`; ValueError if it is none."""
     if not _is_int(value) or operator.index(value) < 1:
         raise ValueError(f"`{name}` must be an integer >= 1; got {value!r}.")
     if operator.index(value) > largest:
@@ -55,7 +55,7 @@ def _is_int(value: object) -> TypeGuard[SupportsIndex]:
 
 
 def check_number(name: str, value: object, *, zero: bool = False, infinite: bool = False) -> float:
-    """Return `value` as a float > 0, or raise; `zero` and `infinite` allow those too."""
+    """`value` as a float > 0, or also 0 or inf if allowed; ValueError if it is none."""
     if (
         not _is_number(value)
         or not (value > 0 or (zero and value == 0))

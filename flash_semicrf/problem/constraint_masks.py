@@ -1,4 +1,4 @@
-"""`Constraints`, checked and turned into masks of positions."""
+"""Masks of positions from `Constraints`, which are checked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["masks"]
 def masks(
     known: Constraints, potentials: Potentials
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Check constraints against the problem they are for.
+    """Masks of constraints, checked against their problem.
 
     Parameters
     ----------
@@ -37,16 +37,16 @@ def masks(
     Returns
     -------
     allowed : bool Tensor of shape (B, T, C) or None
-        Labels that positions may have; None where nothing is said about them.
+        Labels allowed at each position; None if all are.
     forced : bool Tensor of shape (B, T) or None
-        Positions, other than 0, where a segment must start.
+        Positions, except 0, at which a segment must start.
     joined : bool Tensor of shape (B, T) or None
-        Positions where none may start.
+        Positions at which no segment may start.
 
     Raises
     ------
     TypeError, ValueError
-        Naming the argument and the index.
+        If a constraint is invalid; the message names the argument and the index.
     """
     p = potentials
     inside = torch.arange(p.num_positions, device=p.device) < p.lengths[:, None]
@@ -56,7 +56,7 @@ def masks(
 
 
 def _allowed(known: Constraints, segments: SegmentTable | None, p: Potentials) -> Tensor | None:
-    """Mask of labels (B, T, C), or None where nothing is said about them."""
+    """Mask of allowed labels (B, T, C), or None if all are allowed."""
     spans = _table("forbidden_spans", known.forbidden_spans, p)
     if all(x is None for x in (known.allowed, known.labels, segments, spans)):
         return None
@@ -83,7 +83,7 @@ def _allowed(known: Constraints, segments: SegmentTable | None, p: Potentials) -
 def _forced(
     known: Constraints, segments: SegmentTable | None, p: Potentials, inside: Tensor
 ) -> Tensor | None:
-    """Mask (B, T) of the positions, but 0, where a segment must start."""
+    """Mask (B, T) of the positions, except 0, at which a segment must start."""
     forced = None
     if known.boundaries is not None:
         forced = _positions("boundaries", known.boundaries, p, 0, p.lengths)
@@ -102,7 +102,7 @@ def _forced(
 def _joined(
     known: Constraints, segments: SegmentTable | None, p: Potentials, inside: Tensor
 ) -> Tensor | None:
-    """Mask (B, T) of the positions where no segment may start."""
+    """Mask (B, T) of the positions at which no segment may start."""
     joined = None
     if known.forbidden_boundaries is not None:
         value = known.forbidden_boundaries
@@ -118,7 +118,7 @@ def _joined(
 
 
 def _positions(name: str, value: Positions, p: Potentials, first: int, last: Tensor) -> Tensor:
-    """Mask (B, T) of given positions; raises unless they are in ``first..last[b]``."""
+    """Mask (B, T) of given positions; ValueError unless they are in ``first..last[b]``."""
     if isinstance(value, Tensor):
         _check_mask(name, value, tuple(p.scores.shape[:2]), p)
         sequence, position = value.nonzero(as_tuple=True)
@@ -141,7 +141,7 @@ def _positions(name: str, value: Positions, p: Potentials, first: int, last: Ten
 
 
 def _table(name: str, value: Segments | None, p: Potentials) -> SegmentTable | None:
-    """Segments as a table whose rows lie inside their sequences."""
+    """Table of segments, checked to lie inside their sequences."""
     if value is None:
         return None
     if isinstance(value, SegmentTable):

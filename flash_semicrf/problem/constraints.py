@@ -1,17 +1,17 @@
-"""What is known about the sequences of a batch, and the problem that keeps to it.
+"""Known facts about the segmentations of a batch, and the problem restricted to them.
 
 The segmentations that agree with `Constraints` are those of another `Potentials`, with the same
-scores, so that every kernel, gradient and decoder serves them as it is:
+scores, to which every kernel, gradient and decoder applies unchanged:
 
 - a label that is not allowed at a position has a score of -inf there;
 - where no segment may start, start scores are -inf;
 - where a segment must start, at t, none may cover both t-1 and t. Every label gets two copies with
-  the same parameters. The stretches between forced boundaries allow them in turn, so a segment,
-  having one label, ends with its stretch. The first segment's transition term stays that of the
-  original labels.
+  the same parameters, which are allowed alternately between forced boundaries, so that a segment,
+  which has one label, cannot cross a boundary. The transition term of the first segment stays that
+  of the original labels.
 
 Cost: that of the problem; with forced boundaries, that of 2C labels. A boundary that the allowed
-labels imply, those of t-1 and t having none in common, needs no copies.
+labels imply, because t-1 and t have none in common, needs no copies.
 
 References
 ----------
@@ -49,36 +49,37 @@ Positions: TypeAlias = Tensor | Sequence[Sequence[int]]
 
 @dataclass(frozen=True, eq=False)
 class Constraints:
-    """What is known about the segmentation of each sequence of a batch; all of it must hold.
+    """Known facts about the segmentation of each sequence of a batch, all of which must hold.
 
     Parameters
     ----------
     labels : integer Tensor of shape (B, T), optional
-        The label of each position, or `ignore_index` where it is unknown. Says nothing about
-        boundaries between equal labels; `from_labels` does.
+        The label of each position, or `ignore_index` where it is unknown. Boundaries between equal
+        labels remain free, other than with `from_labels`.
     allowed : bool Tensor of shape (B, T, C), optional
-        Which labels each position may have.
+        Labels allowed at each position.
     boundaries : bool Tensor of shape (B, T) or B lists of positions, optional
-        Where a segment must start. Position 0, and the end of the sequence, are boundaries anyway.
+        Positions at which a segment must start. Position 0 and the end of the sequence are always
+        boundaries.
     forbidden_boundaries : bool Tensor of shape (B, T) or B lists of positions, optional
-        Where no segment may start: t-1 and t lie in one segment.
+        Positions t at which no segment may start: t-1 and t lie in one segment.
     segments : SegmentTable or B lists, optional
-        Segments that must be there, as half-open ``(start, stop, label)`` tuples or as `Segment`
+        Segments that must occur, as half-open ``(start, stop, label)`` tuples or as `Segment`
         objects, whose end is inclusive. They need not tile the sequence.
     forbidden_spans : SegmentTable or B lists, optional
-        In the same forms: no position of the span has that label.
+        In the same forms: spans in which no position may have the label.
     ignore_index : int, default=-100
-        Stands for "unknown" in `labels`.
+        Value of unknown `labels`.
 
     Notes
     -----
-    What stands after a sequence's end in a tensor is padding and ignored, but for forced
-    boundaries, which must lie inside. Constraints that contradict each other, or the model, leave
-    no segmentation: log Z is -inf.
+    Entries after the end of a sequence are padding and ignored, except for forced boundaries, which
+    must lie inside. Constraints that contradict each other, or the model, leave no segmentation:
+    log Z is -inf.
 
-    Not offered: to forbid one segment, ``[start, stop)`` with its label, and allow longer and
-    shorter ones at the same place. That depends on three numbers at once; scores of positions,
-    boundaries and durations cannot say it.
+    A single segment ``[start, stop)`` with its label cannot be forbidden while longer and shorter
+    ones are allowed at the same place: this depends on three numbers at once, which scores of
+    positions, boundaries and durations cannot express.
 
     Examples
     --------
@@ -110,10 +111,10 @@ class Constraints:
         ignore_index: int = -100,
         unlimited: Tensor | None = None,
     ) -> Constraints:
-        """Read partly known labels as everywhere else: runs of equal labels are segments.
+        """Constraints from partly known labels, in which runs of equal labels are segments.
 
-        Neighbouring known positions lie in one segment where their labels are equal, in two where
-        they differ. A run that borders on an unknown position may continue there.
+        Neighbouring known positions lie in one segment if their labels are equal, in two if they
+        differ. A run next to an unknown position may continue there.
 
         Parameters
         ----------
@@ -123,9 +124,11 @@ class Constraints:
         max_duration : int
             Longest duration K, in positions.
         long_segments : {"split", "error"}
-            A run of known labels longer than K is no segment: nothing is said of boundaries inside
-            it (with one warning that counts such runs, unless K is 1), or it is refused.
+            Treatment of a run of known labels longer than K, which cannot be one segment: "split"
+            leaves the boundaries inside it free (with one warning that counts such runs, unless K
+            is 1), "error" raises ValueError.
         ignore_index : int, default=-100
+            Value of unknown labels.
         unlimited : bool Tensor of shape (C,), optional
             Labels whose segments may be longer than K, as for
             `flash_semicrf.problem.segments.labels_to_table`.
@@ -137,7 +140,7 @@ class Constraints:
         Raises
         ------
         ValueError
-            With ``long_segments="error"``, naming the first run that is too long.
+            With ``long_segments="error"``, if a run is too long; the message names the first.
 
         Examples
         --------
@@ -169,7 +172,7 @@ class Constraints:
         return cls(labels=labels, forbidden_boundaries=joined, ignore_index=ignore_index)
 
     def apply(self, potentials: Potentials) -> Potentials:
-        """Return the problem whose segmentations are those that agree.
+        """Problem whose segmentations are those that agree with the constraints.
 
         Parameters
         ----------
@@ -178,19 +181,19 @@ class Constraints:
         Returns
         -------
         Potentials
-            With the same C labels or, where copies were needed, 2C, and `initial_scores`:
-            `fold_table` and `fold_marginals` bring results back. Differentiable in `potentials`.
+            With the same C labels or, if copies are needed, 2C labels and `initial_scores`;
+            `fold_table` and `fold_marginals` convert results back. Differentiable in `potentials`.
 
         Raises
         ------
         TypeError, ValueError
-            For bad input: naming the argument and the index.
+            If an argument is invalid; the message names it and the index.
         """
         return constrain(check_potentials(potentials), self)
 
 
 def constrain(potentials: Potentials, constraints: Constraints | None) -> Potentials:
-    """`Constraints.apply` for checked potentials; no constraints change nothing."""
+    """`Constraints.apply` for checked potentials; the potentials themselves without constraints."""
     p, known = potentials, constraints
     if known is None:
         return p
@@ -208,27 +211,33 @@ def constrain(potentials: Potentials, constraints: Constraints | None) -> Potent
 
 
 def fold_table(table: SegmentTable, num_labels: int) -> SegmentTable:
-    """Bring segments of a constrained problem back to the labels 0..C-1 of the original one."""
+    """Segments of a constrained problem with the labels 0..C-1 of the original one."""
     return table._replace(label=table.label % num_labels)
 
 
 def unfold_table(table: SegmentTable, num_labels: int, num_copies: int) -> list[SegmentTable]:
-    """The same segments under each of the labels that stand for theirs in a constrained problem.
+    """Segments with each of the labels that represent theirs in a constrained problem.
 
-    Of each segment at most one is feasible there: the one whose turn it is where the segment lies.
+    At most one of these copies of a segment is feasible there: the one whose label is allowed at
+    its place.
 
     Parameters
     ----------
     table : SegmentTable
     num_labels, num_copies : int
         Labels of the original problem, C, and of the constrained one, C or 2C.
+
+    Returns
+    -------
+    list of SegmentTable
+        One table per copy of the labels.
     """
     firsts = range(0, num_copies, num_labels)
     return [table._replace(label=table.label + first) for first in firsts]
 
 
 def _alternating(p: Potentials, allowed: Tensor | None, forced: Tensor) -> Potentials:
-    """Two copies of every label, allowed in turn between the boundaries forced (B, T)."""
+    """Problem with two copies of each label, allowed alternately between forced boundaries."""
     # The free source of the first segment would otherwise count every label twice.
     parameters = explicit_start(p).parameters()
     copies = {name: torch.cat([value, value], -1) for name, value in parameters.items()}

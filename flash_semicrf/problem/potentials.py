@@ -1,4 +1,4 @@
-"""The score of a segmentation: the one definition that everything else must match.
+"""Score of a segmentation: the definition that all other code must match.
 
 A segmentation of positions ``0..T-1`` into segments ``[s, t)`` with label c, preceded by label c',
 has the score
@@ -10,9 +10,9 @@ with durations ``t - s`` in 1..K. With ``duration_tail`` there is no longest dur
 ``duration_bias[K-1, c] + (k - K) * duration_tail[c]``. A transition of shape (K, C, C) is indexed
 by the duration of the segment arrived in: ``transition[t-s-1, c', c]``, the last row for longer
 ones. The first segment has no source label: its transition term is the log-sum-exp over c' of
-``transition[..., c', c]``, or ``initial_scores[c]`` where given. ``final_scores[c]`` is added for
-the last segment. Minus infinity, and anything <= `NEG_INF`, forbids. ``docs/conventions.md``
-explains the same for users.
+``transition[..., c', c]``, or ``initial_scores[c]`` if given. ``final_scores[c]`` is added for the
+last segment. Minus infinity, and any value <= `NEG_INF`, forbids. ``docs/conventions.md`` is the
+description for users.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 NEG_INF = -1e38
-"""Scores at or below this value count as minus infinity: they forbid."""
+"""Upper limit of the values that are treated as minus infinity, which forbids."""
 
 BY_POSITION = ("scores", "start_scores", "end_scores")
 """Parameters of shape (B, T, C); the others are shared by all sequences."""
@@ -67,7 +67,7 @@ NAMES = (
 
 @dataclass(frozen=True)
 class Potentials:
-    """Everything that scores the segmentations of a batch.
+    """Parameters of the scores of all segmentations of a batch.
 
     Parameters
     ----------
@@ -78,19 +78,20 @@ class Potentials:
     duration_bias : Tensor of shape (K, C)
         ``duration_bias[k - 1, c]`` scores duration k, in positions.
     lengths : int64 Tensor of shape (B,)
+        Number of positions of each sequence, in 1..T.
     start_scores, end_scores : Tensor of shape (B, T, C), optional
         Added where a segment of label c starts, and at its last position.
     initial_scores, final_scores : Tensor of shape (C,), optional
         Added for the label of the first segment (in place of its transition term) and of the last.
         With (K, C, C) transitions `initial_scores` may be (K, C), by the first one's duration.
     duration_tail : Tensor of shape (C,), optional
-        Log-rate of the durations beyond K: each further position adds ``duration_tail[c]`` to the
-        score of duration K. -inf for a label whose segments last at most K.
+        Log-rate of durations beyond K: each further position adds ``duration_tail[c]`` to the score
+        of duration K. -inf for a label whose segments last at most K positions.
 
     Notes
     -----
-    The constructor checks nothing; `flash_semicrf.problem.validation.check_potentials` does, once,
-    at the public entry points.
+    The constructor checks nothing. The public entry points check their argument once, by
+    `flash_semicrf.problem.validation.check_potentials`.
     """
 
     scores: Tensor
@@ -140,17 +141,16 @@ class Potentials:
 
     @functools.cached_property
     def score_range(self) -> tuple[float, float]:
-        """Smallest and largest entry of `scores` on the CPU, padding included; NaN if there is one.
+        """Smallest and largest entry of `scores` on the CPU, including padding; NaN if any is NaN.
 
-        Kept with the problem: `flash_semicrf.problem.validation.check_potentials` makes one for
-        each call. In this thread, by numpy: a parallel operation of torch would wait for a busy
-        core.
+        Cached with the problem. Computed in this thread, by numpy: a parallel operation of torch
+        would wait for a busy core.
         """
         array = self.scores.detach().numpy()
         return float(array.min()), float(array.max())
 
     def parameters(self) -> dict[str, Tensor]:
-        """The tensors that carry gradients, by name, absent ones left out."""
+        """Tensors that carry gradients, by name, without absent ones."""
         values = self.__dict__
         return {name: values[name] for name in NAMES if values[name] is not None}
 
@@ -168,38 +168,38 @@ class Potentials:
 def accumulator_dtype(device: torch.device) -> torch.dtype:
     """Dtype of log Z and of path scores: float64, float32 on devices that have no float64.
 
-    A float32 keeps 24 bits: log Z of 10^6 positions would be rounded to 0.06 nats, and the loss,
-    its small difference from the gold score, lost.
+    A float32 has 24 bits: log Z of 10^6 positions would be rounded to multiples of 0.06 nats, and
+    the loss, which is its small difference from the gold score, would be lost.
     """
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def center_scores(scores: Tensor, lengths: Tensor, mode: str = "position") -> tuple[Tensor, Tensor]:
-    """Shift scores for numerical comfort.
+    """Centre scores, for numerical accuracy.
 
     Parameters
     ----------
     scores : Tensor of shape (B, T, C)
     lengths : integer Tensor of shape (B,)
     mode : {"position", "sequence", "none"}
-        "position" subtracts the largest score of each position: every segmentation's score moves
-        by the same sum, so the model is unchanged. "sequence" subtracts each label's mean over the
-        valid positions that are not forbidden, which changes the model (it erases what a label's
-        offset says) and is kept for parity with release 0.2.0 of the earlier package. "none"
-        subtracts nothing.
+        "position" subtracts the largest score of each position: the scores of all segmentations
+        change by the same sum, so the model is unchanged. "sequence" subtracts the mean of each
+        label over the valid positions that are not forbidden, which changes the model (it removes
+        the offsets of labels) and is kept for compatibility with release 0.2.0 of the earlier
+        package. "none" subtracts nothing.
 
     Returns
     -------
     centred : Tensor of shape (B, T, C)
-        In float64 with "position": a float32 difference would round what it is to leave unchanged.
-        Else in the dtype of the scores.
+        In float64 with "position", since a float32 difference would be rounded; otherwise in the
+        dtype of the scores.
     offset : float64 Tensor of shape (B,)
-        Add it to log Z, and to any score, of the centred problem.
+        To be added to log Z, and to any score, of the centred problem.
 
     Raises
     ------
-    ValueError
-        For an unknown mode.
+    TypeError, ValueError
+        If an argument is not a Tensor, or the mode is unknown.
     """
     check_tensor("scores", scores)
     check_tensor("lengths", lengths)
@@ -220,7 +220,7 @@ def center_scores(scores: Tensor, lengths: Tensor, mode: str = "position") -> tu
 
 
 def within_length(potentials: Potentials) -> Potentials:
-    """Return the problem without scores of durations that no sequence is long enough for.
+    """Problem without the scores of durations longer than the padded length.
 
     Parameters
     ----------
@@ -275,7 +275,7 @@ def score_rows(potentials: Potentials, table: SegmentTable) -> Tensor:
 
 
 def content_rows(potentials: Potentials, table: SegmentTable) -> Tensor:
-    """What each segment scores by itself: positions, duration, start and end; no transition.
+    """Score of each segment without its transition: positions, duration, start and end.
 
     Parameters
     ----------
@@ -303,12 +303,12 @@ def content_rows(potentials: Potentials, table: SegmentTable) -> Tensor:
 
 
 def table_rows(potentials: Potentials, duration: Tensor) -> Tensor:
-    """Row of tables by duration that serves each duration: ``min(duration, K) - 1``."""
+    """Row of each duration in tables by duration: ``min(duration, K) - 1``."""
     return duration.clamp(max=potentials.max_duration) - 1
 
 
 def bias_rows(potentials: Potentials, duration: Tensor, label: Tensor) -> Tensor:
-    """Score of each duration (N,) of a label (N,), the tail included, float64 (N,)."""
+    """Score of each duration (N,) of a label (N,), including the tail, float64 (N,)."""
     p = potentials
     wide = accumulator_dtype(p.device)
     bias = p.duration_bias[table_rows(p, duration), label].to(wide)
@@ -353,10 +353,10 @@ def first_term(potentials: Potentials) -> Tensor:
 
 
 def explicit_start(potentials: Potentials) -> Potentials:
-    """The same problem with the first segment's transition term as `initial_scores`.
+    """Problem with the transition term of the first segment as `initial_scores`.
 
-    As initial scores it is one more parameter that the score is linear in, and transitions count
-    only between segments. Shape (C,); (K, C), by the first segment's duration, for (K, C, C)
+    In this form the score is linear in one more parameter, and transitions count only between
+    segments. Shape (C,); (K, C), by the first segment's duration, for (K, C, C)
     transitions. Differentiable.
     """
     if potentials.initial_scores is not None:
@@ -383,5 +383,5 @@ def score_segments(potentials: Potentials, table: SegmentTable) -> Tensor:
 
 
 def forbid(scores: Tensor, allowed: Tensor | None) -> Tensor:
-    """Set scores to -inf where a mask is False; no mask allows everything."""
+    """Scores with -inf where a mask is False; without a mask the scores themselves."""
     return scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)

@@ -1,10 +1,10 @@
-"""Segments and the forms in which a segmentation travels.
+"""Segments and the representations of a segmentation.
 
-A segmentation tiles positions ``0..T-1`` with labelled segments. It has four forms here:
+A segmentation tiles positions ``0..T-1`` with labelled segments. There are four representations:
 
-- `Segment` objects, for people: ``end`` is **inclusive**;
-- a `SegmentTable`, for computing: all segments of a batch in flat half-open tensors;
-- labels per position, which cannot show two adjacent segments of one label;
+- `Segment` objects, for display: ``end`` is **inclusive**;
+- a `SegmentTable`, for computation: all segments of a batch in flat half-open tensors;
+- labels per position, which cannot represent two adjacent segments of one label;
 - BIO tags, which can.
 """
 
@@ -39,7 +39,7 @@ __all__ = [
 
 @dataclass(slots=True)
 class Segment:
-    """One labelled stretch of a sequence.
+    """Labelled segment of a sequence.
 
     Parameters
     ----------
@@ -48,7 +48,8 @@ class Segment:
     label : int
         Class index, 0..C-1.
     score : float
-        What the segment adds to the score of its segmentation, its transition term included.
+        Contribution of the segment to the score of its segmentation, including its transition
+        term.
 
     Examples
     --------
@@ -112,7 +113,7 @@ def labels_to_table(
     long_segments: str = "split",
     unlimited: Tensor | None = None,
 ) -> SegmentTable:
-    """Turn labels per position into segments: maximal runs of equal labels.
+    """Segments of labels per position: maximal runs of equal labels.
 
     Parameters
     ----------
@@ -122,8 +123,9 @@ def labels_to_table(
     max_duration : int, optional
         Longest duration allowed, in positions.
     long_segments : {"split", "error"}
-        A run longer than `max_duration` is cut into near-equal pieces of at most `max_duration`
-        (with one warning that counts the runs, unless `max_duration` is 1), or refused.
+        Treatment of a run longer than `max_duration`: split it into near-equal pieces of at most
+        `max_duration` (with one warning that counts the runs, unless `max_duration` is 1), or
+        raise ValueError.
     unlimited : bool Tensor of shape (C,), optional
         Labels whose runs may have any duration: those with a `duration_tail`.
 
@@ -133,8 +135,9 @@ def labels_to_table(
 
     Raises
     ------
-    ValueError
-        With ``long_segments="error"``, naming the first run that is too long.
+    TypeError, ValueError
+        If an argument is invalid or, with ``long_segments="error"``, a run is too long; the message
+        names the first.
 
     Examples
     --------
@@ -168,7 +171,7 @@ def limit_durations(
     long_segments: str = "split",
     unlimited: Tensor | None = None,
 ) -> SegmentTable:
-    """Split or refuse the segments of a table that are longer than `max_duration`.
+    """Split the segments of a table that are longer than `max_duration`, or raise an error.
 
     Parameters
     ----------
@@ -186,7 +189,7 @@ def limit_durations(
     Raises
     ------
     ValueError
-        With ``long_segments="error"``, naming the first segment that is too long.
+        With ``long_segments="error"``, if a segment is too long; the message names the first.
     """
     duration = table.stop - table.start
     too_long = duration > max_duration
@@ -222,13 +225,13 @@ def limit_durations(
 def segments_to_table(
     segments: Sequence[Sequence[Segment]], device: torch.device | str = "cpu"
 ) -> SegmentTable:
-    """Flatten lists of `Segment` (inclusive ends), one list per sequence, into a table.
+    """Table of lists of `Segment` (inclusive ends), one list per sequence.
 
     Raises
     ------
     TypeError
-        For something that is not a `Segment`, or a start, end or label that is not a whole number,
-        naming the segment.
+        If an entry is not a `Segment`, or a start, end or label is not a whole number; the message
+        names the segment.
     """
     rows = []
     for b, sequence in enumerate(segments):
@@ -251,9 +254,9 @@ def segments_to_table(
 
 
 def whole_number(value: Any) -> int | None:
-    """The int that a bound or an index stands for, or None where it is none.
+    """Int that equals a bound or an index, or None if there is none.
 
-    Floats pass that have no fraction; bools and strings do not.
+    Floats without a fraction are accepted; bools and strings are not.
 
     Examples
     --------
@@ -276,7 +279,7 @@ def whole_number(value: Any) -> int | None:
 def table_to_segments(
     table: SegmentTable, batch_size: int, scores: Tensor | None = None
 ) -> list[list[Segment]]:
-    """Lists of `Segment`, one per sequence; `scores` of shape (N,) fills ``Segment.score``."""
+    """Lists of `Segment`, one per sequence, with `scores` of shape (N,) as ``Segment.score``."""
     rows = (table.start.tolist(), (table.stop - 1).tolist(), table.label.tolist())
     values = () if scores is None else (scores.tolist(),)
     segments = list(map(Segment, *rows, *values))
@@ -285,7 +288,7 @@ def table_to_segments(
 
 
 def table_to_labels(table: SegmentTable, batch_size: int, num_positions: int) -> Tensor:
-    """Labels per position, shape (B, T), int64; positions that no segment covers hold -1."""
+    """Labels per position, int64 Tensor of shape (B, T); -1 where no segment lies."""
     labels = table.label.new_full((batch_size, num_positions), -1)
     sequence, position, source = covered_positions(table)
     labels[sequence, position] = table.label[source]
@@ -293,7 +296,7 @@ def table_to_labels(table: SegmentTable, batch_size: int, num_positions: int) ->
 
 
 def covered_positions(table: SegmentTable) -> tuple[Tensor, Tensor, Tensor]:
-    """Expand a table to positions: sequence, position and row of the table of each."""
+    """Sequence, position and row of the table of every covered position, each of shape (P,)."""
     duration = table.stop - table.start
     source = _repeated_index(duration)
     first = torch.cumsum(duration, 0) - duration
@@ -313,12 +316,12 @@ def _repeated_index(repeats: Tensor) -> Tensor:
 def bio_to_segments(tags: Sequence[str]) -> list[tuple[int, int, str]]:
     """Half-open ``(start, stop, label)`` of BIO tags; each run of "O" is one segment labelled "O".
 
-    An "I-x" that continues no x opens a segment, as the CoNLL scorer reads it.
+    An "I-x" that continues no x opens a segment, as in the CoNLL scorer.
 
     Raises
     ------
     ValueError
-        For a tag that is neither "O" nor "B-..." nor "I-...".
+        If a tag is neither "O" nor "B-..." nor "I-..."; the message names its index.
 
     Examples
     --------
@@ -346,8 +349,8 @@ def segments_to_bio(segments: Sequence[tuple[int, int, str]], length: int) -> li
     Raises
     ------
     ValueError
-        For a segment whose bounds are not whole numbers inside ``0..length``, or that overlaps
-        another one.
+        If the bounds of a segment are not whole numbers inside ``0..length``, or segments overlap;
+        the message names the index.
 
     Examples
     --------

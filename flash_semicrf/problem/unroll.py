@@ -1,6 +1,6 @@
-"""A problem with a `duration_tail` as one without: every duration up to T written out.
+"""Equivalent of a problem with a `duration_tail` that has a score for every duration up to T.
 
-The same labels, and K = T: what the exact engine, which knows no tail, runs on.
+It has the same labels, and K = T. The exact engine, which supports no tail, runs on it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["fold_durations", "unrolled"]
 
 
 def unrolled(potentials: Potentials) -> Potentials:
-    """The same problem without a tail, with a score for every duration up to T.
+    """Problem without a tail, with a score for every duration up to T.
 
     Parameters
     ----------
@@ -23,8 +23,8 @@ def unrolled(potentials: Potentials) -> Potentials:
     Returns
     -------
     Potentials
-        With K = max(K, T) and `duration_bias` in float64, differentiable; the problem itself where
-        it has no tail.
+        With K = max(K, T) and `duration_bias` in float64, differentiable; the problem itself if it
+        has no tail.
     """
     p = potentials
     if p.duration_tail is None:
@@ -43,7 +43,7 @@ def unrolled(potentials: Potentials) -> Potentials:
 
 
 def fold_durations(counts: Tensor, max_duration: int) -> tuple[Tensor, Tensor]:
-    """Counts by duration of an unrolled problem for the original one.
+    """Counts by duration for the original problem of an unrolled one.
 
     Parameters
     ----------
@@ -54,9 +54,9 @@ def fold_durations(counts: Tensor, max_duration: int) -> tuple[Tensor, Tensor]:
     Returns
     -------
     beyond : Tensor of shape (B, ...)
-        Positions beyond the K-th.
+        Number of positions beyond the K-th.
     by_row : Tensor of shape (B, K, ...)
-        The last row counts the durations above K too.
+        The last row also counts the durations above K.
     """
     by_row, longer = counts[:, :max_duration].clone(), counts[:, max_duration:]
     by_row[:, -1] += longer.sum(1)

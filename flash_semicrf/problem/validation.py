@@ -1,6 +1,6 @@
-"""Checks of what users pass in, made once at the public entry points, and their messages.
+"""Checks of user input, made once at the public entry points.
 
-Every message says what must hold, what came, and where.
+Every error message states the requirement, the value received and its index.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ __all__ = [
 
 
 DEVICE_CHECKS: dict[str, Callable[[Potentials], bool]] = {}
-"""By type of device: whether all values and lengths of a problem of the right shapes are allowed.
+"""By type of device, a check of all values and lengths of a problem with correct shapes at once.
 
-On a GPU each look at a value waits for the device, so a backend may offer one look at all of them.
+On a GPU, every value that is read on the host waits for the device, so one check is faster.
 """
 
 
@@ -56,17 +56,17 @@ _DURATIONS = "must have durations in [1, K={}]"
 
 
 def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raise unless `value` is one of `allowed`."""
+    """Raise ValueError unless `value` is one of `allowed`."""
     if value not in allowed:
         choices = ", ".join(repr(choice) for choice in allowed)
         raise ValueError(f"`{name}` must be one of {choices}; got {value!r}.")
 
 
 def check_eager() -> None:
-    """Raise where a call is being recorded or transformed instead of computed.
+    """Raise RuntimeError under tracing, exporting or a transform of `torch.func`.
 
-    The kernels run outside of PyTorch's operators: a trace would hold their answer to the example
-    as a constant, a transform would not reach into them.
+    The kernels are no PyTorch operators: a trace would contain their result for the example input
+    as a constant, and a transform would not apply to them.
     """
     if torch.jit._trace.is_tracing() or torch.compiler.is_exporting():
         raise RuntimeError(
@@ -82,15 +82,15 @@ def check_eager() -> None:
 
 
 def check_data(name: str, value: object) -> None:
-    """Raise where a tensor is on the meta device, which has shapes and no numbers."""
+    """Raise ValueError for a tensor on the meta device, which has no data."""
     if isinstance(value, Tensor) and value.is_meta:
         raise ValueError(f"`{name}` must hold data; got a tensor on the meta device.")
 
 
 def extremes(value: Tensor) -> tuple[float, float]:
-    """Smallest and largest entry of a tensor, NaN if there is one.
+    """Smallest and largest entry of a tensor; NaN if any entry is NaN.
 
-    Of a CPU tensor by numpy, whose calls on small arrays cost less than torch's.
+    Computed by numpy for CPU tensors: its calls on small arrays are faster than torch's.
     """
     if value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64):
         array = value.detach().numpy()
@@ -100,9 +100,9 @@ def extremes(value: Tensor) -> tuple[float, float]:
 
 
 def check_finite_or_forbidden(name: str, value: Tensor) -> bool:
-    """Raise where a tensor holds NaN or plus infinity; return whether any entry forbids.
+    """Whether any entry of a tensor forbids; ValueError for NaN and plus infinity.
 
-    A tensor on the meta device holds nothing.
+    False for a tensor on the meta device, which has no data.
     """
     if value.numel() == 0 or value.is_meta:
         return False
@@ -119,7 +119,7 @@ def check_finite_or_forbidden(name: str, value: Tensor) -> bool:
 
 @functools.cache
 def _forbids(dtype: torch.dtype) -> float:
-    """`NEG_INF` as a dtype rounds it: a float32 keeps -9.99999968e37 of it."""
+    """`NEG_INF` rounded to a dtype: -9.99999968e37 in float32."""
     return float(torch.tensor(NEG_INF, dtype=dtype, device="cpu"))
 
 
@@ -132,7 +132,7 @@ def _check_form_of_lengths(lengths: Tensor, batch_size: int) -> None:
 
 
 def check_lengths(lengths: Tensor, batch_size: int, num_positions: int) -> Tensor:
-    """Return `lengths` as int64, each in [1, T], or raise."""
+    """`lengths` as int64; TypeError or ValueError unless each is an integer in [1, T]."""
     _check_form_of_lengths(lengths, batch_size)
     outside = (lengths < 1) | (lengths > num_positions)
     if bool(outside.any()):
@@ -144,22 +144,23 @@ def check_lengths(lengths: Tensor, batch_size: int, num_positions: int) -> Tenso
 
 
 def check_potentials(potentials: Potentials) -> Potentials:
-    """Check shapes, dtypes, devices and values of a problem.
+    """Problem with checked shapes, dtypes, devices and values.
 
     Returns
     -------
     Potentials
-        With `lengths` as int64 on the scores' device, everything that forbids as -inf, and
-        half-precision parameters upcast.
+        With `lengths` as int64 on the device of the scores, -inf for every value that forbids, and
+        half-precision parameters upcast to float32.
 
     Raises
     ------
     TypeError
-        For something that is not a Potentials, or not a floating-point tensor.
+        If `potentials` is no Potentials, or a parameter no floating-point tensor.
     ValueError
-        For a wrong shape, device, length, or a NaN; the message names argument and index.
+        If a shape, device or length is wrong, or a value is NaN or plus infinity; the message names
+        the argument and the index.
     RuntimeError
-        Under `torch.jit.trace` and in transforms of `torch.func`: see `check_eager`.
+        Under `torch.jit.trace` and in transforms of `torch.func`; see `check_eager`.
     """
     p = potentials
     check_eager()
@@ -243,9 +244,9 @@ def check_labels(
     num_labels: int,
     ignore_index: int | None = None,
 ) -> None:
-    """Raise unless `labels` is an integer (B, T) tensor with valid entries in 0..C-1.
+    """Raise an error unless `labels` (B, T) holds integers in 0..C-1 or `ignore_index`.
 
-    Entries equal to `ignore_index` are valid too.
+    Entries at and after `lengths` are not checked.
     """
     check_tensor("labels", labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -267,7 +268,7 @@ def check_labels(
 
 
 def check_columns(table: SegmentTable, device: torch.device | None, name: str = "table") -> None:
-    """Raise unless `table` is a SegmentTable of int64 tensors of one length, on a device if any."""
+    """Raise unless `table` has int64 columns of one length, on `device` unless that is None."""
     if not isinstance(table, SegmentTable):
         raise TypeError(f"`{name}` must be a SegmentTable; got {type(table).__name__}.")
     for column, value in table._asdict().items():
@@ -288,9 +289,9 @@ def check_columns(table: SegmentTable, device: torch.device | None, name: str = 
 
 
 def check_rows(table: SegmentTable, potentials: Potentials) -> None:
-    """Raise unless every row of `table` is a segment inside its sequence, of an allowed duration.
+    """Raise unless each row of `table` is a segment of allowed duration inside its sequence.
 
-    Unlike `check_table`, the rows need not tile the sequences.
+    Unlike for `check_table`, the rows need not tile the sequences.
     """
     p = potentials
     check_columns(table, p.device)
@@ -308,7 +309,7 @@ def check_rows(table: SegmentTable, potentials: Potentials) -> None:
 
 
 def _wrong_durations(p: Potentials, duration: Tensor, label: Tensor) -> Tensor:
-    """Rows whose duration the model has no score for."""
+    """Mask of rows for whose duration the model has no score."""
     too_long = duration > p.max_duration
     if p.unlimited is not None:
         too_long &= ~p.unlimited[label.clamp(0, p.num_labels - 1)]
@@ -341,19 +342,20 @@ def check_table(table: SegmentTable, potentials: Potentials) -> None:
 
 
 def refuse(problems: dict[str, Tensor], table: SegmentTable, name: str = "Segments") -> None:
-    """Raise for the first row that breaks a requirement.
+    """Raise ValueError for the first row that violates a requirement.
 
     Parameters
     ----------
     problems : dict of str to bool Tensor of shape (N,)
-        By requirement ("must ..."), the rows that break it.
+        By requirement ("must ..."), the rows that violate it.
     table : SegmentTable
-    name : str
-        What the message calls the rows.
+    name : str, default="Segments"
+        Name of the rows in the message.
 
     Raises
     ------
     ValueError
+        If a row violates a requirement; the message names the segment.
     """
     for requirement, bad in problems.items():
         if bool(bad.any()):
@@ -365,7 +367,7 @@ def refuse(problems: dict[str, Tensor], table: SegmentTable, name: str = "Segmen
 
 
 def check_gold(gold: Tensor, problem: Potentials, table: SegmentTable) -> None:
-    """Raise if a gold segmentation is forbidden: its loss would be infinite.
+    """Raise ValueError if a gold segmentation is forbidden, as its loss would be infinite.
 
     Parameters
     ----------
@@ -373,11 +375,12 @@ def check_gold(gold: Tensor, problem: Potentials, table: SegmentTable) -> None:
         Scores of the gold segmentations.
     problem : Potentials
     table : SegmentTable
-        The gold segments, named in the message.
+        The gold segments.
 
     Raises
     ------
     ValueError
+        If the score of a sequence is -inf; the message names its first forbidden segment.
     """
     forbidden = gold.detach() <= NEG_INF
     if not bool(forbidden.any()):

@@ -1,4 +1,4 @@
-"""Semirings: what the exact engine computes with. `Semiring` is the base for one's own."""
+"""Semirings of the exact engine. `Semiring` is the base class of user-defined ones."""
 
 from flash_semicrf.semirings.base import Semiring
 from flash_semicrf.semirings.cross_entropy import CrossEntropySemiring

@@ -1,11 +1,11 @@
-"""What an algorithm of the exact engine asks of a semiring.
+"""Interface of the semirings of the exact engine.
 
 A semiring has a sum, a product that distributes over it, and their neutral elements ``zero`` and
-``one``. An algorithm written with them computes log Z, the best score, the entropy and more,
-according to the semiring it is given.
+``one``. An algorithm written in these terms computes log Z, the best score, the entropy and more,
+depending on the semiring.
 
-Values are tensors with one leading axis of `size` components: (size, ...). ``convert`` makes them
-of potentials and ``unconvert`` makes the answer of them. Methods may be called on a class that
+Values are tensors with one leading axis of `size` components: (size, ...). ``convert`` turns
+potentials into values and ``unconvert`` values into results. Methods can be called on a class that
 needs no arguments, as in torch-struct: ``LogSemiring.sum(x)``.
 
 References
@@ -37,12 +37,12 @@ Class = TypeVar("Class", bound=type)
 
 
 def components(element: Element) -> tuple[float, ...]:
-    """A neutral element as a tuple of its components."""
+    """Components of a neutral element as a tuple."""
     return element if isinstance(element, tuple) else (element,)
 
 
 class _Method:
-    """A method that may be called on the class too: on an instance made without arguments."""
+    """Method that can also be called on the class, with a new instance without arguments."""
 
     def __init__(self, function: FunctionType) -> None:
         self._function = function
@@ -61,28 +61,28 @@ def _callable_on_class(cls: Class) -> Class:
 
 @_callable_on_class
 class Semiring:
-    """Base of all semirings; a subclass gives ``zero``, ``one``, ``sum`` and ``mul``.
+    """Base class of semirings; a subclass defines ``zero``, ``one``, ``sum`` and ``mul``.
 
     Attributes
     ----------
     size : int
-        Components of a value.
+        Number of components of a value.
     zero, one : float, or tuple of `size` floats
         Neutral elements of the sum and of the product; zero times anything is zero.
     num_potentials : int
-        Edge tensors that ``convert`` takes: 1, or 2 for what compares two distributions.
+        Number of edge tensors that ``convert`` takes: 1, or 2 to compare two distributions.
     log_domain : bool
-        Whether potentials are logarithms, where -inf forbids.
+        Whether potentials are logarithms, of which -inf forbids.
     edge_gradient : callable or None
-        ``edge_gradient(before, edges, after, total)``, where it exists, is the derivative of the
-        sum over all paths by each edge, from the sums over what comes before and after it. All are
-        values that broadcast to those of the edges; it returns a tensor without the leading axis.
-        Only for a semiring of size 1.
+        ``edge_gradient(before, edges, after, total)``, if defined, is the derivative of the sum
+        over all paths with respect to each edge, given the sums over the path segments before and
+        after it. All arguments are values that broadcast to those of the edges; the result has no
+        leading axis. Only for a semiring of size 1.
 
     Notes
     -----
     All methods must be differentiable by autograd. A gradient must not be NaN where a value is
-    zero: no ``0 * inf`` on the way back.
+    zero: the backward pass must not compute ``0 * inf``.
     """
 
     size: int = 1
@@ -113,13 +113,13 @@ class Semiring:
         return torch.cat([first, rest])
 
     def unconvert(self, values: Tensor) -> Tensor:
-        """Answer that values hold: by default their first component."""
+        """Result held by values: by default their first component."""
         return values[0]
 
-    # What follows from the above
+    # Defaults in terms of the above
 
     def full(self, element: Element, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Tensor of shape (size, *shape), a view, that holds `zero` or `one` everywhere."""
+        """View of shape (size, *shape) that holds `zero` or `one` everywhere."""
         column = torch.tensor(element, dtype=like.dtype, device=like.device)
         return column.view(self.size, *(1,) * len(shape)).expand(self.size, *shape)
 
@@ -152,21 +152,21 @@ class Semiring:
         return self.sum(self.mul(a[..., :, :, None], b[..., None, :, :]), -2)
 
     def matmul_terms(self, count: int, rows: int, inner: int, columns: int) -> int:
-        """Numbers held at once by a `matmul` of `count` matrices: it says what fits in memory."""
+        """Numbers held at once by a `matmul` of `count` matrices, to estimate memory."""
         return self.size * count * rows * inner * columns
 
     def run(self, function: Callable[..., Result], *tensors: Tensor) -> Result:
-        """Call a piece of an algorithm; a checkpointing semiring recomputes it in the backward."""
+        """Call a part of an algorithm; checkpointing semirings recompute its results."""
         return function(*tensors)
 
 
 def as_semiring(semiring: Semiring | type[Semiring]) -> Semiring:
-    """Return an instance, of an instance or of a class that needs no arguments.
+    """Semiring given as an instance or as a class that needs no arguments.
 
     Raises
     ------
     TypeError
-        For anything else.
+        If `semiring` is neither.
     """
     made = semiring() if isinstance(semiring, type) else semiring
     if not isinstance(made, Semiring):

@@ -1,8 +1,8 @@
-"""Semirings that trade time for memory: pieces of an algorithm are recomputed in the backward pass.
+"""Semirings that trade time for memory: parts of an algorithm are recomputed in the backward pass.
 
-A linear scan over N nodes hands its loop to ``Semiring.run`` in blocks of about sqrt(N) steps. What
-a checkpointing semiring keeps of a block is the window of messages it starts from, so that a
-scan keeps O(sqrt(N)) windows and, in the backward pass, the steps of one block: O(sqrt(N)) again.
+A linear scan over N nodes runs its loop by ``Semiring.run`` in blocks of about sqrt(N) steps. Of
+each block, a checkpointing semiring keeps only the initial window of messages, so that a scan keeps
+O(sqrt(N)) windows and, in the backward pass, the steps of one block: O(sqrt(N)) again.
 
 References
 ----------
@@ -25,13 +25,14 @@ __all__ = ["CheckpointSemiring", "CheckpointShardSemiring"]
 
 
 class CheckpointSemiring(Semiring):
-    """Another semiring, with blocks of steps and matrix products recomputed in the backward pass.
+    """Semiring whose blocks of steps and matrix products are recomputed in the backward pass.
 
     Parameters
     ----------
     semiring : Semiring or subclass
+        The inner semiring.
     min_size : int, default=0
-        Products of matrices that hold fewer numbers at once are kept, not recomputed.
+        Matrix products that hold fewer numbers at once are kept, not recomputed.
 
     Examples
     --------
@@ -63,7 +64,7 @@ class CheckpointSemiring(Semiring):
         return self.inner.convert(potentials)
 
     def unconvert(self, values: Tensor) -> Tensor:
-        """Answer of the inner semiring."""
+        """Result of the inner semiring."""
         return self.inner.unconvert(values)
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ class CheckpointSemiring(Semiring):
         return self.inner.matmul_terms(count, rows, inner, b.shape[-1]) < self.min_size
 
     def matmul_terms(self, count: int, rows: int, inner: int, columns: int) -> int:
-        """As the inner semiring."""
+        """Numbers held at once by a `matmul` of the inner semiring."""
         return self.inner.matmul_terms(count, rows, inner, columns)
 
     def run(self, function: Callable[..., Result], *tensors: Tensor) -> Result:
@@ -91,13 +92,15 @@ class CheckpointSemiring(Semiring):
 
 
 class CheckpointShardSemiring(CheckpointSemiring):
-    """A checkpointed semiring whose matrix products run in shards of bounded size.
+    """Checkpointed semiring whose matrix products run in shards of bounded size.
 
     Parameters
     ----------
     semiring : Semiring or subclass
+        The inner semiring.
     max_size : int, default=2**24
-        Numbers that a product of shards may hold at once. One row of one product is the least.
+        Numbers that a product of shards may hold at once; at least one row of one product is
+        computed at a time.
     min_size : int, default=0
         As for `CheckpointSemiring`.
     """
@@ -125,7 +128,7 @@ class CheckpointShardSemiring(CheckpointSemiring):
         return torch.cat(parts, 1).view(self.size, *batch, rows, columns)
 
     def matmul_terms(self, count: int, rows: int, inner: int, columns: int) -> int:
-        """Numbers of one shard."""
+        """Numbers held at once by the product of one shard."""
         matrices, height = self._shard(rows, inner, columns)
         return self.inner.matmul_terms(min(count, matrices), height, inner, columns)
 

@@ -22,8 +22,8 @@ class CrossEntropySemiring(Semiring):
     """Cross-entropy in nats, ``- sum_y P(y) log Q(y)``.
 
     Potentials are a pair: (p, q), or a tensor with them stacked in front. Values are (log Z of p,
-    log Z of q, cross-entropy). It is +inf, with gradient 0, where q forbids something that p does
-    not, and 0 where p forbids everything.
+    log Z of q, cross-entropy). It is +inf, with gradient 0, if q forbids a path that p allows, and
+    0 if p forbids every path.
 
     Examples
     --------
@@ -45,7 +45,7 @@ class CrossEntropySemiring(Semiring):
         return torch.cat([potentials, torch.zeros_like(potentials[:1])])
 
     def sum(self, x: Tensor, dim: int = -1) -> Tensor:
-        """Cross-entropy of a choice, plus the mean of what is chosen."""
+        """Cross-entropy of the choice, plus the mean of the chosen values."""
         total_p, log_p = log_shares(x[0], dim)
         total_q, log_q = log_shares(x[1], dim)
         share = log_p.exp()
@@ -66,5 +66,5 @@ class CrossEntropySemiring(Semiring):
         return values[2]
 
     def _surprise(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """What one share adds."""
+        """Contribution of one share."""
         return -log_q

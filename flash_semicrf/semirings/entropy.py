@@ -34,7 +34,7 @@ def log_shares(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 class EntropySemiring(Semiring):
-    """Entropy in nats, ``- sum_y P(y) log P(y)``; 0 where nothing is feasible.
+    """Entropy in nats, ``- sum_y P(y) log P(y)``; 0 if no path is feasible.
 
     Values are (log Z, H).
 
@@ -51,7 +51,7 @@ class EntropySemiring(Semiring):
     one = (0.0, 0.0)
 
     def sum(self, x: Tensor, dim: int = -1) -> Tensor:
-        """Entropy of a choice, plus the mean entropy of what is chosen."""
+        """Entropy of the choice, plus the mean entropy of the chosen values."""
         total, log_share = log_shares(x[0], dim)
         surprise = log_share.masked_fill(log_share == -math.inf, 0.0)
         entropy = (log_share.exp() * (x[1] - surprise)).sum(dim)

@@ -1,4 +1,4 @@
-"""The Kullback-Leibler semiring: as the cross-entropy, with log(p_i / q_i) for -log q_i."""
+"""The Kullback-Leibler semiring: the cross-entropy semiring with log(p_i / q_i) for -log q_i."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["KLDivergenceSemiring"]
 class KLDivergenceSemiring(CrossEntropySemiring):
     """Kullback-Leibler divergence in nats, ``sum_y P(y) log(P(y) / Q(y))``.
 
-    Potentials and infinities as for `CrossEntropySemiring`.
+    Potentials and infinite values are as for `CrossEntropySemiring`.
 
     Examples
     --------

@@ -19,7 +19,12 @@ class KMaxSemiring(Semiring):
     Parameters
     ----------
     k : int
-        Scores kept, >= 1. Where fewer paths exist the rest is -inf, with gradient 0.
+        Number of scores kept, >= 1. If fewer paths exist, the others are -inf, with gradient 0.
+
+    Raises
+    ------
+    ValueError
+        If `k` is not a positive integer.
 
     References
     ----------
@@ -43,7 +48,7 @@ class KMaxSemiring(Semiring):
 
     def mul(self, a: Tensor, b: Tensor) -> Tensor:
         """The k largest sums of one entry of a and one of b."""
-        # Entry i of a and j of b is beaten by the (i+1)(j+1) - 1 pairs of no larger indices.
+        # Entries i of a and j of b come after (i+1)(j+1) - 1 pairs with no larger indices.
         pairs = [
             (i, j)
             for i in range(self.size)

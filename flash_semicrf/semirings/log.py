@@ -14,7 +14,7 @@ __all__ = ["LogSemiring", "logsumexp"]
 
 
 class _LogSumExp(torch.autograd.Function):
-    """`torch.logsumexp` whose gradient is 0, not NaN, where everything is -inf."""
+    """`torch.logsumexp` whose gradient is 0, not NaN, if all entries are -inf."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
@@ -31,7 +31,7 @@ class _LogSumExp(torch.autograd.Function):
 
 
 def logsumexp(x: Tensor, dim: int) -> Tensor:
-    """Log-sum-exp over one axis, counted from the end; of -inf only, -inf with gradient 0."""
+    """Log-sum-exp over one axis, counted from the end; -inf with gradient 0 if all are -inf."""
     if torch.is_grad_enabled() and x.requires_grad:
         total: Tensor = _LogSumExp.apply(x, dim)  # type: ignore[no-untyped-call]  # torch's
         return total

@@ -13,7 +13,7 @@ __all__ = ["MaxSemiring"]
 
 
 class MaxSemiring(Semiring):
-    """Maximum and addition: the total is the best score, its gradient a best path's indicator.
+    """Maximum and addition: the total is the best score, its gradient indicates one best path.
 
     Examples
     --------

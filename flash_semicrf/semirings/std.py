@@ -12,8 +12,8 @@ __all__ = ["StdSemiring"]
 class StdSemiring(Semiring):
     """Sum and product: potentials are weights, not logarithms; 0 forbids.
 
-    The total is the sum over all paths of the product of their weights. It has the range of a
-    float, so it is for counting and for short sequences.
+    The total is the sum over all paths of the product of their weights. The range of floats limits
+    it to counting and to short sequences.
 
     Examples
     --------
@@ -41,7 +41,7 @@ class StdSemiring(Semiring):
         return a @ b
 
     def matmul_terms(self, count: int, rows: int, inner: int, columns: int) -> int:
-        """Numbers that the result holds."""
+        """Numbers held by the result."""
         return count * rows * columns
 
     def edge_gradient(self, before: Tensor, edges: Tensor, after: Tensor, total: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Compact forms of matrices over states, and orderings that narrow them; see docs/sparse.md."""
+"""Compact storage of matrices over states, and orderings that narrow them; see docs/sparse.md."""
 
 from flash_semicrf.sparse.banded import BandedMatrix
 from flash_semicrf.sparse.block_triangular import BlockTriangularMatrix, block_triang_matmul

@@ -1,8 +1,8 @@
 """Square matrices stored as their diagonals, and their products over a semiring.
 
 A product of n x n matrices with w1 and w2 stored diagonals takes n w1 w2 multiplications and has
-at most w1 + w2 - 1 diagonals: cheaper than n^3 while the bands are narrow, and they widen with
-every product. Band storage: Golub and Van Loan, *Matrix Computations*, section 1.2.
+at most w1 + w2 - 1 diagonals. This is cheaper than n^3 while the bands are narrow, and they widen
+with every product. Band storage: Golub and Van Loan, *Matrix Computations*, section 1.2.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = ["BandedMatrix"]
 
 @dataclass(eq=False)
 class BandedMatrix:
-    """Square matrices of which only the diagonals near the main one are stored.
+    """Square matrices stored by the diagonals near the main one.
 
     Parameters
     ----------
     data : Tensor of shape (batch, n, lu + ld + 1)
         Row by row: **column d is diagonal d - ld**, ``data[b, i, d] = matrix[b, i, i + d - ld]``.
         Column 0 is the lowest diagonal, column ld the main one, the last the highest. Where
-        i + d - ld is not in 0..n-1 there is no such entry and the value is ignored. There may be
-        any number of batch axes.
+        i + d - ld is not in 0..n-1 there is no such entry and the value is ignored. Any number of
+        batch axes is allowed.
     lu, ld : int
         Number of diagonals above and below the main one.
     fill : float
@@ -70,21 +70,27 @@ class BandedMatrix:
 
     @classmethod
     def from_dense(cls, dense: Tensor, lu: int, ld: int, fill: float = 0.0) -> BandedMatrix:
-        """Take the diagonals -ld..lu of square matrices.
+        """Matrices with the diagonals -ld..lu of dense square matrices.
 
         Parameters
         ----------
         dense : Tensor of shape (batch, n, n)
         lu, ld : int
-            Number of diagonals to keep above and below the main one. What lies outside is not
-            looked at: `measure_effective_bandwidth` says how far out there is anything.
-        fill : float
-            What the entries outside count as from here on.
+            Number of diagonals to keep above and below the main one. Entries outside are ignored;
+            `measure_effective_bandwidth` determines how many diagonals hold all entries.
+        fill : float, default=0.0
+            Value of the entries outside in the result.
+
+        Returns
+        -------
+        BandedMatrix
 
         Raises
         ------
         ValueError
             If the matrices are not square, or `lu` or `ld` is negative.
+        TypeError
+            If `dense` is not a Tensor.
         """
         _check_bands(lu, ld)
         check_tensor("dense", dense)
@@ -102,7 +108,7 @@ class BandedMatrix:
         return self.data.shape[-2]
 
     def to_dense(self) -> Tensor:
-        """Return the matrices as a Tensor of shape (batch, n, n)."""
+        """Matrices as a Tensor of shape (batch, n, n)."""
         row = torch.arange(self.size, device=self.data.device)
         column = row[None, :] - row[:, None] + self.ld
         inside = (column >= 0) & (column <= self.lu + self.ld)
@@ -110,7 +116,7 @@ class BandedMatrix:
         return dense.masked_fill(~inside, self.fill)
 
     def transpose(self) -> BandedMatrix:
-        """Return the transposed matrices: `lu` and `ld` change places."""
+        """Transposed matrices, with `lu` and `ld` exchanged."""
         n, lu, ld = self.size, self.ld, self.lu
         row, inside = _columns(n, lu, ld, self.data.device)
         old_diagonal = torch.arange(lu + ld, -1, -1, device=self.data.device)
@@ -123,21 +129,21 @@ class BandedMatrix:
         Parameters
         ----------
         other : BandedMatrix
-            As large, with the same batch axes or axes that broadcast.
-        semiring : Semiring
-            One whose values have one component.
+            Of the same size, with batch axes that broadcast.
+        semiring : Semiring or subclass
+            With values of one component.
 
         Returns
         -------
         BandedMatrix
-            With `lu` and `ld` the sums of both, n - 1 at most, and `fill` the semiring's zero.
-            Differentiable.
+            `lu` and `ld` are the sums of those of both, at most n - 1, and `fill` is the zero of
+            the semiring. Differentiable.
 
         Raises
         ------
         ValueError
-            If the sizes differ, the semiring has several components, or the `fill` of a matrix is
-            not the semiring's zero: anything else outside the bands fills the whole product.
+            If the sizes differ, the values of the semiring have several components, or the `fill`
+            of a matrix is not the zero of the semiring: otherwise the product would be dense.
         """
         semiring = as_semiring(semiring)
         if semiring.size != 1:
@@ -156,7 +162,7 @@ class BandedMatrix:
     def multiply_log(self, other: BandedMatrix) -> BandedMatrix:
         """Product in the log semiring: ``logsumexp_k(self[i, k] + other[k, j])``.
 
-        As `multiply` with a `LogSemiring`. Both need a `fill` of -inf (or <= NEG_INF).
+        The same as `multiply` with a `LogSemiring`. Both need a `fill` of -inf (or <= NEG_INF).
 
         Examples
         --------
@@ -175,7 +181,7 @@ class BandedMatrix:
     def multiply_max(self, other: BandedMatrix) -> BandedMatrix:
         """Product in the max semiring: ``max_k(self[i, k] + other[k, j])``.
 
-        As `multiply` with a `MaxSemiring`. Both need a `fill` of -inf (or <= NEG_INF).
+        The same as `multiply` with a `MaxSemiring`. Both need a `fill` of -inf (or <= NEG_INF).
         """
         return self.multiply(other, MaxSemiring)
 
@@ -187,7 +193,7 @@ def _check_bands(lu: int, ld: int) -> None:
 
 
 def _columns(n: int, lu: int, ld: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Column of the matrix that each entry of (n, lu + ld + 1) data has, and whether it exists."""
+    """Matrix column of each entry of (n, lu + ld + 1) data, and whether it exists."""
     offset = torch.arange(-ld, lu + 1, device=device)
     column = torch.arange(n, device=device)[:, None] + offset
     return column, (column >= 0) & (column < n)
@@ -213,7 +219,7 @@ def _multiply(left: BandedMatrix, right: BandedMatrix, semiring: Semiring) -> Ba
 
 
 def _values(matrix: BandedMatrix, zero: float) -> Tensor:
-    """Values of the entries, the semiring's zero where one is forbidden or there is none."""
+    """Values of the entries, with the zero of the semiring for forbidden and absent ones."""
     _, inside = _columns(matrix.size, matrix.lu, matrix.ld, matrix.data.device)
     absent = ~inside
     if zero <= NEG_INF:

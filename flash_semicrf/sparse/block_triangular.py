@@ -1,7 +1,7 @@
-"""Matrices over (duration, label) states of which only the blocks of short durations are stored.
+"""Matrices over (duration, label) states stored by the blocks of short durations.
 
-A block is all C x C label pairs of two durations. Of the K x K blocks, those whose durations fit
-side by side into a span of positions are stored: K (K + 1) / 2 of them for span = K.
+A block holds the C x C label pairs of two durations. Of the K x K blocks, those whose durations
+together fit into a span of positions are stored: K (K + 1) / 2 of them for span = K.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from flash_semicrf.semirings.base import as_semiring, components
 __all__ = ["BlockTriangularMatrix", "block_triang_matmul"]
 
 _Products: TypeAlias = tuple[tuple[int, int], list[int], list[int]]
-"""A block, and the blocks of both factors that it is made of."""
+"""A block of a product, and the blocks of both factors that contribute to it."""
 
 
 @dataclass(eq=False)
 class BlockTriangularMatrix:
-    """Square matrices over K x C states, made of C x C blocks of which some are stored.
+    """Square matrices over K x C states, stored by a part of their C x C blocks.
 
     The state of duration index k and label c is row (and column) ``k * C + c`` of the dense form.
     Indices k count from 0, and `from_dense` keeps the blocks with ``k1 + k2 < span``: for
@@ -33,16 +33,16 @@ class BlockTriangularMatrix:
     Parameters
     ----------
     values : Tensor of shape (batch, num_blocks, C, C)
-        There may be any number of batch axes. With a semiring of several components, theirs comes
-        first: (size, batch, num_blocks, C, C), as its ``convert`` makes it.
+        Any number of batch axes is allowed. With a semiring of several components, their axis comes
+        first, as its ``convert`` returns it: (size, batch, num_blocks, C, C).
     block_indices : int64 Tensor of shape (num_blocks, 2)
-        The (k1, k2) of each block, each in 0..K-1, no pair twice.
+        The (k1, k2) of each block, both in 0..K-1; no pair occurs twice.
     K, C : int
         Number of durations and of labels.
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If shapes and numbers do not agree, or an index is out of range or repeated.
 
     Examples
@@ -89,20 +89,25 @@ class BlockTriangularMatrix:
     def from_dense(
         cls, dense: Tensor, K: int, C: int, span: int, duration_mask: Tensor | None = None
     ) -> BlockTriangularMatrix:
-        """Take the blocks with ``k1 + k2 < span`` of square matrices.
+        """Matrices with the blocks ``k1 + k2 < span`` of dense square matrices.
 
         Parameters
         ----------
         dense : Tensor of shape (batch, K * C, K * C)
-            What lies in other blocks is not looked at.
+            Entries in other blocks are ignored.
         K, C, span : int
+            Number of durations, of labels, and bound of k1 + k2; each >= 1.
         duration_mask : bool Tensor of shape (K, K), optional
-            Of these blocks only the ones where it is True.
+            Store only the blocks where it is True.
+
+        Returns
+        -------
+        BlockTriangularMatrix
 
         Raises
         ------
-        ValueError
-            For shapes that do not agree, or K, C or span < 1.
+        TypeError, ValueError
+            If the shapes do not agree, or K, C or span is < 1.
         """
         for name, value in (("K", K), ("C", C), ("span", span)):
             check_positive_int(name, value)
@@ -127,12 +132,12 @@ class BlockTriangularMatrix:
         return cls(blocks[..., indices[:, 0], indices[:, 1], :, :], indices, K, C)
 
     def to_dense(self, semiring: Semiring | type[Semiring] | None = None) -> Tensor:
-        """Return the matrices with all blocks.
+        """Dense matrices with all blocks.
 
         Parameters
         ----------
         semiring : Semiring, optional
-            Entries of blocks that are not stored are its `zero`; 0.0 by default.
+            Its `zero` is the value of blocks that are not stored; 0.0 by default.
 
         Returns
         -------
@@ -156,29 +161,30 @@ def block_triang_matmul(
     semiring: Semiring | type[Semiring],
     span: int,
 ) -> BlockTriangularMatrix:
-    """Multiply two matrices over a semiring; compute only the blocks that fit into a span.
+    """Multiply two matrices over a semiring, computing only the blocks that fit into a span.
 
-    Block (k1, k2) is the sum over k of left (k1, k) times right (k, k2), as far as both are stored.
+    Block (k1, k2) is the sum of left (k1, k) times right (k, k2) over all k for which both are
+    stored.
 
     Parameters
     ----------
     left, right : BlockTriangularMatrix
         With the same K and C, and batch axes that broadcast.
-    semiring : Semiring
-        One of `flash_semicrf.semirings`, or of your own.
+    semiring : Semiring or subclass
+        One of `flash_semicrf.semirings`, or a user-defined one.
     span : int
-        Blocks with ``k1 + k2 < span`` are computed. A block to which no k contributes, all of it
-        the semiring's zero, is not stored.
+        Blocks with ``k1 + k2 < span`` are computed. A block without any contribution, which equals
+        the zero of the semiring, is not stored.
 
     Returns
     -------
     BlockTriangularMatrix
-        Differentiable. Blocks in the order of (k1, k2).
+        Differentiable, with blocks in the order of (k1, k2).
 
     Raises
     ------
     ValueError
-        If K or C differ, span < 1, or values lack the axis of the semiring's components.
+        If K or C differ, span is < 1, or values lack the axis of the components of the semiring.
 
     Examples
     --------
@@ -225,7 +231,7 @@ def block_triang_matmul(
 
 
 def _fitting(semiring: Semiring | type[Semiring], *matrices: BlockTriangularMatrix) -> Semiring:
-    """The semiring as an instance, if the matrices have an axis for its components."""
+    """Instance of the semiring; ValueError unless the matrices have an axis for its components."""
     semiring = as_semiring(semiring)
     for matrix in matrices:
         shape = tuple(matrix.values.shape)
@@ -238,9 +244,9 @@ def _fitting(semiring: Semiring | type[Semiring], *matrices: BlockTriangularMatr
 
 
 def _group_products(left: Tensor, right: Tensor, span: int) -> list[list[_Products]]:
-    """The products that make each block, as ``((k1, k2), left blocks, right blocks)``.
+    """Products of which each block is the sum, as ``((k1, k2), left blocks, right blocks)``.
 
-    Blocks made of equally many products are in one list, so that they are computed at once.
+    Blocks with equally many products are in one list, so that they are computed at once.
     """
     by_source: dict[int, list[tuple[int, int]]] = {}
     for j, (k, k2) in enumerate(right.tolist()):

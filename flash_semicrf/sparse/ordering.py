@@ -1,8 +1,8 @@
-"""How far from the diagonal a matrix has entries, and orderings of its rows that bring them closer.
+"""Bandwidth of matrices, and orderings of their rows that reduce it.
 
-No ordering makes the bandwidth less than half of the largest number of neighbours that one state
-has: a state that can reach all others, as the start of a segment can every duration, keeps the
-matrix wide.
+No ordering reduces the bandwidth below half of the largest number of neighbours of a state: a state
+with transitions to all others, such as the start of a segment to every duration, keeps the matrix
+wide.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def measure_effective_bandwidth(adj: Tensor | BandedMatrix, fill_value: float | 
     Parameters
     ----------
     adj : Tensor of shape (n, n) or (batch, n, n), or BandedMatrix
-        A band that holds the entries of every matrix of the batch is measured.
+        For a batch, the bandwidth that covers the entries of all its matrices.
     fill_value : float, optional
-        What stands where there is no entry. By default the `fill` of a BandedMatrix; of a Tensor,
-        everything <= NEG_INF if there is such a value, else 0.
+        Value of absent entries. By default the `fill` of a BandedMatrix; for a Tensor, all values
+        <= NEG_INF if there are any, else 0.
 
     Returns
     -------
@@ -40,8 +40,8 @@ def measure_effective_bandwidth(adj: Tensor | BandedMatrix, fill_value: float | 
 
     Raises
     ------
-    ValueError
-        If the matrices are not square.
+    TypeError, ValueError
+        If `adj` is not a Tensor or BandedMatrix, or the matrices are not square.
 
     Examples
     --------
@@ -79,22 +79,24 @@ def _check_square(name: str, matrix: Tensor) -> None:
 
 
 def _present(value: Tensor, fill_value: float | None) -> Tensor:
-    """Where a matrix has an entry; see `measure_effective_bandwidth`."""
+    """Mask of the entries of a matrix; see `measure_effective_bandwidth`."""
     if fill_value is None:
         fill_value = NEG_INF if bool((value <= NEG_INF).any()) else 0.0
     return value > NEG_INF if fill_value <= NEG_INF else value != fill_value
 
 
 def snake_ordering(K: int, C: int) -> Tensor:
-    """Order the states of K durations and C labels so that short and long durations alternate.
+    """Ordering of the states of K durations and C labels that alternates short and long durations.
 
-    The durations are 0, K-1, 1, K-2, ..., each with all its labels. It narrows a matrix whose
-    entries lie near the other diagonal, where k1 + k2 is near K - 1: durations that fill a span
-    together become neighbours. It cannot narrow one in which some duration meets all others.
+    The durations are 0, K-1, 1, K-2, ..., each with all its labels. This reduces the bandwidth of a
+    matrix whose entries lie near the antidiagonal, where k1 + k2 is near K - 1: durations that
+    together fill a span become neighbours. It cannot reduce that of a matrix in which some duration
+    is combined with all others.
 
     Parameters
     ----------
     K, C : int
+        Number of durations and of labels, >= 1.
 
     Returns
     -------
@@ -123,26 +125,30 @@ def snake_ordering(K: int, C: int) -> Tensor:
 def rcm_ordering_from_adjacency(adj: Tensor) -> tuple[Tensor, bool]:
     """Reverse Cuthill-McKee ordering of the states, by SciPy.
 
-    E. Cuthill and J. McKee, "Reducing the bandwidth of sparse symmetric matrices", 1969; reversed
-    as by A. George, 1971. A heuristic: the result need not be the narrowest, nor narrower at all.
+    A heuristic: the result need not have the smallest bandwidth, nor a smaller one than before.
 
     Parameters
     ----------
     adj : Tensor of shape (n, n) or (batch, n, n)
         States i and j are neighbours where (i, j) or (j, i) has an entry in any matrix of the
-        batch; what counts as one is as in `measure_effective_bandwidth`.
+        batch, as defined for `measure_effective_bandwidth`.
 
     Returns
     -------
     permutation : int64 Tensor of shape (n,)
         States in their new order.
     success : bool
-        False where SciPy cannot be imported; the order is then that of `adj`.
+        False if SciPy cannot be imported; the order is then that of `adj`.
 
     Raises
     ------
-    ValueError
-        If the matrices are not square.
+    TypeError, ValueError
+        If `adj` is not a Tensor, or the matrices are not square.
+
+    References
+    ----------
+    E. Cuthill and J. McKee, Reducing the Bandwidth of Sparse Symmetric Matrices, 1969.
+    A. George, Computer Implementation of the Finite Element Method, 1971: the reversal.
 
     Examples
     --------
@@ -169,12 +175,12 @@ def rcm_ordering_from_adjacency(adj: Tensor) -> tuple[Tensor, bool]:
 
 
 def apply_permutation(potentials: Tensor, perm: Tensor) -> Tensor:
-    """Reorder the rows and the columns of matrices: ``result[i, j] = matrix[perm[i], perm[j]]``.
+    """Reorder rows and columns of matrices: ``result[i, j] = matrix[perm[i], perm[j]]``.
 
     Parameters
     ----------
     potentials : Tensor of shape (batch, n, n)
-        Any number of batch axes.
+        Any number of batch axes is allowed.
     perm : int64 Tensor of shape (n,)
         Every index from 0 to n-1 once.
 
@@ -185,7 +191,7 @@ def apply_permutation(potentials: Tensor, perm: Tensor) -> Tensor:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If the matrices are not square, or `perm` is not a permutation of their rows.
 
     Examples

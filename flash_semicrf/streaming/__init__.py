@@ -1,6 +1,6 @@
-"""Streaming algorithms, which never build an edge tensor: a reference loop, and kernels.
+"""Streaming algorithms, which build no edge tensor: a reference loop, and kernels.
 
-Release 0.2.0 had public names here; they are those of `flash_semicrf.compat`.
+Public names of release 0.2.0 are importable from here; see `flash_semicrf.compat`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    # Looked up when asked for: everything in `compat` stands on this package.
+    # Imported on demand: `compat` depends on this package.
     compat = importlib.import_module("flash_semicrf.compat")
     if name in compat.__all__:
         return getattr(compat, name)

@@ -1,7 +1,7 @@
-"""Which implementation runs: one table of backends, asked in order of preference.
+"""Choice of the implementation: a table of backends in order of preference.
 
-A backend says whether it supports a problem or why not. ``"auto"`` takes the first that does; a
-backend named by the user runs or raises its reason.
+``"auto"`` selects the first backend that supports a problem. A backend selected by name runs, or an
+error states why it does not support the problem.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ __all__ = ["BACKENDS", "Backend", "choose", "record_backends"]
 
 
 class Backend(Protocol):
-    """What a backend offers. Problems come checked; see `flash_semicrf.problem.validation`."""
+    """Interface of a backend. Problems are checked; see `flash_semicrf.problem.validation`."""
 
     name: str
 
     def why_not(self, potentials: Potentials) -> str | None:
-        """Reason why this backend cannot run the problem, or None."""
+        """Reason why this backend cannot run the problem, or None if it can."""
 
     def log_partition(self, potentials: Potentials) -> Tensor:
-        """Log Z (B,) in float64, -inf where nothing is feasible; memory O(KC) per sequence."""
+        """Log Z (B,) in float64, -inf if nothing is feasible; memory O(KC) per sequence."""
 
     def gradients(
         self, potentials: Potentials, wanted: set[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Log Z and its gradient by every wanted parameter.
+        """Log Z and its gradient with respect to every wanted parameter.
 
-        Those of "scores", "start_scores" and "end_scores" (which are the position, start and end
-        marginals, and may be asked for whether or not the problem has such scores) have shape
-        (B, T, C); the others have one gradient per sequence, (B, ...). Zero where log Z is -inf.
+        Those of "scores", "start_scores" and "end_scores" have shape (B, T, C): they are the
+        position, start and end marginals, and are available even if the problem has no such scores.
+        The others have one gradient per sequence, (B, ...). Zero where log Z is -inf.
         """
 
     def messages(self, potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
         """Log Z (B,), alpha and beta, both (B, T+1, C), all in float64.
 
-        alpha_t(c) is the log-sum of the segmentations of ``[0, t)`` that end in c (alpha_0 = 0, the
-        free source), beta_t(c) that of what may follow one that does, `final_scores` included, so
-        that alpha_t + beta_t - log Z is the log of the end marginal. beta_0 and rows after a
-        sequence's end are arbitrary.
+        alpha_t(c) is the log-sum over the segmentations of ``[0, t)`` that end with label c
+        (alpha_0 = 0, the free source). beta_t(c) is the log-sum over the continuations of such a
+        segmentation, including `final_scores`, so that alpha_t + beta_t - log Z is the log of the
+        end marginal. beta_0 and rows after the end of a sequence are arbitrary.
         """
 
     def tangents(
         self, potentials: Potentials, direction: Potentials, wanted: set[str]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Log Z, its derivative along a direction, and that of its gradient.
+        """Log Z, its derivative along a direction, and the derivative of its gradient.
 
         The problem has `initial_scores` (see `flash_semicrf.problem.potentials.explicit_start`);
-        the direction is finite everywhere, its padding 0, and gives all that the problem gives.
+        the direction is finite everywhere, with zeros as padding, and has the same parameters.
 
         Returns log Z (B,), ``mean`` (B,) = <direction, gradient> = E[score by the direction], and
         for every wanted parameter the Hessian of log Z times the direction, in the forms of
@@ -70,17 +70,17 @@ class Backend(Protocol):
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Best score alpha_t(c) of the segmentations of ``[0, t)`` that end in c, (B, T+1, C).
 
-        alpha_0 = 0, and does not enter the others: the first segment's transition term is that of
-        `messages`. In float64; rows after a sequence's end are arbitrary.
+        alpha_0 = 0 does not enter the others: the transition term of the first segment is that of
+        `messages`. In float64; rows after the end of a sequence are arbitrary.
         """
 
     def viterbi(self, potentials: Potentials) -> tuple[Tensor, SegmentTable]:
-        """Best scores (B,) in float64 and segments; -inf and no rows where nothing is feasible."""
+        """Best scores (B,) in float64 and segments; -inf and no rows if nothing is feasible."""
 
     def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
         """Draw segmentations with the numbers of `flash_semicrf.streaming.streams`.
 
-        `sequence` is sample * B + b; no rows where nothing is feasible.
+        `sequence` is sample * B + b; there are no rows if nothing is feasible.
         """
 
 
@@ -89,7 +89,7 @@ BACKENDS: dict[str, Backend] = {
 }
 """Backends in order of preference."""
 
-# The one look at all values that the validation of a problem takes on each kind of device.
+# The check of all values at once that validation uses on each type of device.
 DEVICE_CHECKS.update(cpu=values_are_allowed, cuda=TritonBackend().values_are_allowed)
 
 _record: ContextVar[list[str] | None] = ContextVar("flash_semicrf_backends", default=None)
@@ -111,7 +111,8 @@ def choose(name: str, potentials: Potentials) -> Backend:
     Raises
     ------
     ValueError
-        For an unknown name, or one whose backend does not support the problem: with its reason.
+        If the name is unknown, or the backend does not support the problem; the message states the
+        reason.
     """
     check_choice("backend", name, ("auto", *BACKENDS))
     if name == "auto":
@@ -129,7 +130,7 @@ def choose(name: str, potentials: Potentials) -> Backend:
 
 @contextlib.contextmanager
 def record_backends() -> Iterator[list[str]]:
-    """List the names of the backends chosen inside the ``with`` block.
+    """Context that yields the list of names of the backends chosen inside it.
 
     Examples
     --------

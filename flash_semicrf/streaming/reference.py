@@ -1,4 +1,4 @@
-"""The plain loop over positions: the oracle that every kernel must match.
+"""Plain loop over positions: the oracle that every kernel must match.
 
     alpha_t(c) = LSE_{k=1..K} [ S_t(c) - S_{t-k}(c) + D_k(c) + start_{t-k}(c) + gamma_{t-k}(k, c) ]
                  + end_{t-1}(c)
@@ -9,8 +9,8 @@ With a duration tail one more term of the first sum stands for all durations abo
     G_t(c) = scores[t-1, c] + duration_tail[c] + LSE [ G_{t-1}(c), the term of duration K at t-1 ]
 
 in float64 (float32 on devices without it), differentiable by autograd, for the log and the max
-semiring. Cost T(KC + C²) with static transitions, T·K·C² by duration; under autograd it
-keeps O(T·K·C). It also is what runs on devices that have no kernels.
+semiring. Cost T(KC + C²) with static transitions, T·K·C² by duration; memory under autograd
+O(T·K·C). It also runs on devices without kernels.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def log_partition(potentials: Potentials, semiring: str = "log") -> Tensor:
     Returns
     -------
     float64 Tensor of shape (B,)
-        -inf where no segmentation is feasible; differentiable, with gradient 0 there.
+        Differentiable; -inf, with gradient 0, if no segmentation is feasible.
     """
     p = blank_and_upcast(potentials)
     alpha, _ = _messages(p, semiring)
@@ -54,7 +54,7 @@ def log_partition(potentials: Potentials, semiring: str = "log") -> Tensor:
 
 
 def blank_and_upcast(potentials: Potentials) -> Potentials:
-    """Upcast, turn everything that forbids into -inf, and blank the padding."""
+    """Problem in the accumulator's dtype, with -inf for forbidden values and 0 as padding."""
     p = potentials
     # Compared in its own dtype: NEG_INF as a float32 is above NEG_INF as a float64.
     dead = {name: value <= NEG_INF for name, value in p.parameters().items()}
@@ -107,9 +107,9 @@ def _messages(p: Potentials, semiring: str) -> tuple[list[Tensor], list[Tensor]]
 
 
 def _sums(p: Potentials) -> tuple[Tensor, Tensor, Tensor]:
-    """Running sums (B, T+1, C) of the scores, of masks, and of how many positions forbid."""
+    """Running sums (B, T+1, C) of the scores, the masks, and the number of forbidden positions."""
     finite = torch.where(p.scores == -torch.inf, 0.0, p.scores)
-    # Masks (-1e9, say) are summed apart: they would take the precision of what follows them.
+    # Masks (-1e9, say) are summed separately: later sums would lose their precision.
     is_mask = finite.abs() > _MASK
     usual, masks = finite.masked_fill(is_mask, 0.0), finite.masked_fill(~is_mask, 0.0)
     blocked = (p.scores == -torch.inf).to(finite)
@@ -117,7 +117,7 @@ def _sums(p: Potentials) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _running_sum(x: Tensor) -> Tensor:
-    """Sum of what is before each position, (B, T, C) to (B, T+1, C)."""
+    """Sum of the entries before each position, (B, T, C) to (B, T+1, C)."""
     return torch.nn.functional.pad(x, (0, 0, 1, 0)).cumsum(1)
 
 
@@ -178,7 +178,7 @@ def _backward_messages(p: Potentials) -> list[Tensor]:
 
 
 def _sum(x: Tensor, dim: int, semiring: str) -> Tensor:
-    """Semiring sum over one axis; guarded so that a sum of nothing has gradient 0."""
+    """Semiring sum over one axis, whose gradient is 0 if all entries are -inf."""
     if semiring == "max":
         return x.amax(dim)
     dead = (x == -torch.inf).all(dim)
@@ -200,7 +200,7 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     Returns
     -------
     scores : float64 Tensor of shape (B,)
-        -inf where nothing is feasible; such a sequence has no rows in the table.
+        -inf if nothing is feasible; such a sequence has no rows in the table.
     table : SegmentTable
     """
     p = blank_and_upcast(potentials)
@@ -247,19 +247,19 @@ def _duration(p: Potentials, windows: list[Tensor], t: int, label: int) -> int:
 
 
 def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
-    """Draw segmentations, from the end on: the last label, then durations and labels in turn.
+    """Draw segmentations from the end: the last label, then durations and labels alternately.
 
     Parameters
     ----------
     potentials : Potentials
     num_samples : int
     seed : int
-        Of the random numbers of `flash_semicrf.streaming.streams`.
+        Seed of the random numbers of `flash_semicrf.streaming.streams`.
 
     Returns
     -------
     SegmentTable
-        `sequence` is sample * B + b; no rows where nothing is feasible.
+        `sequence` is sample * B + b; there are no rows if nothing is feasible.
     """
     p = blank_and_upcast(unrolled(potentials))
     stream = streams(seed, num_samples, p.batch_size)
@@ -301,19 +301,19 @@ def _draw_walk(
 
 
 def _draw(logs: Tensor, u: float) -> int:
-    """Index drawn with weights exp(logs): the first up to which their share exceeds u."""
+    """Index drawn with weights exp(logs): the first at which the cumulative share exceeds u."""
     shares = torch.softmax(logs, 0)
     above = (shares.cumsum(0) > u).nonzero()[:, 0].tolist()
     return above[0] if above else int(shares.nonzero()[-1])
 
 
 class ReferenceBackend:
-    """The plain loop as a backend: any device, any problem, slowly."""
+    """Plain loop as a backend, for any device and problem; slow."""
 
     name = "reference"
 
     def why_not(self, potentials: Potentials) -> str | None:
-        """Nothing is beyond it."""
+        """None: every problem is supported."""
         return None
 
     def log_partition(self, potentials: Potentials) -> Tensor:
@@ -327,7 +327,7 @@ class ReferenceBackend:
         """Log Z and gradients; see `flash_semicrf.streaming.dispatch.Backend`."""
         if wanted <= set(BY_POSITION):
             return _differentiate(potentials, wanted)
-        # Gradients of shared parameters are wanted for each sequence: one sequence at a time.
+        # Gradients of shared parameters are needed for each sequence: one sequence at a time.
         sequences = range(potentials.batch_size)
         parts = [_differentiate(_sequence(potentials, b), wanted) for b in sequences]
         found = {

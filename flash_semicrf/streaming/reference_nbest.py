@@ -1,7 +1,7 @@
-"""The n best segmentations by the plain dynamic program that keeps n of them per end and label.
+"""The n best segmentations by a dynamic program that keeps n of them per end and label.
 
 Every (t, c) lists the n best segmentations of [0, t) that end in c, as extensions of those before
-their last segments. Cost n·T·K·C² in plain Python: what the kernels are compared with.
+their last segments. Cost n·T·K·C² in plain Python: the oracle of the kernels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["n_best"]
 
 
 class _Path(NamedTuple):
-    """A segmentation by its last segment, and the label and rank of what is before it."""
+    """Segmentation by its last segment, and the label and rank of the segmentation before it."""
 
     score: float
     duration: int
@@ -40,12 +40,12 @@ def n_best(potentials: Potentials, number: int) -> tuple[Tensor, SegmentTable]:
     ----------
     potentials : Potentials
     number : int
-        n.
+        Number n of segmentations per sequence.
 
     Returns
     -------
     scores : float64 Tensor of shape (B, n)
-        In falling order; -inf where there are fewer.
+        In falling order; -inf if there are fewer.
     table : SegmentTable
         `sequence` is rank * B + b.
     """
@@ -120,7 +120,7 @@ def _lists(p: Potentials, b: int, number: int) -> _Lists:
 
 
 def _walk(lists: _Lists, length: int, last: _Path) -> list[tuple[int, int, int]]:
-    """(start, stop, label) of the segments of a path that leads to the last label."""
+    """Segments (start, stop, label) of a path that leads to the last label."""
     rows = []
     t, label, rank = length, last.source, last.rank
     while t > 0:

@@ -1,17 +1,16 @@
 """Random numbers for sampling: streams that any backend can draw from, in any order.
 
 Number n of a stream is a hash of its state and n (SplitMix, Steele, Lea and Flood 2014, "Fast
-splittable pseudorandom number generators", OOPSLA): nothing is carried from draw to draw. Every
-(sequence, sample) has a stream of its own, with an increment of its own, so a sample depends on the
-seed, its sequence's index in the batch and its own index, and on neither threads nor how many
-samples are drawn with it.
+splittable pseudorandom number generators", OOPSLA), so there is no state between draws. Every
+(sequence, sample) has its own stream and increment. A sample therefore depends on the seed, the
+index of its sequence in the batch and its own index, but not on threads or the number of samples.
 
-The draws of a sample, which every backend takes alike: number 0 for the last label; then, from the
-end on, 2i + 1 for the duration of segment i and 2i + 2 for the label before it. A draw is the first
-option up to which the probabilities add up to more than the number: labels and durations rise, and
-with a duration tail those beyond K come after K.
+All backends use the numbers of a sample alike: number 0 for the last label; then, from the end,
+2i + 1 for the duration of segment i and 2i + 2 for the label before it. A draw is the first option
+at which the cumulative probability exceeds the number, in the order of rising labels and durations;
+with a duration tail, durations beyond K come after K.
 
-Plain functions of numpy integers: the kernels compile `uniform` as it stands here.
+These are plain functions of numpy integers; the kernels compile `uniform` from this source.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _UNIT = 2.0**-53
 
 
 def mix(z: _Integers) -> _Integers:
-    """Hash of 64-bit integers: a bijection whose every output bit hangs on every input bit."""
+    """Hash of 64-bit integers: a bijection in which every output bit depends on every input bit."""
     z = (z ^ (z >> _S30)) * _FIRST
     z = (z ^ (z >> _S27)) * _SECOND
     return z ^ (z >> _S31)
@@ -41,7 +40,7 @@ def mix(z: _Integers) -> _Integers:
 def uniform(state: _Integers, increment: _Integers, number: _Integers) -> NDArray[np.float64]:
     """Number `number` of a stream: a float64 in [0, 1), a multiple of 2^-53."""
     z = state + (number + _S1) * increment
-    # `mix`, written out: compiled alone, this function knows no other.
+    # `mix`, inlined: numba compiles this function alone.
     z = (z ^ (z >> _S30)) * _FIRST
     z = (z ^ (z >> _S27)) * _SECOND
     share: NDArray[np.float64] = ((z ^ (z >> _S31)) >> _S11) * _UNIT
@@ -54,8 +53,9 @@ def streams(seed: int, num_samples: int, batch_size: int) -> _Integers:
     Parameters
     ----------
     seed : int
-        Taken modulo 2^64.
+        Seed, modulo 2^64.
     num_samples, batch_size : int
+        Numbers of samples per sequence and of sequences.
 
     Returns
     -------
@@ -67,14 +67,14 @@ def streams(seed: int, num_samples: int, batch_size: int) -> _Integers:
     key = mix(mix(start[None]) + sequence * _GOLDEN)
     key = mix(key + sample[:, None] * _GOLDEN)
     increment = mix(key + _GOLDEN) | _S1
-    # As in the paper: increments of few bit changes mix less well, and are given more.
+    # As in the paper: increments with few bit changes mix less well, and get more of them.
     regular = _count_bits(increment ^ (increment >> _S1)) < 24
     increment = np.where(regular, increment ^ np.uint64(0xAAAAAAAAAAAAAAAA), increment)
     return np.stack([mix(key), increment])
 
 
 def _count_bits(x: _Integers) -> _Integers:
-    """Number of ones of 64-bit integers (numpy counts them from release 2.0 on)."""
+    """Number of ones of 64-bit integers (numpy has `bitwise_count` only from release 2.0)."""
     x = x - ((x >> _S1) & np.uint64(0x5555555555555555))
     x = (x & np.uint64(0x3333333333333333)) + ((x >> _S2) & np.uint64(0x3333333333333333))
     x = (x + (x >> _S4)) & np.uint64(0x0F0F0F0F0F0F0F0F)

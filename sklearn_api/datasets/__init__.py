@@ -1,9 +1,9 @@
 """Real and synthetic sequences to segment.
 
 Every loader reads a file inside the package (nothing is downloaded) and returns a
-`sklearn.utils.Bunch`: ``X`` and ``y`` are 1-D object arrays with one array per sequence (``X`` of
-text: one list of tokens), ``groups`` says what must not be split between training and test data,
-``DESCR`` tells source, licence and citation.
+`sklearn.utils.Bunch`: ``X`` and ``y`` are 1-D object arrays with one array per sequence (for text,
+``X`` has one list of tokens). Sequences with the same entry of ``groups`` must not be split between
+training and test data. ``DESCR`` contains source, licence and citation.
 """
 
 from sklearn_api.datasets._birdsong import load_birdsong

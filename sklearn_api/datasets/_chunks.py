@@ -11,7 +11,7 @@ from sklearn.utils import Bunch
 from sklearn_api._inputs.sequences import object_array
 from sklearn_api.datasets._files import read_text
 
-# A chunk in brackets, its type first, or a token outside every chunk.
+# A chunk in brackets, starting with its type, or a token outside all chunks.
 _PART = re.compile(r"\[(?P<type>[A-Z]+) (?P<tokens>[^\]]+)\]|(?P<outside>\S+)")
 
 
@@ -31,12 +31,12 @@ def load_chunks(*, return_X_y: bool = False) -> Bunch | tuple[np.ndarray, np.nda
     -------
     data : Bunch
         X : object array of shape (216,)
-            Element i is a list with a dict of each token: its "word" and its part of speech, "pos".
-            `sklearn_api.preprocessing.TokenFeatures` takes them as they are.
+            Element i is a list with a dict per token: its "word" and its part of speech, "pos", as
+            accepted by `sklearn_api.preprocessing.TokenFeatures`.
         y : object array of shape (216,)
             Element i is a string array of shape (T_i,) of BIO tags, such as "B-NP".
         groups : str array of shape (216,)
-            Text that the sentence is from.
+            Text from which the sentence is taken.
         target_names, feature_names : list of str
             "O" and the types of chunks; the keys of a token.
         sampling_rate : None
@@ -51,7 +51,7 @@ def load_chunks(*, return_X_y: bool = False) -> Bunch | tuple[np.ndarray, np.nda
     References
     ----------
     E. F. Tjong Kim Sang and S. Buchholz: Introduction to the CoNLL-2000 shared task: chunking.
-    CoNLL, 127-132, 2000: where the tags come from; the sentences do not.
+    CoNLL, 127-132, 2000: source of the tags, but not of the sentences.
 
     Examples
     --------

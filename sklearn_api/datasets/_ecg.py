@@ -60,8 +60,8 @@ def load_ecg(*, return_X_y: bool = False) -> Bunch | tuple[np.ndarray, np.ndarra
     ['none', 'P', 'QRS', 'T']
     """
     arrays = read_arrays("ludb_leadII_250hz.npz")
-    # Beats outside [ann_start, ann_end) exist but are not annotated: training on them as "none"
-    # would teach a model to miss beats.
+    # Beats outside [ann_start, ann_end) are not annotated: if they were labelled "none", a model
+    # would learn to miss beats.
     parts = list(zip(arrays["ann_start"].tolist(), arrays["ann_end"].tolist(), strict=True))
     millivolt = arrays["X"].astype(np.float32) / np.float32(1000)
     labels = arrays["labels"][arrays["y"]]

@@ -1,4 +1,4 @@
-"""Reading the files inside the package."""
+"""Access to the files inside the package."""
 
 from __future__ import annotations
 

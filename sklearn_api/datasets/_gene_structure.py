@@ -1,4 +1,4 @@
-"""Pieces of a genome with the structure of their genes."""
+"""Parts of a genome with the structure of their genes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def load_gene_structure(*, return_X_y: Literal[False] = False) -> Bunch: ...
 @overload
 def load_gene_structure(*, return_X_y: Literal[True]) -> tuple[np.ndarray, np.ndarray]: ...
 def load_gene_structure(*, return_X_y: bool = False) -> Bunch | tuple[np.ndarray, np.ndarray]:
-    """Load six pieces of the C. elegans genome with annotated gene structure.
+    """Load six parts of the C. elegans genome with annotated gene structure.
 
     Parameters
     ----------
@@ -27,12 +27,11 @@ def load_gene_structure(*, return_X_y: bool = False) -> Bunch | tuple[np.ndarray
     -------
     data : Bunch
         X : object array of shape (6,)
-            Element i is a float32 array of shape (T_i, 4): one-hot A, C, G, T; an unknown base
-            would be a row of zeros.
+            Element i is a float32 array of shape (T_i, 4): A, C, G and T, one-hot.
         y : object array of shape (6,)
             Element i is a string array of shape (T_i,), such as "CDS+" or "intergenic".
         segments : list of list of (start, end, label)
-            The same as `y` as half-open segments.
+            The labels `y` as half-open segments.
         groups : str array of shape (6,)
             Chromosome: "I" to "V", "X".
         target_names, feature_names : list of str

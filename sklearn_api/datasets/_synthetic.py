@@ -1,8 +1,8 @@
 """Sequences drawn from a semi-Markov process.
 
-A sequence is drawn segment by segment: a label other than the last one, a duration from that
-label's own distribution, then one feature vector per position from that label's normal
-distribution. Cost O(n_sequences * n_positions * n_features).
+A sequence is drawn segment by segment: a label that differs from the last one, a duration from the
+distribution of that label, then one feature vector per position from its normal distribution. Cost
+O(n_sequences * n_positions * n_features).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def make_segmentations(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw labelled sequences from a semi-Markov process with Gaussian features.
 
-    Labels differ in the centre of their features and in their durations, which are normal,
-    rounded and cut to 1..`max_duration`, with means spread between an eighth and a half of
-    `max_duration`. The last segment of a sequence ends with the sequence.
+    Labels differ in the centre of their features and in their durations, whose distributions are
+    discretised normal distributions on 1..`max_duration`, with means between an eighth and a half
+    of `max_duration`. The last segment of a sequence is cut at its end.
 
     Parameters
     ----------
@@ -44,13 +44,13 @@ def make_segmentations(
     n_features : int
         Number of columns of every sequence.
     max_duration : int
-        Longest segment.
+        Longest segment, in positions.
     class_sep : float
-        Standard deviation of the centres of the labels: the larger, the easier.
+        Standard deviation of the centres of the labels; larger values make the task easier.
     noise : float
-        Standard deviation of features about their centre: the larger, the harder.
+        Standard deviation of features about their centre; larger values make the task harder.
     random_state : int, RandomState or None
-        Seed; an int gives the same sequences at every call.
+        Seed; an int gives the same sequences in every call.
 
     Returns
     -------

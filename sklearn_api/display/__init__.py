@@ -1,4 +1,4 @@
-"""Pictures of segmented sequences and of models; they need matplotlib."""
+"""Plots of segmented sequences and of models; they need matplotlib."""
 
 from sklearn_api.display._boundaries import BoundaryDisplay
 from sklearn_api.display._durations import DurationDisplay

@@ -1,4 +1,4 @@
-"""How well the posterior of boundaries fits the true ones."""
+"""Plot of the boundary posterior around true boundaries."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ if TYPE_CHECKING:
 
 
 class BoundaryDisplay:
-    """Posterior of boundaries around the true ones: how sharp and how well placed it is.
+    """Boundary posterior around true boundaries.
 
-    Drawn is, over the distance to a true boundary, the mean probability that a segment starts
-    there. A peak at 0 says that boundaries are well placed, its width how uncertain they are, a
-    shifted peak that they come early or late; the sum under a lone peak is the fraction of
-    boundaries found. Far from all boundaries the curve is the rate of false ones.
+    The plot shows the mean probability of a segment start against the distance to a true boundary.
+    A peak at 0 indicates accurate boundaries, its width their uncertainty, and a shifted peak early
+    or late boundaries. The sum over an isolated peak is the fraction of boundaries found; far from
+    all boundaries, the curve is the rate of false boundaries.
+
+    Create it with `from_estimator` or `from_predictions`.
 
     Parameters
     ----------
     offsets : ndarray of shape (2 * window + 1,)
         Distances -window..window, in positions.
     mean : ndarray of shape (2 * window + 1,)
-        Mean probability of a start at each distance; nan where no sequence reaches that far.
+        Mean probability of a start at each distance; nan if no sequence extends that far.
     quantiles : ndarray of shape (2, 2 * window + 1) or None
         First and third quartile over the true boundaries, drawn as a band.
     n_boundaries : int
-        Number of true boundaries. The first position of a sequence is none.
+        Number of true boundaries, without the first positions of sequences.
     sampling_rate : float or None
-        Positions in a second: the axis is in seconds. None: in positions.
+        Positions per second, for an axis in seconds. None: in positions.
 
     Attributes
     ----------
@@ -82,21 +84,21 @@ class BoundaryDisplay:
         ax: Axes | None = None,
         **kwargs: Any,
     ) -> BoundaryDisplay:
-        """Compute the posterior of boundaries and draw it.
+        """Compute the boundary posterior and draw it.
 
         Parameters
         ----------
         estimator : fitted estimator with ``predict_boundary_proba``
-            Or pipeline or search around it.
+            Or a pipeline or search with it.
         X, y : sequences and their labels or segments
         window : int, default=10
             Largest distance, in positions.
         sampling_rate : float or None
             As for the class.
         ax : matplotlib Axes or None
-            Where to draw; None: a new figure.
+            Axes to draw in; None: a new figure.
         **kwargs
-            Of the line, as in `matplotlib.axes.Axes.plot`.
+            Options of the line, as for `matplotlib.axes.Axes.plot`.
 
         Returns
         -------
@@ -105,7 +107,7 @@ class BoundaryDisplay:
         Raises
         ------
         ValueError
-            If X and y do not fit, or there is no boundary in y.
+            If X and y do not fit together, or y contains no boundary.
         ImportError
             If matplotlib is missing.
         """
@@ -126,12 +128,12 @@ class BoundaryDisplay:
         ax: Axes | None = None,
         **kwargs: Any,
     ) -> BoundaryDisplay:
-        """Draw a posterior of boundaries.
+        """Draw a given boundary posterior.
 
         Parameters
         ----------
         y_true : labels or segments of one sequence or many
-        boundary_proba : array-like of shape (T,), or list of such
+        boundary_proba : array-like of shape (T,), or list of those
             Probability that a segment starts at each position, in [0, 1].
         window, sampling_rate, ax, **kwargs
             As for `from_estimator`.
@@ -143,7 +145,7 @@ class BoundaryDisplay:
         Raises
         ------
         ValueError
-            If the two do not fit, or there is no boundary in `y_true`.
+            If the two do not fit together, or `y_true` contains no boundary.
         ImportError
             If matplotlib is missing.
         """
@@ -182,14 +184,14 @@ class BoundaryDisplay:
         Parameters
         ----------
         ax : matplotlib Axes or None
-            Where to draw; None: a new figure.
+            Axes to draw in; None: a new figure.
         **kwargs
-            Of the line, as in `matplotlib.axes.Axes.plot`.
+            Options of the line, as for `matplotlib.axes.Axes.plot`.
 
         Returns
         -------
         display : BoundaryDisplay
-            Itself, with `line_`, `ax_` and `figure_`.
+            The display itself, with `line_`, `ax_` and `figure_`.
 
         Raises
         ------

@@ -1,6 +1,6 @@
-"""Panels of a picture: signal, rows of segments, boundary posterior.
+"""Panels of a plot: signal, rows of segments, boundary posterior.
 
-matplotlib is imported inside functions: everything else must work without it.
+matplotlib is imported inside functions, so that the package works without it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _START_LINE = "0.8"
 
 
 def import_matplotlib(caller: str) -> Any:
-    """Import pyplot, or tell how to get it."""
+    """Import pyplot; ImportError with instructions if it is missing."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
@@ -36,7 +36,7 @@ def import_matplotlib(caller: str) -> Any:
 
 
 def position_unit(sampling_rate: float | None) -> float:
-    """Length of a position on the axis: in seconds, or 1 where there is no `sampling_rate`."""
+    """Length of a position on the axis: in seconds, or 1 without `sampling_rate`."""
     if sampling_rate is None:
         return 1.0
     if not (isinstance(sampling_rate, Real) and 0 < sampling_rate < np.inf):
@@ -45,14 +45,14 @@ def position_unit(sampling_rate: float | None) -> float:
 
 
 def open_axes(ax: Axes | None, **figure: Any) -> Axes:
-    """Give back `ax`, or the axes of a new figure; `figure` are its options."""
+    """`ax`, or if None the axes of a new figure with the options `figure`."""
     import matplotlib.pyplot as plt
 
     return plt.subplots(layout="constrained", **figure)[1] if ax is None else ax
 
 
 def choose_colors(labels: list[Any], chosen: Mapping[Any, Any] | None) -> dict[Any, Any]:
-    """Give every label a colour of its own, unless one was chosen."""
+    """Colour of every label: the chosen one, or else a distinct default."""
     import matplotlib
 
     palette: Sequence[Any] = _COLORS
@@ -69,7 +69,7 @@ def choose_colors(labels: list[Any], chosen: Mapping[Any, Any] | None) -> dict[A
 
 
 def draw_signal(ax: Axes, signal: np.ndarray, unit: float, name: str) -> None:
-    """Draw few columns as lines, many as an image."""
+    """Draw up to four columns as lines, more as an image."""
     length, n_columns = signal.shape
     if n_columns > len(LINES):
         extent = (0, length * unit, -0.5, n_columns - 0.5)
@@ -128,7 +128,7 @@ def draw_segments(
     from matplotlib.collections import PolyCollection
 
     for row, one in enumerate(rows.values()):
-        # White edges part adjacent segments of one label; they would swallow hair-thin bars.
+        # White edges separate adjacent segments of one label, but would hide very thin bars.
         wide = len(one.labels) < 200
         for label, color in colors.items():
             bars = PolyCollection(
@@ -159,12 +159,12 @@ def draw_boundary(
 
 
 def legend_rows(names: Sequence[str]) -> int:
-    """Rows of the legend: about 110 letters fit in one, and a colour takes the room of five."""
+    """Rows of the legend: about 110 letters fit in one, and a colour takes up five."""
     return ceil(sum(len(name) + 5 for name in names) / 110)
 
 
 def draw_legend(ax: Axes, colors: dict[Any, Any], line: str | None) -> None:
-    """List the labels, and the lines of the boundary panel, above the picture."""
+    """Draw the legend of labels, and of the lines of the boundary panel, above the plot."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 

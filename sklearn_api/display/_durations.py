@@ -1,4 +1,4 @@
-"""Durations of true segments beside those that a model expects."""
+"""Plot of the durations of true segments and of the durations expected by a model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class DurationDisplay:
     """Distribution of durations of each label: bars for the segments, a line for the model.
 
-    Make it with `from_estimator` or `from_predictions`.
+    Create it with `from_estimator` or `from_predictions`.
 
     Parameters
     ----------
@@ -31,13 +31,13 @@ class DurationDisplay:
     modelled : dict of label to ndarray of shape (K,), or None
         Probability of the durations 1..K of each label under the model.
     max_duration : int or None
-        Longest duration drawn; None: the longest of all.
+        Longest duration drawn, in positions; None: the longest of all.
     bins : int, default=30
-        Most bars of a panel: a bar spans one or more positions.
+        Largest number of bars of a panel; a bar spans one or more positions.
     colors : mapping of label to colour or None
-        Colours of matplotlib, for labels that need another than their default.
+        Colours of matplotlib, for labels that should not have their default.
     sampling_rate : float or None
-        Positions in a second: the axis is in seconds. None: in positions.
+        Positions per second, for an axis in seconds. None: in positions.
 
     Attributes
     ----------
@@ -89,24 +89,24 @@ class DurationDisplay:
     ) -> DurationDisplay:
         """Draw the durations of a fitted `SemiCRFSegmenter` over those of given segments.
 
-        The line is the softmax over 1..K of the model's duration scores: the durations it would
-        favour if neither features nor neighbours said anything.
+        The line is the softmax over 1..K of the duration scores of the model: its distribution of
+        durations if features and neighbouring segments had no influence.
 
         Parameters
         ----------
-        estimator : fitted `SemiCRFSegmenter`, or pipeline or search around it
+        estimator : fitted `SemiCRFSegmenter`, or pipeline or search with it
         X : ignored
-            Taken because displays are called with it.
+            Present by convention of scikit-learn's displays.
         y : labels or segments of one sequence or many, or None
             True segments; None: the model alone.
         labels : list or None
             Labels to draw, in this order; None: ``classes_``.
         ignore_label : str, number or None
-            Background that is left out.
+            Background that is not drawn.
         max_duration, bins, colors, sampling_rate
             As for the class.
         ax : matplotlib Axes or None
-            Where to draw; None: a new figure.
+            Axes to draw in; None: a new figure.
 
         Returns
         -------
@@ -114,6 +114,8 @@ class DurationDisplay:
 
         Raises
         ------
+        NotFittedError
+            If the estimator is not fitted.
         ImportError
             If matplotlib is missing.
         """
@@ -163,7 +165,7 @@ class DurationDisplay:
         ignore_label, max_duration, bins, colors, sampling_rate
             As for `from_estimator`.
         ax : matplotlib Axes or None
-            Where to draw; None: a new figure.
+            Axes to draw in; None: a new figure.
 
         Returns
         -------
@@ -204,18 +206,17 @@ class DurationDisplay:
         Parameters
         ----------
         ax : matplotlib Axes or None
-            Its area is divided among the panels; None: a new figure.
+            Axes whose area is divided among the panels; None: a new figure.
 
         Returns
         -------
         display : DurationDisplay
-            Itself, with `ax_`, `axes_` and `figure_`.
+            The display itself, with `ax_`, `axes_` and `figure_`.
 
         Raises
         ------
         ValueError
-            If there is no label, no duration to draw, or `max_duration` or `bins` is no integer
-            >= 1.
+            If there is no duration to draw, or `max_duration` or `bins` is not an integer >= 1.
         ImportError
             If matplotlib is missing.
         """

@@ -1,4 +1,4 @@
-"""Pictures of a segmented sequence."""
+"""Plot of a segmented sequence."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-# Heights of the panels and the gap between them, in inches of the default figure.
+# Heights of the panels and the gap between them, in inches, in the default figure.
 _HEIGHTS = {"signal": 2.3, "segments": 0.36, "boundary": 0.9}
 _GAP = 0.14
 
@@ -38,8 +38,8 @@ _GAP = 0.14
 class SegmentationDisplay:
     """Signal, true and predicted segments, and boundary posterior of one sequence.
 
-    Make it with `from_estimator` or `from_predictions`. Whatever is None is left out. All panels
-    share the axis of positions.
+    Create it with `from_estimator` or `from_predictions`. Arguments that are None are not drawn.
+    All panels share the axis of positions.
 
     Parameters
     ----------
@@ -49,25 +49,25 @@ class SegmentationDisplay:
     signal : array-like of shape (T,) or (T, D) or None
         Up to four columns are drawn as lines, more as an image with one row per column.
     boundary_proba : array-like of shape (T,) or None
-        Probability that a segment starts at each position; drawn over lines at the starts of the
+        Probability that a segment starts at each position; drawn with lines at the starts of the
         first row of segments.
     labels : list or None
         Labels to draw, in the order of colours and legend; None: all that occur, sorted.
     ignore_label : str, number or None
-        Background that gets no colour.
+        Background without colour.
     colors : mapping of label to colour or None
-        Colours of matplotlib, for labels that need another than their default.
+        Colours of matplotlib, for labels that should not have their default.
     sampling_rate : float or None
-        Positions in a second: the axis is in seconds. None: in positions.
+        Positions per second, for an axis in seconds. None: in positions.
     signal_name : str
         Name of the axis of the signal.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
-        Frameless axes around all panels; its title is that of the picture.
+        Frameless axes around all panels; its title is that of the plot.
     axes_ : dict of str to matplotlib Axes
-        Panels: "signal", "segments", "boundary", those that were drawn.
+        The panels that are drawn, of "signal", "segments" and "boundary".
     figure_ : matplotlib Figure
         Figure of `ax_`.
 
@@ -121,8 +121,8 @@ class SegmentationDisplay:
     ) -> SegmentationDisplay:
         """Segment one sequence and draw it.
 
-        Segments come from ``predict_segments`` where the estimator has it, else from ``predict``;
-        the boundary posterior from ``predict_boundary_proba`` where it has that.
+        Segments come from ``predict_segments`` if the estimator has it, else from ``predict``; the
+        boundary posterior from ``predict_boundary_proba`` if it has that.
 
         Parameters
         ----------
@@ -133,12 +133,12 @@ class SegmentationDisplay:
         y : array-like or None
             Its true labels or segments.
         signal : array-like of shape (T,) or (T, D) or None
-            What to draw in place of `X`; sparse `X` is not drawn.
+            Drawn instead of `X`; sparse `X` is not drawn.
         labels, ignore_label, colors, sampling_rate, signal_name
             As for the class; `labels` None: ``estimator.classes_``, so that colours do not depend
             on the sequence.
         ax : matplotlib Axes or None
-            Where to draw; None: a new figure.
+            Axes to draw in; None: a new figure.
 
         Returns
         -------
@@ -147,6 +147,8 @@ class SegmentationDisplay:
 
         Raises
         ------
+        NotFittedError
+            If the estimator is not fitted.
         ValueError
             If `X` is not one sequence or does not fit `y`.
         ImportError
@@ -199,7 +201,7 @@ class SegmentationDisplay:
 signal_name
             As for the class.
         ax : matplotlib Axes or None
-            Where to draw; None: a new figure.
+            Axes to draw in; None: a new figure.
 
         Returns
         -------
@@ -232,12 +234,12 @@ signal_name
         Parameters
         ----------
         ax : matplotlib Axes or None
-            Its area is divided among the panels; None: a new figure.
+            Axes whose area is divided among the panels; None: a new figure.
 
         Returns
         -------
         display : SegmentationDisplay
-            Itself, with `ax_`, `axes_` and `figure_`.
+            The display itself, with `ax_`, `axes_` and `figure_`.
 
         Raises
         ------
@@ -279,7 +281,7 @@ signal_name
         return self
 
     def _check(self) -> tuple[dict[str, Segmentation], Any, Any, int]:
-        """Read the arguments; return segmentations by row, signal, boundary, length."""
+        """Checked arguments: segmentations by row, signal, boundary posterior, length."""
         rows = {}
         lengths: dict[str, int] = {}
         for name, title, y in [
@@ -344,7 +346,7 @@ def _real_array(name: str, values: Any, dimensions: tuple[int, ...]) -> np.ndarr
 
 
 def _common_length(rows: dict[str, Segmentation], lengths: dict[str, int]) -> int:
-    """Check that everything has one length, and return it."""
+    """Common length of all arguments; ValueError if they differ."""
     if not rows and not lengths:
         raise ValueError(
             "At least one of `y_true`, `y_pred`, `signal` and `boundary_proba` must be given; got "

@@ -6,13 +6,13 @@ Every metric takes ``(y_true, y_pred)``, each in any of these forms:
 - labels of many sequences: a list or 1-D object array of those, or a 2-D array with one sequence
   per row;
 - segments of one sequence: a list of ``(start, end, label)`` **tuples**, half-open, in positions,
-  or of `flash_semicrf.problem.segments.Segment` (whose end is inclusive), as ``predict_segments``
-  returns;
+  or of `flash_semicrf.problem.segments.Segment` (whose end is inclusive), as returned by
+  ``predict_segments``;
 - segments of many sequences: a list of such lists, in which a segment may also be a list, as in
-  JSON, or a row of an array. (Of one sequence alone, a list of three numbers is three labels.)
+  JSON, or a row of an array. (For one sequence alone, a list of three numbers is three labels.)
 
-Labels per position cannot show two adjacent segments of one label: where they occur, pass segments.
-Unless its docstring says otherwise, a metric pools all sequences and then divides.
+Labels per position cannot represent two adjacent segments of one label; pass segments where they
+occur. Unless stated otherwise, a metric pools the counts of all sequences before it divides.
 """
 
 from sklearn_api.metrics._boundaries import boundary_errors, boundary_precision_recall_f1

@@ -30,12 +30,13 @@ def boundary_precision_recall_f1(
     average: str | None = "micro",
     zero_division: str | float = "warn",
 ) -> PrecisionRecallF1:
-    """Score onsets and offsets of segments, each for itself.
+    """Precision, recall and F1 of the onsets and offsets of segments.
 
     A true and a predicted onset match if their segments have the same label and they differ by at
-    most `tolerance` positions; so do offsets. Each takes part in one match at most; the matching
-    has as many pairs as possible. Electrocardiogram delineation is scored like this, with a
-    tolerance of 150 ms. The first onset and the last offset of a sequence count like all others.
+    most `tolerance` positions; the same holds for offsets. Each takes part in at most one match;
+    the matching has as many pairs as possible. This is the usual score of electrocardiogram
+    delineation, with a tolerance of 150 ms. The first onset and the last offset of a sequence count
+    like all others.
 
     Parameters
     ----------
@@ -51,10 +52,11 @@ def boundary_precision_recall_f1(
     kind : {"onset", "offset", "both"}
         Boundaries to score; "both" counts onsets and offsets together.
     average : {"micro", "macro"} or None
-        Count over all labels; mean over labels; an array with one score per label.
+        "micro" pools the counts of all labels, "macro" averages over labels, and None returns an
+        array with one score per label.
     zero_division : "warn", 0.0, 1.0 or nan
         Value of a score whose denominator is zero; "warn" gives 0.0 and an
-        `sklearn.exceptions.UndefinedMetricWarning`. A macro average leaves nan out.
+        `sklearn.exceptions.UndefinedMetricWarning`. A macro average excludes nan.
 
     Returns
     -------
@@ -63,8 +65,8 @@ def boundary_precision_recall_f1(
 
     Raises
     ------
-    ValueError
-        If the arguments do not fit together or an option is not one of the above.
+    TypeError, ValueError
+        If an argument is invalid, or the two do not fit together.
 
     Examples
     --------
@@ -106,8 +108,8 @@ def boundary_errors(
     """Signed errors of matched boundaries: predicted minus true position.
 
     Boundaries are matched as by `boundary_precision_recall_f1`; of the matchings with the most
-    pairs, the one with the smallest sum of absolute errors is taken. Boundaries without partner
-    have no error: read the errors together with precision and recall.
+    pairs, the one with the smallest sum of absolute errors is used. Unmatched boundaries have no
+    error, so errors should be reported together with precision and recall.
 
     Parameters
     ----------
@@ -129,8 +131,8 @@ def boundary_errors(
 
     Raises
     ------
-    ValueError
-        If the arguments do not fit together or an option is not one of the above.
+    TypeError, ValueError
+        If an argument is invalid, or the two do not fit together.
 
     Examples
     --------

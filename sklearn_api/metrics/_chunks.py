@@ -1,4 +1,4 @@
-"""F1 of chunks written as BIO tags."""
+"""Precision, recall and F1 of chunks given as BIO tags."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from sklearn_api.metrics._segments import PrecisionRecallF1, segment_precision_r
 def chunk_precision_recall_f1(
     y_true: Sequence[Sequence[str]], y_pred: Sequence[Sequence[str]], **kwargs: Any
 ) -> PrecisionRecallF1:
-    """Score BIO-tagged chunks: right if type, first and last position are.
+    """Precision, recall and F1 of BIO-tagged chunks.
 
-    An "I-x" that continues no x opens a chunk, as the CoNLL scorer reads it.
+    A chunk is correct if its type, first and last position are. An "I-x" that continues no x opens
+    a chunk, as in the CoNLL scorer.
 
     Parameters
     ----------
@@ -30,7 +31,12 @@ def chunk_precision_recall_f1(
     Raises
     ------
     ValueError
-        For a tag that is neither "O" nor "B-..." nor "I-...", or sentences that do not match.
+        If a tag is neither "O" nor "B-..." nor "I-...", or the sentences do not match.
+
+    References
+    ----------
+    E. F. Tjong Kim Sang and S. Buchholz: Introduction to the CoNLL-2000 shared task: chunking.
+    CoNLL, 127-132, 2000.
 
     Examples
     --------

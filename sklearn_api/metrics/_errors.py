@@ -12,9 +12,9 @@ from sklearn_api.metrics._inputs import Segmentation, check_ignore_label, read_p
 def segment_error_rate(y_true: Any, y_pred: Any, *, ignore_label: Any = None) -> float:
     """Edit distance between the label sequences of segments, per true segment.
 
-    Positions play no role: what counts is how many segments must be inserted, deleted or
-    relabelled to turn the predicted into the true sequence of labels. Known as syllable error rate
-    in bird song, as word error rate in speech. May exceed 1. Cost O(N M) for N true and M predicted
+    The smallest number of segments to insert, delete or relabel that turns the predicted into the
+    true sequence of labels; positions do not matter. It is known as the syllable error rate of bird
+    song and the word error rate of speech. It may exceed 1. Cost O(N M) for N true and M predicted
     segments of a sequence.
 
     Parameters
@@ -22,7 +22,7 @@ def segment_error_rate(y_true: Any, y_pred: Any, *, ignore_label: Any = None) ->
     y_true, y_pred : array-like
         Labels per position or lists of segments, of one sequence or many (see the module).
     ignore_label : str, number or None
-        Background that is left out of both label sequences before they are compared.
+        Background that is removed from both label sequences before they are compared.
 
     Returns
     -------
@@ -31,8 +31,13 @@ def segment_error_rate(y_true: Any, y_pred: Any, *, ignore_label: Any = None) ->
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If the arguments do not fit together or no true segment is left.
+
+    References
+    ----------
+    V. I. Levenshtein: Binary codes capable of correcting deletions, insertions and reversals.
+    Soviet Physics Doklady 10(8):707-710, 1966: the edit distance.
 
     Examples
     --------
@@ -71,7 +76,7 @@ def frame_error_rate(y_true: Any, y_pred: Any, *, ignore_label: Any = None) -> f
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If the arguments do not fit together, segments leave gaps, or no position is left.
 
     Examples
@@ -104,10 +109,10 @@ def frame_error_rate(y_true: Any, y_pred: Any, *, ignore_label: Any = None) -> f
 
 
 def covering(y_true: Any, y_pred: Any, *, ignore_label: Any = None) -> float:
-    """How well predicted segments cover the true ones, whatever their labels.
+    """Covering of the true segments by predicted ones, regardless of labels.
 
-    Every true segment S is compared with the predicted segment S' that has the largest
-    intersection over union with it; the mean over true segments is weighted by their durations::
+    Each true segment S is compared with the predicted segment S' of the largest intersection over
+    union with it; the mean over true segments is weighted by their durations::
 
         sum_S |S| max_S' |S & S'| / |S | S'|  /  sum_S |S|
 
@@ -116,7 +121,7 @@ def covering(y_true: Any, y_pred: Any, *, ignore_label: Any = None) -> float:
     y_true, y_pred : array-like
         Labels per position or lists of segments, of one sequence or many (see the module).
     ignore_label : str, number or None
-        Background whose segments are left out of both.
+        Background whose segments are removed from both.
 
     Returns
     -------
@@ -125,7 +130,7 @@ def covering(y_true: Any, y_pred: Any, *, ignore_label: Any = None) -> float:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If the arguments do not fit together or no true segment is left.
 
     References

@@ -1,4 +1,4 @@
-"""Reading true and predicted segmentations in every form that the metrics accept."""
+"""Conversion of true and predicted segmentations from every form that the metrics accept."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Segmentation:
     Parameters
     ----------
     starts, stops : int64 ndarray of shape (N,)
-        Ends of the segments.
+        Bounds of the segments.
     labels : list of length N
         Their labels, as plain Python objects.
     length : int or None
-        Number of positions; None if read from a list of segments, which does not tell.
+        Number of positions; None if unknown, as for a list of segments.
     """
 
     starts: np.ndarray
@@ -33,12 +33,12 @@ class Segmentation:
 
     @classmethod
     def empty(cls) -> Segmentation:
-        """A sequence of unknown length without segments."""
+        """Segmentation of unknown length without segments."""
         none = np.empty(0, dtype=np.int64)
         return cls(none, none, [], None)
 
     def without(self, label: Any) -> Segmentation:
-        """Leave out the segments of one label; None leaves out nothing."""
+        """Segmentation without the segments of one label; itself for None."""
         if label is None:
             return self
         keep = [i for i, other in enumerate(self.labels) if other != label]
@@ -48,7 +48,7 @@ class Segmentation:
 
 
 def read_pairs(y_true: Any, y_pred: Any) -> list[tuple[Segmentation, Segmentation]]:
-    """Read both arguments of a metric and check them against each other.
+    """Pairs of true and predicted segmentations, checked against each other.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def read_pairs(y_true: Any, y_pred: Any) -> list[tuple[Segmentation, Segmentatio
 
 
 def read_one(y: Any, name: str) -> Segmentation:
-    """Read an argument that must be one sequence, in any form.
+    """Segmentation from an argument that must be one sequence, in any form.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def read_labels(
     labels: Sequence[Any] | None,
     ignore_label: Any,
 ) -> list[Any]:
-    """Labels to score: those asked for, or all that occur, sorted, except `ignore_label`."""
+    """Labels to score: the given ones, or all that occur, sorted, except `ignore_label`."""
     present = {label for pair in pairs for one in pair for label in one.labels}
     check_ignore_label(present, ignore_label)
     if labels is None:
@@ -123,7 +123,7 @@ def read_labels(
 
 
 def check_ignore_label(present: Iterable[Any], ignore_label: Any) -> None:
-    """Refuse an `ignore_label` that cannot occur, such as 0 among strings."""
+    """Raise an error for an `ignore_label` that cannot occur, such as 0 among strings."""
     if ignore_label is not None:
         _check_kind(present, ignore_label, "ignore_label")
 
@@ -143,7 +143,7 @@ def _kind(label: Any) -> str:
 
 
 def _label_kind(sequences: list[Segmentation], name: str) -> str | None:
-    """Say whether labels are "strings" or "numbers"; None if there are none."""
+    """Kind of the labels, "strings" or "numbers"; None if there are none."""
     found = None
     for i, sequence in enumerate(sequences):
         # Within one sequence labels agree already, unless it was read from segments.
@@ -179,7 +179,7 @@ def _is_empty_list(y: Any) -> bool:
 
 
 def _read(y: Any, name: str) -> tuple[list[Segmentation], bool]:
-    """Read one argument; also tell whether it is one sequence, not several."""
+    """Segmentations of one argument, and whether it is a single sequence."""
     if not isinstance(y, list | tuple):
         if isinstance(y, str | dict | set) or not hasattr(y, "__array__"):
             raise TypeError(f"`{name}` must be an array or a list; got {type(y).__name__}.")
@@ -231,7 +231,7 @@ def _read_segments(segments: Sequence[Any], name: str, i: int) -> Segmentation:
 
 
 def _read_positions(labels: Any, name: str, i: int) -> Segmentation:
-    """Turn labels per position into maximal runs of one label."""
+    """Segmentation of labels per position into maximal runs of one label."""
     if isinstance(labels, list | tuple):
         # np.asarray would turn a mixture of strings and numbers into strings.
         array = np.empty(len(labels), dtype=object)

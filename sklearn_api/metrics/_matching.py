@@ -10,7 +10,7 @@ points,
     f[i, j] = max(f[i-1, j], f[i, j-1], f[i-1, j-1] + gain[i, j]).
 
 Only points in one connected group of compatible pairs compete, so this runs per group: O(n log m)
-in all where points are further apart than the tolerance, O(nm) at worst.
+if points are further apart than the tolerance, O(nm) in the worst case.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scorers from metrics of positions and from the model's own likelihood."""
+"""Scorers from metrics of positions and from the likelihood of the model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _PositionScorer(MetricScorer):
         if self._response_method == "predict_proba":
             classes = final_estimator(estimator).classes_
             if "labels" in inspect.signature(self._metric).parameters:
-                # A label of the model that no sequence of a fold holds has its column all the same.
+                # Labels of the model that are absent from a fold have a column, too.
                 kwargs.setdefault("labels", classes)
             if len(classes) == 2:
                 flat = flat[:, 1]
@@ -43,7 +43,7 @@ def make_position_scorer(
 ) -> Callable[[Any, Any, Any], float]:
     """Make a scorer of ragged sequences from a metric of scikit-learn.
 
-    The metric sees the positions of all sequences in one row, each weighing the same.
+    The metric is applied to the concatenated positions of all sequences, with equal weights.
 
     Parameters
     ----------
@@ -53,16 +53,16 @@ def make_position_scorer(
     greater_is_better : bool, default=True
         False: the scorer returns the metric with its sign changed.
     response_method : {"predict", "predict_proba"}, default="predict"
-        Method of the estimator. Of the probabilities of two labels, the metric sees those of the
-        second, as with `sklearn.metrics.make_scorer`; ``labels``, where it takes them, are all of
-        the model unless given.
+        Method of the estimator. For two labels, the metric receives the probabilities of the
+        second, as with `sklearn.metrics.make_scorer`. Its argument ``labels``, if it has one, is by
+        default all labels of the model.
     **kwargs
         Options of `metric`.
 
     Returns
     -------
     scorer : callable
-        Function of ``(estimator, X, y, groups=None)``; the larger, the better. It can be pickled if
+        Function of ``(estimator, X, y, groups=None)``; larger is better. It can be pickled if
         `metric` can.
 
     Raises
@@ -81,17 +81,17 @@ def make_position_scorer(
 
 
 class _LogLikelihoodScorer(SequenceScorer):
-    """Log-probability that a model gives the true segmentations, in nats per position.
+    """Log-probability of the true segmentations under a model, in nats per position.
 
-    A proper score of the whole distribution over segmentations, boundaries and durations included:
-    it tells models apart that predict the same labels. It is -inf where the model forbids a true
+    A proper score of the whole distribution over segmentations, including boundaries and durations:
+    it distinguishes models that predict the same labels. It is -inf if the model forbids a true
     segment or transition (`min_duration`, `transition_constraints`). True segments longer than the
-    model's `max_duration` are cut first, as in training, which is to the advantage of a small K: to
-    choose K, compare it with a score of segments.
+    `max_duration` of the model are split first, as in training, which favours a small K: use a
+    score of segments to choose K.
 
     Parameters
     ----------
-    estimator : fitted `SemiCRFSegmenter`, or pipeline or search around it
+    estimator : fitted `SemiCRFSegmenter`, or pipeline or search with it
     X, y : sequences and their labels or segments
     groups : array-like of shape (n_rows,), optional
         For 2-D X.

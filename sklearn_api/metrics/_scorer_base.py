@@ -1,4 +1,4 @@
-"""What scorers of sequences have in common."""
+"""Base classes of scorers of sequences."""
 
 from __future__ import annotations
 
@@ -16,11 +16,22 @@ __all__ = ["MetricScorer", "SequenceScorer"]
 class SequenceScorer:
     """Callable ``(estimator, X, y, groups=None)``; a subclass scores in `_score`.
 
-    With metadata routing, scikit-learn hands on `groups`: the sequence of each row of a 2-D X.
+    With metadata routing, scikit-learn passes `groups`: the sequence of each row of a 2-D X.
     """
 
     def __call__(self, estimator: Any, X: Any, y: Any, groups: Any = None) -> float:
-        """Score of a fitted estimator; the larger, the better."""
+        """Score of a fitted estimator; larger is better.
+
+        Parameters
+        ----------
+        estimator : fitted estimator of sequences
+        X, y : sequences and their labels or segments
+        groups : array-like of shape (n_rows,), optional
+            For 2-D X: the sequence of each row.
+
+        Returns
+        -------
+        float"""
         if groups is not None and read_layout(X).kind == "single":
             X, y = as_sequences(X, groups), as_sequences(y, groups)
         return self._score(estimator, X, y)
@@ -29,7 +40,7 @@ class SequenceScorer:
         raise NotImplementedError
 
     def get_metadata_routing(self) -> MetadataRequest:
-        """Request `groups`, as the splitters do."""
+        """Metadata request for `groups`, as in the splitters."""
         request = MetadataRequest(owner=self)
         request.score.add_request(param="groups", alias=True)
         return request
@@ -38,15 +49,17 @@ class SequenceScorer:
 class MetricScorer(SequenceScorer):
     """Scorer made from a metric; a class, not a closure, so that it can be pickled.
 
-    A subclass says in `maker` which function makes it, and in `responses` which methods of an
-    estimator it can score, the default first.
+    In a subclass, `maker` is the name of the function that creates it, and `responses` the methods
+    of an estimator that it can score, the default first.
 
     Parameters
     ----------
     metric : callable
+        Function of ``(y_true, y_pred, **kwargs)``.
     greater_is_better : bool
         False: the sign of the metric is changed.
     response_method : str
+        One of `responses`.
     kwargs : dict
         Options of `metric`.
     """

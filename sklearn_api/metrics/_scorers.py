@@ -1,4 +1,4 @@
-"""Scorers for scikit-learn's model selection."""
+"""Scorers of segments for scikit-learn's model selection."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ def make_segment_scorer(
 ) -> Callable[[Any, Any, Any], float]:
     """Make a scorer for `GridSearchCV`, `cross_val_score` and others from a metric.
 
-    scikit-learn's own `make_scorer` handles arrays only; this one takes ragged sequences as they
-    are.
+    It supports ragged sequences; scikit-learn's `make_scorer` supports arrays only.
 
     Parameters
     ----------
@@ -48,17 +47,17 @@ def make_segment_scorer(
         F1, of which F1 is taken.
     greater_is_better : bool or None
         False: the scorer returns the metric with its sign changed. None: False for the error rates
-        of this module, True for all else.
+        of this module, True for all other metrics.
     response_method : {"predict", "predict_segments"}
-        Method of the estimator whose result is scored. Labels per position join adjacent segments
-        of one label; segments do not.
+        Method of the estimator whose result is scored. Labels per position merge adjacent segments
+        of one label; segments keep them separate.
     **kwargs
         Options of `metric`.
 
     Returns
     -------
     scorer : callable
-        Function of ``(estimator, X, y, groups=None)``; the larger, the better. It can be pickled if
+        Function of ``(estimator, X, y, groups=None)``; larger is better. It can be pickled if
         `metric` can.
 
     Raises

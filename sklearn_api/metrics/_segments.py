@@ -15,16 +15,16 @@ from sklearn_api.metrics._matching import match_in_order
 
 
 class PrecisionRecallF1(NamedTuple):
-    """Three scores: numbers, or arrays with one element per label.
+    """Precision, recall and F1: numbers, or arrays with one element per label.
 
     Attributes
     ----------
     precision : float or ndarray of shape (n_labels,)
-        Matched among predicted.
+        Share of matched among predicted.
     recall : float or ndarray of shape (n_labels,)
-        Matched among true.
+        Share of matched among true.
     f1 : float or ndarray of shape (n_labels,)
-        Harmonic mean of both.
+        Harmonic mean of precision and recall.
     """
 
     precision: float | np.ndarray
@@ -42,10 +42,10 @@ def segment_precision_recall_f1(
     average: str | None = "micro",
     zero_division: str | float = "warn",
 ) -> PrecisionRecallF1:
-    """Score segments: right if label, onset and offset are.
+    """Precision, recall and F1 of segments.
 
     A true and a predicted segment match if they have the same label and both onset and offset
-    differ by at most `tolerance` positions. Each takes part in one match at most; the matching has
+    differ by at most `tolerance` positions. Each takes part in at most one match; the matching has
     as many pairs as possible.
 
     Parameters
@@ -60,10 +60,11 @@ def segment_precision_recall_f1(
     ignore_label : str, number or None
         Background whose segments do not count.
     average : {"micro", "macro"} or None
-        Count over all labels; mean over labels; an array with one score per label.
+        "micro" pools the counts of all labels, "macro" averages over labels, and None returns an
+        array with one score per label.
     zero_division : "warn", 0.0, 1.0 or nan
         Value of a score whose denominator is zero; "warn" gives 0.0 and an
-        `sklearn.exceptions.UndefinedMetricWarning`. A macro average leaves nan out.
+        `sklearn.exceptions.UndefinedMetricWarning`. A macro average excludes nan.
 
     Returns
     -------
@@ -72,8 +73,8 @@ def segment_precision_recall_f1(
 
     Raises
     ------
-    ValueError
-        If the arguments do not fit together or an option is not one of the above.
+    TypeError, ValueError
+        If an argument is invalid, or the two do not fit together.
 
     Examples
     --------
@@ -109,7 +110,7 @@ class Segments(NamedTuple):
     def of(
         cls, pairs: list[tuple[Segmentation, Segmentation]], labels: list[Any], side: int
     ) -> Segments:
-        """Flatten one side of the pairs."""
+        """Segments of one side of the pairs."""
         index = {label: n for n, label in enumerate(labels)}
         sequences = [pair[side] for pair in pairs]
         label = np.array([index.get(x, -1) for s in sequences for x in s.labels], dtype=np.int64)
@@ -125,7 +126,7 @@ class Segments(NamedTuple):
         return cls(*(column[order] for column in flat))
 
     def counts(self, labels: list[Any]) -> np.ndarray:
-        """Count segments of every label, of shape (n_labels,)."""
+        """Number of segments of every label, of shape (n_labels,)."""
         return np.bincount(self.label, minlength=len(labels))
 
 
@@ -148,7 +149,7 @@ def match_segments(
 
 
 def check_tolerance(tolerance: float) -> float:
-    """Check a tolerance in positions; infinity is one."""
+    """Tolerance in positions, checked; may be infinite."""
     if not isinstance(tolerance, Real) or isinstance(tolerance, bool) or not tolerance >= 0:
         raise ValueError(f"`tolerance` must be a number of positions >= 0; got {tolerance!r}.")
     return tolerance
@@ -161,7 +162,7 @@ def scores_from_counts(
     average: str | None,
     zero_division: str | float,
 ) -> PrecisionRecallF1:
-    """Turn counts per label into scores."""
+    """Scores from counts per label."""
     if average not in ("micro", "macro", None):
         raise ValueError(f"`average` must be 'micro', 'macro' or None; got {average!r}.")
     warn = isinstance(zero_division, str) and zero_division == "warn"
@@ -195,6 +196,6 @@ def scores_from_counts(
 
 
 def _mean(scores: np.ndarray) -> float:
-    """Mean of what is not nan; nan if nothing is left."""
+    """Mean of the entries that are not nan; nan if there are none."""
     known = scores[~np.isnan(scores)]
     return float(known.mean()) if len(known) else float("nan")

@@ -1,7 +1,7 @@
 """Cross-validation of models of sequences.
 
-Splitters that keep sequences whole, and `cross_val_predict` for ragged outputs. scikit-learn's
-searches and `cross_val_score` take the splitters as ``cv=``, and scorers from
+Splitters that keep sequences whole, and `cross_val_predict` for ragged outputs. Searches and
+`cross_val_score` of scikit-learn accept the splitters as ``cv=``, and scorers from
 `sklearn_api.metrics` as ``scoring=``.
 """
 

@@ -48,51 +48,53 @@ def cross_val_predict(
 ) -> Any:
     """Predict every sequence with a model that was fitted without it.
 
-    scikit-learn's function of this name fails on probabilities of sequences that differ in length.
+    The function of the same name in scikit-learn does not support probabilities of sequences that
+    differ in length.
 
     Parameters
     ----------
     estimator : estimator of sequences
-        `SemiCRFSegmenter`, or a pipeline or search around it; a copy is fitted per fold.
+        `SemiCRFSegmenter`, or a pipeline or search with it; a copy is fitted per fold.
     X : sequences, in the forms that `SemiCRFSegmenter` takes
     y : labels or segments, nested as X
         For 2-D X: labels per row.
     groups : array-like, optional
-        Handed to the splitter. For 2-D X also the sequence of each row.
+        Passed to the splitter. For 2-D X also the sequence of each row.
     cv : int, splitter or iterable of (train, test), default=None
         An int or None (5) is `SequenceKFold`; the test sets must partition X.
     n_jobs : int or None, default=None
-        Folds fitted at a time, as everywhere in scikit-learn.
+        Number of folds fitted at a time, as in scikit-learn.
     verbose : int, default=0
-        Of joblib.
+        As in joblib.
     params : dict or None, default=None
-        Passed to ``fit``; what has one entry per sequence (per row for 2-D X) is split alike.
+        Passed to ``fit``; values with one entry per sequence (per row for 2-D X) are split alike.
     pre_dispatch : int or str, default="2*n_jobs"
-        Of joblib.
+        As in joblib.
     method : {"predict", "predict_proba", "predict_boundary_proba", "predict_segments"}, \
 default="predict"
 
     Returns
     -------
-    predictions : ndarray of shape (T,) or (T, C), object array of such, or lists of Segment
-        Nested as the method of the estimator does for X and `groups`. Columns of probabilities are
-        the sorted labels of `y`; a label that a fold was not trained on gets 0.
+    predictions : ndarray of shape (T,) or (T, C), object array of those, or lists of Segment
+        Nested as by the method of the estimator for X and `groups`. Columns of probabilities are
+        the sorted labels of `y`, with 0 for labels that are missing in the training set of a fold.
 
     Raises
     ------
     ValueError
-        For another `method`, test sets that are no partition, or segments as `y` of a 2-D X.
+        If `method` is unknown, the test sets do not partition `X`, or segments are given for a 2-D
+        X.
 
     Warns
     -----
     RuntimeWarning
-        Where a training set lacks a label, with ``method="predict_proba"``.
+        If a training set lacks a label, with ``method="predict_proba"``.
 
     Notes
     -----
-    The rows of a 2-D X that a fold trains on or predicts are handed to the estimator as a list of
-    contiguous pieces, so that nothing is glued together. The first piece of a test sequence that is
-    cut starts anew: it knows nothing of what came before.
+    Rows of a 2-D X are passed to the estimator as a list of contiguous pieces, so that rows that
+    are not neighbours are never joined. Each piece of a test sequence is predicted without the rows
+    before it.
 
     Examples
     --------
@@ -151,7 +153,7 @@ def _check_partition(tests: list[np.ndarray], count: int) -> None:
 
 
 def _pieces(indices: np.ndarray, starts: np.ndarray | None) -> list[_Piece]:
-    """Whole sequences, or with `starts` of the sequences the contiguous runs of rows."""
+    """Whole sequences or, given the `starts` of the sequences, contiguous runs of rows."""
     indices = np.sort(indices)
     if starts is None:
         return [_Piece(int(i), 0, slice(None)) for i in indices]
@@ -198,7 +200,7 @@ def _has_entries(value: Any, count: int) -> bool:
 
 
 def _align(outputs: list[np.ndarray], seen: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
-    """Put the columns of `seen` labels among those of all."""
+    """Outputs with the columns of `seen` labels among those of all labels, and a warning."""
     warnings.warn(
         f"A training set holds the labels {seen.tolist()} of {classes.tolist()}; the others get a "
         "probability of 0.",
@@ -212,7 +214,7 @@ def _align(outputs: list[np.ndarray], seen: np.ndarray, classes: np.ndarray) -> 
 
 
 def _join(pieces: list[tuple[int, Any]], method: str) -> Any:
-    """One sequence's output from those of its pieces, in order."""
+    """Output of one sequence from those of its pieces, in order."""
     if method != "predict_segments":
         return np.concatenate([output for _, output in pieces])
     return [

@@ -1,8 +1,8 @@
 """Splitters that keep sequences whole.
 
-Many sequences are split by sequence. The rows of a 2-D X are one sequence, which is cut into
-contiguous blocks, or with `groups` one sequence per id, which stays whole. Indices are always those
-of `X`: of sequences, or of rows.
+Many sequences are split by sequence. The rows of a 2-D X are one sequence, which is split into
+contiguous blocks, or with `groups` one sequence per id, each kept whole. Indices always refer to
+`X`: to its sequences, or to its rows.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Folds: TypeAlias = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 class _SequenceSplitter(BaseCrossValidator):
-    """Splits sequences; translates to rows where X is 2-D."""
+    """Base class that splits sequences, and converts the result to rows of a 2-D X."""
 
-    # With metadata routing, `groups` reach the splitter without being asked for.
+    # With metadata routing, `groups` are passed to the splitter by default.
     __metadata_request__split = {"groups": True}
 
     def __init__(self, n_splits: int) -> None:
@@ -37,7 +37,7 @@ class _SequenceSplitter(BaseCrossValidator):
         self.n_splits = n_splits
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
-        """Return the number of folds.
+        """Number of folds.
 
         Parameters
         ----------
@@ -67,8 +67,9 @@ class _SequenceSplitter(BaseCrossValidator):
         Raises
         ------
         ValueError
-            For `groups` of rows that scikit-learn passes on without metadata routing: the estimator
-            would not get them, and take the rows of several sequences for one.
+            If `y` or `groups` is invalid or missing, or there are too few sequences or rows. Also
+            for `groups` of rows that scikit-learn passes without metadata routing: the estimator
+            would not receive them, and would treat the rows of several sequences as one sequence.
         """
         by_row = read_layout(X).kind == "single"
         if by_row and groups is not None and _called_by_scikit_learn():
@@ -116,8 +117,8 @@ def _check_integer(name: str, value: object, least: int) -> None:
 def _called_by_scikit_learn() -> bool:
     """Whether a cross-validation or search of scikit-learn called `split`, without routing.
 
-    Its call looks like a user's own, who may well hand the groups to the estimator, too; only the
-    caller tells them apart.
+    Only the calling module distinguishes its call from that of a user, who may pass the groups to
+    the estimator as well.
     """
     frame = inspect.currentframe()  # this function, called by `split`, called by whom
     for _ in range(2):
@@ -132,20 +133,26 @@ class SequenceKFold(_SequenceSplitter):
     Parameters
     ----------
     n_splits : int, default=5
+        Number of folds, >= 2.
     shuffle : bool, default=False
-        Shuffle the sequences first. One sequence has no order to shuffle: its blocks stay.
+        Shuffle the sequences first. The blocks of a single sequence are not shuffled.
     random_state : int, RandomState instance or None, default=None
-        Of the shuffle.
+        Seed of the shuffle.
     gap : int, default=0
-        For a 2-D X without groups: rows left out of the training set on either side of the test
-        block, so that features or labels that reach over its border do not leak. About the longest
-        segment plus the reach of the features is safe.
+        For a 2-D X without groups: number of rows excluded from the training set on either side of
+        the test block, so that features or labels that span its border do not leak. The longest
+        segment plus the range of the features is about enough.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is invalid.
 
     Notes
     -----
-    The training rows of an inner block are two pieces, before and after it. An estimator that takes
-    them for one sequence sees one glued border per fold; `cross_val_predict` of this module fits on
-    the pieces instead.
+    The training rows of an inner block are two pieces, before and after it. If an estimator treats
+    them as one sequence, each fold has one artificial border; `cross_val_predict` of this module
+    fits the pieces separately instead.
 
     Examples
     --------
@@ -191,17 +198,23 @@ class SequenceKFold(_SequenceSplitter):
 class SequenceStratifiedKFold(_SequenceSplitter):
     """K folds of whole sequences with about the same shares of majority labels.
 
-    The label of a sequence is the one that covers most of its positions.
+    The majority label of a sequence is the one that covers most of its positions.
 
     Parameters
     ----------
     n_splits : int, default=5
+        Number of folds, >= 2.
     shuffle : bool, default=False
         Shuffle the sequences of each majority label first.
     random_state : int, RandomState instance or None, default=None
-        Of the shuffle.
+        Seed of the shuffle.
     ignore_label : str, number or None, default=None
-        Background that counts only where nothing else occurs.
+        Background that counts only in sequences without other labels.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is invalid.
 
     Examples
     --------
@@ -243,6 +256,12 @@ class SequenceGroupKFold(_SequenceSplitter):
     Parameters
     ----------
     n_splits : int, default=5
+        Number of folds, >= 2.
+
+    Raises
+    ------
+    ValueError
+        If `n_splits` is invalid.
 
     Examples
     --------
@@ -279,7 +298,7 @@ class SequenceGroupKFold(_SequenceSplitter):
 
 
 def _majority(y: Any, layout: Layout, ignore_label: Any) -> np.ndarray:
-    """Label of most positions of each sequence; the first in sorted order of equals."""
+    """Label of most positions of each sequence; of equals, the first in sorted order."""
     gold = check_y(y, layout)
     names, label = np.unique(gold.labels, return_inverse=True)
     share = np.zeros((len(layout.lengths), len(names)), dtype=np.int64)
