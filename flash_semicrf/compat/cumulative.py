@@ -161,6 +161,8 @@ def potentials_of_cumulative(
 ) -> Potentials:
     """Checked `Potentials` of cumulative scores (B, T+1, C), differenced in float64.
 
+    Parameters are those of `semi_crf_streaming_forward`.
+
     Raises
     ------
     TypeError, ValueError

@@ -47,7 +47,13 @@ class SemiCRFStreamingTriton(SemiCRFStreaming):
     def apply(
         cls, backend: str | Backend | None, lengths: Tensor, *parameters: Tensor | None
     ) -> Tensor:
-        """Compute log Z, and the gradients that the backward pass needs."""
+        """Compute log Z, and the gradients that the backward pass needs.
+
+        Raises
+        ------
+        ValueError
+            If `backend` is neither None nor "triton", or Triton cannot run the problem.
+        """
         if backend not in (None, "triton"):
             raise ValueError(f'`backend` must be None or "triton"; got {backend!r}.')
         return SemiCRFStreaming.apply("triton", lengths, *parameters)

@@ -54,7 +54,8 @@ def accepts_use_triton(position: int) -> Callable[[Method], Method]:
     Returns
     -------
     callable
-        A decorator of methods whose first argument is a Tensor.
+        A decorator of methods whose first argument is a Tensor. The decorated method raises
+        TypeError if `use_triton` is given twice, and errors as `backend_of`.
     """
 
     def decorate(method: Method) -> Method:

@@ -102,7 +102,10 @@ def from_parts(edge: Tensor) -> tuple[Tensor, tuple[int, int]]:
 
 
 def score_parts(semiring: Semiring, potentials: Tensor, parts: Tensor) -> Tensor:
-    """Semiring product of the edges marked in `parts`; see `flash_semicrf.SemiMarkov.score`."""
+    """Semiring product of the edges marked in `parts`.
+
+    Parameters, result and errors are those of `flash_semicrf.SemiMarkov.score`.
+    """
     check_tensor("potentials", potentials)
     check_tensor("parts", parts)
     if potentials.shape != parts.shape:

@@ -52,7 +52,7 @@ def log_partition(
 
 
 def log_partition_of_checked(p: Potentials, backend: str) -> Tensor:
-    """`log_partition` of a problem that has been checked."""
+    """`log_partition` of a checked problem."""
     chosen = choose(backend, p)
     if chosen.name == "reference":
         return reference.log_partition(p)  # differentiable any number of times

@@ -108,7 +108,9 @@ def n_best_table(
     *,
     constraints: Constraints | None = None,
 ) -> tuple[Tensor, SegmentTable]:
-    """`n_best` with the segments as tensors.
+    """Results of `n_best` with the segments as tensors.
+
+    Parameters and errors are those of `n_best`.
 
     Returns
     -------

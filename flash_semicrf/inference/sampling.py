@@ -87,7 +87,9 @@ def sample_table(
     *,
     constraints: Constraints | None = None,
 ) -> SegmentTable:
-    """`sample` with the segments as tensors.
+    """Results of `sample` with the segments as tensors.
+
+    Parameters and errors are those of `sample`.
 
     Returns
     -------

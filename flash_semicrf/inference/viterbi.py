@@ -51,14 +51,22 @@ def viterbi(
 def viterbi_table(
     potentials: Potentials, backend: str = "auto", *, constraints: Constraints | None = None
 ) -> tuple[Tensor, SegmentTable]:
-    """`viterbi` with the segments as tensors: (scores (B,), `SegmentTable`)."""
+    """Results of `viterbi` with the segments as tensors.
+
+    Parameters and errors are those of `viterbi`.
+
+    Returns
+    -------
+    scores : float64 Tensor of shape (B,)
+    table : SegmentTable
+    """
     return viterbi_of_checked(check_potentials(potentials), backend, constraints)
 
 
 def viterbi_of_checked(
     p: Potentials, backend: str, constraints: Constraints | None = None
 ) -> tuple[Tensor, SegmentTable]:
-    """`viterbi_table` of a problem that has been checked."""
+    """`viterbi_table` of a checked problem."""
     with torch.no_grad():
         constrained = constrain(p, constraints)
         scores, table = choose(backend, constrained).viterbi(constrained)

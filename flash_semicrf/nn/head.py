@@ -245,7 +245,13 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
 
     @property
     def duration_bias(self) -> Tensor:
-        """Score of every duration, Tensor of shape (K, C); -inf below the minimum durations."""
+        """Score of every duration, Tensor of shape (K, C); -inf below the minimum durations.
+
+        Raises
+        ------
+        ValueError
+            If the duration distribution returns another shape.
+        """
         bias = self.duration_distribution().to(self.transition.device)
         shape = (self.max_duration, self.num_classes)
         if tuple(bias.shape) != shape:

@@ -95,16 +95,19 @@ def update_pruned(module: nn.Module) -> None:
 
 
 def cast(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Values in another dtype, or None."""
     return None if values is None else values.to(dtype)
 
 
 def check_numbers(init_scale: float, edge_memory_threshold: float, num_warps: int) -> None:
+    """Raise ValueError for a number that the head does not accept."""
     check_number("init_scale", init_scale, zero=True)
     check_number("edge_memory_threshold", edge_memory_threshold, infinite=True)
     check_positive_int("num_warps", num_warps)
 
 
 def check_traceback_length(limit: int | None, lengths: Tensor) -> None:
+    """Raise ValueError for a sequence longer than the limit, if there is one."""
     if limit is None:
         return
     limit = check_positive_int("max_traceback_length", limit, 2**63 - 1)

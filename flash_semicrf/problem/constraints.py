@@ -193,7 +193,13 @@ class Constraints:
 
 
 def constrain(potentials: Potentials, constraints: Constraints | None) -> Potentials:
-    """`Constraints.apply` for checked potentials; the potentials themselves without constraints."""
+    """`Constraints.apply` for checked potentials; the potentials themselves without constraints.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the constraints are invalid; the message names the argument and the index.
+    """
     p, known = potentials, constraints
     if known is None:
         return p

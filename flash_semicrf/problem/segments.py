@@ -279,7 +279,20 @@ def whole_number(value: Any) -> int | None:
 def table_to_segments(
     table: SegmentTable, batch_size: int, scores: Tensor | None = None
 ) -> list[list[Segment]]:
-    """Lists of `Segment`, one per sequence, with `scores` of shape (N,) as ``Segment.score``."""
+    """Lists of `Segment`, one per sequence.
+
+    Parameters
+    ----------
+    table : SegmentTable
+    batch_size : int
+        Number of sequences B.
+    scores : Tensor of shape (N,), optional
+        Values of ``Segment.score``.
+
+    Returns
+    -------
+    list of B lists of Segment
+    """
     rows = (table.start.tolist(), (table.stop - 1).tolist(), table.label.tolist())
     values = () if scores is None else (scores.tolist(),)
     segments = list(map(Segment, *rows, *values))
@@ -288,7 +301,19 @@ def table_to_segments(
 
 
 def table_to_labels(table: SegmentTable, batch_size: int, num_positions: int) -> Tensor:
-    """Labels per position, int64 Tensor of shape (B, T); -1 where no segment lies."""
+    """Labels per position of the segments of a table.
+
+    Parameters
+    ----------
+    table : SegmentTable
+    batch_size, num_positions : int
+        B and T.
+
+    Returns
+    -------
+    int64 Tensor of shape (B, T)
+        -1 where no segment lies.
+    """
     labels = table.label.new_full((batch_size, num_positions), -1)
     sequence, position, source = covered_positions(table)
     labels[sequence, position] = table.label[source]

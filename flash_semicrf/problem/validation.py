@@ -247,6 +247,11 @@ def check_labels(
     """Raise an error unless `labels` (B, T) holds integers in 0..C-1 or `ignore_index`.
 
     Entries at and after `lengths` are not checked.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the requirement, the value and its index.
     """
     check_tensor("labels", labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -268,7 +273,13 @@ def check_labels(
 
 
 def check_columns(table: SegmentTable, device: torch.device | None, name: str = "table") -> None:
-    """Raise unless `table` has int64 columns of one length, on `device` unless that is None."""
+    """Raise unless `table` has int64 columns of one length, on `device` unless that is None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the column.
+    """
     if not isinstance(table, SegmentTable):
         raise TypeError(f"`{name}` must be a SegmentTable; got {type(table).__name__}.")
     for column, value in table._asdict().items():
@@ -292,6 +303,11 @@ def check_rows(table: SegmentTable, potentials: Potentials) -> None:
     """Raise unless each row of `table` is a segment of allowed duration inside its sequence.
 
     Unlike for `check_table`, the rows need not tile the sequences.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the first invalid row.
     """
     p = potentials
     check_columns(table, p.device)
@@ -317,7 +333,13 @@ def _wrong_durations(p: Potentials, duration: Tensor, label: Tensor) -> Tensor:
 
 
 def check_table(table: SegmentTable, potentials: Potentials) -> None:
-    """Raise unless the rows of `table` tile every sequence of `potentials` with valid segments."""
+    """Raise unless the rows of `table` tile every sequence of `potentials` with valid segments.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the first invalid row.
+    """
     p = potentials
     check_columns(table, p.device)
     sequence, start, stop, label = table

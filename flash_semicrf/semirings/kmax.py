@@ -58,7 +58,7 @@ class KMaxSemiring(Semiring):
         return self._best(torch.stack([a[i] + b[j] for i, j in pairs]))
 
     def unconvert(self, values: Tensor) -> Tensor:
-        """All k scores, shape (k, ...)."""
+        """All k scores, of shape (k, ...)."""
         return values
 
     def matmul_terms(self, count: int, rows: int, inner: int, columns: int) -> int:

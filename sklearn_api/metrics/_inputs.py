@@ -103,7 +103,13 @@ def read_labels(
     labels: Sequence[Any] | None,
     ignore_label: Any,
 ) -> list[Any]:
-    """Labels to score: the given ones, or all that occur, sorted, except `ignore_label`."""
+    """Labels to score: the given ones, or all that occur, sorted, except `ignore_label`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a label is invalid, repeated, or equal to `ignore_label`.
+    """
     present = {label for pair in pairs for one in pair for label in one.labels}
     check_ignore_label(present, ignore_label)
     if labels is None:

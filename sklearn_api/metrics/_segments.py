@@ -149,7 +149,7 @@ def match_segments(
 
 
 def check_tolerance(tolerance: float) -> float:
-    """Tolerance in positions, checked; may be infinite."""
+    """Tolerance in positions, which may be infinite; ValueError if it is invalid."""
     if not isinstance(tolerance, Real) or isinstance(tolerance, bool) or not tolerance >= 0:
         raise ValueError(f"`tolerance` must be a number of positions >= 0; got {tolerance!r}.")
     return tolerance
@@ -162,7 +162,7 @@ def scores_from_counts(
     average: str | None,
     zero_division: str | float,
 ) -> PrecisionRecallF1:
-    """Scores from counts per label."""
+    """Scores from counts per label; ValueError for an unknown option."""
     if average not in ("micro", "macro", None):
         raise ValueError(f"`average` must be 'micro', 'macro' or None; got {average!r}.")
     warn = isinstance(zero_division, str) and zero_division == "warn"
