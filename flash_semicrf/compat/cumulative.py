@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -37,7 +39,7 @@ def semi_crf_streaming_forward(
     duration_bias: Tensor,
     lengths: Tensor,
     K: int,
-    semiring: str = "log",
+    semiring: Literal["log", "max"] = "log",
     use_triton: bool = True,
     num_warps: int = 4,
     *,

@@ -7,7 +7,7 @@ of this package choose a backend themselves. Cumulative scores are those of
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ def launch_streaming_triton_kernel(
     duration_bias: Tensor,
     lengths: Tensor,
     K: int,
-    semiring: str = "log",
+    semiring: Literal["log", "max"] = "log",
     **options: Any,
 ) -> Tensor:
     """Log partition function, or best score, by the forward kernels.

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -46,12 +47,12 @@ __all__ = ["minimum_risk"]
 _TIE = 1e-7  # weight of boundaries, which decide between equal labels of positions
 _ITERATIONS = 100
 
-Decoder = Callable[[Potentials], tuple[Tensor, SegmentTable]]
+Decoder: TypeAlias = Callable[[Potentials], tuple[Tensor, SegmentTable]]
 
 
 def minimum_risk(
     potentials: Potentials,
-    risk: str = "position",
+    risk: Literal["position", "boundary"] = "position",
     backend: str = "auto",
     *,
     constraints: Constraints | None = None,

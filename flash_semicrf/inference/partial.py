@@ -19,7 +19,7 @@ from torch import Tensor
 from flash_semicrf.inference.log_partition import log_partition
 from flash_semicrf.problem.constraints import Constraints
 from flash_semicrf.problem.potentials import Potentials, score_segments
-from flash_semicrf.problem.segments import labels_to_table
+from flash_semicrf.problem.segments import LongSegments, labels_to_table
 from flash_semicrf.problem.validation import check_gold, check_labels
 
 __all__ = ["partial_score"]
@@ -29,7 +29,7 @@ def partial_score(
     potentials: Potentials,
     labels: Tensor | Constraints,
     ignore_index: int | None = None,
-    long_segments: str = "split",
+    long_segments: LongSegments = "split",
     backend: str = "auto",
 ) -> Tensor:
     """Log of the sum of exp(score) over the segmentations that agree with `labels`.

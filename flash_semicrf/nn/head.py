@@ -15,6 +15,7 @@ NIPS 2004.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -44,13 +45,14 @@ from flash_semicrf.nn.inputs import (
 from flash_semicrf.problem.constraints import Constraints
 from flash_semicrf.problem.potentials import (
     NEG_INF,
+    Centering,
     Potentials,
     accumulator_dtype,
     center_scores,
     forbid,
     score_segments,
 )
-from flash_semicrf.problem.segments import SegmentTable, labels_to_table
+from flash_semicrf.problem.segments import LongSegments, SegmentTable, labels_to_table
 from flash_semicrf.problem.validation import (
     check_choice,
     check_eager,
@@ -65,7 +67,10 @@ from flash_semicrf.problem.validation import (
     check_tensor,
 )
 
-__all__ = ["SemiMarkovCRFHead"]
+__all__ = ["Reduction", "SemiMarkovCRFHead"]
+
+Reduction: TypeAlias = Literal["mean", "sum", "none"]
+"""Reduction of a loss over sequences."""
 
 
 class SemiMarkovCRFHead(DecodingMixin, nn.Module):
@@ -166,8 +171,8 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         edge_memory_threshold: float = 8e9,
         num_warps: int = 4,
         *,
-        centering: str = "position",
-        long_segments: str = "split",
+        centering: Centering = "position",
+        long_segments: LongSegments = "split",
         min_duration: int | Sequence[int] | Mapping[int, int] = 1,
         transition_constraints: Tensor | ArrayLike | None = None,
         initial_scores: bool = False,
@@ -192,8 +197,8 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         self.edge_memory_threshold = edge_memory_threshold
         self.num_warps = num_warps
         self.accum_dtype = accum_dtype
-        self.centering = centering
-        self.long_segments = long_segments
+        self.centering: Centering = centering
+        self.long_segments: LongSegments = long_segments
 
         self.transition = nn.Parameter(float(init_scale) * torch.randn(num_classes, num_classes))
         is_learned = duration_distribution in (None, "learned")
@@ -401,7 +406,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         )
 
     def _centered(self, problem: Potentials) -> tuple[Potentials, Tensor]:
-        mode = "none" if self.centering == "sequence" else self.centering
+        mode: Centering = "none" if self.centering == "sequence" else self.centering
         scores, offset = center_scores(problem.scores, problem.lengths, mode)
         return problem.replace(scores=scores), offset
 
@@ -487,7 +492,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         lengths: Tensor,
         labels: Tensor | SegmentTable | Constraints,
         backend: str = "auto",
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
         *,
         ignore_index: int | None = None,
     ) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from flash_semicrf.exact.inference import EDGE_BACKENDS
 from flash_semicrf.exact.semimarkov import SemiMarkov
 from flash_semicrf.inference.information import categorical_entropy, entropy
 from flash_semicrf.inference.marginals import SegmentMarginals
-from flash_semicrf.nn.head import SemiMarkovCRFHead
+from flash_semicrf.nn.head import Reduction, SemiMarkovCRFHead
 from flash_semicrf.nn.inputs import full_precision
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.problem.validation import check_choice, check_number, check_potentials
@@ -165,8 +166,8 @@ class UncertaintySemiMarkovCRFHead(SemiMarkovCRFHead):
         lengths: Tensor,
         labels: Tensor | SegmentTable,
         uncertainty_weight: float = 1.0,
-        focus_mode: str = "high_uncertainty",
-        reduction: str = "mean",
+        focus_mode: Literal["high_uncertainty", "boundary_regions"] = "high_uncertainty",
+        reduction: Reduction = "mean",
         backend: str = "auto",
     ) -> Tensor:
         """Negative log-likelihood of each sequence times 1 + weight * uncertainty.

@@ -33,6 +33,7 @@ from torch import Tensor
 from flash_semicrf.problem.constraint_masks import masks
 from flash_semicrf.problem.potentials import Potentials, explicit_start, forbid
 from flash_semicrf.problem.segments import (
+    LongSegments,
     Segment,
     SegmentTable,
     covered_positions,
@@ -107,7 +108,7 @@ class Constraints:
         labels: Tensor,
         lengths: Tensor,
         max_duration: int,
-        long_segments: str = "split",
+        long_segments: LongSegments = "split",
         ignore_index: int = -100,
         unlimited: Tensor | None = None,
     ) -> Constraints:

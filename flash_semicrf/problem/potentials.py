@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from flash_semicrf.problem.segments import SegmentTable, covered_positions
 
 __all__ = [
     "BY_POSITION",
+    "Centering",
     "NAMES",
     "NEG_INF",
     "Potentials",
@@ -45,6 +46,9 @@ __all__ = [
     "table_rows",
     "within_length",
 ]
+
+Centering: TypeAlias = Literal["position", "sequence", "none"]
+"""Methods of `center_scores`."""
 
 NEG_INF = -1e38
 """Upper limit of the values that are treated as minus infinity, which forbids."""
@@ -174,7 +178,9 @@ def accumulator_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def center_scores(scores: Tensor, lengths: Tensor, mode: str = "position") -> tuple[Tensor, Tensor]:
+def center_scores(
+    scores: Tensor, lengths: Tensor, mode: Centering = "position"
+) -> tuple[Tensor, Tensor]:
     """Centre scores, for numerical accuracy.
 
     Parameters

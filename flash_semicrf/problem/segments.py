@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from torch import Tensor
 from flash_semicrf.problem.checks import check_tensor
 
 __all__ = [
+    "LongSegments",
     "Segment",
     "SegmentTable",
     "ViterbiResult",
@@ -35,6 +36,9 @@ __all__ = [
     "table_to_labels",
     "table_to_segments",
 ]
+
+LongSegments: TypeAlias = Literal["split", "error"]
+"""Treatment of segments that are longer than K."""
 
 
 @dataclass(slots=True)
@@ -110,7 +114,7 @@ def labels_to_table(
     labels: Tensor,
     lengths: Tensor,
     max_duration: int | None = None,
-    long_segments: str = "split",
+    long_segments: LongSegments = "split",
     unlimited: Tensor | None = None,
 ) -> SegmentTable:
     """Segments of labels per position: maximal runs of equal labels.
@@ -168,7 +172,7 @@ def labels_to_table(
 def limit_durations(
     table: SegmentTable,
     max_duration: int,
-    long_segments: str = "split",
+    long_segments: LongSegments = "split",
     unlimited: Tensor | None = None,
 ) -> SegmentTable:
     """Split the segments of a table that are longer than `max_duration`, or raise an error.

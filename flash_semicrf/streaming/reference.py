@@ -15,6 +15,8 @@ O(T·K·C). It also runs on devices without kernels.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,7 +37,7 @@ __all__ = ["ReferenceBackend", "blank_and_upcast", "log_partition", "sample", "v
 _MASK = 1e4
 
 
-def log_partition(potentials: Potentials, semiring: str = "log") -> Tensor:
+def log_partition(potentials: Potentials, semiring: Literal["log", "max"] = "log") -> Tensor:
     """Log Z, or the best score with ``semiring="max"``.
 
     Parameters
@@ -72,7 +74,7 @@ def _final(p: Potentials, alpha: list[Tensor]) -> Tensor:
     return rows if p.final_scores is None else rows + p.final_scores
 
 
-def _messages(p: Potentials, semiring: str) -> tuple[list[Tensor], list[Tensor]]:
+def _messages(p: Potentials, semiring: Literal["log", "max"]) -> tuple[list[Tensor], list[Tensor]]:
     """alpha_0..alpha_T, each (B, C), and the window terms of each t >= 1, each (B, k, C).
 
     The terms are without end scores. With a duration tail, those of t > K have a row k = K + 1 for
@@ -177,7 +179,7 @@ def _backward_messages(p: Potentials) -> list[Tensor]:
     return beta
 
 
-def _sum(x: Tensor, dim: int, semiring: str) -> Tensor:
+def _sum(x: Tensor, dim: int, semiring: Literal["log", "max"]) -> Tensor:
     """Semiring sum over one axis, whose gradient is 0 if all entries are -inf."""
     if semiring == "max":
         return x.amax(dim)
@@ -186,7 +188,7 @@ def _sum(x: Tensor, dim: int, semiring: str) -> Tensor:
     return torch.where(dead, -torch.inf, torch.logsumexp(safe, dim))
 
 
-def _total(final: Tensor, semiring: str) -> Tensor:
+def _total(final: Tensor, semiring: Literal["log", "max"]) -> Tensor:
     return _sum(final, -1, semiring)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from sklearn_api.metrics._inputs import read_labels, read_pairs
 from sklearn_api.metrics._segments import (
+    Average,
     PrecisionRecallF1,
     Segments,
+    ZeroDivision,
     check_tolerance,
     match_segments,
     scores_from_counts,
@@ -26,9 +28,9 @@ def boundary_precision_recall_f1(
     tolerance: float = 0,
     labels: Sequence[Any] | None = None,
     ignore_label: Any = None,
-    kind: str = "both",
-    average: str | None = "micro",
-    zero_division: str | float = "warn",
+    kind: Literal["onset", "offset", "both"] = "both",
+    average: Average = "micro",
+    zero_division: ZeroDivision = "warn",
 ) -> PrecisionRecallF1:
     """Precision, recall and F1 of the onsets and offsets of segments.
 
@@ -103,7 +105,7 @@ def boundary_errors(
     tolerance: float,
     labels: Sequence[Any] | None = None,
     ignore_label: Any = None,
-    kind: str = "both",
+    kind: Literal["onset", "offset", "both"] = "both",
 ) -> dict[Any, np.ndarray]:
     """Signed errors of matched boundaries: predicted minus true position.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def make_position_scorer(
     metric: Callable[..., Any],
     *,
     greater_is_better: bool = True,
-    response_method: str = "predict",
+    response_method: Literal["predict", "predict_proba"] = "predict",
     **kwargs: Any,
 ) -> Callable[[Any, Any, Any], float]:
     """Make a scorer of ragged sequences from a metric of scikit-learn.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 from sklearn_api._responses import get_response
 from sklearn_api.metrics._errors import frame_error_rate, segment_error_rate
@@ -33,7 +33,7 @@ def make_segment_scorer(
     metric: Callable[..., Any],
     *,
     greater_is_better: bool | None = None,
-    response_method: str = "predict",
+    response_method: Literal["predict", "predict_segments"] = "predict",
     **kwargs: Any,
 ) -> Callable[[Any, Any, Any], float]:
     """Make a scorer for `GridSearchCV`, `cross_val_score` and others from a metric.

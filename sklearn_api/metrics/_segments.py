@@ -5,13 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from sklearn.exceptions import UndefinedMetricWarning
 
 from sklearn_api.metrics._inputs import Segmentation, read_labels, read_pairs
 from sklearn_api.metrics._matching import match_in_order
+
+Average: TypeAlias = Literal["micro", "macro"] | None
+ZeroDivision: TypeAlias = Literal["warn"] | float
 
 
 class PrecisionRecallF1(NamedTuple):
@@ -39,8 +42,8 @@ def segment_precision_recall_f1(
     tolerance: float = 0,
     labels: Sequence[Any] | None = None,
     ignore_label: Any = None,
-    average: str | None = "micro",
-    zero_division: str | float = "warn",
+    average: Average = "micro",
+    zero_division: ZeroDivision = "warn",
 ) -> PrecisionRecallF1:
     """Precision, recall and F1 of segments.
 
@@ -159,8 +162,8 @@ def scores_from_counts(
     matched: np.ndarray,
     n_true: np.ndarray,
     n_pred: np.ndarray,
-    average: str | None,
-    zero_division: str | float,
+    average: Average,
+    zero_division: ZeroDivision,
 ) -> PrecisionRecallF1:
     """Scores from counts per label; ValueError for an unknown option."""
     if average not in ("micro", "macro", None):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from sklearn.base import clone
@@ -23,6 +23,10 @@ from sklearn_api.model_selection._splitters import SequenceKFold
 __all__ = ["cross_val_predict"]
 
 _METHODS = ("predict", "predict_proba", "predict_boundary_proba", "predict_segments")
+
+Method: TypeAlias = Literal[
+    "predict", "predict_proba", "predict_boundary_proba", "predict_segments"
+]
 
 
 class _Piece(NamedTuple):
@@ -44,7 +48,7 @@ def cross_val_predict(
     verbose: int = 0,
     params: dict[str, Any] | None = None,
     pre_dispatch: int | str = "2*n_jobs",
-    method: str = "predict",
+    method: Method = "predict",
 ) -> Any:
     """Predict every sequence with a model that was fitted without it.
 
