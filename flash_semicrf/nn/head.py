@@ -156,6 +156,8 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
     [49, 29]
     """
 
+    projection: nn.Module | None
+    boundary_projection: nn.Module | None
     initial_scores: nn.Parameter | None
     final_scores: nn.Parameter | None
 
