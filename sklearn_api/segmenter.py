@@ -19,7 +19,7 @@ from torch import nn
 
 from flash_semicrf.duration import DURATION_DISTRIBUTIONS
 from flash_semicrf.problem.potentials import Potentials
-from flash_semicrf.problem.segments import Segment, SegmentTable, limit_durations
+from flash_semicrf.problem.segments import LongSegments, Segment, SegmentTable, limit_durations
 from flash_semicrf.problem.validation import check_positive_int
 from sklearn_api._inputs.annotations import read_classes
 from sklearn_api._inputs.gold import GoldSegments, check_y, encode_labels
@@ -316,7 +316,7 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
         dropout: float = 0.0,
         # Durations
         max_duration: int | str = "auto",
-        long_segments: str = "split",
+        long_segments: LongSegments = "split",
         duration_distribution: str | nn.Module | Callable[..., Any] = "learned",
         duration_init: str = "empirical",
         duration_tail: str | float | None = None,

@@ -54,9 +54,6 @@ MODULES = [
 ]
 """Modules whose `__all__` is public, or of use to whoever extends the library."""
 
-WITHOUT = {"SemiCRFSegmenter.__init__"}
-"""Its many parameters are annotated in its docstring alone; to be deleted from here when done."""
-
 PACKAGES = ("flash_semicrf", "sklearn_api")
 
 
@@ -75,7 +72,6 @@ def test_public_callables_have_annotations(module):
         if callable(value) and value.__module__.startswith(PACKAGES)
         for where, function in functions(value)
         for name in unannotated(function)
-        if where not in WITHOUT
     }
     assert not missing
 
