@@ -31,7 +31,7 @@ from flash_semicrf.problem.potentials import Potentials
 
 CHECK_SEQUENCES, CHECK_POSITIONS, CHECK_DURATIONS = 2, 200, 330
 """Largest size of the problem that is compared with the float64 loop, whose cost grows with T
-squared. So many durations run in parts (`streaming.triton.static.launch`), as more do."""
+squared. So many durations run in parts (`streaming.triton.static.plan`), as more do."""
 
 GRADIENT_TOLERANCE = 1e-5
 """Relative to the largest element: gradients come in float32."""

@@ -45,15 +45,13 @@ def _on(device: torch.device) -> contextlib.AbstractContextManager:
     return torch.cuda.device(device)
 
 
-def _algorithm(potentials: Potentials, decoding: bool = False) -> ModuleType:
-    """Module of launches for the kind of transitions."""
+def _kind(potentials: Potentials) -> ModuleType:
+    """Package of kernels for the kind of transitions."""
     if potentials.transition.dim() == 3:
-        from flash_semicrf.streaming.triton.by_duration import launch as module
-    elif decoding:
-        from flash_semicrf.streaming.triton.static import viterbi as module
+        from flash_semicrf.streaming.triton import by_duration as kind
     else:
-        from flash_semicrf.streaming.triton.static import gradients as module
-    return module
+        from flash_semicrf.streaming.triton import static as kind
+    return kind
 
 
 class TritonBackend:
@@ -91,48 +89,38 @@ class TritonBackend:
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
         with _on(potentials.device), torch.no_grad():
-            return _algorithm(potentials).log_partition(potentials)
+            return _kind(potentials).log_partition(potentials)
 
     def gradients(
         self, potentials: Potentials, wanted: set[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Log Z and gradients; see `flash_semicrf.streaming.dispatch.Backend`."""
         with _on(potentials.device), torch.no_grad():
-            return _algorithm(potentials).gradients(potentials, wanted)
+            return _kind(potentials).gradients(potentials, wanted)
 
     def messages(self, potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
         """Forward and backward messages; see `flash_semicrf.streaming.dispatch.Backend`."""
-        if potentials.transition.dim() == 3:
-            from flash_semicrf.streaming.triton.by_duration.launch import messages
-        else:
-            from flash_semicrf.streaming.triton.static.log_messages import messages
         with _on(potentials.device), torch.no_grad():
-            return messages(potentials)
+            return _kind(potentials).messages(potentials)
 
     def tangents(
         self, potentials: Potentials, direction: Potentials, wanted: set[str]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Derivatives of the gradient; see `flash_semicrf.streaming.dispatch.Backend`."""
-        if potentials.transition.dim() == 3:
-            from flash_semicrf.streaming.triton.by_duration.tangents import tangents
-        else:
-            from flash_semicrf.streaming.triton.static.tangents import tangents
         with _on(potentials.device), torch.no_grad():
-            return tangents(potentials, direction, wanted)
+            return _kind(potentials).tangents(potentials, direction, wanted)
 
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
         with _on(potentials.device), torch.no_grad():
-            return _algorithm(potentials, decoding=True).max_messages(potentials)
+            return _kind(potentials).max_messages(potentials)
 
     def viterbi(self, potentials: Potentials) -> tuple[Tensor, SegmentTable]:
         """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
         with _on(potentials.device), torch.no_grad():
-            return _algorithm(potentials, decoding=True).viterbi(potentials)
+            return _kind(potentials).viterbi(potentials)
 
     def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
         """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
-        from flash_semicrf.streaming.triton.sampling import sample
-
         with _on(potentials.device), torch.no_grad():
-            return sample(potentials, num_samples, seed)
+            return _kind(potentials).sample(potentials, num_samples, seed)

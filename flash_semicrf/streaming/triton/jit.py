@@ -1,54 +1,86 @@
-"""How the kernels are compiled and launched."""
+"""How the kernels are compiled and launched.
+
+A kernel takes tensors, whole numbers, None, and records (named tuples) of them. What is None is so
+for the compiler: ``x is not None`` chooses code. Names in capitals after those are constants of the
+compiler; so are arguments in capitals of the functions that kernels call, sizes of a batch aside.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 import triton
 from torch import Tensor
-from triton.runtime.jit import JITFunction
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction, mangle_type
 
-__all__ = ["kernel", "launch"]
+__all__ = ["launch", "signature_of"]
 
-_compiled: dict[tuple, tuple] = {}
-
-
-def kernel(function: Callable):
-    """Compile a kernel once per choice of its constants, whatever its other arguments.
-
-    Triton would compile again for numbers that are 1 or multiples of 16 and for pointers that are
-    not aligned, and these kernels gain nothing from either. Pointers are named ``..._ptr``.
-    """
-    names = [
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if "constexpr" not in str(parameter.annotation)
-    ]
-    pointers = [name for name in names if name.endswith("_ptr")]
-    return triton.jit(function, do_not_specialize=names, do_not_specialize_on_alignment=pointers)
+_compiled: dict[tuple, triton.compiler.CompiledKernel] = {}
 
 
 def launch(
-    function, grid: tuple[int, ...], *arguments: Tensor | int, num_warps: int, **constants: int
+    function,
+    grid: tuple[int, ...],
+    *arguments: Tensor | int | tuple | None,
+    num_warps: int,
+    **constants: int,
 ) -> None:
     """Launch a kernel on the current device and stream.
 
-    A launch by Triton's own call takes some 50 microseconds of Python for as many arguments as
-    these kernels have. What it finds out is the same for all calls with the same dtypes and
-    constants, so it is kept.
+    A kernel is compiled once per choice of its constants, dtypes and of what is None. Triton's own
+    call would compile again for numbers that are 1 or multiples of 16 and for pointers that are
+    not aligned, and these kernels gain nothing from either; and it takes some 50 microseconds of
+    Python to find out what it knows from the call before.
     """
     if not isinstance(function, JITFunction):  # in Triton's interpreter
         function[grid](*arguments, **constants)
         return
-    dtypes = [x.dtype if isinstance(x, Tensor) else x >> 31 for x in arguments]
-    key = (function, torch.cuda.current_device(), num_warps, *constants.values(), *dtypes)
-    found = _compiled.get(key)
-    if found is None:
-        compiled = function[grid](*arguments, **constants, num_warps=num_warps)
-        ordered = tuple(constants[name] for name in function.arg_names[len(arguments) :])
-        _compiled[key] = (compiled, ordered)
-        return
-    compiled, ordered = found
-    compiled[(*grid, 1, 1)[:3]](*arguments, *ordered)
+    device = torch.cuda.current_device()
+    key = (function, device, num_warps, *constants.items(), *_kinds(arguments))
+    compiled = _compiled.get(key)
+    if compiled is None:
+        source = ASTSource(function, *signature_of(function, arguments, constants))
+        compiled = _compiled[key] = triton.compile(source, options={"num_warps": num_warps})
+    compiled[(*grid, 1, 1)[:3]](*arguments, *constants.values())
+
+
+def _kinds(arguments: tuple) -> tuple:
+    """Part of the key: dtypes, widths of whole numbers, None."""
+    return tuple(
+        [
+            x.dtype
+            if isinstance(x, Tensor)
+            else _kinds(x)
+            if isinstance(x, tuple)
+            else x and x >> 31
+            for x in arguments
+        ]
+    )
+
+
+def signature_of(
+    function: JITFunction, arguments: tuple, constants: dict[str, int]
+) -> tuple[dict[str, object], dict[object, object]]:
+    """Types of a kernel's parameters, and the values of those that are constants, as Triton's
+    compiler takes them."""
+    types = [*map(_type_of, arguments), *["constexpr"] * len(constants)]
+    given = dict.fromkeys(_nones(arguments))
+    return dict(zip(function.arg_names, types, strict=True)), {**given, **constants}
+
+
+def _type_of(x: Tensor | int | tuple | None) -> str | tuple:
+    if not isinstance(x, tuple):
+        return mangle_type(x)
+    types = map(_type_of, x)
+    return type(x)(*types) if hasattr(x, "_fields") else tuple(types)
+
+
+def _nones(arguments: tuple, path: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+    """Path to every argument that is None."""
+    for i, x in enumerate(arguments):
+        if x is None:
+            yield (*path, i)
+        elif isinstance(x, tuple):
+            yield from _nones(x, (*path, i))

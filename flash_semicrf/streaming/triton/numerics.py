@@ -1,4 +1,4 @@
-"""Scalar helpers that the kernels share: what forbids, and how messages are written.
+"""Scalar helpers of the kernels: what forbids, and how messages are written.
 
 A message is a nonnegative number times exp(offset), the offset being common to all labels of its
 row: exact zero where nothing reaches the label, else its value. Rows of blocks that were computed
@@ -20,6 +20,7 @@ __all__ = [
     "exp_rows",
     "exp_wide",
     "exponent_of",
+    "finite",
     "high_word",
     "is_deep",
     "power_of_two",
@@ -44,6 +45,12 @@ def wide(x):
 
 
 @triton.jit
+def finite(x):
+    """0 in place of -inf: for levels that a term of -inf is compared with."""
+    return tl.where(x > float("-inf"), x, 0.0)
+
+
+@triton.jit
 def allowed(x):
     """Whether a score does not forbid."""
     return x > _NEG_INF
@@ -51,7 +58,7 @@ def allowed(x):
 
 @triton.jit
 def common_part(top):
-    """What is taken out of all scores of a position, `top` being the largest: `top` if huge."""
+    """Part of all scores of a position that is taken out: the largest, `top`, if huge."""
     return tl.where(allowed(top) & (tl.abs(top) > _HUGE), top, 0.0)
 
 
@@ -121,7 +128,7 @@ def probability(x):
 
 
 @triton.jit
-def exp_rows(rows, SHORT: tl.constexpr, R: tl.constexpr):
+def exp_rows(rows, SHORT, R):
     """exp_wide of R = 4 or 8 rows: written once, for the compiler's sake, and run on all."""
     tl.static_assert((R == 4) or (R == 8))
     first = tl.join(tl.join(rows[0], rows[1]), tl.join(rows[2], rows[3]))
@@ -166,5 +173,5 @@ def decode_log(value):
 
 @triton.jit
 def encode_log(log):
-    """What to store for a logarithm <= 0, relative to its offset."""
+    """Stored form of a logarithm <= 0, relative to its offset."""
     return tl.where(log > _NEG_INF, log - 1.0, 0.0)

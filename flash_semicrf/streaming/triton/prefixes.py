@@ -12,14 +12,23 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
-from flash_semicrf.streaming.triton.jit import kernel, launch
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.numerics import allowed, common_part, is_deep, settled, wide
-from flash_semicrf.streaming.triton.static.launch import Problem
+from flash_semicrf.streaming.triton.records import (
+    Parameters,
+    Problem,
+    Sizes,
+    parameters_of,
+    power_of_two_above,
+    problem_of,
+)
 
-__all__ = ["Prefixes", "prefix_kernel", "prefixes_of"]
+__all__ = ["Inputs", "Prefixes", "inputs_of", "prefix_kernel", "prefixes_of", "rows_from"]
 
 
 class Prefixes(NamedTuple):
@@ -32,12 +41,22 @@ class Prefixes(NamedTuple):
     common: Tensor  # (B,)
 
 
-@kernel
-def prefix_kernel(
-    scores_ptr, start_ptr, end_ptr, lengths_ptr, sink_ptr, source_ptr, deep_ptr, born_ptr,
-    common_ptr, T, C,
-    HAS_BOUNDARY: tl.constexpr, CP: tl.constexpr,
-):  # fmt: skip
+class Inputs(NamedTuple):
+    """A problem as the kernels in the log domain read it."""
+
+    parameters: Parameters
+    prefixes: Prefixes
+    sizes: Sizes
+    labels: int  # C padded to a power of two
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Label padding and warps of kernels that hold a matrix of labels."""
+        return {"CP": self.labels, "num_warps": 8 if self.labels > 32 else 4}
+
+
+@triton.jit
+def prefix_kernel(problem, to, CP: tl.constexpr):
     """Row t of `sink`, `source`, `deep` and `born` (B, T+1, C), and `common` (B,); program (b,).
 
     `sink` S_t + end_{t-1}, `source` start_t - S_t, `born` the first start that no forbidden
@@ -45,9 +64,10 @@ def prefix_kernel(
     out, and the deep ones summed apart: a segment without any has a difference of exactly 0.
     """
     b = tl.program_id(0).to(tl.int64)
+    T, C = problem.sizes.T, problem.sizes.C
     label = tl.arange(0, CP)
     inside = label < C
-    length = tl.load(lengths_ptr + b).to(tl.int32)
+    length = tl.load(problem.sizes.lengths + b).to(tl.int32)
     total = tl.zeros([CP], tl.float64)
     below = tl.zeros([CP], tl.float64)
     common = tl.zeros([], tl.float64)
@@ -55,16 +75,17 @@ def prefix_kernel(
     for t in range(length + 1):
         row = (b * (T + 1) + t) * C + label
         position = (b * T + t) * C + label
+        here = inside & (t < length)
         sink = total
         source = -total
-        if HAS_BOUNDARY:
-            sink += wide(tl.load(end_ptr + position - C, mask=inside & (t > 0), other=0.0))
-            source += wide(tl.load(start_ptr + position, mask=inside & (t < length), other=0.0))
-        tl.store(sink_ptr + row, sink, mask=inside)
-        tl.store(source_ptr + row, source, mask=inside)
-        tl.store(deep_ptr + row, below, mask=inside)
-        tl.store(born_ptr + row, born, mask=inside)
-        x = tl.load(scores_ptr + position, mask=inside & (t < length), other=float("-inf"))
+        if problem.start is not None:
+            sink += wide(tl.load(problem.end + position - C, mask=inside & (t > 0), other=0.0))
+            source += wide(tl.load(problem.start + position, mask=here, other=0.0))
+        tl.store(to.sink + row, sink, mask=inside)
+        tl.store(to.source + row, source, mask=inside)
+        tl.store(to.deep + row, below, mask=inside)
+        tl.store(to.born + row, born, mask=inside)
+        x = tl.load(problem.scores + position, mask=here, other=float("-inf"))
         if x.dtype.primitive_bitwidth < 32:
             x = x.to(tl.float32)
         top = tl.max(x, 0)
@@ -74,7 +95,13 @@ def prefix_kernel(
         total += tl.where(allowed(x) & (deep == 0), x, 0.0)
         below += tl.where(deep, x, 0.0)
         born = tl.where(allowed(x), born, t + 1)
-    tl.store(common_ptr + b, common)
+    tl.store(to.common + b, common)
+
+
+@triton.jit
+def rows_from(x, base):
+    """Prefixes of the sequence whose rows begin at `base`."""
+    return Prefixes(x.sink + base, x.source + base, x.deep + base, x.born + base, x.common)
 
 
 def prefixes_of(problem: Problem, labels: int) -> Prefixes:
@@ -84,10 +111,13 @@ def prefixes_of(problem: Problem, labels: int) -> Prefixes:
     sink, source, deep = torch.empty((3, B, T + 1, C), dtype=torch.float64, device=device)
     common = torch.empty(B, dtype=torch.float64, device=device)
     born = torch.empty((B, T + 1, C), dtype=torch.int32, device=device)
-    launch(
-        prefix_kernel, (B,),
-        problem.scores, problem.start, problem.end, problem.lengths, sink, source, deep, born,
-        common, T, C,
-        HAS_BOUNDARY=problem.has_boundary, CP=labels, num_warps=1,
-    )  # fmt: skip
-    return Prefixes(sink, source, deep, born, common)
+    found = Prefixes(sink, source, deep, born, common)
+    launch(prefix_kernel, (B,), problem, found, CP=labels, num_warps=1)
+    return found
+
+
+def inputs_of(p: Potentials) -> Inputs:
+    """Contiguous tensors and prefixes of a problem."""
+    problem = problem_of(p)
+    labels = max(4, power_of_two_above(p.num_labels))
+    return Inputs(parameters_of(p), prefixes_of(problem, labels), problem.sizes, labels)

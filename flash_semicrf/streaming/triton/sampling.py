@@ -20,18 +20,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.streams import streams
-from flash_semicrf.streaming.triton.by_duration import launch as durational
-from flash_semicrf.streaming.triton.jit import kernel, launch
+from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.log_rows import load_row, sum_over
 from flash_semicrf.streaming.triton.numerics import exp_wide, wide
-from flash_semicrf.streaming.triton.static.launch import plan_of, power_of_two_above, problem_of
-from flash_semicrf.streaming.triton.static.log_messages import log_messages
-from flash_semicrf.streaming.triton.static.viterbi import collect_table
+from flash_semicrf.streaming.triton.prefixes import Inputs, rows_from
+from flash_semicrf.streaming.triton.records import power_of_two_above
+from flash_semicrf.streaming.triton.table import collect_table, walks_of
 
-__all__ = ["sample", "sample_kernel"]
+__all__ = ["draw", "sample_kernel"]
 
 _DURATIONS = 128
 """Most durations whose probabilities are summed up at once."""
@@ -72,58 +70,55 @@ def _draw_label(alpha, into, u, label):
 
 
 @triton.jit
-def _arrival(
-    alpha_ptr, gamma_ptr, transition_ptr, initial_ptr, s, table, live, chosen, C,
-    BY_DURATION: tl.constexpr, HAS_INITIAL: tl.constexpr, CP: tl.constexpr,
-):  # fmt: skip
+def _gamma_by_duration(given, alpha_ptr, s, table, live, chosen, C, CP):
     """gamma_s of the label chosen, for segments side by side; `table` are rows of A_k, from 0."""
-    if BY_DURATION:
-        label = tl.arange(0, CP)[None, :]
-        inside = live[:, None] & (label < C)
-        x = tl.load(alpha_ptr + s[:, None] * C + label, mask=inside, other=float("-inf"))
-        place = (table[:, None] * C + label) * C + chosen
-        x += wide(tl.load(transition_ptr + place, mask=inside, other=float("-inf")))
-        gamma = sum_over(x, False)
-        if HAS_INITIAL:
-            place = table * C + chosen
-            first = wide(tl.load(initial_ptr + place, mask=live, other=float("-inf")))
-            gamma = tl.where(s == 0, first, gamma)
-    else:
-        gamma = tl.load(gamma_ptr + s * C + chosen, mask=live, other=float("-inf"))
+    label = tl.arange(0, CP)[None, :]
+    inside = live[:, None] & (label < C)
+    x = tl.load(alpha_ptr + s[:, None] * C + label, mask=inside, other=float("-inf"))
+    place = (table[:, None] * C + label) * C + chosen
+    x += wide(tl.load(given.transition + place, mask=inside, other=float("-inf")))
+    gamma = sum_over(x, False)
+    if given.initial is not None:
+        place = table * C + chosen
+        first = wide(tl.load(given.initial + place, mask=live, other=float("-inf")))
+        gamma = tl.where(s == 0, first, gamma)
     return gamma
 
 
-@kernel
+@triton.jit
 def sample_kernel(
-    stream_ptr, transition_ptr, bias_ptr, initial_ptr, final_ptr, lengths_ptr, sink_ptr, source_ptr,
-    deep_ptr, born_ptr, tail_ptr, alpha_ptr, gamma_ptr, log_z_ptr, starts_ptr, labels_ptr,
-    counts_ptr, B, T, C, K,
-    BY_DURATION: tl.constexpr, HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr,
-    HAS_TAIL: tl.constexpr, CP: tl.constexpr, KT: tl.constexpr,
-):  # fmt: skip
-    """Draw sample j of sequence b, and write it as `traceback_kernel` does; program (j * B + b,).
+    stream_ptr,
+    given,
+    prefixes,
+    sizes,
+    alpha_ptr,
+    gamma_ptr,
+    log_z_ptr,
+    walks,
+    B,
+    CP: tl.constexpr,
+    KT: tl.constexpr,
+):
+    """Draw sample j of sequence b into `walks`, nothing where nothing is feasible.
 
-    `stream` (2, samples, B) int64: bits of the states and increments. No segments where nothing is
-    feasible.
+    Program (j * B + b,). `stream` (2, samples, B) int64: bits of the states and increments;
+    `gamma` None for transitions by duration.
     """
     row = tl.program_id(0)
     b = row % B
+    T, C, K = sizes.T, sizes.C, sizes.K
     base = b.to(tl.int64) * (T + 1) * C
     alpha_ptr += base
-    gamma_ptr += base
-    sink_ptr += base
-    source_ptr += base
-    deep_ptr += base
-    born_ptr += base
-    starts_ptr += row.to(tl.int64) * T + T
-    labels_ptr += row.to(tl.int64) * T + T
+    p = rows_from(prefixes, base)
+    starts_ptr = walks.starts + row.to(tl.int64) * T + T
+    labels_ptr = walks.labels + row.to(tl.int64) * T + T
     label = tl.arange(0, CP)
     state = tl.load(stream_ptr + row).to(tl.uint64, bitcast=True)
     increment = tl.load(stream_ptr + tl.num_programs(0) + row).to(tl.uint64, bitcast=True)
     into = tl.where(label < C, 0.0, float("-inf")).to(tl.float64)
-    if HAS_FINAL:
-        into = load_row(final_ptr, label, C)
-    stop = tl.load(lengths_ptr + b).to(tl.int32)
+    if given.final is not None:
+        into = load_row(given.final, label, C)
+    stop = tl.load(sizes.lengths + b).to(tl.int32)
     stop = tl.where(tl.load(log_z_ptr + b) > float("-inf"), stop, 0)
     count = tl.zeros([], tl.int32)
     while stop > 0:
@@ -132,12 +127,12 @@ def sample_kernel(
 
         u = _uniform(state, increment, 2 * count + 1)
         end = stop * C + chosen
-        level = tl.load(sink_ptr + end) - tl.load(alpha_ptr + end)
-        content = tl.load(deep_ptr + end)
-        possible = stop - tl.load(born_ptr + end)
+        level = tl.load(p.sink + end) - tl.load(alpha_ptr + end)
+        content = tl.load(p.deep + end)
+        possible = stop - tl.load(p.born + end)
         longest = tl.minimum(K, possible)
-        if HAS_TAIL:
-            tail = wide(tl.load(tail_ptr + chosen))
+        if given.tail is not None:
+            tail = wide(tl.load(given.tail + chosen))
             longest = tl.where(tail > float("-inf"), possible, longest)
         before = tl.zeros([], tl.float64)
         last = tl.zeros([], tl.int32)
@@ -148,18 +143,18 @@ def sample_kernel(
             s = stop - k
             live = k <= longest
             table = k - 1
-            if HAS_TAIL:
+            if given.tail is not None:
                 table = tl.minimum(k, K) - 1
             place = s * C + chosen
-            x = _arrival(
-                alpha_ptr, gamma_ptr, transition_ptr, initial_ptr, s, table, live, chosen, C,
-                BY_DURATION, HAS_INITIAL, CP,
-            )  # fmt: skip
-            x += tl.load(source_ptr + place, mask=live, other=0.0) + level
-            x += content - tl.load(deep_ptr + place, mask=live, other=0.0)
+            if gamma_ptr is None:
+                x = _gamma_by_duration(given, alpha_ptr, s, table, live, chosen, C, CP)
+            else:
+                x = tl.load(gamma_ptr + base + place, mask=live, other=float("-inf"))
+            x += tl.load(p.source + place, mask=live, other=0.0) + level
+            x += content - tl.load(p.deep + place, mask=live, other=0.0)
             place = table * C + chosen
-            x += wide(tl.load(bias_ptr + place, mask=live, other=float("-inf")))
-            if HAS_TAIL:
+            x += wide(tl.load(given.bias + place, mask=live, other=float("-inf")))
+            if given.tail is not None:
                 x += tl.where(k > K, (k - K) * tail, 0.0)
             weight = exp_wide(x)
             found = _draw(weight, before, k, u)
@@ -173,59 +168,34 @@ def sample_kernel(
         tl.store(starts_ptr - count, stop)
         tl.store(labels_ptr - count, chosen)
         place = label * C + chosen
-        if BY_DURATION:
+        if gamma_ptr is None:
             place += (tl.minimum(duration, K) - 1) * C * C
-        into = wide(tl.load(transition_ptr + place, mask=label < C, other=float("-inf")))
-    tl.store(counts_ptr + row, count)
+        into = wide(tl.load(given.transition + place, mask=label < C, other=float("-inf")))
+    tl.store(walks.counts + row, count)
 
 
-def _walks(
-    p: Potentials,
-    seed: int,
-    num_samples: int,
-    inputs: durational.Inputs,
-    messages: tuple[Tensor, ...],
-    **constants: int,
+def draw(
+    inputs: Inputs, messages: tuple[Tensor, Tensor | None, Tensor], num_samples: int, seed: int
 ) -> SegmentTable:
-    """Draw, some samples at a time; `messages` are alpha, gamma and log Z."""
-    B, T, C = p.scores.shape
+    """Draw, some samples at a time; `messages` are alpha, gamma and log Z.
+
+    Gamma is None for transitions by duration; else the initial scores are part of it.
+    """
+    given, sizes = inputs.parameters, inputs.sizes
+    B, T, device = len(sizes.lengths), sizes.T, sizes.lengths.device
+    tile = power_of_two_above(sizes.K)
+    tile = min(_DURATIONS, tile if given.tail is None else max(_FURTHER, tile))
+    if messages[1] is None:
+        tile = min(tile, max(4, 1024 // inputs.labels))
     stream = torch.from_numpy(streams(seed, num_samples, B).view(np.int64))
     together = max(1, _BUFFER // (B * T))
     tables = []
     for first in range(0, num_samples, together):
-        part = stream[:, first : first + together].contiguous().to(p.device)
+        part = stream[:, first : first + together].contiguous().to(device)
         rows = part.shape[1] * B
-        starts, labels = torch.empty((2, rows, T), dtype=torch.int32, device=p.device)
-        counts = torch.empty(rows, dtype=torch.int32, device=p.device)
-        launch(
-            sample_kernel, (rows,),
-            part, *inputs[:9], inputs.tail, *messages, starts, labels, counts,
-            B, T, C, p.max_duration,
-            HAS_FINAL=inputs.constants["HAS_FINAL"], HAS_TAIL=inputs.constants["HAS_TAIL"],
-            CP=inputs.constants["CP"], **constants, num_warps=1,
-        )  # fmt: skip
-        table = collect_table(starts, labels, counts, p.lengths.repeat(part.shape[1]))
+        walks = walks_of(rows, T, device)
+        arguments = (part, given, inputs.prefixes, sizes, *messages, walks, B)
+        launch(sample_kernel, (rows,), *arguments, CP=inputs.labels, KT=tile, num_warps=1)
+        table = collect_table(walks, sizes.lengths.repeat(part.shape[1]))
         tables.append(table._replace(sequence=table.sequence + first * B))
     return SegmentTable(*map(torch.cat, zip(*tables, strict=True)))
-
-
-def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
-    """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
-    p = potentials
-    inputs = durational.prepare(p)
-    durations = power_of_two_above(p.max_duration)
-    if p.duration_tail is not None:
-        durations = max(_FURTHER, durations)
-    durations = min(_DURATIONS, durations)
-    if p.transition.dim() == 3:
-        log_z, alpha, *_ = durational.run_passes(p, inputs, False, False)
-        return _walks(
-            p, seed, num_samples, inputs, (alpha, alpha, log_z),
-            BY_DURATION=True, HAS_INITIAL=inputs.constants["HAS_INITIAL"],
-            KT=min(durations, max(4, 1024 // inputs.constants["CP"])),
-        )  # fmt: skip
-    found = log_messages(p, problem_of(p), plan_of(p))
-    return _walks(
-        p, seed, num_samples, inputs, (found.alpha, found.gamma, found.log_z),
-        BY_DURATION=False, HAS_INITIAL=False, KT=durations,
-    )  # fmt: skip

@@ -1,7 +1,6 @@
-"""Whether all values of a problem are allowed, by one launch and one wait for the device.
+"""Check of all values of a problem at once, by one launch and one wait for the device.
 
-`flash_semicrf.problem.validation` asks this first; where the answer is no it looks for the entry to
-name.
+`flash_semicrf.problem.validation` looks for the entry to name only where this finds one.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import triton
 import triton.language as tl
 
 from flash_semicrf.problem.potentials import Potentials
-from flash_semicrf.streaming.triton.jit import kernel, launch
+from flash_semicrf.streaming.triton.jit import launch
 
 __all__ = ["values_are_allowed", "values_kernel"]
 
@@ -26,7 +25,7 @@ def _refused(x):
 
 
 @triton.jit
-def _scan(x_ptr, size, BLOCK: tl.constexpr):
+def _scan(x_ptr, size, BLOCK):
     """Number of refused entries that this program finds."""
     refused = tl.zeros([BLOCK], tl.int32)
     for first in range(tl.program_id(0) * BLOCK, size, tl.num_programs(0) * BLOCK):
@@ -37,7 +36,7 @@ def _scan(x_ptr, size, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _scan_rows(x_ptr, lengths_ptr, B, T, C, BLOCK: tl.constexpr):
+def _scan_rows(x_ptr, lengths_ptr, B, T, C, BLOCK):
     """As `_scan`, of (B, T, C) entries; those after a sequence's end pass."""
     refused = tl.zeros([BLOCK], tl.int32)
     blocks = tl.cdiv(T * C, BLOCK)
@@ -51,27 +50,17 @@ def _scan_rows(x_ptr, lengths_ptr, B, T, C, BLOCK: tl.constexpr):
     return tl.sum(refused, 0)
 
 
-@kernel
-def values_kernel(
-    scores_ptr, start_ptr, end_ptr, transition_ptr, bias_ptr, initial_ptr, final_ptr, tail_ptr,
-    lengths_ptr, found_ptr, B, T, C, transition_size, bias_size, initial_size,
-    HAS_START: tl.constexpr, HAS_END: tl.constexpr, HAS_INITIAL: tl.constexpr,
-    HAS_FINAL: tl.constexpr, HAS_TAIL: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Write 1 to `found` where anything is refused, which every program that finds some may do."""
-    refused = _scan_rows(scores_ptr, lengths_ptr, B, T, C, BLOCK)
-    if HAS_START:
-        refused += _scan_rows(start_ptr, lengths_ptr, B, T, C, BLOCK)
-    if HAS_END:
-        refused += _scan_rows(end_ptr, lengths_ptr, B, T, C, BLOCK)
-    refused += _scan(transition_ptr, transition_size, BLOCK)
-    refused += _scan(bias_ptr, bias_size, BLOCK)
-    if HAS_INITIAL:
-        refused += _scan(initial_ptr, initial_size, BLOCK)
-    if HAS_FINAL:
-        refused += _scan(final_ptr, C, BLOCK)
-    if HAS_TAIL:
-        refused += _scan(tail_ptr, C, BLOCK)
+@triton.jit
+def values_kernel(rows, flat, lengths_ptr, found_ptr, B, T, C, BLOCK: tl.constexpr):
+    """Write 1 to `found` where anything is refused, which every program that finds some may do.
+
+    `rows` are (B, T, C); `flat` are pairs of a tensor and its number of entries.
+    """
+    refused = tl.zeros([], tl.int32)
+    for n in tl.static_range(len(rows)):
+        refused += _scan_rows(rows[n], lengths_ptr, B, T, C, BLOCK)
+    for n in tl.static_range(len(flat)):
+        refused += _scan(flat[n][0], flat[n][1], BLOCK)
     if tl.program_id(0) == 0:
         for first in range(0, B, BLOCK):
             i = first + tl.arange(0, BLOCK)
@@ -84,18 +73,12 @@ def values_kernel(
 def values_are_allowed(potentials: Potentials) -> bool:
     """Whether lengths are in [1, T] and entries finite, or -inf; shapes and devices are checked."""
     p = potentials
-    given = (p.start_scores, p.end_scores, p.initial_scores, p.final_scores, p.duration_tail)
-    has_start, has_end, has_initial, has_final, has_tail = (x is not None for x in given)
-    start, end, initial, final, tail = (p.scores if x is None else x.contiguous() for x in given)
+    shared = (p.transition, p.duration_bias, p.initial_scores, p.final_scores, p.duration_tail)
+    by_position = (p.scores, p.start_scores, p.end_scores)
+    flat = tuple((x.contiguous(), x.numel()) for x in shared if x is not None)
+    rows = tuple(x.contiguous() for x in by_position if x is not None)
     found = torch.zeros(1, dtype=torch.int32, device=p.device)
-    transition, bias = p.transition.contiguous(), p.duration_bias.contiguous()
     programs = min(_PROGRAMS, -(-p.scores.numel() // _BLOCK))
-    launch(
-        values_kernel, (programs,),
-        p.scores.contiguous(), start, end, transition, bias, initial, final, tail,
-        p.lengths.contiguous(), found, *p.scores.shape, transition.numel(), bias.numel(),
-        initial.numel() if has_initial else 0,
-        HAS_START=has_start, HAS_END=has_end, HAS_INITIAL=has_initial, HAS_FINAL=has_final,
-        HAS_TAIL=has_tail, BLOCK=_BLOCK, num_warps=4,
-    )  # fmt: skip
+    arguments = (rows, flat, p.lengths.contiguous(), found, *p.scores.shape)
+    launch(values_kernel, (programs,), *arguments, BLOCK=_BLOCK, num_warps=4)
     return not bool(found)

@@ -7,21 +7,9 @@ import time
 import pytest
 import torch
 
-from benchmarks.gpu import (
-    __main__ as gpu,
-)
-from benchmarks.gpu import (
-    measure as gpu_measure,
-)
-from benchmarks.gpu import (
-    problems as gpu_problems,
-)
-from benchmarks.gpu import (
-    report as gpu_report,
-)
-from benchmarks.gpu import (
-    tests as gpu_tests,
-)
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import measure, problems, report
+from benchmarks.gpu import tests as gpu_tests
 from benchmarks.processes import ROOT
 from benchmarks.report import markers
 
@@ -31,13 +19,13 @@ PAGE = ROOT / "docs" / "performance-gpu.md"
 @pytest.fixture
 def tiny(monkeypatch):
     """Make one of the shapes so small that anything runs it at once."""
-    monkeypatch.setitem(gpu_problems.SHAPES, "labels64", (2, 12, 3, 4))
+    monkeypatch.setitem(problems.SHAPES, "labels64", (2, 12, 3, 4))
     options = ["--bench-only", "--device", "cpu", "--problem", "labels64", "--budget", "0"]
     return [*options, "--commit", "0123abc"]
 
 
 def test_problems_are_the_registered_ones():
-    assert set(gpu_problems.SHAPES.values()) == {
+    assert set(problems.SHAPES.values()) == {
         (4, 1000, 100, 24),
         (32, 1000, 32, 8),
         (8, 10_000, 100, 24),
@@ -45,17 +33,17 @@ def test_problems_are_the_registered_ones():
         (256, 1000, 100, 24),
         (64, 200, 16, 64),
     }
-    assert gpu_problems.ASKED_MS.keys() == gpu_problems.SHAPES.keys()
-    assert [n for n in gpu_problems.SHAPES if gpu_problems.problem(n).tail] == ["k100-tail"]
-    assert gpu_problems.asked_ms("k32", "decode_table") == 1.3
+    assert problems.ASKED_MS.keys() == problems.SHAPES.keys()
+    assert [n for n in problems.SHAPES if problems.problem(n).tail] == ["k100-tail"]
+    assert problems.asked_ms("k32", "decode_table") == 1.3
 
 
 def test_command_line_writes_one_csv_and_the_page(tiny, tmp_path, capsys):
     output, page = tmp_path / "results" / "gpu.csv", tmp_path / "page.md"
     assert gpu.main([*tiny, "--output", str(output)]) == 0
-    rows = gpu_report.read_csv(output)
-    assert tuple(rows[0]) == gpu_report.COLUMNS
-    assert [row["job"] for row in rows] == list(gpu_problems.JOBS)
+    rows = report.read_csv(output)
+    assert tuple(rows[0]) == report.COLUMNS
+    assert [row["job"] for row in rows] == list(problems.JOBS)
     for row in rows:
         assert row["status"] == "ok" and row["commit"] == "0123abc" and row["device"]
         assert int(row["repeats"]) >= 20 and row["met"] in ("yes", "no")
@@ -63,31 +51,31 @@ def test_command_line_writes_one_csv_and_the_page(tiny, tmp_path, capsys):
     page.write_text("before\n{}\nold\n{}\nafter\n".format(*markers()))
     assert gpu.main(["--docs", str(page), "--output", str(output)]) == 0
     text = page.read_text()
-    assert gpu_report.render(rows) in text and gpu_report.render(rows) in capsys.readouterr().out
+    assert report.render(rows) in text and report.render(rows) in capsys.readouterr().out
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
 
 
 def test_tails_are_checked_and_measured(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_problems, "TAILS", {"labels64"})
-    monkeypatch.setattr(gpu_report, "TAILS", {"labels64"})
+    monkeypatch.setattr(problems, "TAILS", {"labels64"})
+    monkeypatch.setattr(report, "TAILS", {"labels64"})
     output = tmp_path / "gpu.csv"
     assert gpu.main([*tiny, "--output", str(output)]) == 0
-    assert "| 2, 12, 3, 4, with a tail | log Z |" in gpu_report.render(gpu_report.read_csv(output))
+    assert "| 2, 12, 3, 4, with a tail | log Z |" in report.render(report.read_csv(output))
 
 
 def test_wrong_result_is_not_timed(tiny, tmp_path, monkeypatch):
-    right = gpu_measure.log_partition
+    right = measure.log_partition
 
     def wrong(potentials):
         return right(potentials) + (1e-3 if potentials.dtype == torch.float32 else 0)
 
-    monkeypatch.setattr(gpu_measure, "log_partition", wrong)
-    monkeypatch.setattr(gpu_measure, "measure", lambda *_: pytest.fail("timed a wrong result"))
+    monkeypatch.setattr(measure, "log_partition", wrong)
+    monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("timed a wrong result"))
     assert gpu.main([*tiny, "--output", str(tmp_path / "gpu.csv")]) == 1
-    rows = gpu_report.read_csv(tmp_path / "gpu.csv")
+    rows = report.read_csv(tmp_path / "gpu.csv")
     assert all(row["status"].startswith("failed: log Z in float64: error ") for row in rows)
     assert all(row["met"] == "no" for row in rows)
-    assert "failed: log Z in float64" in gpu_report.render(rows)
+    assert "failed: log Z in float64" in report.render(rows)
 
 
 @pytest.mark.parametrize(("sizes", "met"), [(5.5, "yes"), (6.5, "no")])
@@ -95,10 +83,10 @@ def test_judge_compares_time_and_memory_with_what_was_asked(sizes, met):
     shape = {"B": 4, "T": 1000, "K": 100, "C": 24, "status": "ok"}
     peak = int(sizes * 4 * 4 * 1000 * 24)
     record = {"problem": "k100", **shape, "median_ms": 2.1, "peak_bytes": peak}
-    judged = gpu_report.judge({**record, "job": "log_partition_gradient"})
+    judged = report.judge({**record, "job": "log_partition_gradient"})
     assert judged["met"] == "yes" and judged["asked_ms"] == 2.2
     assert judged["memory_met"] == met and judged["peak_over_scores"] == pytest.approx(sizes)
-    judged = gpu_report.judge({**record, "job": "decode"})
+    judged = report.judge({**record, "job": "decode"})
     assert judged["met"] == "no" and "memory_met" not in judged
 
 
@@ -134,9 +122,9 @@ def test_files_with_gpu_tests_are_found():
 
 
 def test_page_shows_the_committed_csv():
-    rows = gpu_report.read_csv(gpu.RESULTS)
+    rows = report.read_csv(gpu.RESULTS)
     run = [(row["problem"], row["job"]) for row in rows]
-    assert run == [(name, job) for name in gpu_problems.SHAPES for job in gpu_problems.JOBS]
+    assert run == [(name, job) for name in problems.SHAPES for job in problems.JOBS]
     begin, end = markers()
     generated = PAGE.read_text(encoding="utf-8").partition(begin)[2].partition(end)[0]
-    assert generated == f"\n{gpu_report.render(rows)}\n"
+    assert generated == f"\n{report.render(rows)}\n"

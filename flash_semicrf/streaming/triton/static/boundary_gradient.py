@@ -14,23 +14,40 @@ or term by term in tiles whose range is too wide for those.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from flash_semicrf.streaming.triton.jit import kernel
+from flash_semicrf.streaming.triton.log_rows import feasible
 from flash_semicrf.streaming.triton.numerics import (
     allowed,
     decode_log,
     exp_wide,
+    finite,
     is_deep,
     probability,
     settled,
     wide,
 )
+from flash_semicrf.streaming.triton.static.passes import Messages
 
-__all__ = ["boundary_kernel", "carry_kernel", "position_kernel"]
+__all__ = ["Marginals", "boundary_kernel", "carry_kernel", "position_kernel"]
 
 _STEEP = tl.constexpr(300.0)
+
+
+class Marginals(NamedTuple):
+    """Output of `boundary_kernel`."""
+
+    position: Tensor  # (B, T, C): running sums of starts less ends from the chunk's start on
+    start: Tensor | None  # (B, T, C)
+    end: Tensor | None
+    carry: Tensor  # (B, chunks, C): total of `position`
+    transition: Tensor | None  # (B, chunks, C, C): the chunk's part
+    initial: Tensor  # (B, C)
+    final: Tensor
 
 
 @triton.jit
@@ -40,22 +57,15 @@ def _messages(row_ptr, offset_ptr, row, inside, C, label):
 
 
 @triton.jit
-def _finite(x):
-    return tl.where(x > float("-inf"), x, 0.0)
-
-
-@triton.jit
-def _products(
-    alpha, eta, free, weights, transposed, level, WANT_TRANSITION: tl.constexpr, CP: tl.constexpr
-):
+def _products(alpha, eta, free, weights, transposed, level, WANT_TRANSITION, CP):
     """Start and end marginals of a tile and its sum for the gradient by A, as matrix products.
 
     Rows are scaled by their largest alpha and eta; `level` is the log of what that leaves, so with
     level < _STEEP all that underflow drops is below e^(_STEEP - 708), a probability of nothing.
     """
-    source = tl.where(free, 0.0, alpha - _finite(tl.max(alpha, 1))[:, None])
+    source = tl.where(free, 0.0, alpha - finite(tl.max(alpha, 1))[:, None])
     source = exp_wide(source)
-    target = exp_wide(eta + (level - _finite(tl.max(eta, 1)))[:, None])
+    target = exp_wide(eta + (level - finite(tl.max(eta, 1)))[:, None])
     start = tl.dot(source, weights, out_dtype=tl.float64) * target
     end = tl.dot(target, transposed, out_dtype=tl.float64) * source
     part = tl.zeros([CP, CP], tl.float64)
@@ -65,12 +75,27 @@ def _products(
 
 
 @triton.jit
+def _column(row_ptr, offset_ptr, row, other, inside, C):
+    value = tl.load(row_ptr + row * C + other, mask=inside, other=0.0)
+    return decode_log(value) + tl.load(offset_ptr + row, mask=inside, other=0.0)
+
+
+@triton.jit
 def _term_by_term(
-    alpha, eta, log_z, forward_ptr, offset_ptr, backward_ptr, backward_offset_ptr, log_matrix_ptr,
-    transition_ptr, first_row, length, C,
-    HAS_INITIAL: tl.constexpr, WANT_TRANSITION: tl.constexpr,
-    CP: tl.constexpr, TT: tl.constexpr,
-):  # fmt: skip
+    alpha,
+    eta,
+    log_z,
+    m,
+    backward_offset_ptr,
+    log_matrix_ptr,
+    transition_ptr,
+    first_row,
+    length,
+    C,
+    HAS_INITIAL,
+    CP,
+    TT,
+):
     """Start and end marginals of a tile by C² exponentials a row; adds to the gradient by A."""
     label = tl.arange(0, CP)[None, :]
     column = first_row + tl.arange(0, TT)
@@ -79,59 +104,58 @@ def _term_by_term(
     for other in range(C):
         # `other` as the source: its message is a column.
         inside = (column > 0) & (column < length)
-        value = tl.load(forward_ptr + (column - 1) * C + other, mask=inside, other=0.0)
-        source = decode_log(value) + tl.load(offset_ptr + column - 1, mask=inside, other=0.0)
+        source = _column(m.forward, m.offset, column - 1, other, inside, C)
         if not HAS_INITIAL:
             source = tl.where(column == 0, 0.0, source)
         row = tl.load(log_matrix_ptr + other * CP + label)
         x = probability(source[:, None] + row + eta - log_z)
         start += x
-        if WANT_TRANSITION:
+        if transition_ptr is not None:
             place = transition_ptr + other * C + tl.arange(0, CP)
             total = tl.sum(x, 0) + tl.load(place, mask=tl.arange(0, CP) < C, other=0.0)
             tl.store(place, total, mask=tl.arange(0, CP) < C)
         # `other` as the target.
-        value = tl.load(backward_ptr + column * C + other, mask=inside, other=0.0)
-        target = decode_log(value)
-        target += tl.load(backward_offset_ptr + column, mask=inside, other=0.0)
+        target = _column(m.backward, backward_offset_ptr, column, other, inside, C)
         row = tl.load(log_matrix_ptr + CP * CP + other * CP + label)
         end += probability(alpha + row + target[:, None] - log_z)
     return start, end
 
 
-@kernel
+@triton.jit
 def boundary_kernel(
-    scores_ptr, start_scores_ptr, end_scores_ptr, lengths_ptr, log_matrix_ptr, first_ptr, log_z_ptr,
-    forward_ptr, backward_ptr, offset_ptr, prefix_ptr,
-    position_ptr, start_ptr, end_ptr, carry_ptr, transition_ptr, initial_ptr, final_ptr,
-    T, C, blocks, tiles,
-    HAS_BOUNDARY: tl.constexpr, HAS_INITIAL: tl.constexpr, WANT_ENDS: tl.constexpr,
-    WANT_TRANSITION: tl.constexpr, WANT_DURATION: tl.constexpr,
-    DOT: tl.constexpr, CP: tl.constexpr, TT: tl.constexpr,
-):  # fmt: skip
+    problem,
+    log_matrix_ptr,
+    first_ptr,
+    messages,
+    to,
+    tiles,
+    HAS_INITIAL: tl.constexpr,
+    WANT_DURATION: tl.constexpr,
+    DOT: tl.constexpr,
+    CP: tl.constexpr,
+    TT: tl.constexpr,
+):
     """Boundaries ``[chunk * tiles * TT, (chunk + 1) * tiles * TT)``; program (chunk, b).
 
-    Writes the running sums of starts less ends from the chunk's start on to `position` (B, T, C),
-    their total to `carry` (B, chunks, C), the chunk's part of `transition` (B, chunks, C, C), the
-    marginals `start`, `end` (B, T, C) if WANT_ENDS, `initial` and `final` (B, C). If
-    WANT_DURATION, row t-1 of `forward` becomes u_t, row s of `backward` h_s. float64 inside.
+    Fills `to`. If WANT_DURATION, row t-1 of the forward messages becomes u_t, row s of the backward
+    messages h_s. float64 inside.
     """
+    WANT_TRANSITION: tl.constexpr = to.transition is not None
     chunk = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
+    T, C = problem.sizes.T, problem.sizes.C
     label = tl.arange(0, CP)[None, :]
-    length = tl.load(lengths_ptr + b).to(tl.int32)
-    log_z = tl.load(log_z_ptr + b)
     # Where nothing is feasible every gradient is zero: as if the sequence had no positions.
-    length = tl.where(log_z > float("-inf"), length, 0)
-    log_z = tl.where(length > 0, log_z, 0.0)
+    length, log_z = feasible(problem.sizes, messages.log_z, b)
     last = tl.load(first_ptr + CP + label)
     rows = b * T
-    scores_ptr += rows * C
-    forward_ptr += rows * C
-    backward_ptr += rows * C
-    backward_offset_ptr = offset_ptr + (tl.num_programs(1) + b) * T
-    offset_ptr += rows
-    transition_ptr += (b * tl.num_programs(0) + chunk) * C * C
+    scores_ptr = problem.scores + rows * C
+    forward_ptr = messages.forward + rows * C
+    backward_ptr = messages.backward + rows * C
+    offset_ptr = messages.offset + rows
+    backward_offset_ptr = offset_ptr + tl.num_programs(1) * T
+    m = Messages(messages.log_z, None, forward_ptr, backward_ptr, offset_ptr, None, None)
+    transition_ptr = None
     running = tl.zeros([CP], tl.float64)
     pairs = tl.zeros([CP, CP], tl.float64)
     weights = pairs
@@ -140,10 +164,11 @@ def boundary_kernel(
     square = tl.arange(0, CP)[:, None] * CP + tl.arange(0, CP)[None, :]
     if DOT:
         matrix = tl.load(log_matrix_ptr + square)
-        peak = _finite(tl.max(tl.max(matrix, 1), 0))
+        peak = finite(tl.max(tl.max(matrix, 1), 0))
         weights = exp_wide(matrix - peak)
         transposed = exp_wide(tl.load(log_matrix_ptr + CP * CP + square) - peak)
     if WANT_TRANSITION:
+        transition_ptr = to.transition + (b * tl.num_programs(0) + chunk) * C * C
         cell = transition_ptr + tl.arange(0, CP)[:, None] * C + tl.arange(0, CP)[None, :]
         within = (tl.arange(0, CP)[:, None] < C) & (tl.arange(0, CP)[None, :] < C)
         tl.store(cell, pairs, mask=within)
@@ -156,7 +181,7 @@ def boundary_kernel(
         ends_here = (t > 0) & (t <= length) & (label < C)
         eta = _messages(backward_ptr, backward_offset_ptr, t, starts_here, C, label)
         alpha = _messages(forward_ptr, offset_ptr, t - 1, ends_here, C, label)
-        level = _finite(tl.max(eta, 1)) + _finite(tl.max(alpha, 1)) + peak - log_z
+        level = finite(tl.max(eta, 1)) + finite(tl.max(alpha, 1)) + peak - log_z
         if DOT and tl.max(level, 0) < _STEEP:
             free = (t == 0) & (label < C)
             if HAS_INITIAL:
@@ -168,10 +193,20 @@ def boundary_kernel(
                 pairs += part
         else:
             start, end = _term_by_term(
-                alpha, eta, log_z, forward_ptr, offset_ptr, backward_ptr, backward_offset_ptr,
-                log_matrix_ptr, transition_ptr, first_row, length, C,
-                HAS_INITIAL, WANT_TRANSITION, CP, TT,
-            )  # fmt: skip
+                alpha,
+                eta,
+                log_z,
+                m,
+                backward_offset_ptr,
+                log_matrix_ptr,
+                transition_ptr,
+                first_row,
+                length,
+                C,
+                HAS_INITIAL,
+                CP,
+                TT,
+            )
         start = tl.where(starts_here, start, 0.0)
         end = tl.where(ends_here & (t < length), end, 0.0)
         if HAS_INITIAL:
@@ -188,17 +223,17 @@ def boundary_kernel(
         position = tl.where(t < length, net, 0.0)
         if tl.num_programs(0) == 1:
             position = tl.minimum(tl.maximum(position, 0.0), 1.0)
-        tl.store(position_ptr + place, position, mask=inside)
+        tl.store(to.position + place, position, mask=inside)
         own = b * C + label + tl.zeros_like(t)
-        tl.store(initial_ptr + own, start, mask=(t == 0) & (label < C))
-        tl.store(final_ptr + own, end, mask=(t == length) & (label < C))
-        if WANT_ENDS:
-            tl.store(start_ptr + place, start, mask=inside)
-            tl.store(end_ptr + place - C, end, mask=(t > 0) & (t <= T) & (label < C))
+        tl.store(to.initial + own, start, mask=(t == 0) & (label < C))
+        tl.store(to.final + own, end, mask=(t == length) & (label < C))
+        if to.start is not None:
+            tl.store(to.start + place, start, mask=inside)
+            tl.store(to.end + place - C, end, mask=(t > 0) & (t <= T) & (label < C))
         if WANT_DURATION:
-            block = first_row // TT
-            prefix_place = (b * blocks + tl.minimum(block, blocks - 1)) * C + label
-            prefix = tl.load(prefix_ptr + prefix_place, mask=label < C, other=0.0)
+            blocks = T // TT + 2
+            block = b * blocks + tl.minimum(first_row // TT, blocks - 1)
+            prefix = tl.load(messages.prefix + block * C + label, mask=label < C, other=0.0)
             inner = (t < length) & (label < C)
             x = tl.load(scores_ptr + t * C + label, mask=inner, other=float("-inf"))
             top = tl.max(x, 1)[:, None]
@@ -208,9 +243,9 @@ def boundary_kernel(
             prefix = prefix + tl.cumsum(x, 0) - x
             h = tl.log(tl.where(start > 0, start, 1.0)) + log_z - eta - prefix
             u = tl.log(tl.where(end > 0, end, 1.0)) + log_z - alpha + prefix
-            if HAS_BOUNDARY:
-                h += wide(tl.load(start_scores_ptr + place, mask=starts_here, other=0.0))
-                u += wide(tl.load(end_scores_ptr + place - C, mask=ends_here, other=0.0))
+            if problem.start is not None:
+                h += wide(tl.load(problem.start + place, mask=starts_here, other=0.0))
+                u += wide(tl.load(problem.end + place - C, mask=ends_here, other=0.0))
             tl.debug_barrier()
             h = tl.where(start > 0, h, float("-inf"))
             u = tl.where(end > 0, u, float("-inf"))
@@ -222,10 +257,10 @@ def boundary_kernel(
         tl.store(cell, total, mask=within)
     if tl.num_programs(0) > 1:
         place = (b * tl.num_programs(0) + chunk) * C + tl.arange(0, CP)
-        tl.store(carry_ptr + place, running, mask=tl.arange(0, CP) < C)
+        tl.store(to.carry + place, running, mask=tl.arange(0, CP) < C)
 
 
-@kernel
+@triton.jit
 def carry_kernel(carry_ptr, chunks, C, CP: tl.constexpr, ROWS: tl.constexpr):
     """Replace `carry` (B, chunks, C) by its sums over the chunks before; program (b,)."""
     b = tl.program_id(0).to(tl.int64)
@@ -241,15 +276,16 @@ def carry_kernel(carry_ptr, chunks, C, CP: tl.constexpr, ROWS: tl.constexpr):
         running += tl.sum(value, 0)
 
 
-@kernel
+@triton.jit
 def position_kernel(
-    position_ptr, carry_ptr, lengths_ptr, T, C, chunks, span, CP: tl.constexpr, TT: tl.constexpr
+    position_ptr, carry_ptr, sizes, chunks, span, CP: tl.constexpr, TT: tl.constexpr
 ):
     """Add what was open at the start of each chunk of `span` positions; program (tile, b)."""
     b = tl.program_id(1).to(tl.int64)
     t = tl.program_id(0) * TT + tl.arange(0, TT)[:, None]
+    T, C = sizes.T, sizes.C
     label = tl.arange(0, CP)[None, :]
-    length = tl.load(lengths_ptr + b).to(tl.int32)
+    length = tl.load(sizes.lengths + b).to(tl.int32)
     inside = (t < length) & (label < C)
     place = position_ptr + (b * T + t) * C + label
     carried = tl.load(carry_ptr + (b * chunks + t // span) * C + label, mask=inside, other=0.0)

@@ -19,17 +19,26 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.jit import kernel
-from flash_semicrf.streaming.triton.numerics import allowed, exp_wide, is_deep, probability, settled
+from flash_semicrf.streaming.triton.log_rows import feasible
+from flash_semicrf.streaming.triton.numerics import (
+    allowed,
+    exp_wide,
+    finite,
+    is_deep,
+    probability,
+    settled,
+)
+from flash_semicrf.streaming.triton.static.plan import SPAN
 from flash_semicrf.streaming.triton.static.tail import deep_window
 
 __all__ = ["duration_gradient_kernel", "longer_gradient_kernel"]
 
 _UNROLL = tl.constexpr(4)
+_SPAN = tl.constexpr(SPAN)
 
 
 @triton.jit
-def _deep_content(scores_ptr, p, length, k, longest, label, C, CP: tl.constexpr, KT: tl.constexpr):
+def _deep_content(scores_ptr, p, length, k, longest, label, C, CP, KT):
     """Sum of the deep scores among the k positions up to p; (KT, CP)."""
     total = tl.zeros([KT, CP], tl.float64)
     for back in range(longest):
@@ -41,33 +50,41 @@ def _deep_content(scores_ptr, p, length, k, longest, label, C, CP: tl.constexpr,
     return total
 
 
-@kernel
+@triton.jit
 def duration_gradient_kernel(
-    scores_ptr, lengths_ptr, log_window_ptr, log_z_ptr, has_deep_ptr, sources_ptr, outputs_ptr,
-    born_ptr, gradient_ptr, T, C, K, blocks, span,
-    CP: tl.constexpr, KT: tl.constexpr, NARROW: tl.constexpr, SPAN: tl.constexpr,
-):  # fmt: skip
+    scores_ptr,
+    sizes,
+    log_window_ptr,
+    messages,
+    gradient_ptr,
+    span,
+    CP: tl.constexpr,
+    KT: tl.constexpr,
+):
     """Durations of one tile, segments that end in one chunk of `span` positions.
 
-    Program (tile of KT durations, chunk, b). `sources` h and `outputs` u are those that
-    `boundary_kernel` leaves; writes the chunk's part of `gradient` (B, chunks, K, C). Deep scores
-    are in neither, and are looked for only in sequences that have some, at cost K per term. With
-    NARROW exponentials are taken in float32, of float64 sums, and added up in float64.
+    Program (tile of KT durations, chunk, b). The messages are h and u, as `boundary_kernel` leaves
+    them; writes the chunk's part of `gradient` (B, chunks, K, C). Deep scores are in neither, and
+    are looked for only in sequences that have some, at cost K per term. Of float32 scores,
+    exponentials are taken in float32, of float64 sums, and added up in float64.
     """
+    NARROW: tl.constexpr = scores_ptr.dtype.element_ty == tl.float32
     chunk = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
+    T, C, K = sizes.T, sizes.C, sizes.K
     label = tl.arange(0, CP)
     inside = label < C
     k = tl.program_id(0) * KT + 1 + tl.arange(0, KT)[:, None]
     within = (k <= K) & inside[None, :]
-    length = tl.load(lengths_ptr + b).to(tl.int32)
-    has_deep = tl.load(has_deep_ptr + b)
-    log_z = tl.load(log_z_ptr + b)
+    length = tl.load(sizes.lengths + b).to(tl.int32)
+    has_deep = tl.load(messages.has_deep + b)
+    log_z = tl.load(messages.log_z + b)
     bias = tl.load(log_window_ptr + k * CP + label[None, :], mask=within, other=float("-inf"))
     bias = tl.where(log_z > float("-inf"), bias - log_z, float("-inf"))
     begin = chunk * span
-    block = tl.minimum(begin // SPAN, blocks - 1)
-    born = tl.load(born_ptr + (b * blocks + block) * C + label, mask=inside, other=0)
+    blocks = T // _SPAN + 2
+    block = tl.minimum(begin // _SPAN, blocks - 1)
+    born = tl.load(messages.born + (b * blocks + block) * C + label, mask=inside, other=0)
     row = b * T * C
     total = tl.zeros([KT, CP], tl.float64)
     # Several outputs at a time: their loads and exponentials need not wait for each other.
@@ -79,11 +96,11 @@ def duration_gradient_kernel(
             here = inside & (p < length)
             # After the end nothing is live: what lies there is not read.
             x = tl.load(scores_ptr + row + p * C + label, mask=here, other=float("-inf"))
-            u = tl.load(outputs_ptr + row + p * C + label, mask=here, other=float("-inf"))
+            u = tl.load(messages.forward + row + p * C + label, mask=here, other=float("-inf"))
             born = tl.where(allowed(x), born, p + 1)
             source = p + 1 - k
             live = within & (source >= born[None, :])
-            place = sources_ptr + row + source * C + label[None, :]
+            place = messages.backward + row + source * C + label[None, :]
             h = tl.load(place, mask=live, other=float("-inf"))
             term = h + bias + u[None, :]
             if has_deep != 0:
@@ -99,23 +116,28 @@ def duration_gradient_kernel(
     tl.store(place, tl.minimum(total, length.to(tl.float64) / k), mask=within)
 
 
-@kernel
+@triton.jit
 def longer_gradient_kernel(
-    scores_ptr, lengths_ptr, log_window_ptr, tail_ptr, log_z_ptr, has_deep_ptr, sources_ptr,
-    outputs_ptr, segments_ptr, beyond_ptr, T, C, K, CP: tl.constexpr,
-):  # fmt: skip
+    scores_ptr,
+    sizes,
+    log_window_ptr,
+    tail_ptr,
+    messages,
+    segments_ptr,
+    beyond_ptr,
+    CP: tl.constexpr,
+):
     """Expected numbers of segments longer than K and of their positions beyond the K-th, (B, C).
 
-    Program (b,); `sources` and `outputs` as for `duration_gradient_kernel`. R and M are kept in
-    float64, relative to the largest term that they hold.
+    Program (b,); messages as for `duration_gradient_kernel`. R and M are kept in float64, relative
+    to the largest term that they hold.
     """
     b = tl.program_id(0).to(tl.int64)
+    T, C, K = sizes.T, sizes.C, sizes.K
     label = tl.arange(0, CP)
     inside = label < C
-    length = tl.load(lengths_ptr + b).to(tl.int32)
-    has_deep = tl.load(has_deep_ptr + b)
-    log_z = tl.load(log_z_ptr + b)
-    length = tl.where(log_z > float("-inf"), length, 0)
+    has_deep = tl.load(messages.has_deep + b)
+    length, log_z = feasible(sizes, messages.log_z, b)
     tail = tl.load(tail_ptr + label)
     level = tl.load(log_window_ptr + K * CP + label)
     level = tl.where(tail > float("-inf"), level - log_z, float("-inf"))
@@ -137,9 +159,9 @@ def longer_gradient_kernel(
             here = inside & (p < length)
             place = row + p * C + label
             scores = scores + (tl.load(scores_ptr + place, mask=here, other=float("-inf")),)
-            outputs = outputs + (tl.load(outputs_ptr + place, mask=here, other=float("-inf")),)
+            outputs = outputs + (tl.load(messages.forward + place, mask=here, other=float("-inf")),)
             here = here & (p >= K)
-            sources = sources + (tl.load(sources_ptr + place - K * C, mask=here, other=0.0),)
+            sources = sources + (tl.load(messages.backward + place - K * C, mask=here, other=0.0),)
         for i in tl.static_range(_UNROLL):
             p = first + i
             x = scores[i]
@@ -156,7 +178,7 @@ def longer_gradient_kernel(
             h = tl.where(p - K >= born, h, float("-inf"))  # none before the K-th position
             peak = tl.where(born <= p, peak, float("-inf"))
             high = tl.maximum(peak, h)
-            safe = tl.where(high > float("-inf"), high, 0.0)
+            safe = finite(high)
             scale = exp_wide(peak - safe)
             number = number * scale + exp_wide(h - safe)
             moment = moment * scale + number

@@ -13,8 +13,11 @@ redoes the block in the log domain.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from flash_semicrf.streaming.triton.numerics import (
     allowed,
@@ -28,25 +31,64 @@ from flash_semicrf.streaming.triton.numerics import (
 )
 
 __all__ = [
+    "CHAINS",
+    "Block",
+    "Rows",
     "across_labels",
-    "far_window",
+    "in_range",
     "linear_steps",
     "load_matrix",
-    "load_tile",
-    "newest_durations",
+    "load_rows",
     "score_factors",
 ]
+
+CHAINS = tl.constexpr(4)
+"""Sums over source labels that run side by side."""
 
 # High words of LOW = 1e-200 and HIGH = 1e60: whole numbers compare faster, and on other units.
 _LOW = tl.constexpr(0x16687E92)
 _HIGH = tl.constexpr(0x4C63E9E4)
-_DROPPED = tl.constexpr(1e-300)  # bound of what one block can lose to underflow
-_HARMLESS = tl.constexpr(1e-220)
 _SMALLEST_FACTOR = tl.constexpr(0x2B2BFF2E)  # high word of 1e-100
 
 
+class Block(NamedTuple):
+    """Scores of a block, tuples of R tensors (CP,); factors are exponentials."""
+
+    x: tuple  # less the common part of their position
+    factors: tuple  # of x less the shifts
+    shifts: tuple
+    opening: tuple | None  # factors of the boundary scores
+    closing: tuple | None
+
+
+class Rows(NamedTuple):
+    """Rows of the first position of a pass; the others follow in `direction`, 1 or -1."""
+
+    score: Tensor
+    opening: Tensor | None
+    closing: Tensor | None
+    message: Tensor | None
+    offset: Tensor | None
+    direction: int
+
+
 @triton.jit
-def score_factors(x, R: tl.constexpr):
+def load_rows(row_ptr, step, length, direction, label, C, R):
+    """Rows of the R positions after `step`, at least float32; -inf outside."""
+    rows = ()
+    first = row_ptr + step * direction * C + label
+    within = label < C
+    for i in tl.static_range(R):
+        inside = (i < length - step) & within
+        row = tl.load(first + i * direction * C, mask=inside, other=float("-inf"))
+        if row.dtype.primitive_bitwidth < 32:
+            row = row.to(tl.float32)
+        rows = rows + (row,)
+    return rows
+
+
+@triton.jit
+def score_factors(x, R):
     """Scores of R rows as factors.
 
     Returns
@@ -81,141 +123,7 @@ def score_factors(x, R: tl.constexpr):
 
 
 @triton.jit
-def load_tile(
-    window_ptr, sources_ptr, rates_ptr, block, back, ring, label,
-    CP: tl.constexpr, R: tl.constexpr,
-):  # fmt: skip
-    """(rate, W of the R shortest durations, R sources) of the block `back` before, for each group.
-
-    `back` is (1, G), at least 1.
-    """
-    slot = (block + ring - back) % ring
-    rate = tl.load(rates_ptr + slot * CP + label)
-    row = window_ptr + (R * (back - 1) + 2) * CP + label
-    source_row = sources_ptr + slot * R * CP + label
-    older = ()
-    sources = ()
-    for m in tl.static_range(R):
-        older = older + (tl.load(row + m * CP),)
-        sources = sources + (tl.load(source_row + m * CP),)
-    return rate, older, sources
-
-
-@triton.jit
-def newest_durations(window_ptr, back, label, CP: tl.constexpr, R: tl.constexpr):
-    """W of the R - 1 longest durations of the tile of the block `back` before."""
-    row = window_ptr + (R * back + 2) * CP + label
-    values = ()
-    for m in tl.static_range(R - 1):
-        values = values + (tl.load(row + m * CP),)
-    return values
-
-
-@triton.jit
-def far_window(
-    window_ptr, sources_ptr, rates_ptr, block, blocks, ring, older_ptr,
-    HAS_OLDER: tl.constexpr, CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
-):  # fmt: skip
-    """What the sources of the last `blocks` blocks give to the R outputs of this one.
-
-    G groups of warps take a share of neighbouring blocks each, and are summed at the end. With
-    HAS_OLDER (and one group), `older_ptr` holds what still older sources give, by `far_kernel`.
-
-    Returns
-    -------
-    sums : tuple of R tensors of shape (CP,)
-    lost : Tensor of shape (CP,)
-        Bound of what underflow dropped.
-    """
-    label = tl.arange(0, CP)[:, None]
-    group = tl.arange(0, G)[None, :]
-    share = (blocks + G - 1) // G
-    sums = ()
-    if HAS_OLDER:
-        tl.static_assert(G == 1)
-        for j in tl.static_range(R):
-            sums = sums + (tl.load(older_ptr + j * CP + label),)
-        lost = tl.load(older_ptr + R * CP + label)
-    else:
-        for _j in tl.static_range(R):
-            sums = sums + (tl.zeros([CP, G], tl.float64),)
-        lost = tl.zeros([CP, G], tl.float64)
-    oldest = tl.minimum((group + 1) * share, blocks)  # of the group's share
-    back = tl.maximum(oldest, 1)
-    newer = newest_durations(window_ptr, back, label, CP, R)
-    rate, older, sources = load_tile(
-        window_ptr, sources_ptr, rates_ptr, block, back, ring, label, CP, R
-    )
-    for i in range(share):
-        live = oldest - i > group * share
-        rate = tl.where(live, rate, 1.0)
-        lost = lost * rate + _DROPPED
-        tile = older + newer
-        scaled = ()
-        for j in tl.static_range(R):
-            scaled = scaled + (sums[j] * rate,)
-        sums = scaled
-        current = sources
-        # The next tile is under way while this one is multiplied.
-        rate, older, sources = load_tile(
-            window_ptr, sources_ptr, rates_ptr, block, tl.maximum(oldest - i - 1, 1), ring, label,
-            CP, R,
-        )  # fmt: skip
-        for r in tl.static_range(R):
-            source = tl.where(live, current[r], 0.0)
-            added = ()
-            for j in tl.static_range(R):
-                added = added + (sums[j] + source * tile[j - r + R - 1],)
-            sums = added
-        newer = tile[: R - 1]
-    if G == 1:
-        total = ()
-        for j in tl.static_range(R):
-            total = total + (tl.sum(sums[j], 1),)
-        lost_total = tl.sum(lost, 1)
-    else:
-        factor = tl.full([CP, G], 1.0, tl.float64)
-        for newest in range(1, (G - 1) * share + 1):
-            step_rate = tl.load(
-                rates_ptr + (block + ring - tl.minimum(newest, blocks)) % ring * CP + label
-            )
-            factor = factor * tl.where(
-                (newest <= group * share) & (newest <= blocks), step_rate, 1.0
-            )
-        scaled = ()
-        for j in tl.static_range(R):
-            scaled = scaled + (sums[j] * factor,)
-        total, lost_total = sum_groups(scaled, lost * factor, R)
-    return total, lost_total
-
-
-@triton.jit
-def _add5(a0, a1, a2, a3, a4, b0, b1, b2, b3, b4):
-    return a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4
-
-
-@triton.jit
-def _add9(a0, a1, a2, a3, a4, a5, a6, a7, a8, b0, b1, b2, b3, b4, b5, b6, b7, b8):
-    return (
-        a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4, a5 + b5, a6 + b6, a7 + b7, a8 + b8,
-    )  # fmt: skip
-
-
-@triton.jit
-def sum_groups(sums, lost, R: tl.constexpr):
-    """Sum R + 1 tensors (CP, G) over the groups in one exchange."""
-    tl.static_assert((R == 4) or (R == 8))
-    if R == 4:
-        found = tl.reduce((sums[0], sums[1], sums[2], sums[3], lost), 1, _add5)
-    else:
-        found = tl.reduce(
-            (sums[0], sums[1], sums[2], sums[3], sums[4], sums[5], sums[6], sums[7], lost), 1, _add9
-        )
-    return found[:R], found[R]
-
-
-@triton.jit
-def load_matrix(matrix_ptr, unit, CP: tl.constexpr):
+def load_matrix(matrix_ptr, unit, CP):
     """A (CP src, CP dst) table as (CP dst, CP src), labels dst one to a lane.
 
     `unit` is 1: a stride that the compiler does not know keeps it from giving a lane two labels.
@@ -225,7 +133,7 @@ def load_matrix(matrix_ptr, unit, CP: tl.constexpr):
 
 
 @triton.jit
-def across_labels(matrix, row, CP: tl.constexpr, CHAINS: tl.constexpr):
+def across_labels(matrix, row, CP):
     """Matrix times row; CHAINS sums run side by side, since each addition waits for the last."""
     product = tl.reshape(matrix * row[None, :], [CP, CHAINS, CP // CHAINS])
     return tl.sum(tl.sum(product, 2), 1)
@@ -239,41 +147,39 @@ def in_range(word, exempt):
 
 @triton.jit
 def linear_steps(
-    g, sums, near, factors, shifts, matrix, opening, closing, x,
-    step, length, reach, newest, born, final_ptr, offset, message_row, offset_row, source_row,
-    direction, stride, C, label,
-    HAS_BOUNDARY: tl.constexpr, KEEP: tl.constexpr,
-    CP: tl.constexpr, R: tl.constexpr, CHAINS: tl.constexpr,
-):  # fmt: skip
+    live, sums, near, matrix, block, rows, work, slot, step, length, reach, C, label, CP, R
+):
     """Run the R steps after `step`.
 
     Parameters
     ----------
-    g : Tensor of shape (CP,)
-        Source of `step`, without its opening score, relative to `offset`.
-    sums, near, factors, shifts, opening, closing, x : tuples of R
+    live : tuple
+        g (CP,), the source of `step` without its opening score, relative to an offset; this offset;
+        `newest` and `born` (CP,) int32, the step of the newest live source and the first step whose
+        source no forbidden position cut off.
+    sums, near : tuples of R tensors
+        What earlier sources give to the outputs; W of the R shortest durations.
     matrix : Tensor
         exp(A), by `load_matrix`.
+    block : Block
     reach : int or int32 Tensor of shape (CP,)
         Longest duration.
-    newest, born : int32 Tensors of shape (CP,)
-        Step of the newest live source; first step whose source no forbidden position cut off.
-    final_ptr
-        Gets the message of step `length` and its offset.
+    work : Workspace
+        Its `final` gets the message of step `length` and its offset, `sources` the scaled sources.
 
     Returns
     -------
-    The state after the block, its scaled sources being written to `source_row`, and `ok`.
+    The state after the block as `live`, its exponent, the sources, the rate of the block, and `ok`.
     """
+    g, offset, newest, born = live
     ok = g == g
     sources = ()
     for i in tl.static_range(R):
         here = step + i
-        if HAS_BOUNDARY:
-            source = g * opening[i]
-            ok = ok & in_range(high_word(source), (high_word(g) == 0) | (opening[i] == 0))
-        else:
-            source = g
+        source = g
+        if block.opening is not None:
+            source = g * block.opening[i]
+            ok = ok & in_range(high_word(source), (high_word(g) == 0) | (block.opening[i] == 0))
         sources = sources + (source,)
         newest = tl.where(high_word(source) != 0, here, newest)
         pushed = ()
@@ -281,24 +187,24 @@ def linear_steps(
             if j < i:
                 pushed = pushed + (sums[j],)
             else:
-                pushed = pushed + ((sums[j] + source * near[j - i]) * factors[i],)
+                pushed = pushed + ((sums[j] + source * near[j - i]) * block.factors[i],)
         sums = pushed
-        born = tl.where(allowed(x[i]), born, here + 1)
+        born = tl.where(allowed(block.x[i]), born, here + 1)
         alpha = sums[i]
         dead = (newest < born) | (newest <= here - reach)
         ok = ok & in_range(high_word(alpha), dead)
-        if HAS_BOUNDARY:
-            alpha = alpha * closing[i]
-            ok = ok & in_range(high_word(alpha), dead | (closing[i] == 0))
-        offset += shifts[i]
-        if KEEP:
+        if block.closing is not None:
+            alpha = alpha * block.closing[i]
+            ok = ok & in_range(high_word(alpha), dead | (block.closing[i] == 0))
+        offset += block.shifts[i]
+        if rows.message is not None:
             inside = here < length
-            place = (i * direction) * stride
-            tl.store(message_row + place + label, alpha, mask=inside & (label < C))
-            tl.store(offset_row + i * direction, offset, mask=inside)
-        tl.store(final_ptr + label, alpha, mask=(here + 1 == length) & (label >= 0))
-        tl.store(final_ptr + CP, offset, mask=here + 1 == length)
-        g = across_labels(matrix, alpha, CP, CHAINS)
+            row = rows.message + here * rows.direction * C
+            tl.store(row + label, alpha, mask=inside & (label < C))
+            tl.store(rows.offset + here * rows.direction, offset, mask=inside)
+        tl.store(work.final + label, alpha, mask=(here + 1 == length) & (label >= 0))
+        tl.store(work.final + CP, offset, mask=here + 1 == length)
+        g = across_labels(matrix, alpha, CP)
         word = high_word(g)
         ok = ok & in_range(word, word == 0)
 
@@ -306,7 +212,8 @@ def linear_steps(
     exponent = tl.where(top > 0, exponent_of(top), 0)
     scale = power_of_two(-exponent)
     suffix = scale
+    source_row = work.sources + slot * R * CP + label
     for r in tl.static_range(R):
-        suffix = suffix * factors[R - 1 - r]
-        tl.store(source_row + (R - 1 - r) * CP + label, sources[R - 1 - r] * suffix)
-    return g * scale, sources, newest, born, offset, exponent, suffix, ok
+        suffix = suffix * block.factors[R - 1 - r]
+        tl.store(source_row + (R - 1 - r) * CP, sources[R - 1 - r] * suffix)
+    return (g * scale, offset, newest, born), exponent, sources, suffix, ok

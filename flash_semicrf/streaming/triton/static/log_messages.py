@@ -14,29 +14,22 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
-from flash_semicrf.streaming.assembly import common_parts, running_total
-from flash_semicrf.streaming.triton.jit import kernel, launch
-from flash_semicrf.streaming.triton.numerics import decode_log, exp_wide
-from flash_semicrf.streaming.triton.static.launch import (
-    Plan,
-    Problem,
-    plan_of,
-    problem_of,
-    run_passes,
-)
+from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.streaming.triton.jit import launch
+from flash_semicrf.streaming.triton.numerics import decode_log, exp_wide, finite
+from flash_semicrf.streaming.triton.posterior import with_common_parts
+from flash_semicrf.streaming.triton.prefixes import inputs_of
+from flash_semicrf.streaming.triton.records import Problem, problem_of
+from flash_semicrf.streaming.triton.sampling import draw
+from flash_semicrf.streaming.triton.static.launch import run_passes
+from flash_semicrf.streaming.triton.static.plan import Plan, plan_of
 
-__all__ = [
-    "LogMessages",
-    "boundary_marginals",
-    "log_messages",
-    "log_messages_kernel",
-    "messages",
-    "with_common_parts",
-]
+__all__ = ["LogMessages", "log_messages", "log_messages_kernel", "messages", "sample"]
 
 
 class LogMessages(NamedTuple):
@@ -47,22 +40,32 @@ class LogMessages(NamedTuple):
     gamma: Tensor  # its last row is arbitrary
     eta: Tensor  # its last row is arbitrary
     beta: Tensor
+    longer: Tensor  # G of `by_duration.passes`; alpha where it is not computed
 
 
-@kernel
+@triton.jit
 def log_messages_kernel(
-    lengths_ptr, matrix_ptr, edge_ptr, stored_ptr, offset_ptr, own_ptr, across_ptr, T, C,
-    FORWARD: tl.constexpr, CP: tl.constexpr, TT: tl.constexpr,
-):  # fmt: skip
+    sizes,
+    matrix_ptr,
+    edge_ptr,
+    stored_ptr,
+    offset_ptr,
+    own_ptr,
+    across_ptr,
+    FORWARD: tl.constexpr,
+    CP: tl.constexpr,
+    TT: tl.constexpr,
+):
     """Rows 0..T of alpha and gamma if FORWARD, else of eta and beta; program (tile of TT rows, b).
 
     `stored` (B, T, C) and `offset` (B, T) by `pass_kernel`; `matrix` (CP, CP) the log matrix of the
     pass, `edge` (CP,) gamma_0 or beta_T.
     """
+    T, C = sizes.T, sizes.C
     b = tl.program_id(1).to(tl.int64)
     t = tl.program_id(0) * TT + tl.arange(0, TT)
     label = tl.arange(0, CP)[None, :]
-    length = tl.load(lengths_ptr + b).to(tl.int32)
+    length = tl.load(sizes.lengths + b).to(tl.int32)
     if FORWARD:
         row = t - 1
         edge = t == 0
@@ -82,7 +85,7 @@ def log_messages_kernel(
         message = tl.load(rows_ptr + source, mask=known, other=0.0)
         x = (decode_log(message) + offset)[:, None] + tl.load(matrix_ptr + source * CP + label)
         top = tl.maximum(top, x)
-    top = tl.where(top > float("-inf"), top, 0.0)
+    top = finite(top)
     total = tl.zeros([TT, CP], tl.float64)
     for source in range(C):
         message = tl.load(rows_ptr + source, mask=known, other=0.0)
@@ -97,22 +100,19 @@ def log_messages_kernel(
 
 def log_messages(p: Potentials, problem: Problem, plan: Plan) -> LogMessages:
     """Run both passes and take the logarithms of their messages."""
-    _, tables, stored = run_passes(p, problem, plan, True)
+    tables, stored = run_passes(p, problem, plan, True)
     B, T, C = problem.scores.shape
     alpha, gamma = torch.empty((2, B, T + 1, C), dtype=torch.float64, device=p.device)
     eta, beta = torch.empty((2, B, T + 1, C), dtype=torch.float64, device=p.device)
     tile = max(1, 1024 // plan.labels)
-    matrices = tables.log_matrix.view(2, -1)
-    edges = tables.first.view(2, -1)
-    launches = [(0, stored.forward, alpha, gamma), (1, stored.backward, eta, beta)]
-    for direction, rows, own, across in launches:
-        launch(
-            log_messages_kernel, (-(-(T + 1) // tile), B),
-            problem.lengths, matrices[direction], edges[direction], rows, stored.offset[direction],
-            own, across, T, C,
-            FORWARD=direction == 0, CP=plan.labels, TT=tile, num_warps=4,
-        )  # fmt: skip
-    return LogMessages(stored.inner_log_z, alpha, gamma, eta, beta)
+    grid, options = (-(-(T + 1) // tile), B), {"CP": plan.labels, "TT": tile, "num_warps": 4}
+    matrices, edges = tables.log_matrix.view(2, -1), tables.first.view(2, -1)
+    for direction, to in enumerate([(alpha, gamma), (eta, beta)]):
+        given = (matrices[direction], edges[direction])
+        rows = (stored.backward if direction else stored.forward, stored.offset[direction])
+        arguments = (problem.sizes, *given, *rows, *to)
+        launch(log_messages_kernel, grid, *arguments, FORWARD=direction == 0, **options)
+    return LogMessages(stored.log_z[0], alpha, gamma, eta, beta, alpha)
 
 
 def messages(potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,20 +122,8 @@ def messages(potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
     return with_common_parts(p, found.log_z, found.alpha, found.beta)
 
 
-def with_common_parts(
-    p: Potentials, log_z: Tensor, alpha: Tensor, beta: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log Z and messages with the common parts of the scores, which the kernels leave out."""
-    left_out = running_total(common_parts(p.scores, p.lengths))
-    total = left_out[:, -1]
-    rest = total[:, None] - left_out
-    return log_z + total, alpha + left_out[..., None], beta + rest[..., None]
-
-
-def boundary_marginals(p: Potentials, log_z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(log_weight - log Z) (B, T, C), 0 outside sequences; and what is inside, (B, T, 1)."""
-    feasible = log_z > -torch.inf
-    inside = torch.arange(p.num_positions, device=p.device) < p.lengths[:, None]
-    inside = (inside & feasible[:, None])[..., None]
-    level = torch.where(feasible, log_z, 0.0)[:, None, None]
-    return torch.where(inside, log_weight - level, -torch.inf).exp(), inside
+def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
+    """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
+    p = potentials
+    found = log_messages(p, problem_of(p), plan_of(p))
+    return draw(inputs_of(p), (found.alpha, found.gamma, found.log_z), num_samples, seed)

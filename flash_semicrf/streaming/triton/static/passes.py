@@ -12,51 +12,55 @@ and again in the log domain where that certifies nothing. Cost T(KC + C²); work
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import (
     allowed,
     decode_linear,
     decode_log,
     encode_log,
     exp_rows,
+    finite,
     high_word,
 )
+from flash_semicrf.streaming.triton.static.far import far_window
 from flash_semicrf.streaming.triton.static.linear_block import (
-    far_window,
+    Block,
+    Rows,
     in_range,
     linear_steps,
     load_matrix,
+    load_rows,
     score_factors,
 )
 from flash_semicrf.streaming.triton.static.log_block import load_state, log_steps, save_state
+from flash_semicrf.streaming.triton.static.plan import workspace_at
 from flash_semicrf.streaming.triton.static.tail import add_block
 
-__all__ = ["PART", "far_kernel", "load_rows", "pass_kernel"]
-
-PART = 128
-"""Steps of a part of a pass whose far window is summed in parallel beforehand."""
+__all__ = ["Messages", "pass_kernel"]
 
 
-@triton.jit
-def load_rows(row_ptr, step, length, direction, stride, label, C, R: tl.constexpr):
-    """Rows of the R positions after `step`, at least float32; -inf outside."""
-    rows = ()
-    first = row_ptr + step * direction * stride + label
-    within = label < C
-    for i in tl.static_range(R):
-        inside = (i < length - step) & within
-        row = tl.load(first + i * direction * stride, mask=inside, other=float("-inf"))
-        if row.dtype.primitive_bitwidth < 32:
-            row = row.to(tl.float32)
-        rows = rows + (row,)
-    return rows
+class Messages(NamedTuple):
+    """Log Z and the messages of both passes as `pass_kernel` writes them."""
+
+    log_z: Tensor  # (2, B): without the common parts of the scores, as the messages; with them
+    has_deep: Tensor  # (B,), int32
+    forward: Tensor | None  # (B, T, C), alpha_{p+1} in row p; None like all that follow, or none
+    backward: Tensor | None  # (B, T, C), eta_p
+    offset: Tensor | None  # (2, B, T)
+    prefix: (
+        Tensor | None
+    )  # (B, T // SPAN + 2, C): running score at every multiple of SPAN positions
+    born: Tensor | None  # int32: there, first source that no forbidden position cut off
 
 
 @triton.jit
-def _exponentials(rows, R: tl.constexpr):
+def _exponentials(row_ptr, step, length, direction, label, C, R):
+    rows = load_rows(row_ptr, step, length, direction, label, C, R)
     exponents = ()
     for i in tl.static_range(R):
         x = rows[i].to(tl.float64)
@@ -64,82 +68,86 @@ def _exponentials(rows, R: tl.constexpr):
     return exp_rows(exponents, rows[0].dtype == tl.float32, R)
 
 
-@kernel
-def pass_kernel(
-    scores_ptr, start_ptr, end_ptr, lengths_ptr,
-    window_ptr, log_window_ptr, matrix_ptr, log_matrix_ptr, first_ptr, tail_ptr,
-    workspace_ptr, log_z_ptr, has_deep_ptr, forward_ptr, backward_ptr, offset_ptr,
-    prefix_out_ptr, born_out_ptr, T, C, K, begin, end, blocks_back, ring, workspace_stride, unit,
-    always_log,
-    HAS_BOUNDARY: tl.constexpr, BACKWARD: tl.constexpr, KEEP: tl.constexpr, PARTS: tl.constexpr,
-    HAS_TAIL: tl.constexpr, CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
-    CHAINS: tl.constexpr, SPAN: tl.constexpr,
-):  # fmt: skip
-    """Run the steps after `begin` up to `end` of one pass; program (b, direction).
+@triton.jit
+def _log_z(work, last, label, C):
+    """Log Z from the last message and the term of what follows it."""
+    value = decode_log(tl.load(work.final + label)) + last
+    value = tl.where(label < C, value, float("-inf"))
+    top = tl.max(value, 0)
+    safe = finite(top)
+    CP: tl.constexpr = label.shape[0]
+    total = tl.log(tl.sum(tl.exp(value - safe), 0))
+    return tl.where(top > float("-inf"), safe + tl.load(work.final + CP) + total, top)
 
-    `scores`, `start`, `end` (B, T, C) in any floating dtype; the tables of `prepare_kernel`;
-    `workspace` float64, `workspace_stride` of them per program. Writes `log_z` (2, B), first
-    without the common parts of the scores, which messages leave out too, then with them;
-    `has_deep` (B,) int32, whether there are deep scores. With KEEP also the messages `forward`
-    (alpha_{p+1} in row p) and `backward` (eta_p), both (B, T, C), with their offsets (2, B, T);
-    `prefix` and `born` (B, blocks, C): running score and first source that no forbidden position
-    cut off, at every multiple of SPAN positions. float64 inside. `always_log` is for tests. With
-    PARTS the pass comes in several launches: each but the first goes on from the state that the one
-    before left in the workspace, and reads there what `far_kernel` summed. With a tail, `longer`
-    holds what came before the window; see `add_block`.
+
+@triton.jit
+def pass_kernel(
+    problem,
+    tables,
+    workspace_ptr,
+    messages,
+    part,
+    PARTS: tl.constexpr,
+    CP: tl.constexpr,
+    R: tl.constexpr,
+    G: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """Run the steps of a part of one pass; program (b, direction).
+
+    Scores in any floating dtype; `tables` by `prepare_kernel`; `messages` get log Z, and both
+    passes' messages, which come with log Z alone where there is no room for them. float64 inside.
+    With PARTS the pass comes in several launches: each but the first goes on from the state that
+    the one before left in the workspace, and reads there what `far_kernel` summed. With a tail,
+    `longer` in the workspace holds what came before the window; see `add_block`.
     """
+    KEEP: tl.constexpr = messages.forward is not None
+    HAS_BOUNDARY: tl.constexpr = problem.start is not None
+    HAS_TAIL: tl.constexpr = tables.tail is not None
     b = tl.program_id(0).to(tl.int64)
+    T, C, K = problem.sizes.T, problem.sizes.C, problem.sizes.K
+    ring = part.ring
     label = tl.arange(0, CP)
     inside = label < C
-    length = tl.load(lengths_ptr + b).to(tl.int32)
+    length = tl.load(problem.sizes.lengths + b).to(tl.int32)
     direction = 1
-    if BACKWARD:
+    if KEEP:
         direction = tl.where(tl.program_id(1) == 0, 1, -1)
     is_backward = direction < 0
     origin = tl.where(is_backward, length - 1, 0)
-    stride = C
     base = (b * T + origin) * C
-    score_ptr = scores_ptr + base
-    opening_ptr = start_ptr + base
-    closing_ptr = end_ptr + base
-    message_ptr = forward_ptr + base
-    row_offset_ptr = offset_ptr + b * T + origin
-    first_row = first_ptr
-    last_row = first_ptr + CP
-    if BACKWARD:
+    score_ptr = problem.scores + base
+    opening_ptr, closing_ptr, message_ptr, offset_ptr = None, None, None, None
+    if HAS_BOUNDARY:
+        opening_ptr, closing_ptr = problem.start + base, problem.end + base
+    first_row, last_row = tables.first, tables.first + CP
+    matrix_ptr, log_matrix_ptr = tables.matrix, tables.log_matrix
+    if KEEP:
+        message_ptr = messages.forward + base
+        offset_ptr = messages.offset + b * T + origin
         if is_backward:
-            opening_ptr = end_ptr + base
-            closing_ptr = start_ptr + base
-            message_ptr = backward_ptr + base
-            row_offset_ptr = offset_ptr + (tl.num_programs(0) + b) * T + origin
-            first_row = first_ptr + CP
-            last_row = first_ptr
+            if HAS_BOUNDARY:
+                opening_ptr, closing_ptr = closing_ptr, opening_ptr
+            message_ptr = messages.backward + base
+            offset_ptr += tl.num_programs(0) * T
+            first_row, last_row = last_row, first_row
             matrix_ptr += CP * CP
             log_matrix_ptr += CP * CP
+    rows = Rows(score_ptr, opening_ptr, closing_ptr, message_ptr, offset_ptr, direction)
 
     program = b * tl.num_programs(1) + tl.program_id(1)
-    sources_ptr = workspace_ptr + program * workspace_stride
-    raw_ptr = sources_ptr + ring * R * CP
-    rates_ptr = raw_ptr + ring * R * CP
-    prefix_ptr = rates_ptr + ring * CP
-    scratch_ptr = prefix_ptr + ring * CP
-    final_ptr = scratch_ptr + CP
-    state_ptr = final_ptr + 2 * CP
-    raw_offset_ptr = state_ptr + 5 * CP
-    longer_ptr = raw_offset_ptr + ring * R
-    older_ptr = longer_ptr + 3 * CP
+    work = workspace_at(workspace_ptr + program * part.stride, ring, False, HAS_TAIL, CP, R)
     reach = K  # how long a source counts
     if HAS_TAIL:
-        reach = tl.where(tl.load(tail_ptr + label) > float("-inf"), 1 << 30, K)
+        reach = tl.where(tl.load(tables.tail + label) > float("-inf"), 1 << 30, K)
 
-    matrix = load_matrix(matrix_ptr, unit, CP)
+    matrix = load_matrix(matrix_ptr, part.unit, CP)
     near = ()
     for i in tl.static_range(R):
-        near = near + (tl.load(window_ptr + (i + 1) * CP + label),)
+        near = near + (tl.load(tables.window + (i + 1) * CP + label),)
 
     first = tl.load(first_row + label)
-    offset = tl.max(first, 0)
-    offset = tl.where(offset > float("-inf"), offset, 0.0)
+    offset = finite(tl.max(first, 0))
     g = encode_log(first - offset)
     prefix = tl.zeros([CP], tl.float64)
     newest = tl.full([CP], -(1 << 30), tl.int32)
@@ -147,137 +155,87 @@ def pass_kernel(
     common = tl.zeros([], tl.float64)
     has_deep = tl.zeros([], tl.int32)
     if PARTS:
-        if begin > 0:
-            g, prefix, newest, born, offset, common, has_deep = load_state(state_ptr, CP)
+        if part.begin > 0:
+            g, prefix, newest, born, offset, common, has_deep = load_state(work.state, CP)
     if HAS_TAIL:
-        if begin == 0:
-            tl.store(longer_ptr + label, tl.full([CP], float("-inf"), tl.float64))
+        if part.begin == 0:
+            tl.store(work.longer + label, tl.full([CP], float("-inf"), tl.float64))
 
     # Rows are loaded one block ahead: nothing waits for memory between the blocks.
-    ahead = load_rows(score_ptr, begin, length, direction, stride, label, C, R)
-    for step in range(begin, tl.minimum(end, length), R):
+    ahead = load_rows(score_ptr, part.begin, length, direction, label, C, R)
+    for step in range(part.begin, tl.minimum(part.end, length), R):
         block = step // R
         slot = block % ring
         if HAS_TAIL:
-            tl.store(longer_ptr + CP + label, born.to(tl.float64))
-            tl.store(longer_ptr + 2 * CP + label, prefix - offset)
+            tl.store(work.longer + CP + label, born.to(tl.float64))
+            tl.store(work.longer + 2 * CP + label, prefix - offset)
             tl.debug_barrier()
-            add_block(
-                longer_ptr, tail_ptr, raw_ptr + slot * R * CP, raw_offset_ptr + slot * R,
-                prefix_ptr + slot * CP, score_ptr, (block - ring) * R, direction, stride, C, CP, R,
-            )  # fmt: skip
+            add_block(work, tables.tail, score_ptr, (block - ring) * R, ring, direction, C, CP, R)
             tl.debug_barrier()
-        tl.store(prefix_ptr + slot * CP + label, prefix)
+        tl.store(work.prefix + slot * CP + label, prefix)
         if KEEP:
             if (direction > 0) & (step % SPAN == 0):
                 place = (b * (T // SPAN + 2) + step // SPAN) * C + label
-                tl.store(prefix_out_ptr + place, prefix, mask=inside)
-                tl.store(born_out_ptr + place, born, mask=inside)
+                tl.store(messages.prefix + place, prefix, mask=inside)
+                tl.store(messages.born + place, born, mask=inside)
         x, factors, shifts, out, ok = score_factors(ahead, R)
         common += out
-        ahead = load_rows(score_ptr, step + R, length, direction, stride, label, C, R)
-        opening = factors
-        closing = factors
+        ahead = load_rows(score_ptr, step + R, length, direction, label, C, R)
+        opening, closing = None, None
         if HAS_BOUNDARY:
-            rows = load_rows(opening_ptr, step, length, direction, stride, label, C, R)
-            opening = _exponentials(rows, R)
-        if HAS_BOUNDARY:
-            rows = load_rows(closing_ptr, step, length, direction, stride, label, C, R)
-            closing = _exponentials(rows, R)
-        known = block
+            opening = _exponentials(opening_ptr, step, length, direction, label, C, R)
+            closing = _exponentials(closing_ptr, step, length, direction, label, C, R)
+        known, older_ptr = block, None
         if PARTS:
-            known = block - begin // R
+            known = block - part.begin // R
+            older_ptr = work.older + known * (R + 1) * CP
+        blocks = tl.minimum(part.blocks_back, known)
         sums, lost = far_window(
-            window_ptr, sources_ptr, rates_ptr, block, tl.minimum(blocks_back, known), ring,
-            older_ptr + known * (R + 1) * CP, PARTS, CP, R, G,
-        )  # fmt: skip
+            tables.window, work, block, blocks, ring, older_ptr, None, False, CP, R, G
+        )
         if HAS_TAIL:
-            level = tl.load(longer_ptr + 2 * CP + label)
-            growth = tl.load(tail_ptr + 2 * CP + label)
+            level = tl.load(work.longer + 2 * CP + label)
+            growth = tl.load(tables.tail + 2 * CP + label)
             raised = ()
             for j in tl.static_range(R):
                 raised = raised + (sums[j] + level,)
                 level = level * growth
             sums = raised
         linear = decode_linear(g)
-        new_g, sources, new_newest, new_born, new_offset, exponent, rate, fine = linear_steps(
-            linear, sums, near, factors, shifts, matrix, opening, closing, x,
-            step, length, reach, newest, born, final_ptr, offset,
-            message_ptr + step * direction * stride, row_offset_ptr + step * direction,
-            sources_ptr + slot * R * CP, direction, stride, C, label,
-            HAS_BOUNDARY, KEEP, CP, R, CHAINS,
-        )  # fmt: skip
+        live = linear, offset, newest, born
+        scores = Block(x, factors, shifts, opening, closing)
+        new_live, exponent, sources, rate, fine = linear_steps(
+            live, sums, near, matrix, scores, rows, work, slot, step, length, reach, C, label, CP, R
+        )
         ok = ok & fine & in_range(high_word(linear), g == 0) & (lost <= 1e-220)
-        if (tl.min(ok.to(tl.int32), 0) == 1) & (always_log == 0):
+        if (tl.min(ok.to(tl.int32), 0) == 1) & (part.always_log == 0):
             row_offset = offset
-            raw_row = raw_ptr + slot * R * CP + label
-            raw_offset = raw_offset_ptr + slot * R
+            raw_row = work.raw + slot * R * CP + label
+            raw_offset = work.raw_offset + slot * R
             for i in tl.static_range(R):
                 tl.store(raw_row + i * CP, sources[i])
                 tl.store(raw_offset + i, row_offset)
                 row_offset += shifts[i]
                 prefix += tl.where(allowed(x[i]), x[i], 0.0)
-            tl.store(rates_ptr + slot * CP + label, rate)
-            g = new_g
-            newest = new_newest
-            born = new_born
-            offset = new_offset + exponent.to(tl.float64) * 0.6931471805599453
+            tl.store(work.rates + slot * CP + label, rate)
+            g, offset, newest, born = new_live
+            offset += exponent.to(tl.float64) * 0.6931471805599453
         else:
             tl.debug_barrier()
-            save_state(state_ptr, g, prefix, newest, born, offset, common, has_deep, CP)
+            save_state(work.state, g, prefix, newest, born, offset, common, has_deep, CP)
             tl.debug_barrier()
-            log_steps(
-                state_ptr, final_ptr,
-                score_ptr, opening_ptr, closing_ptr, message_ptr, row_offset_ptr,
-                sources_ptr, rates_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, scratch_ptr,
-                log_window_ptr, log_matrix_ptr, longer_ptr, tail_ptr,
-                step, length, K, ring, direction, stride, C,
-                HAS_BOUNDARY, KEEP, HAS_TAIL, CP, R,
-            )  # fmt: skip
+            log_steps(work, rows, tables, log_matrix_ptr, step, length, K, C, ring, CP, R)
             tl.debug_barrier()
-            g, prefix, newest, born, offset, common, has_deep = load_state(state_ptr, CP)
+            g, prefix, newest, born, offset, common, has_deep = load_state(work.state, CP)
         tl.debug_barrier()
 
     if PARTS:
-        save_state(state_ptr, g, prefix, newest, born, offset, common, has_deep, CP)
-    if (begin < length) & (end >= length) & (direction > 0):
+        save_state(work.state, g, prefix, newest, born, offset, common, has_deep, CP)
+    if (part.begin < length) & (part.end >= length) & (direction > 0):
         if KEEP:
             place = (b * (T // SPAN + 2) + tl.cdiv(length, SPAN)) * C + label
-            tl.store(prefix_out_ptr + place, prefix, mask=inside)
-        last = tl.load(last_row + label)
-        value = decode_log(tl.load(final_ptr + label)) + last
-        value = tl.where(inside, value, float("-inf"))
-        top = tl.max(value, 0)
-        safe = tl.where(top > float("-inf"), top, 0.0)
-        total = tl.sum(tl.exp(value - safe), 0)
-        log_z = tl.where(top > float("-inf"), safe + tl.load(final_ptr + CP) + tl.log(total), top)
-        tl.store(log_z_ptr + b, log_z)
-        tl.store(log_z_ptr + tl.num_programs(0) + b, log_z + common)
-        tl.store(has_deep_ptr + b, has_deep)
-
-
-@kernel
-def far_kernel(
-    window_ptr, workspace_ptr, begin, blocks_back, ring, workspace_stride,
-    CP: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
-):  # fmt: skip
-    """What all sources before the part that starts at `begin` give to the outputs of its blocks.
-
-    Long windows make this most of the work, and unlike the steps it is parallel. Program (block of
-    the part, program of the pass); into the workspace, as `far_window` reads it.
-    """
-    ahead = tl.program_id(0)
-    program = tl.program_id(1).to(tl.int64)
-    label = tl.arange(0, CP)
-    sources_ptr = workspace_ptr + program * workspace_stride
-    rates_ptr = sources_ptr + 2 * ring * R * CP
-    older_ptr = rates_ptr + (2 * ring + 11) * CP + ring * R + ahead * (R + 1) * CP
-    first = begin // R
-    blocks = tl.maximum(tl.minimum(blocks_back - ahead, first), 0)
-    sums, lost = far_window(
-        window_ptr + ahead * R * CP, sources_ptr, rates_ptr, first, blocks, ring, older_ptr, False,
-        CP, R, G,
-    )  # fmt: skip
-    for j in tl.static_range(R):
-        tl.store(older_ptr + j * CP + label, sums[j])
-    tl.store(older_ptr + R * CP + label, lost)
+            tl.store(messages.prefix + place, prefix, mask=inside)
+        log_z = _log_z(work, tl.load(last_row + label), label, C)
+        tl.store(messages.log_z + b, log_z)
+        tl.store(messages.log_z + tl.num_programs(0) + b, log_z + common)
+        tl.store(messages.has_deep + b, has_deep)

@@ -1,4 +1,4 @@
-"""What the passes need of the parameters, prepared by one launch for all sequences.
+"""Tables of the parameters that all sequences share, prepared by one launch.
 
 Exponentials are taken once: W_k(c) = exp(D_k(c)) and exp(A). One that is too large, or an exp(A)
 too small, for the linear blocks of the passes is stored as NaN, which sends every block that meets
@@ -7,36 +7,51 @@ it to the log domain.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from flash_semicrf.streaming.triton.jit import kernel
-from flash_semicrf.streaming.triton.numerics import wide
+from flash_semicrf.streaming.triton.log_rows import load_row
+from flash_semicrf.streaming.triton.numerics import finite, wide
 
-__all__ = ["prepare_kernel"]
+__all__ = ["Tables", "prepare_kernel"]
 
 _LARGE = tl.constexpr(138.0)  # e^138 = 1e60
 _SMALL = tl.constexpr(-230.0)  # e^-230 = 1e-100
 
 
+class Tables(NamedTuple):
+    """Output of `prepare_kernel`, all float64 and padded to CP labels."""
+
+    window: Tensor  # (rows, CP): exp(D_k) at row k; 0 outside 1..K, but a tail continues after K
+    log_window: Tensor  # (rows, CP): D_k; -inf outside
+    matrix: Tensor  # (2, CP src, CP dst): exp(A) forwards; transposed, for the backward pass
+    log_matrix: Tensor  # (2, CP src, CP dst): A
+    first: Tensor  # (2, CP): the term of source 0 of each direction
+    tail: Tensor | None = None
+    """(3, CP): the tail, -inf where no segment is longer than K; the score at a block's first
+    output of a segment from the first step that the block's window keeps; exp of the tail."""
+
+
 @triton.jit
-def _first_term(a_src_dst, initial_ptr, label, C, HAS_INITIAL: tl.constexpr):
+def _first_term(a_src_dst, initial_ptr, label, C):
     """Initial scores, or the log-sum-exp of A over source labels; a_src_dst is [dst, src]."""
-    if HAS_INITIAL:
-        first = wide(tl.load(initial_ptr + label, mask=label < C, other=float("-inf")))
+    if initial_ptr is not None:
+        first = load_row(initial_ptr, label, C)
     else:
         first = tl.max(a_src_dst, 1)
-        safe = tl.where(first > float("-inf"), first, 0.0)
+        safe = finite(first)
         first = safe + tl.log(tl.sum(tl.exp(a_src_dst - safe[:, None]), 1))
     return first
 
 
 @triton.jit
-def _prepare_tail(tail_ptr, bias_ptr, to_ptr, label, C, K, rows, block, CP: tl.constexpr):
+def _prepare_tail(given, to_ptr, label, C, K, rows, block, CP):
     """Fill the table of the tail; `block` is the number of steps of a block."""
-    inside = label < C
-    tail = wide(tl.load(tail_ptr + label, mask=inside, other=float("-inf")))
-    last = wide(tl.load(bias_ptr + (K - 1) * C + label, mask=inside, other=float("-inf")))
+    tail = load_row(given.tail, label, C)
+    last = load_row(given.bias + (K - 1) * C, label, C)
     tail = tl.where(last > float("-inf"), tail, float("-inf"))
     lives = tail > float("-inf")
     tl.store(to_ptr + label, tail)
@@ -47,23 +62,13 @@ def _prepare_tail(tail_ptr, bias_ptr, to_ptr, label, C, K, rows, block, CP: tl.c
     tl.store(to_ptr + 2 * CP + label, growth)
 
 
-@kernel
+@triton.jit
 def prepare_kernel(
-    transition_ptr, bias_ptr, initial_ptr, final_ptr, tail_scores_ptr,
-    window_ptr, log_window_ptr, matrix_ptr, log_matrix_ptr, first_ptr, tail_ptr,
-    C, K, rows, block,
-    HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr, HAS_TAIL: tl.constexpr, MAX: tl.constexpr,
-    CP: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """Fill the tables, all float64 and padded to CP labels.
+    given, to, C, K, rows, block, MAX: tl.constexpr, CP: tl.constexpr, ROWS: tl.constexpr
+):
+    """Fill the tables; with MAX none of the exponentials.
 
     Program 0 writes the matrices and the end terms, the others ROWS rows of the windows each.
-    `window`, `log_window` (rows, CP): exp(D_k) and D_k at row k; zeros, -inf outside 1..K, but with
-    a tail the rows after K continue.
-    `matrix`, `log_matrix` (2, CP src, CP dst): A forwards; transposed, for the backward pass.
-    `first` (2, CP): the term of source 0 of each direction.
-    `tail` (3, CP): the tail, -inf where no segment is longer than K; the score at a block's first
-    output of a segment from the first step that the block's window keeps; exp of the tail.
     """
     program = tl.program_id(0)
     label = tl.arange(0, CP)
@@ -73,33 +78,34 @@ def prepare_kernel(
         inside = (source < C) & (target < C)
         for direction in tl.static_range(2):
             place = source * C + target if direction == 0 else target * C + source
-            a = wide(tl.load(transition_ptr + place, mask=inside, other=float("-inf")))
-            to = direction * CP * CP + source * CP + target
-            tl.store(log_matrix_ptr + to, a)
+            a = wide(tl.load(given.transition + place, mask=inside, other=float("-inf")))
+            cell = direction * CP * CP + source * CP + target
+            tl.store(to.log_matrix + cell, a)
             if not MAX:
                 extreme = (a > _LARGE) | ((a < _SMALL) & (a > float("-inf")))
-                tl.store(matrix_ptr + to, tl.where(extreme, float("nan"), tl.exp(a)))
+                tl.store(to.matrix + cell, tl.where(extreme, float("nan"), tl.exp(a)))
             if direction == 0:
-                first = _first_term(a, initial_ptr, label, C, HAS_INITIAL)
-                tl.store(first_ptr + label, first)
+                tl.store(to.first + label, _first_term(a, given.initial, label, C))
         last = tl.where(label < C, 0.0, float("-inf")).to(tl.float64)
-        if HAS_FINAL:
-            last = wide(tl.load(final_ptr + label, mask=label < C, other=float("-inf")))
-        tl.store(first_ptr + CP + label, last)
-        if HAS_TAIL:
-            _prepare_tail(tail_scores_ptr, bias_ptr, tail_ptr, label, C, K, rows, block, CP)
+        if given.final is not None:
+            last = load_row(given.final, label, C)
+        tl.store(to.first + CP + label, last)
+        if given.tail is not None:
+            _prepare_tail(given, to.tail, label, C, K, rows, block, CP)
     else:
         row = (program - 1) * ROWS + tl.arange(0, ROWS)[:, None]
         listed = (row >= 1) & (row <= K) & (label[None, :] < C)
-        bias = tl.load(bias_ptr + (row - 1) * C + label[None, :], mask=listed, other=float("-inf"))
+        bias = tl.load(
+            given.bias + (row - 1) * C + label[None, :], mask=listed, other=float("-inf")
+        )
         bias = wide(bias)
-        if HAS_TAIL:
+        if given.tail is not None:
             beyond = (row > K) & (label[None, :] < C)
-            longest = tl.load(bias_ptr + (K - 1) * C + label[None, :], mask=beyond, other=0.0)
-            tail = tl.load(tail_scores_ptr + label[None, :], mask=beyond, other=float("-inf"))
+            longest = tl.load(given.bias + (K - 1) * C + label[None, :], mask=beyond, other=0.0)
+            tail = tl.load(given.tail + label[None, :], mask=beyond, other=float("-inf"))
             bias = tl.where(beyond, wide(longest) + (row - K) * wide(tail), bias)
         cells = row * CP + label[None, :]
-        tl.store(log_window_ptr + cells, bias, mask=row < rows)
+        tl.store(to.log_window + cells, bias, mask=row < rows)
         if not MAX:
             weight = tl.where(bias > _LARGE, float("nan"), tl.exp(bias))
-            tl.store(window_ptr + cells, weight, mask=row < rows)
+            tl.store(to.window + cells, weight, mask=row < rows)

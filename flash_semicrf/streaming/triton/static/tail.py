@@ -17,78 +17,66 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.numerics import allowed, decode_log, exp_wide, is_deep, settled
+from flash_semicrf.streaming.triton.numerics import (
+    allowed,
+    decode_log,
+    exp_wide,
+    finite,
+    is_deep,
+    settled,
+)
 
 __all__ = ["add_block", "add_longer", "deep_window"]
 
 
 @triton.jit(noinline=True)
-def add_block(
-    longer_ptr, tail_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, score_ptr, first, direction,
-    stride, C, CP: tl.constexpr, R: tl.constexpr,
-):  # fmt: skip
+def add_block(work, tail_ptr, score_ptr, first, ring, direction, C, CP, R):
     """Add the R sources from step `first` on, which the window is about to lose, to `longer`.
 
     There are none where `first` is negative: `longer` is -inf then.
 
     Parameters
     ----------
-    longer_ptr
-        Three rows (CP,): `longer`; the first step whose source no forbidden position cut off; the
-        running score less the offset, which becomes what `longer` adds to a block's first output,
-        relative to the offset.
+    work : Workspace
+        Three rows of `longer`: itself; the first step whose source no forbidden position cut off;
+        the running score less the offset, which becomes what `longer` adds to a block's first
+        output, relative to the offset. The raw sources are relative to an offset, or, where that is
+        NaN, in logarithms less the running score.
     tail_ptr
         Table of the tail, by `prepare_kernel`.
-    raw_ptr, raw_offset_ptr
-        The R sources as `pass_kernel` keeps them: relative to an offset, or, where that is NaN, in
-        logarithms less the running score.
-    prefix_ptr
-        Running score at `first`.
     score_ptr
         Row of the pass's first position; the others follow in `direction`.
     """
     label = tl.arange(0, CP)
     if first >= 0:
-        _add_sources(
-            longer_ptr, tail_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, score_ptr, first, direction,
-            stride, C, CP, R,
-        )  # fmt: skip
-    level = tl.load(longer_ptr + label) + tl.load(tail_ptr + CP + label)
-    level += tl.load(longer_ptr + 2 * CP + label)
+        slot = first // R % ring
+        row = tl.arange(0, R)[:, None]
+        place = (first + row) * direction * C + label[None, :]
+        x = tl.load(score_ptr + place, mask=label[None, :] < C, other=float("-inf"))
+        x = settled(x, tl.max(x, 1)[:, None])
+        x = tl.where(allowed(x), x, 0.0)
+        before = tl.load(work.prefix + slot * CP + label)[None, :] + (tl.cumsum(x, 0) - x)
+        offset = tl.load(work.raw_offset + slot * R + row)
+        source = tl.load(work.raw + (slot * R + row) * CP + label[None, :])
+        h = tl.where(offset == offset, decode_log(source) + (offset - before), source)
+        born = tl.load(work.longer + CP + label).to(tl.int32)
+        tail = tl.load(tail_ptr + label)
+        h = tl.where(first + row >= born[None, :], h + (R - row) * tail[None, :], float("-inf"))
+        longer = tl.load(work.longer + label) + R * tail
+        longer = tl.where(born < first, longer, float("-inf"))
+        top = finite(tl.maximum(tl.max(h, 0), longer))
+        total = exp_wide(longer - top) + tl.sum(exp_wide(h - top[None, :]), 0)
+        tl.debug_barrier()
+        tl.store(work.longer + label, top + tl.log(total))
+        tl.debug_barrier()
+    level = tl.load(work.longer + label) + tl.load(tail_ptr + CP + label)
+    level += tl.load(work.longer + 2 * CP + label)
     tl.debug_barrier()
-    tl.store(longer_ptr + 2 * CP + label, exp_wide(tl.minimum(level, 700.0)))
+    tl.store(work.longer + 2 * CP + label, exp_wide(tl.minimum(level, 700.0)))
 
 
 @triton.jit
-def _add_sources(
-    longer_ptr, tail_ptr, raw_ptr, raw_offset_ptr, prefix_ptr, score_ptr, first, direction,
-    stride, C, CP: tl.constexpr, R: tl.constexpr,
-):  # fmt: skip
-    label = tl.arange(0, CP)
-    row = tl.arange(0, R)[:, None]
-    place = (first + row) * direction * stride + label[None, :]
-    x = tl.load(score_ptr + place, mask=label[None, :] < C, other=float("-inf"))
-    x = settled(x, tl.max(x, 1)[:, None])
-    x = tl.where(allowed(x), x, 0.0)
-    before = tl.load(prefix_ptr + label)[None, :] + (tl.cumsum(x, 0) - x)
-    offset = tl.load(raw_offset_ptr + row)
-    source = tl.load(raw_ptr + row * CP + label[None, :])
-    h = tl.where(offset == offset, decode_log(source) + (offset - before), source)
-    born = tl.load(longer_ptr + CP + label).to(tl.int32)
-    tail = tl.load(tail_ptr + label)
-    h = tl.where(first + row >= born[None, :], h + (R - row) * tail[None, :], float("-inf"))
-    longer = tl.load(longer_ptr + label) + R * tail
-    longer = tl.where(born < first, longer, float("-inf"))
-    top = tl.maximum(tl.max(h, 0), longer)
-    top = tl.where(top > float("-inf"), top, 0.0)
-    total = exp_wide(longer - top) + tl.sum(exp_wide(h - top[None, :]), 0)
-    tl.debug_barrier()
-    tl.store(longer_ptr + label, top + tl.log(total))
-    tl.debug_barrier()
-
-
-@triton.jit
-def add_longer(alpha, longer, tail_ptr, i, label, CP: tl.constexpr):
+def add_longer(alpha, longer, tail_ptr, i, label, CP):
     """LSE of the outputs of the window, less the running score, and what is older than it.
 
     `i` counts the steps of the block.
@@ -102,7 +90,7 @@ def add_longer(alpha, longer, tail_ptr, i, label, CP: tl.constexpr):
 
 
 @triton.jit
-def deep_window(scores_ptr, p, K, label, C, CP: tl.constexpr):
+def deep_window(scores_ptr, p, K, label, C, CP):
     """Sum of the deep scores among the K positions before p; those before the first count none."""
     total = tl.zeros([CP], tl.float64)
     for back in range(1, tl.minimum(K, p) + 1):

@@ -1,7 +1,7 @@
 """The walk back along the best segmentation, and its segments as flat tensors.
 
-What the walk asks at each boundary is found for all boundaries at once, in parallel: the duration
-of the best segment of each label, the shortest of equals, is the argmax over k of
+Its choices at each boundary are found for all boundaries at once, in parallel: the duration of the
+best segment of each label, the shortest of equals, is the argmax over k of
 h_{t-k}(c) + D_k(c); the label before c the argmax over c' of alpha_t(c') + A[c', c], of equals that
 with the shortest segment, then the lowest. Both go into one number per (t, c), so the walk reads
 one number per segment. Cost T(KC + C²) in parallel; memory O(TC). With a duration tail the best of
@@ -10,9 +10,9 @@ all durations above K is found by one scan over the positions before.
 
 from __future__ import annotations
 
+import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import allowed, is_deep, settled
 from flash_semicrf.streaming.triton.static.tail import deep_window
 
@@ -20,30 +20,27 @@ __all__ = [
     "last_segment_kernel",
     "longer_segment_kernel",
     "previous_segment_kernel",
-    "table_kernel",
     "traceback_kernel",
 ]
 
 _UNROLL = tl.constexpr(4)
 
 
-@kernel
-def longer_segment_kernel(
-    scores_ptr, lengths_ptr, masked_ptr, sources_ptr, log_window_ptr, tail_ptr, value_ptr,
-    start_ptr, T, C, K, CP: tl.constexpr,
-):  # fmt: skip
+@triton.jit
+def longer_segment_kernel(scores_ptr, sizes, tables, m, value_ptr, start_ptr, CP: tl.constexpr):
     """Best segment longer than K of label c that ends at position p, in (B, T, C).
 
     `value` gets its score as `last_segment_kernel` compares them, `start` its start, the latest of
     equals. Program (b,).
     """
+    T, C, K = sizes.T, sizes.C, sizes.K
     b = tl.program_id(0).to(tl.int64)
     label = tl.arange(0, CP)
     inside = label < C
-    length = tl.load(lengths_ptr + b).to(tl.int32)
-    masked = tl.load(masked_ptr + b)
-    tail = tl.load(tail_ptr + label)
-    level = tl.load(log_window_ptr + K * CP + label)
+    length = tl.load(sizes.lengths + b).to(tl.int32)
+    masked = tl.load(m.masked + b)
+    tail = tl.load(tables.tail + label)
+    level = tl.load(tables.log_window + K * CP + label)
     row = b * T * C
     born = tl.zeros([CP], tl.int32)
     newest_deep = -(1 << 30)
@@ -58,7 +55,7 @@ def longer_segment_kernel(
             place = row + p * C + label
             scores = scores + (tl.load(scores_ptr + place, mask=here, other=float("-inf")),)
             here = here & (p >= K)
-            h = tl.load(sources_ptr + place - K * C, mask=here, other=float("-inf"))
+            h = tl.load(m.sources + place - K * C, mask=here, other=float("-inf"))
             sources = sources + (h,)
         for i in tl.static_range(_UNROLL):
             p = first + i
@@ -83,22 +80,30 @@ def longer_segment_kernel(
             tl.store(start_ptr + place, start, mask=here)
 
 
-@kernel
+@triton.jit
 def last_segment_kernel(
-    scores_ptr, lengths_ptr, masked_ptr, sources_ptr, log_window_ptr, longer_ptr, start_ptr,
-    code_ptr, T, C, K, HAS_TAIL: tl.constexpr, CP: tl.constexpr, TT: tl.constexpr,
-):  # fmt: skip
+    scores_ptr,
+    sizes,
+    tables,
+    m,
+    longer_ptr,
+    start_ptr,
+    code_ptr,
+    CP: tl.constexpr,
+    TT: tl.constexpr,
+):
     """Code ``k * CP + c`` of the best segment of label c that ends at position p, in (B, T, C).
 
     k is the shortest best duration; a code of 0 where there is no segment. Program (tile, b).
     """
+    T, C, K = sizes.T, sizes.C, sizes.K
     b = tl.program_id(1).to(tl.int64)
     p = tl.program_id(0) * TT + tl.arange(0, TT)[:, None]
     label = tl.arange(0, CP)[None, :]
-    length = tl.load(lengths_ptr + b).to(tl.int32)
+    length = tl.load(sizes.lengths + b).to(tl.int32)
     inside = (p < length) & (label < C)
     place = (b * T + p) * C + label
-    masked = tl.load(masked_ptr + b)
+    masked = tl.load(m.masked + b)
     deep = tl.zeros([TT, CP], tl.float64)  # what the running scores left out of those positions
     alive = inside  # no forbidden position within the k positions up to p
     best = tl.full([TT, CP], float("-inf"), tl.float64)
@@ -110,36 +115,36 @@ def last_segment_kernel(
             alive = alive & allowed(x)
             top = tl.max(x, 1)[:, None]
             deep += tl.where(is_deep(x, top), settled(x, top), 0.0)
-        value = tl.load(sources_ptr + place - (k - 1) * C, mask=live & alive, other=float("-inf"))
-        value += tl.load(log_window_ptr + k * CP + label) + deep
+        value = tl.load(m.sources + place - (k - 1) * C, mask=live & alive, other=float("-inf"))
+        value += tl.load(tables.log_window + k * CP + label) + deep
         duration = tl.where(value > best, k, duration)
         best = tl.maximum(value, best)
-    if HAS_TAIL:
+    if tables.tail is not None:
         value = tl.load(longer_ptr + place, mask=inside, other=float("-inf"))
         start = tl.load(start_ptr + place, mask=inside, other=0)
         duration = tl.where(value > best, p + 1 - start, duration)
     tl.store(code_ptr + place, duration * CP + label, mask=inside)
 
 
-@kernel
+@triton.jit
 def previous_segment_kernel(
-    lengths_ptr, alpha_ptr, log_matrix_ptr, first_ptr, code_ptr, pointer_ptr,
-    T, C, CP: tl.constexpr, TT: tl.constexpr,
-):  # fmt: skip
+    sizes, log_matrix_ptr, first_ptr, m, code_ptr, pointer_ptr, CP: tl.constexpr, TT: tl.constexpr
+):
     """Code of the segment before a segment of label c that starts at position p + 1, in (B, T, C).
 
     In a sequence's last row, every label holds the code of its last segment. Program (tile, b).
     """
+    T, C = sizes.T, sizes.C
     b = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * TT + tl.arange(0, TT)
     p = row[:, None]
     label = tl.arange(0, CP)[None, :]
-    length = tl.load(lengths_ptr + b).to(tl.int32)
+    length = tl.load(sizes.lengths + b).to(tl.int32)
     best = tl.full([TT, CP], float("-inf"), tl.float64)
     pointer = tl.full([TT, CP], 0x7FFFFFFF, tl.int32)
     for source in range(C):
         place = (b * T + row) * C + source
-        alpha = tl.load(alpha_ptr + place, mask=row < length, other=float("-inf"))[:, None]
+        alpha = tl.load(m.alpha + place, mask=row < length, other=float("-inf"))[:, None]
         code = tl.load(code_ptr + place, mask=row < length, other=0)[:, None]
         last = tl.load(first_ptr + CP + source)
         to = tl.load(log_matrix_ptr + source * CP + label)
@@ -151,20 +156,16 @@ def previous_segment_kernel(
     tl.store(pointer_ptr + (b * T + p) * C + label, pointer, mask=(p < length) & (label < C))
 
 
-@kernel
-def traceback_kernel(
-    lengths_ptr, best_ptr, pointer_ptr, starts_ptr, labels_ptr, counts_ptr, T, C, CP: tl.constexpr
-):
-    """Write each sequence's segments into the ends of the rows of `starts`, `labels` (B, T) int32.
-
-    `counts` (B,) int32 gets their number, 0 where nothing is feasible. Program (b,).
-    """
+@triton.jit
+def traceback_kernel(sizes, best_ptr, pointer_ptr, walks, CP: tl.constexpr):
+    """Write each sequence's segments into `walks`, none where nothing is feasible; program (b,)."""
+    T, C = sizes.T, sizes.C
     b = tl.program_id(0).to(tl.int64)
-    stop = tl.load(lengths_ptr + b).to(tl.int32)
+    stop = tl.load(sizes.lengths + b).to(tl.int32)
     stop = tl.where(tl.load(best_ptr + b) > float("-inf"), stop, 0)
     pointer_ptr += b * T * C
-    starts_ptr += b * T + T
-    labels_ptr += b * T + T
+    starts_ptr = walks.starts + b * T + T
+    labels_ptr = walks.labels + b * T + T
     label = 0
     count = 0
     while stop > 0:
@@ -174,35 +175,4 @@ def traceback_kernel(
         count += 1
         tl.store(starts_ptr - count, stop)
         tl.store(labels_ptr - count, label)
-    tl.store(counts_ptr + b, count)
-
-
-@kernel
-def table_kernel(
-    starts_ptr, labels_ptr, counts_ptr, lengths_ptr, table_ptr, T, total, BLOCK: tl.constexpr
-):
-    """Compact the rows into `table` (4, total) int64: sequence, start, stop, label.
-
-    Program (b,).
-    """
-    b = tl.program_id(0).to(tl.int64)
-    count = tl.load(counts_ptr + b)
-    lane = tl.arange(0, BLOCK)
-    before = tl.zeros([BLOCK], tl.int64)
-    for first in range(0, tl.program_id(0), BLOCK):
-        earlier = first + lane
-        before += tl.load(counts_ptr + earlier, mask=earlier < b, other=0).to(tl.int64)
-    to = table_ptr + tl.sum(before, 0)
-    row = b * T + T - count
-    length = tl.load(lengths_ptr + b).to(tl.int32)
-    for first in range(0, count, BLOCK):
-        i = first + lane
-        inside = i < count
-        start = tl.load(starts_ptr + row + i, mask=inside, other=0)
-        label = tl.load(labels_ptr + row + i, mask=inside, other=0)
-        stop = tl.load(starts_ptr + row + i + 1, mask=i + 1 < count, other=0)
-        stop = tl.where(i + 1 < count, stop, length)
-        tl.store(to + i, tl.zeros([BLOCK], tl.int64) + b, mask=inside)
-        tl.store(to + total + i, start.to(tl.int64), mask=inside)
-        tl.store(to + 2 * total + i, stop.to(tl.int64), mask=inside)
-        tl.store(to + 3 * total + i, label.to(tl.int64), mask=inside)
+    tl.store(walks.counts + b, count)

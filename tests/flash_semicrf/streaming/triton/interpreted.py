@@ -7,7 +7,6 @@ costs about 0.1 s whatever K and C are, so the problems are short and few.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import pytest
@@ -35,6 +34,7 @@ from tests.flash_semicrf.streaming.triton.interpreter_cases import (
     REFERENCE,
     TRITON,
     Case,
+    use_layout,
     with_poisoned_padding,
 )
 
@@ -68,7 +68,7 @@ LAYOUTS = [(4, 2), (4, 4), (8, 2)]
 
 def assert_agrees_with_reference(problem: Potentials, **options) -> None:
     """Log Z, the gradients of every sequence, start and end marginals; options as `gradients`."""
-    from flash_semicrf.streaming.triton.static import gradients as static
+    from flash_semicrf.streaming.triton import static
 
     wanted = {*problem.parameters(), "start_scores", "end_scores"}
     # On the same numbers: what float32 lost in rounding the inputs is no error.
@@ -88,23 +88,6 @@ def assert_agrees_with_reference(problem: Potentials, **options) -> None:
     assert all(bool((found[name][outside] == 0).all()) for name in BY_POSITION)
 
 
-def use_layout(monkeypatch: pytest.MonkeyPatch, rows: int, groups: int) -> None:
-    """Lay the passes out in blocks of `rows` steps and `groups` groups of warps."""
-    from flash_semicrf.streaming.triton.static import (
-        gradients as static,
-    )
-    from flash_semicrf.streaming.triton.static import (
-        launch,
-    )
-    from flash_semicrf.streaming.triton.static import (
-        viterbi as decoding,
-    )
-
-    for module in (static, decoding):
-        plan_of = functools.partial(launch.plan_of, rows=rows, groups=groups)
-        monkeypatch.setattr(module, "plan_of", plan_of)
-
-
 @pytest.mark.parametrize("case", [*thinned(CASES, 2), LONG], ids=str)
 def test_agrees_with_reference(case):
     assert_agrees_with_reference(case.problem())
@@ -117,18 +100,18 @@ def test_log_blocks_agree_with_reference(case):
 
 @pytest.mark.parametrize(("rows", "groups"), [long(*LAYOUTS[0]), *LAYOUTS[1:]])
 def test_any_layout_agrees_with_reference(rows, groups, monkeypatch):
-    use_layout(monkeypatch, rows, groups)
+    use_layout(monkeypatch, rows=rows, groups=groups)
     problem = Case(22, 20, 3, boundary=True).problem(integers=True, scale=0.7)
     assert_agrees_with_reference(problem)
     assert viterbi(problem, "triton") == viterbi(problem, "reference")
 
 
 def test_long_windows_in_parts_agree_with_reference(monkeypatch):
-    from flash_semicrf.streaming.triton.static import launch
+    from flash_semicrf.streaming.triton.static import plan
 
     # Parts of two blocks, where 128 steps are too long for the interpreter.
-    monkeypatch.setattr(launch, "PART", 16)
-    monkeypatch.setattr(launch, "_LONG_WINDOW", 3)
+    monkeypatch.setattr(plan, "PART", 16)
+    monkeypatch.setattr(plan, "_LONG_WINDOW", 3)
     assert_agrees_with_reference(Case(35, 27, 2, True, True, 0.02).problem())
     problem = Case(35, 30, 2).problem(integers=True, scale=0.7)
     assert viterbi(problem, "triton").segments == viterbi(problem, "reference").segments

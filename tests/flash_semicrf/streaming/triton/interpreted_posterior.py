@@ -49,11 +49,11 @@ CASES = [
 def small_tiles(monkeypatch):
     """Tiles that short problems fill: parts of durations, labels and samples, one by one."""
     from flash_semicrf.streaming.triton import sampling
-    from flash_semicrf.streaming.triton.static import tangents
+    from flash_semicrf.streaming.triton.static import tangent
 
     monkeypatch.setattr(sampling, "_DURATIONS", 4)
     monkeypatch.setattr(sampling, "_BUFFER", 20)
-    monkeypatch.setattr(tangents, "_TILE", 16)
+    monkeypatch.setattr(tangent, "_TILE", 16)
 
 
 def masked(by_duration: bool) -> tuple[Potentials, Potentials]:

@@ -5,7 +5,6 @@ Run by `test_interpreter.py`, as `interpreted.py` is, in a process of its own.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import pytest
@@ -21,6 +20,7 @@ from tests.flash_semicrf.streaming.triton.interpreter_cases import (
     REFERENCE,
     TRITON,
     Case,
+    use_layout,
     with_poisoned_padding,
 )
 
@@ -49,7 +49,7 @@ def long_segments(case: Case, **options) -> Potentials:
 
 def assert_agrees_with_reference(problem: Potentials, **options) -> None:
     """Log Z and every gradient of every sequence; options as `static.gradients`."""
-    from flash_semicrf.streaming.triton.static import gradients as static
+    from flash_semicrf.streaming.triton import static
 
     wanted = {*problem.parameters(), "start_scores", "end_scores"}
     expected_log_z, expected = REFERENCE.gradients(problem.to(torch.float64), wanted)
@@ -73,22 +73,6 @@ def assert_same_segments(problem: Potentials) -> None:
 def short_blocks(monkeypatch):
     """Blocks of four steps, of which less is kept: what runs in the log domain takes long."""
     use_layout(monkeypatch, rows=4)
-
-
-def use_layout(monkeypatch: pytest.MonkeyPatch, **options: int) -> None:
-    """Lay the passes out by these options of `plan_of`."""
-    from flash_semicrf.streaming.triton.static import (
-        gradients as static,
-    )
-    from flash_semicrf.streaming.triton.static import (
-        launch,
-    )
-    from flash_semicrf.streaming.triton.static import (
-        viterbi as decoding,
-    )
-
-    for module in (static, decoding):
-        monkeypatch.setattr(module, "plan_of", functools.partial(launch.plan_of, **options))
 
 
 def with_mask(mask: float) -> Potentials:
@@ -125,11 +109,11 @@ def test_groups_of_warps_agree_with_reference(monkeypatch):
 
 
 def test_long_windows_in_parts_agree_with_reference(monkeypatch):
-    from flash_semicrf.streaming.triton.static import launch
+    from flash_semicrf.streaming.triton.static import plan
 
     # Parts of two blocks of four steps, where 128 are too long for the interpreter.
-    monkeypatch.setattr(launch, "PART", 8)
-    monkeypatch.setattr(launch, "_LONG_WINDOW", 3)
+    monkeypatch.setattr(plan, "PART", 8)
+    monkeypatch.setattr(plan, "_LONG_WINDOW", 3)
     use_layout(monkeypatch, rows=4)
     problem = long_segments(Case(24, 13, 2, True, True), integers=True, scale=0.7)
     assert_agrees_with_reference(problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from typing import NamedTuple
@@ -66,3 +67,11 @@ def with_poisoned_padding(problem: Potentials) -> Potentials:
     return problem.replace(
         **{name: value.masked_fill(outside[..., None], math.nan) for name, value in given.items()}
     )
+
+
+def use_layout(monkeypatch: pytest.MonkeyPatch, **options: int) -> None:
+    """Lay the passes for static transitions out by these options of `plan_of`."""
+    from flash_semicrf.streaming.triton.static import decoding, gradient, plan
+
+    for module in (decoding, gradient):
+        monkeypatch.setattr(module, "plan_of", functools.partial(plan.plan_of, **options))

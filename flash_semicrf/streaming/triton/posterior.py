@@ -1,0 +1,94 @@
+"""Marginals and derivatives of boundaries in plain PyTorch, for both kinds of transitions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.streaming.assembly import common_parts, running_total
+from flash_semicrf.streaming.triton.prefixes import Inputs, inputs_of
+
+__all__ = [
+    "at_ends",
+    "boundary_marginals",
+    "boundary_tangents",
+    "common_before",
+    "covered",
+    "direction_of",
+    "end_tangents",
+    "with_common_parts",
+]
+
+
+def common_before(p: Potentials) -> Tensor:
+    """Sum of the common parts of the scores before each position, (B, T + 1, 1)."""
+    return running_total(common_parts(p.scores, p.lengths))[..., None]
+
+
+def with_common_parts(
+    p: Potentials, log_z: Tensor, alpha: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log Z and messages with the common parts of the scores, which the kernels leave out."""
+    left_out = common_before(p)
+    total = left_out[:, -1:]
+    return log_z + total[:, 0, 0], alpha + left_out, beta + (total - left_out)
+
+
+def _inside(p: Potentials) -> Tensor:
+    """Whether a position belongs to its sequence, (B, T)."""
+    return torch.arange(p.num_positions, device=p.device) < p.lengths[:, None]
+
+
+def at_ends(p: Potentials, by_position: Tensor) -> Tensor:
+    """Rows of the last positions of the sequences, (B, T, C) to (B, C)."""
+    return by_position[torch.arange(p.batch_size, device=p.device), p.lengths - 1]
+
+
+def covered(p: Potentials, start: Tensor, end: Tensor) -> Tensor:
+    """Sums over the segments that cover a position, from those by start and by end; (B, T, C)."""
+    position = start.cumsum(1)
+    position[:, 1:] -= end.cumsum(1)[:, :-1]
+    return torch.where(_inside(p)[..., None], position, 0.0)
+
+
+def boundary_marginals(p: Potentials, log_z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(log_weight - log Z) (B, T, C), 0 outside sequences; and what is inside, (B, T, 1)."""
+    feasible = log_z > -torch.inf
+    inside = (_inside(p) & feasible[:, None])[..., None]
+    level = torch.where(feasible, log_z, 0.0)[:, None, None]
+    return torch.where(inside, log_weight - level, -torch.inf).exp(), inside
+
+
+def direction_of(direction: Potentials) -> Inputs:
+    """A direction as kernels read it: float64, zeros for what is left out."""
+    q = inputs_of(direction.to(torch.float64))
+    nothing = q.parameters.transition.new_zeros(direction.num_labels)
+    final, tail = (nothing if x is None else x for x in q.parameters[3:])
+    return q._replace(parameters=q.parameters._replace(final=final, tail=tail))
+
+
+def end_tangents(
+    p: Potentials, log_z: Tensor, alpha: Tensor, beta: Tensor, d_alpha: Tensor, d_beta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """d log Z (B,), without the common parts of the direction, and d P(end) (B, T, C).
+
+    Messages and their derivatives are (B, T + 1, C).
+    """
+    marginal, inside = boundary_marginals(p, log_z, (alpha + beta)[:, 1:])
+    d = torch.where(inside, (d_alpha + d_beta)[:, 1:], 0.0)
+    # Better than <direction, gradient>, which multiplies large scores with rounded counts.
+    weight = at_ends(p, marginal)
+    mean = (weight * at_ends(p, d)).sum(1)
+    mean /= torch.where(log_z > -torch.inf, weight.sum(1), 1.0)
+    return mean, marginal * (d - mean[:, None, None])
+
+
+def boundary_tangents(p: Potentials, start: Tensor, end: Tensor) -> dict[str, Tensor]:
+    """Products for parameters by position and the final scores, from those of starts and ends."""
+    return {
+        "scores": covered(p, start, end),
+        "start_scores": start,
+        "end_scores": end,
+        "final_scores": at_ends(p, end),
+    }

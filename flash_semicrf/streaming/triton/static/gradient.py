@@ -1,0 +1,132 @@
+"""Log Z and its gradients for static transitions: the launches of a whole batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.streaming.triton.jit import launch
+from flash_semicrf.streaming.triton.records import Problem, power_of_two_above, problem_of
+from flash_semicrf.streaming.triton.static.boundary_gradient import (
+    Marginals,
+    boundary_kernel,
+    carry_kernel,
+    position_kernel,
+)
+from flash_semicrf.streaming.triton.static.duration_gradient import (
+    duration_gradient_kernel,
+    longer_gradient_kernel,
+)
+from flash_semicrf.streaming.triton.static.launch import run_passes
+from flash_semicrf.streaming.triton.static.passes import Messages
+from flash_semicrf.streaming.triton.static.plan import SPAN, plan_of
+from flash_semicrf.streaming.triton.static.prepare import Tables
+
+__all__ = ["gradients", "log_partition"]
+
+
+def log_partition(potentials: Potentials, always_log: bool = False) -> Tensor:
+    """Log Z (B,) in float64; workspace O(KC) per sequence."""
+    problem, plan = problem_of(potentials), plan_of(potentials)
+    return run_passes(potentials, problem, plan, False, always_log)[1].log_z[1]
+
+
+def gradients(
+    potentials: Potentials, wanted: set[str], always_log: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log Z and its gradient for each sequence.
+
+    Parameters
+    ----------
+    potentials : Potentials
+    wanted : set of str
+        Names of parameters; "start_scores" and "end_scores" may be asked for without being given.
+    always_log : bool
+        Run every block of the passes in the log domain; for tests.
+
+    Returns
+    -------
+    log_z : float64 Tensor of shape (B,)
+    gradients : dict of Tensor
+        Of "scores", "start_scores" and "end_scores": (B, T, C) in the dtype of the scores. Of the
+        others: a float64 gradient per sequence, (B, ...). All zero where log Z is -inf.
+    """
+    p = potentials
+    plan, problem = plan_of(p), problem_of(p)
+    tables, messages = run_passes(p, problem, plan, True, always_log)
+    found = _boundary_gradients(p, problem, plan.labels, tables, messages, wanted)
+    if "duration_bias" in wanted:
+        found["duration_bias"] = _duration_gradient(problem, plan.labels, tables, messages)
+    if plan.has_tail and wanted & {"duration_bias", "duration_tail"}:
+        B, _, C = problem.scores.shape
+        segments, found["duration_tail"] = to = tables.tail.new_empty((2, B, C))
+        arguments = (problem.scores, problem.sizes, tables.log_window, tables.tail, messages, *to)
+        warps = max(1, plan.labels // 32)
+        launch(longer_gradient_kernel, (B,), *arguments, CP=plan.labels, num_warps=warps)
+        if "duration_bias" in wanted:
+            found["duration_bias"][:, -1] += segments
+    return messages.log_z[1], {name: found[name] for name in wanted}
+
+
+def _span(positions: int, shortest: int) -> int:
+    """Positions of a chunk, `shortest` or more: of 8C and 8K positions, so that the gradients that
+    the chunks leave to be summed take a quarter of the memory of float32 scores."""
+    chunks = max(1, positions // shortest)
+    return -(-positions // (chunks * SPAN)) * SPAN
+
+
+def _boundary_gradients(
+    p: Potentials,
+    problem: Problem,
+    labels: int,
+    tables: Tables,
+    messages: Messages,
+    wanted: set[str],
+) -> dict[str, Tensor]:
+    """Everything but the gradient by the durations; turns the messages into h and u."""
+    scores = problem.scores
+    B, T, C = scores.shape
+    span = _span(T + 1, 8 * C)
+    tiles, chunks = span // SPAN, -(-(T + 1) // span)
+    want_ends = bool(wanted & {"start_scores", "end_scores"})
+    start, end = (torch.empty_like(scores) if want_ends else None for _ in range(2))
+    sizes = [B * chunks * C, B * chunks * C * C if "transition" in wanted else 0]
+    buffer = torch.empty(sum(sizes), dtype=torch.float64, device=scores.device)
+    carry, transition = buffer.split(sizes)
+    # Apart from the buffer, which would otherwise be kept with them.
+    edges = torch.empty((2, B, C), dtype=torch.float64, device=scores.device)
+    transition = transition.view(B, chunks, C, C) if "transition" in wanted else None
+    to = Marginals(torch.empty_like(scores), start, end, carry, transition, *edges)
+    options = {
+        "HAS_INITIAL": p.initial_scores is not None,
+        "WANT_DURATION": bool(wanted & {"duration_bias", "duration_tail"}),
+        # tl.dot takes 16 rows and more; 64 labels need more shared memory than many devices have.
+        "DOT": 16 <= labels <= 64,
+        "num_warps": 4 if labels <= 16 else 8,
+    }
+    arguments = (problem, tables.log_matrix, tables.first, messages, to, tiles)
+    launch(boundary_kernel, (chunks, B), *arguments, CP=labels, TT=SPAN, **options)
+    if chunks > 1:
+        launch(carry_kernel, (B,), carry, chunks, C, CP=labels, ROWS=64, num_warps=4)
+        arguments = (to.position, carry, problem.sizes, chunks, span)
+        grid = (-(-T // SPAN), B)
+        launch(position_kernel, grid, *arguments, CP=labels, TT=SPAN, num_warps=4)
+    found = {"scores": to.position, "start_scores": start, "end_scores": end}
+    found["initial_scores"], found["final_scores"] = edges
+    if transition is not None:
+        found["transition"] = transition.sum(1)  # a copy, also of one chunk
+    return found
+
+
+def _duration_gradient(problem: Problem, labels: int, tables: Tables, messages: Messages) -> Tensor:
+    _, T, C, K = problem.sizes
+    tile = max(4, min(16, power_of_two_above(K), 512 // labels))
+    span = _span(T, max(256, 8 * K))
+    chunks = -(-T // span)
+    B = len(problem.scores)
+    gradient = tables.log_window.new_empty((B, chunks, K, C))
+    arguments = (problem.scores, problem.sizes, tables.log_window, messages, gradient, span)
+    grid = (-(-K // tile), chunks, B)
+    launch(duration_gradient_kernel, grid, *arguments, CP=labels, KT=tile, num_warps=4)
+    return gradient[:, 0] if chunks == 1 else gradient.sum(1)
