@@ -1,13 +1,14 @@
 """How the kernels are compiled and launched.
 
 A kernel takes tensors, whole numbers, None, and records (named tuples) of them. What is None is so
-for the compiler: ``x is not None`` chooses code. Names in capitals after those are constants of the
-compiler; so are arguments in capitals of the functions that kernels call, sizes of a batch aside.
+for the compiler: ``x is not None`` chooses code. Parameters in capitals are constants of the
+compiler, also in the functions that kernels call, apart from the sizes C and K there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 
 import torch
 import triton
@@ -15,9 +16,16 @@ from torch import Tensor
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
-__all__ = ["launch", "signature_of"]
+__all__ = ["kernel", "launch", "signature_of"]
 
 _compiled: dict[tuple, triton.compiler.CompiledKernel] = {}
+
+
+def kernel(function: Callable):
+    """Mark a function as a kernel, and its parameters in capitals as constants."""
+    constants = [name for name in inspect.signature(function).parameters if name.isupper()]
+    function.__annotations__.update(dict.fromkeys(constants, "constexpr"))
+    return triton.jit(function)
 
 
 def launch(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.streams import streams
-from flash_semicrf.streaming.triton.jit import launch
+from flash_semicrf.streaming.triton.jit import kernel, launch
 from flash_semicrf.streaming.triton.log_rows import load_row, sum_over
 from flash_semicrf.streaming.triton.numerics import exp_wide, wide
 from flash_semicrf.streaming.triton.prefixes import Inputs, rows_from
@@ -85,19 +85,9 @@ def _gamma_by_duration(given, alpha_ptr, s, table, live, chosen, C, CP):
     return gamma
 
 
-@triton.jit
+@kernel
 def sample_kernel(
-    stream_ptr,
-    given,
-    prefixes,
-    sizes,
-    alpha_ptr,
-    gamma_ptr,
-    log_z_ptr,
-    walks,
-    B,
-    CP: tl.constexpr,
-    KT: tl.constexpr,
+    stream_ptr, given, prefixes, sizes, alpha_ptr, gamma_ptr, log_z_ptr, walks, batch, CP, KT
 ):
     """Draw sample j of sequence b into `walks`, nothing where nothing is feasible.
 
@@ -105,7 +95,7 @@ def sample_kernel(
     `gamma` None for transitions by duration.
     """
     row = tl.program_id(0)
-    b = row % B
+    b = row % batch
     T, C, K = sizes.T, sizes.C, sizes.K
     base = b.to(tl.int64) * (T + 1) * C
     alpha_ptr += base
@@ -196,6 +186,6 @@ def draw(
         walks = walks_of(rows, T, device)
         arguments = (part, given, inputs.prefixes, sizes, *messages, walks, B)
         launch(sample_kernel, (rows,), *arguments, CP=inputs.labels, KT=tile, num_warps=1)
-        table = collect_table(walks, sizes.lengths.repeat(part.shape[1]))
+        table = collect_table(walks, sizes._replace(lengths=sizes.lengths.repeat(part.shape[1])))
         tables.append(table._replace(sequence=table.sequence + first * B))
     return SegmentTable(*map(torch.cat, zip(*tables, strict=True)))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flash_semicrf.problem.segments import SegmentTable
-from flash_semicrf.streaming.triton.jit import launch
+from flash_semicrf.streaming.triton.jit import kernel, launch
+from flash_semicrf.streaming.triton.records import Sizes
 
 __all__ = ["Walks", "collect_table", "table_kernel", "walks_of"]
 
@@ -29,8 +29,8 @@ def walks_of(rows: int, T: int, device: torch.device) -> Walks:
     return Walks(starts, labels, torch.empty(rows, dtype=torch.int32, device=device))
 
 
-@triton.jit
-def table_kernel(walks, lengths_ptr, table_ptr, T, total, BLOCK: tl.constexpr):
+@kernel
+def table_kernel(walks, sizes, table_ptr, total, BLOCK):
     """Compact the rows into `table` (4, total) int64: sequence, start, stop, label.
 
     Program (b,).
@@ -43,8 +43,8 @@ def table_kernel(walks, lengths_ptr, table_ptr, T, total, BLOCK: tl.constexpr):
         earlier = first + lane
         before += tl.load(walks.counts + earlier, mask=earlier < b, other=0).to(tl.int64)
     to = table_ptr + tl.sum(before, 0)
-    row = b * T + T - count
-    length = tl.load(lengths_ptr + b).to(tl.int32)
+    row = b * sizes.T + sizes.T - count
+    length = tl.load(sizes.lengths + b).to(tl.int32)
     for first in range(0, count, BLOCK):
         i = first + lane
         inside = i < count
@@ -58,13 +58,13 @@ def table_kernel(walks, lengths_ptr, table_ptr, T, total, BLOCK: tl.constexpr):
         tl.store(to + 3 * total + i, label.to(tl.int64), mask=inside)
 
 
-def collect_table(walks: Walks, lengths: Tensor) -> SegmentTable:
+def collect_table(walks: Walks, sizes: Sizes) -> SegmentTable:
     """Table of all segments.
 
     Waits for the device: the number of rows decides a shape.
     """
-    rows, T = walks.starts.shape
     total = int(walks.counts.sum())
-    table = torch.empty((4, total), dtype=torch.int64, device=lengths.device)
-    launch(table_kernel, (rows,), walks, lengths, table, T, total, BLOCK=128, num_warps=4)
+    table = torch.empty((4, total), dtype=torch.int64, device=sizes.lengths.device)
+    grid = (len(walks.counts),)
+    launch(table_kernel, grid, walks, sizes, table, total, BLOCK=128, num_warps=4)
     return SegmentTable(*table)

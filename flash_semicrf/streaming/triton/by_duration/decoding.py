@@ -8,19 +8,14 @@ Ties: the shortest segment, then the lowest label.
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials, explicit_start
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.triton.by_duration.gradient import run_passes
-from flash_semicrf.streaming.triton.by_duration.passes import (
-    gamma_row,
-    messages_from,
-    with_segment,
-)
-from flash_semicrf.streaming.triton.jit import launch
+from flash_semicrf.streaming.triton.by_duration.passes import gamma_row, messages_from, with_segment
+from flash_semicrf.streaming.triton.jit import kernel, launch
 from flash_semicrf.streaming.triton.log_rows import load_row
 from flash_semicrf.streaming.triton.numerics import wide
 from flash_semicrf.streaming.triton.posterior import common_before
@@ -28,16 +23,11 @@ from flash_semicrf.streaming.triton.prefixes import inputs_of, rows_from
 from flash_semicrf.streaming.triton.records import State
 from flash_semicrf.streaming.triton.table import collect_table, walks_of
 
-__all__ = [
-    "duration_last_segment_kernel",
-    "duration_traceback_kernel",
-    "max_messages",
-    "viterbi",
-]
+__all__ = ["duration_last_segment_kernel", "duration_traceback_kernel", "max_messages", "viterbi"]
 
 
-@triton.jit
-def duration_last_segment_kernel(state, sizes, code_ptr, CP: tl.constexpr):
+@kernel
+def duration_last_segment_kernel(state, sizes, code_ptr, CP):
     """Code ``k * CP + c`` of the best segment of label c that ends at p; program (p, b).
 
     With a tail `longer` (B, T+1, C) int32 has the durations above K, where they are better.
@@ -65,8 +55,8 @@ def duration_last_segment_kernel(state, sizes, code_ptr, CP: tl.constexpr):
     tl.store(code_ptr + (b * sizes.T + t - 1) * C + label, duration * CP + label, mask=inside)
 
 
-@triton.jit
-def duration_traceback_kernel(state, sizes, code_ptr, walks, CP: tl.constexpr):
+@kernel
+def duration_traceback_kernel(state, sizes, code_ptr, walks, CP):
     """Write the segments into `walks`, none where nothing is feasible; program (b,)."""
     b = tl.program_id(0).to(tl.int64)
     T, C, K = sizes.T, sizes.C, sizes.K
@@ -117,4 +107,4 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     options = {**inputs.options, "num_warps": 1}
     launch(duration_traceback_kernel, (B,), state, sizes, codes, walks, **options)
     best = state.messages.log_z + inputs.prefixes.common
-    return best, collect_table(walks, sizes.lengths)
+    return best, collect_table(walks, sizes)

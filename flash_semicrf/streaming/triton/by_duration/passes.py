@@ -28,6 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.log_rows import (
     deep_content,
     feasible,
@@ -105,8 +106,8 @@ def gamma_row(state, s, k, label, C, MAX):
     return found
 
 
-@triton.jit
-def duration_pass_kernel(state, sizes, MAX: tl.constexpr, CP: tl.constexpr):
+@kernel
+def duration_pass_kernel(state, sizes, MAX, CP):
     """Messages `alpha` by program (b, 0), with log Z; `beta` by program (b, 1), if launched.
 
     With a tail also `longer` and `onward` (B, T+1, C), G and Q; with MAX `longer` is the duration
@@ -177,8 +178,8 @@ def duration_pass_kernel(state, sizes, MAX: tl.constexpr, CP: tl.constexpr):
                 tl.store(m.onward + s * C + label, onward, mask=inside)
 
 
-@triton.jit
-def duration_terms_kernel(state, sizes, to, CP: tl.constexpr):
+@kernel
+def duration_terms_kernel(state, sizes, to, CP):
     """Gradients by A_k (B, K, C, C), D_k and, if given, initial scores (B, K, C).
 
     Row K counts longer segments too. Program (k - 1, b).
@@ -219,8 +220,8 @@ def duration_terms_kernel(state, sizes, to, CP: tl.constexpr):
     tl.store(to.transition + place, by_transition, mask=inside[:, None] & inside[None, :])
 
 
-@triton.jit
-def duration_start_kernel(state, sizes, start_ptr, end_ptr, CP: tl.constexpr):
+@kernel
+def duration_start_kernel(state, sizes, start_ptr, end_ptr, CP):
     """Start and end marginals (B, T, C) in float64, zero after a sequence's end; program (s, b)."""
     s = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)

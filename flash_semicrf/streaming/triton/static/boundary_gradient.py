@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.log_rows import feasible
 from flash_semicrf.streaming.triton.numerics import (
     allowed,
@@ -31,7 +32,6 @@ from flash_semicrf.streaming.triton.numerics import (
     settled,
     wide,
 )
-from flash_semicrf.streaming.triton.static.passes import Messages
 
 __all__ = ["Marginals", "boundary_kernel", "carry_kernel", "position_kernel"]
 
@@ -82,58 +82,37 @@ def _column(row_ptr, offset_ptr, row, other, inside, C):
 
 @triton.jit
 def _term_by_term(
-    alpha,
-    eta,
-    log_z,
-    m,
-    backward_offset_ptr,
-    log_matrix_ptr,
-    transition_ptr,
-    first_row,
-    length,
-    C,
-    HAS_INITIAL,
-    CP,
-    TT,
+    alpha, eta, log_z, rows, matrix_ptr, pairs_ptr, begin, length, C, HAS_INITIAL, CP, TT
 ):
     """Start and end marginals of a tile by C² exponentials a row; adds to the gradient by A."""
+    forward_ptr, offset_ptr, backward_ptr, backward_offset_ptr = rows
     label = tl.arange(0, CP)[None, :]
-    column = first_row + tl.arange(0, TT)
+    column = begin + tl.arange(0, TT)
     start = tl.zeros([TT, CP], tl.float64)
     end = tl.zeros([TT, CP], tl.float64)
     for other in range(C):
         # `other` as the source: its message is a column.
         inside = (column > 0) & (column < length)
-        source = _column(m.forward, m.offset, column - 1, other, inside, C)
+        source = _column(forward_ptr, offset_ptr, column - 1, other, inside, C)
         if not HAS_INITIAL:
             source = tl.where(column == 0, 0.0, source)
-        row = tl.load(log_matrix_ptr + other * CP + label)
+        row = tl.load(matrix_ptr + other * CP + label)
         x = probability(source[:, None] + row + eta - log_z)
         start += x
-        if transition_ptr is not None:
-            place = transition_ptr + other * C + tl.arange(0, CP)
+        if pairs_ptr is not None:
+            place = pairs_ptr + other * C + tl.arange(0, CP)
             total = tl.sum(x, 0) + tl.load(place, mask=tl.arange(0, CP) < C, other=0.0)
             tl.store(place, total, mask=tl.arange(0, CP) < C)
         # `other` as the target.
-        target = _column(m.backward, backward_offset_ptr, column, other, inside, C)
-        row = tl.load(log_matrix_ptr + CP * CP + other * CP + label)
+        target = _column(backward_ptr, backward_offset_ptr, column, other, inside, C)
+        row = tl.load(matrix_ptr + CP * CP + other * CP + label)
         end += probability(alpha + row + target[:, None] - log_z)
     return start, end
 
 
-@triton.jit
+@kernel
 def boundary_kernel(
-    problem,
-    log_matrix_ptr,
-    first_ptr,
-    messages,
-    to,
-    tiles,
-    HAS_INITIAL: tl.constexpr,
-    WANT_DURATION: tl.constexpr,
-    DOT: tl.constexpr,
-    CP: tl.constexpr,
-    TT: tl.constexpr,
+    problem, matrix_ptr, first_ptr, messages, to, tiles, HAS_INITIAL, WANT_DURATION, DOT, CP, TT
 ):
     """Boundaries ``[chunk * tiles * TT, (chunk + 1) * tiles * TT)``; program (chunk, b).
 
@@ -154,8 +133,8 @@ def boundary_kernel(
     backward_ptr = messages.backward + rows * C
     offset_ptr = messages.offset + rows
     backward_offset_ptr = offset_ptr + tl.num_programs(1) * T
-    m = Messages(messages.log_z, None, forward_ptr, backward_ptr, offset_ptr, None, None)
-    transition_ptr = None
+    m = forward_ptr, offset_ptr, backward_ptr, backward_offset_ptr
+    pairs_ptr = None
     running = tl.zeros([CP], tl.float64)
     pairs = tl.zeros([CP, CP], tl.float64)
     weights = pairs
@@ -163,20 +142,20 @@ def boundary_kernel(
     peak = 0.0
     square = tl.arange(0, CP)[:, None] * CP + tl.arange(0, CP)[None, :]
     if DOT:
-        matrix = tl.load(log_matrix_ptr + square)
+        matrix = tl.load(matrix_ptr + square)
         peak = finite(tl.max(tl.max(matrix, 1), 0))
         weights = exp_wide(matrix - peak)
-        transposed = exp_wide(tl.load(log_matrix_ptr + CP * CP + square) - peak)
+        transposed = exp_wide(tl.load(matrix_ptr + CP * CP + square) - peak)
     if WANT_TRANSITION:
-        transition_ptr = to.transition + (b * tl.num_programs(0) + chunk) * C * C
-        cell = transition_ptr + tl.arange(0, CP)[:, None] * C + tl.arange(0, CP)[None, :]
+        pairs_ptr = to.transition + (b * tl.num_programs(0) + chunk) * C * C
+        cell = pairs_ptr + tl.arange(0, CP)[:, None] * C + tl.arange(0, CP)[None, :]
         within = (tl.arange(0, CP)[:, None] < C) & (tl.arange(0, CP)[None, :] < C)
         tl.store(cell, pairs, mask=within)
         tl.debug_barrier()
 
     for tile in range(tiles):
-        first_row = (chunk * tiles + tile) * TT
-        t = first_row + tl.arange(0, TT)[:, None]
+        begin = (chunk * tiles + tile) * TT
+        t = begin + tl.arange(0, TT)[:, None]
         starts_here = (t < length) & (label < C)
         ends_here = (t > 0) & (t <= length) & (label < C)
         eta = _messages(backward_ptr, backward_offset_ptr, t, starts_here, C, label)
@@ -197,10 +176,9 @@ def boundary_kernel(
                 eta,
                 log_z,
                 m,
-                backward_offset_ptr,
-                log_matrix_ptr,
-                transition_ptr,
-                first_row,
+                matrix_ptr,
+                pairs_ptr,
+                begin,
                 length,
                 C,
                 HAS_INITIAL,
@@ -232,7 +210,7 @@ def boundary_kernel(
             tl.store(to.end + place - C, end, mask=(t > 0) & (t <= T) & (label < C))
         if WANT_DURATION:
             blocks = T // TT + 2
-            block = b * blocks + tl.minimum(first_row // TT, blocks - 1)
+            block = b * blocks + tl.minimum(begin // TT, blocks - 1)
             prefix = tl.load(messages.prefix + block * C + label, mask=label < C, other=0.0)
             inner = (t < length) & (label < C)
             x = tl.load(scores_ptr + t * C + label, mask=inner, other=float("-inf"))
@@ -260,10 +238,11 @@ def boundary_kernel(
         tl.store(to.carry + place, running, mask=tl.arange(0, CP) < C)
 
 
-@triton.jit
-def carry_kernel(carry_ptr, chunks, C, CP: tl.constexpr, ROWS: tl.constexpr):
+@kernel
+def carry_kernel(carry_ptr, sizes, chunks, CP, ROWS):
     """Replace `carry` (B, chunks, C) by its sums over the chunks before; program (b,)."""
     b = tl.program_id(0).to(tl.int64)
+    C = sizes.C
     label = tl.arange(0, CP)[None, :]
     running = tl.zeros([CP], tl.float64)
     for first in range(0, chunks, ROWS):
@@ -276,10 +255,8 @@ def carry_kernel(carry_ptr, chunks, C, CP: tl.constexpr, ROWS: tl.constexpr):
         running += tl.sum(value, 0)
 
 
-@triton.jit
-def position_kernel(
-    position_ptr, carry_ptr, sizes, chunks, span, CP: tl.constexpr, TT: tl.constexpr
-):
+@kernel
+def position_kernel(position_ptr, carry_ptr, sizes, chunks, span, CP, TT):
     """Add what was open at the start of each chunk of `span` positions; program (tile, b)."""
     b = tl.program_id(1).to(tl.int64)
     t = tl.program_id(0) * TT + tl.arange(0, TT)[:, None]

@@ -28,7 +28,7 @@ __all__ = ["max_messages", "viterbi"]
 
 def _run_pass(p: Potentials, problem: Problem, plan: Plan) -> tuple[Tables, MaxMessages]:
     """Run the max pass."""
-    tables = tables_of(p, plan, maximum=True)
+    tables = tables_of(p, problem.sizes, plan, maximum=True)
     B, T, C = problem.scores.shape
     parts = plan.parts(T, maximum=True)
     sizes = [B * T * C, B * T * C, B, B * parts[0].stride]
@@ -65,7 +65,7 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     launch(previous_segment_kernel, grid, sizes, *tables_before, m, codes, pointers, **options)
     walks = walks_of(B, T, p.device)
     launch(traceback_kernel, (B,), sizes, m.best, pointers, walks, CP=CP, num_warps=1)
-    return m.best, collect_table(walks, sizes.lengths)
+    return m.best, collect_table(walks, sizes)
 
 
 def max_messages(potentials: Potentials) -> Tensor:

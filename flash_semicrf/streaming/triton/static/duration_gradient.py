@@ -19,6 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.log_rows import feasible
 from flash_semicrf.streaming.triton.numerics import (
     allowed,
@@ -50,16 +51,9 @@ def _deep_content(scores_ptr, p, length, k, longest, label, C, CP, KT):
     return total
 
 
-@triton.jit
+@kernel
 def duration_gradient_kernel(
-    scores_ptr,
-    sizes,
-    log_window_ptr,
-    messages,
-    gradient_ptr,
-    span,
-    CP: tl.constexpr,
-    KT: tl.constexpr,
+    scores_ptr, sizes, log_window_ptr, messages, gradient_ptr, span, CP, KT
 ):
     """Durations of one tile, segments that end in one chunk of `span` positions.
 
@@ -116,16 +110,9 @@ def duration_gradient_kernel(
     tl.store(place, tl.minimum(total, length.to(tl.float64) / k), mask=within)
 
 
-@triton.jit
+@kernel
 def longer_gradient_kernel(
-    scores_ptr,
-    sizes,
-    log_window_ptr,
-    tail_ptr,
-    messages,
-    segments_ptr,
-    beyond_ptr,
-    CP: tl.constexpr,
+    scores_ptr, sizes, log_window_ptr, tail_ptr, messages, segments_ptr, beyond_ptr, CP
 ):
     """Expected numbers of segments longer than K and of their positions beyond the K-th, (B, C).
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.static.plan import workspace_at
 
 __all__ = ["far_kernel", "far_window"]
@@ -187,17 +188,8 @@ def _over_groups(x, lost, MAX, R):
     return found[:R], lost
 
 
-@triton.jit
-def far_kernel(
-    window_ptr,
-    tail_ptr,
-    workspace_ptr,
-    part,
-    MAX: tl.constexpr,
-    CP: tl.constexpr,
-    R: tl.constexpr,
-    G: tl.constexpr,
-):
+@kernel
+def far_kernel(window_ptr, tail_ptr, workspace_ptr, part, MAX, CP, R, G):
     """What all sources before a part of a pass give to the outputs of its blocks.
 
     Program (block of the part, program of the pass); into the workspace, as `far_window` reads it.

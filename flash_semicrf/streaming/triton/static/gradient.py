@@ -108,7 +108,7 @@ def _boundary_gradients(
     arguments = (problem, tables.log_matrix, tables.first, messages, to, tiles)
     launch(boundary_kernel, (chunks, B), *arguments, CP=labels, TT=SPAN, **options)
     if chunks > 1:
-        launch(carry_kernel, (B,), carry, chunks, C, CP=labels, ROWS=64, num_warps=4)
+        launch(carry_kernel, (B,), carry, problem.sizes, chunks, CP=labels, ROWS=64, num_warps=4)
         arguments = (to.position, carry, problem.sizes, chunks, span)
         grid = (-(-T // SPAN), B)
         launch(position_kernel, grid, *arguments, CP=labels, TT=SPAN, num_warps=4)

@@ -6,7 +6,7 @@ import torch
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.triton.jit import launch
-from flash_semicrf.streaming.triton.records import Problem, parameters_of
+from flash_semicrf.streaming.triton.records import Problem, Sizes, parameters_of
 from flash_semicrf.streaming.triton.static.far import far_kernel
 from flash_semicrf.streaming.triton.static.passes import Messages, pass_kernel
 from flash_semicrf.streaming.triton.static.plan import SPAN, Plan
@@ -15,17 +15,17 @@ from flash_semicrf.streaming.triton.static.prepare import Tables, prepare_kernel
 __all__ = ["run_passes", "tables_of"]
 
 
-def tables_of(p: Potentials, plan: Plan, maximum: bool = False) -> Tables:
+def tables_of(p: Potentials, sizes: Sizes, plan: Plan, maximum: bool = False) -> Tables:
     """Prepare the parameters that all sequences share."""
     rows = plan.rows * plan.ring + 1
     CP = plan.labels
-    sizes = [rows * CP, rows * CP, 2 * CP * CP, 2 * CP * CP, 2 * CP]
+    elements = [rows * CP, rows * CP, 2 * CP * CP, 2 * CP * CP, 2 * CP]
     if plan.has_tail:
-        sizes.append(3 * CP)
-    buffer = torch.empty(sum(sizes), dtype=torch.float64, device=p.device)
-    tables = Tables(*buffer.split(sizes))
+        elements.append(3 * CP)
+    buffer = torch.empty(sum(elements), dtype=torch.float64, device=p.device)
+    tables = Tables(*buffer.split(elements))
     block = 32
-    arguments = (parameters_of(p), tables, p.num_labels, p.max_duration, rows, plan.rows)
+    arguments = (parameters_of(p), tables, sizes, rows, plan.rows)
     grid = (1 + -(-rows // block),)
     launch(prepare_kernel, grid, *arguments, MAX=maximum, CP=CP, ROWS=block, num_warps=4)
     return tables
@@ -35,7 +35,7 @@ def run_passes(
     p: Potentials, problem: Problem, plan: Plan, keep: bool, always_log: bool = False
 ) -> tuple[Tables, Messages]:
     """Log Z by the forward pass; with `keep` both passes run, and their messages are kept."""
-    tables = tables_of(p, plan)
+    tables = tables_of(p, problem.sizes, plan)
     directions = 2 if keep else 1
     B, T, C = problem.scores.shape
     parts = plan.parts(T, always_log=always_log)

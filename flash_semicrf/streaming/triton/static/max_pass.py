@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import allowed, common_part, is_deep, settled, wide
 from flash_semicrf.streaming.triton.static.far import far_window
 from flash_semicrf.streaming.triton.static.linear_block import CHAINS, load_matrix, load_rows
@@ -120,18 +121,8 @@ def _settled_rows(rows, inside, count, R):
     return values, counted, common, tl.max(masked.to(tl.int32), 0)
 
 
-@triton.jit
-def max_pass_kernel(
-    problem,
-    tables,
-    workspace_ptr,
-    to,
-    part,
-    PARTS: tl.constexpr,
-    CP: tl.constexpr,
-    R: tl.constexpr,
-    G: tl.constexpr,
-):
+@kernel
+def max_pass_kernel(problem, tables, workspace_ptr, to, part, PARTS, CP, R, G):
     """Run the steps of a part of the pass, in parts as in `pass_kernel`; program (b,)."""
     HAS_BOUNDARY: tl.constexpr = problem.start is not None
     HAS_TAIL: tl.constexpr = tables.tail is not None
@@ -176,17 +167,7 @@ def max_pass_kernel(
             older_ptr = work.older + known * (R + 1) * CP
         blocks = tl.minimum(part.blocks_back, known)
         maxima, _ = far_window(
-            tables.log_window,
-            work,
-            block,
-            blocks,
-            ring,
-            older_ptr,
-            tables.tail,
-            True,
-            CP,
-            R,
-            G,
+            tables.log_window, work, block, blocks, ring, older_ptr, tables.tail, True, CP, R, G
         )
         live = g, prefix, final_row
         scores = Block(x, counted, opening, closing)

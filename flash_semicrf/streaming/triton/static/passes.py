@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import (
     allowed,
     decode_linear,
@@ -80,19 +81,8 @@ def _log_z(work, last, label, C):
     return tl.where(top > float("-inf"), safe + tl.load(work.final + CP) + total, top)
 
 
-@triton.jit
-def pass_kernel(
-    problem,
-    tables,
-    workspace_ptr,
-    messages,
-    part,
-    PARTS: tl.constexpr,
-    CP: tl.constexpr,
-    R: tl.constexpr,
-    G: tl.constexpr,
-    SPAN: tl.constexpr,
-):
+@kernel
+def pass_kernel(problem, tables, workspace_ptr, messages, part, PARTS, CP, R, G, SPAN):
     """Run the steps of a part of one pass; program (b, direction).
 
     Scores in any floating dtype; `tables` by `prepare_kernel`; `messages` get log Z, and both

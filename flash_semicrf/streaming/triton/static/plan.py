@@ -140,10 +140,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(
-    potentials: Potentials,
-    decode: bool = False,
-    rows: int | None = None,
-    groups: int | None = None,
+    potentials: Potentials, decode: bool = False, rows: int | None = None, groups: int | None = None
 ) -> Plan:
     """Launch parameters by the numbers of labels and durations; the latter two are for tests."""
     labels = max(4, power_of_two_above(potentials.num_labels))

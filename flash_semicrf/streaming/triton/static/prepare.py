@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.log_rows import load_row
 from flash_semicrf.streaming.triton.numerics import finite, wide
 
@@ -62,15 +63,14 @@ def _prepare_tail(given, to_ptr, label, C, K, rows, block, CP):
     tl.store(to_ptr + 2 * CP + label, growth)
 
 
-@triton.jit
-def prepare_kernel(
-    given, to, C, K, rows, block, MAX: tl.constexpr, CP: tl.constexpr, ROWS: tl.constexpr
-):
+@kernel
+def prepare_kernel(given, to, sizes, rows, block, MAX, CP, ROWS):
     """Fill the tables; with MAX none of the exponentials.
 
     Program 0 writes the matrices and the end terms, the others ROWS rows of the windows each.
     """
     program = tl.program_id(0)
+    C, K = sizes.C, sizes.K
     label = tl.arange(0, CP)
     if program == 0:
         source = label[None, :]

@@ -28,6 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.log_rows import (
     deep_content,
     either,
@@ -105,13 +106,13 @@ def _longest(side, d, here, direction, K, label, C):
 
 
 @triton.jit
-def _arrival_mean(
-    own_ptr, d_own_ptr, across, transition_ptr, d_transition_ptr, to, by, C, CP, SOURCES
-):
+def _arrival_mean(own_ptr, d_own_ptr, across, matrices, strides, C, CP, SOURCES):
     """Mean derivative of what arrives at each label, of messages `own` and their sums `across`.
 
-    `to` and `by` are the strides of A by the label arrived at and by the other.
+    `matrices` are A and its derivative, `strides` theirs by the label arrived at and by the other.
     """
+    transition_ptr, d_transition_ptr = matrices
+    to, by = strides
     label = tl.arange(0, CP)[:, None]
     level = finite(across)[:, None]
     total = tl.zeros([CP], tl.float64)
@@ -130,8 +131,8 @@ def _arrival_mean(
     return mean_of(mean, total)
 
 
-@triton.jit
-def tangent_pass_kernel(state, d, sizes, CP: tl.constexpr, KT: tl.constexpr, SOURCES: tl.constexpr):
+@kernel
+def tangent_pass_kernel(state, d, sizes, CP, KT, SOURCES):
     """Fill rows of d alpha and d gamma by program (b, 0), of d eta and d beta by (b, 1).
 
     All (B, T+1, C), as the messages; nothing is written where nothing is feasible. Every array of
@@ -173,6 +174,7 @@ def tangent_pass_kernel(state, d, sizes, CP: tl.constexpr, KT: tl.constexpr, SOU
         d_longer = tl.zeros([CP], tl.float64)
         newest = longer
         d_newest = d_longer
+    matrices, strides = (given.transition, towards.transition), (to, by)
     edge = tl.load(edge_ptr + label, mask=inside, other=0.0)
     tl.store(d_side.across + origin * C + label, edge, mask=inside & (length > 0))
     for i in range(1, length + 1):
@@ -203,15 +205,6 @@ def tangent_pass_kernel(state, d, sizes, CP: tl.constexpr, KT: tl.constexpr, SOU
         tl.debug_barrier()
         across = load_row(side.across + row, label, C)
         found = _arrival_mean(
-            side.own + row,
-            d_side.own + row,
-            across,
-            given.transition,
-            towards.transition,
-            to,
-            by,
-            C,
-            CP,
-            SOURCES,
+            side.own + row, d_side.own + row, across, matrices, strides, C, CP, SOURCES
         )
         tl.store(d_side.across + row + label, found, mask=inside)

@@ -15,9 +15,9 @@ messages of both, the kernels of durations and of tails have h in place of gamma
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.log_rows import (
     deep_content,
     either,
@@ -32,8 +32,8 @@ from flash_semicrf.streaming.triton.prefixes import rows_from
 __all__ = ["duration_tangent_kernel", "tail_tangent_kernel", "transition_tangent_kernel"]
 
 
-@triton.jit
-def duration_tangent_kernel(state, d, sizes, found_ptr, span, CP: tl.constexpr, TT: tl.constexpr):
+@kernel
+def duration_tangent_kernel(state, d, sizes, found_ptr, span, CP, TT):
     """Duration k, starts in one chunk of `span` positions: row of `found` (B, chunks, K, C).
 
     Program (k - 1, chunk, b).
@@ -72,10 +72,8 @@ def duration_tangent_kernel(state, d, sizes, found_ptr, span, CP: tl.constexpr, 
     tl.store(found_ptr + place, total, mask=tl.arange(0, CP) < C)
 
 
-@triton.jit
-def transition_tangent_kernel(
-    state, d, sizes, found_ptr, span, CP: tl.constexpr, SOURCES: tl.constexpr
-):
+@kernel
+def transition_tangent_kernel(state, d, sizes, found_ptr, span, CP, SOURCES):
     """SOURCES rows of A, boundaries in one chunk of `span`: rows of `found` (B, chunks, C, C).
 
     Program (tile of sources, chunk, b). From boundary 1 on: the first segment has its own term.
@@ -108,8 +106,8 @@ def transition_tangent_kernel(
     tl.store(found_ptr + place, total, mask=inside)
 
 
-@triton.jit
-def tail_tangent_kernel(state, d, sizes, found_ptr, CP: tl.constexpr):
+@kernel
+def tail_tangent_kernel(state, d, sizes, found_ptr, CP):
     """Row of `found` (B, C), by the recurrence of Q from the end on; program (b,)."""
     C = sizes.C
     m, dm = state.messages, d.messages

@@ -10,9 +10,9 @@ all durations above K is found by one scan over the positions before.
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import allowed, is_deep, settled
 from flash_semicrf.streaming.triton.static.tail import deep_window
 
@@ -26,8 +26,8 @@ __all__ = [
 _UNROLL = tl.constexpr(4)
 
 
-@triton.jit
-def longer_segment_kernel(scores_ptr, sizes, tables, m, value_ptr, start_ptr, CP: tl.constexpr):
+@kernel
+def longer_segment_kernel(scores_ptr, sizes, tables, m, value_ptr, start_ptr, CP):
     """Best segment longer than K of label c that ends at position p, in (B, T, C).
 
     `value` gets its score as `last_segment_kernel` compares them, `start` its start, the latest of
@@ -80,18 +80,8 @@ def longer_segment_kernel(scores_ptr, sizes, tables, m, value_ptr, start_ptr, CP
             tl.store(start_ptr + place, start, mask=here)
 
 
-@triton.jit
-def last_segment_kernel(
-    scores_ptr,
-    sizes,
-    tables,
-    m,
-    longer_ptr,
-    start_ptr,
-    code_ptr,
-    CP: tl.constexpr,
-    TT: tl.constexpr,
-):
+@kernel
+def last_segment_kernel(scores_ptr, sizes, tables, m, longer_ptr, start_ptr, code_ptr, CP, TT):
     """Code ``k * CP + c`` of the best segment of label c that ends at position p, in (B, T, C).
 
     k is the shortest best duration; a code of 0 where there is no segment. Program (tile, b).
@@ -126,10 +116,8 @@ def last_segment_kernel(
     tl.store(code_ptr + place, duration * CP + label, mask=inside)
 
 
-@triton.jit
-def previous_segment_kernel(
-    sizes, log_matrix_ptr, first_ptr, m, code_ptr, pointer_ptr, CP: tl.constexpr, TT: tl.constexpr
-):
+@kernel
+def previous_segment_kernel(sizes, log_matrix_ptr, first_ptr, m, code_ptr, pointer_ptr, CP, TT):
     """Code of the segment before a segment of label c that starts at position p + 1, in (B, T, C).
 
     In a sequence's last row, every label holds the code of its last segment. Program (tile, b).
@@ -156,8 +144,8 @@ def previous_segment_kernel(
     tl.store(pointer_ptr + (b * T + p) * C + label, pointer, mask=(p < length) & (label < C))
 
 
-@triton.jit
-def traceback_kernel(sizes, best_ptr, pointer_ptr, walks, CP: tl.constexpr):
+@kernel
+def traceback_kernel(sizes, best_ptr, pointer_ptr, walks, CP):
     """Write each sequence's segments into `walks`, none where nothing is feasible; program (b,)."""
     T, C = sizes.T, sizes.C
     b = tl.program_id(0).to(tl.int64)
