@@ -2,13 +2,13 @@
 
 A kernel takes tensors, whole numbers, None, and records (named tuples) of them. What is None is so
 for the compiler: ``x is not None`` chooses code. Parameters in capitals are constants of the
-compiler, also in the functions that kernels call, apart from the sizes C and K there.
+compiler, also in the functions that kernels call, apart from the sizes C and K there; a launch
+gives them by name.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import triton
@@ -16,16 +16,9 @@ from torch import Tensor
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
-__all__ = ["kernel", "launch", "signature_of"]
+__all__ = ["launch", "signature_of"]
 
 _compiled: dict[tuple, triton.compiler.CompiledKernel] = {}
-
-
-def kernel(function: Callable):
-    """Mark a function as a kernel, and its parameters in capitals as constants."""
-    constants = [name for name in inspect.signature(function).parameters if name.isupper()]
-    function.__annotations__.update(dict.fromkeys(constants, "constexpr"))
-    return triton.jit(function)
 
 
 def launch(
@@ -43,6 +36,7 @@ def launch(
     Python to find out what it knows from the call before.
     """
     if not isinstance(function, JITFunction):  # in Triton's interpreter
+        function.rewrite().__annotations__.update(dict.fromkeys(constants, "constexpr"))
         function[grid](*arguments, **constants)
         return
     device = torch.cuda.current_device()

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
-from flash_semicrf.streaming.triton.jit import kernel, launch
+from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.numerics import allowed, common_part, is_deep, settled, wide
 from flash_semicrf.streaming.triton.records import (
     Parameters,
@@ -55,7 +55,7 @@ class Inputs(NamedTuple):
         return {"CP": self.labels, "num_warps": 8 if self.labels > 32 else 4}
 
 
-@kernel
+@triton.jit
 def prefix_kernel(problem, to, CP):
     """Row t of `sink`, `source`, `deep` and `born` (B, T+1, C), and `common` (B,); program (b,).
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.streams import streams
-from flash_semicrf.streaming.triton.jit import kernel, launch
+from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.log_rows import load_row, sum_over
 from flash_semicrf.streaming.triton.numerics import exp_wide, wide
 from flash_semicrf.streaming.triton.prefixes import Inputs, rows_from
@@ -85,7 +85,7 @@ def _gamma_by_duration(given, alpha_ptr, s, table, live, chosen, C, CP):
     return gamma
 
 
-@kernel
+@triton.jit
 def sample_kernel(
     stream_ptr, given, prefixes, sizes, alpha_ptr, gamma_ptr, log_z_ptr, walks, batch, CP, KT
 ):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
 from flash_semicrf.problem.segments import SegmentTable
-from flash_semicrf.streaming.triton.jit import kernel, launch
+from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.records import Sizes
 
 __all__ = ["Walks", "collect_table", "table_kernel", "walks_of"]
@@ -29,7 +30,7 @@ def walks_of(rows: int, T: int, device: torch.device) -> Walks:
     return Walks(starts, labels, torch.empty(rows, dtype=torch.int32, device=device))
 
 
-@kernel
+@triton.jit
 def table_kernel(walks, sizes, table_ptr, total, BLOCK):
     """Compact the rows into `table` (4, total) int64: sequence, start, stop, label.
 

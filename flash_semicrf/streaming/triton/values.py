@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from flash_semicrf.problem.potentials import Potentials
-from flash_semicrf.streaming.triton.jit import kernel, launch
+from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.records import Sizes
 
 __all__ = ["values_are_allowed", "values_kernel"]
@@ -52,7 +52,7 @@ def _scan_rows(x_ptr, sizes, batch, BLOCK):
     return tl.sum(refused, 0)
 
 
-@kernel
+@triton.jit
 def values_kernel(rows, flat, sizes, batch, found_ptr, BLOCK):
     """Write 1 to `found` where anything is refused, which every program that finds some may do.
 

@@ -8,6 +8,7 @@ Ties: the shortest segment, then the lowest label.
 from __future__ import annotations
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from flash_semicrf.problem.potentials import Potentials, explicit_start
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.triton.by_duration.gradient import run_passes
 from flash_semicrf.streaming.triton.by_duration.passes import gamma_row, messages_from, with_segment
-from flash_semicrf.streaming.triton.jit import kernel, launch
+from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.log_rows import load_row
 from flash_semicrf.streaming.triton.numerics import wide
 from flash_semicrf.streaming.triton.posterior import common_before
@@ -26,7 +27,7 @@ from flash_semicrf.streaming.triton.table import collect_table, walks_of
 __all__ = ["duration_last_segment_kernel", "duration_traceback_kernel", "max_messages", "viterbi"]
 
 
-@kernel
+@triton.jit
 def duration_last_segment_kernel(state, sizes, code_ptr, CP):
     """Code ``k * CP + c`` of the best segment of label c that ends at p; program (p, b).
 
@@ -55,7 +56,7 @@ def duration_last_segment_kernel(state, sizes, code_ptr, CP):
     tl.store(code_ptr + (b * sizes.T + t - 1) * C + label, duration * CP + label, mask=inside)
 
 
-@kernel
+@triton.jit
 def duration_traceback_kernel(state, sizes, code_ptr, walks, CP):
     """Write the segments into `walks`, none where nothing is feasible; program (b,)."""
     b = tl.program_id(0).to(tl.int64)

@@ -28,7 +28,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.log_rows import (
     deep_content,
     feasible,
@@ -106,7 +105,7 @@ def gamma_row(state, s, k, label, C, MAX):
     return found
 
 
-@kernel
+@triton.jit
 def duration_pass_kernel(state, sizes, MAX, CP):
     """Messages `alpha` by program (b, 0), with log Z; `beta` by program (b, 1), if launched.
 
@@ -178,7 +177,7 @@ def duration_pass_kernel(state, sizes, MAX, CP):
                 tl.store(m.onward + s * C + label, onward, mask=inside)
 
 
-@kernel
+@triton.jit
 def duration_terms_kernel(state, sizes, to, CP):
     """Gradients by A_k (B, K, C, C), D_k and, if given, initial scores (B, K, C).
 
@@ -220,7 +219,7 @@ def duration_terms_kernel(state, sizes, to, CP):
     tl.store(to.transition + place, by_transition, mask=inside[:, None] & inside[None, :])
 
 
-@kernel
+@triton.jit
 def duration_start_kernel(state, sizes, start_ptr, end_ptr, CP):
     """Start and end marginals (B, T, C) in float64, zero after a sequence's end; program (s, b)."""
     s = tl.program_id(0)

@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.by_duration.passes import messages_from, onward_row
-from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.log_rows import (
     deep_content,
     either,
@@ -110,7 +109,7 @@ def _newest_longest(state, d, s, K, label, C):
     return x + top + tl.log(total), mean_of(d_first + tl.sum(d_later, 1), total)
 
 
-@kernel
+@triton.jit
 def duration_tangent_pass_kernel(state, d, sizes, CP):
     """Rows 1..length of d alpha by program (b, 0), of d beta by (b, 1); all (B, T+1, C).
 
@@ -199,7 +198,7 @@ def _products(state, d, s, k, K, log_z, mean, label, C):
     return d_first, d_later
 
 
-@kernel
+@triton.jit
 def duration_tangent_terms_kernel(state, d, sizes, to, CP):
     """Derivatives of the counts of A_k (B, K, C, C), D_k and first segments (B, K, C).
 
@@ -229,7 +228,7 @@ def duration_tangent_terms_kernel(state, d, sizes, to, CP):
     tl.store(to.transition + place, by_transition, mask=inside[:, None] & inside[None, :])
 
 
-@kernel
+@triton.jit
 def duration_start_tangent_kernel(state, d, sizes, found_ptr, CP):
     """Derivatives of the start marginals (B, T, C), zero after a sequence's end; program (s, b)."""
     s = tl.program_id(0)

@@ -20,7 +20,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.log_rows import feasible
 from flash_semicrf.streaming.triton.numerics import (
     allowed,
@@ -110,7 +109,7 @@ def _term_by_term(
     return start, end
 
 
-@kernel
+@triton.jit
 def boundary_kernel(
     problem, matrix_ptr, first_ptr, messages, to, tiles, HAS_INITIAL, WANT_DURATION, DOT, CP, TT
 ):
@@ -238,7 +237,7 @@ def boundary_kernel(
         tl.store(to.carry + place, running, mask=tl.arange(0, CP) < C)
 
 
-@kernel
+@triton.jit
 def carry_kernel(carry_ptr, sizes, chunks, CP, ROWS):
     """Replace `carry` (B, chunks, C) by its sums over the chunks before; program (b,)."""
     b = tl.program_id(0).to(tl.int64)
@@ -255,7 +254,7 @@ def carry_kernel(carry_ptr, sizes, chunks, CP, ROWS):
         running += tl.sum(value, 0)
 
 
-@kernel
+@triton.jit
 def position_kernel(position_ptr, carry_ptr, sizes, chunks, span, CP, TT):
     """Add what was open at the start of each chunk of `span` positions; program (tile, b)."""
     b = tl.program_id(1).to(tl.int64)

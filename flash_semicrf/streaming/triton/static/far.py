@@ -11,7 +11,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.static.plan import workspace_at
 
 __all__ = ["far_kernel", "far_window"]
@@ -188,7 +187,7 @@ def _over_groups(x, lost, MAX, R):
     return found[:R], lost
 
 
-@kernel
+@triton.jit
 def far_kernel(window_ptr, tail_ptr, workspace_ptr, part, MAX, CP, R, G):
     """What all sources before a part of a pass give to the outputs of its blocks.
 

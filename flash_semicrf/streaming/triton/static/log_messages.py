@@ -14,12 +14,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import SegmentTable
-from flash_semicrf.streaming.triton.jit import kernel, launch
+from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.numerics import decode_log, exp_wide, finite
 from flash_semicrf.streaming.triton.posterior import with_common_parts
 from flash_semicrf.streaming.triton.prefixes import inputs_of
@@ -42,7 +43,7 @@ class LogMessages(NamedTuple):
     longer: Tensor  # G of `by_duration.passes`; alpha where it is not computed
 
 
-@kernel
+@triton.jit
 def log_messages_kernel(
     sizes, matrix_ptr, edge_ptr, stored_ptr, offset_ptr, own_ptr, across_ptr, FORWARD, CP, TT
 ):

@@ -18,7 +18,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import (
     allowed,
     decode_linear,
@@ -81,7 +80,7 @@ def _log_z(work, last, label, C):
     return tl.where(top > float("-inf"), safe + tl.load(work.final + CP) + total, top)
 
 
-@kernel
+@triton.jit
 def pass_kernel(problem, tables, workspace_ptr, messages, part, PARTS, CP, R, G, SPAN):
     """Run the steps of a part of one pass; program (b, direction).
 

@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.log_rows import load_row
 from flash_semicrf.streaming.triton.numerics import finite, wide
 
@@ -63,7 +62,7 @@ def _prepare_tail(given, to_ptr, label, C, K, rows, block, CP):
     tl.store(to_ptr + 2 * CP + label, growth)
 
 
-@kernel
+@triton.jit
 def prepare_kernel(given, to, sizes, rows, block, MAX, CP, ROWS):
     """Fill the tables; with MAX none of the exponentials.
 

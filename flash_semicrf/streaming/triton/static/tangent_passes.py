@@ -28,7 +28,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.log_rows import (
     deep_content,
     either,
@@ -131,7 +130,7 @@ def _arrival_mean(own_ptr, d_own_ptr, across, matrices, strides, C, CP, SOURCES)
     return mean_of(mean, total)
 
 
-@kernel
+@triton.jit
 def tangent_pass_kernel(state, d, sizes, CP, KT, SOURCES):
     """Fill rows of d alpha and d gamma by program (b, 0), of d eta and d beta by (b, 1).
 

@@ -15,9 +15,9 @@ messages of both, the kernels of durations and of tails have h in place of gamma
 
 from __future__ import annotations
 
+import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.log_rows import (
     deep_content,
     either,
@@ -32,7 +32,7 @@ from flash_semicrf.streaming.triton.prefixes import rows_from
 __all__ = ["duration_tangent_kernel", "tail_tangent_kernel", "transition_tangent_kernel"]
 
 
-@kernel
+@triton.jit
 def duration_tangent_kernel(state, d, sizes, found_ptr, span, CP, TT):
     """Duration k, starts in one chunk of `span` positions: row of `found` (B, chunks, K, C).
 
@@ -72,7 +72,7 @@ def duration_tangent_kernel(state, d, sizes, found_ptr, span, CP, TT):
     tl.store(found_ptr + place, total, mask=tl.arange(0, CP) < C)
 
 
-@kernel
+@triton.jit
 def transition_tangent_kernel(state, d, sizes, found_ptr, span, CP, SOURCES):
     """SOURCES rows of A, boundaries in one chunk of `span`: rows of `found` (B, chunks, C, C).
 
@@ -106,7 +106,7 @@ def transition_tangent_kernel(state, d, sizes, found_ptr, span, CP, SOURCES):
     tl.store(found_ptr + place, total, mask=inside)
 
 
-@kernel
+@triton.jit
 def tail_tangent_kernel(state, d, sizes, found_ptr, CP):
     """Row of `found` (B, C), by the recurrence of Q from the end on; program (b,)."""
     C = sizes.C

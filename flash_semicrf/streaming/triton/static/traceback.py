@@ -10,9 +10,9 @@ all durations above K is found by one scan over the positions before.
 
 from __future__ import annotations
 
+import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.jit import kernel
 from flash_semicrf.streaming.triton.numerics import allowed, is_deep, settled
 from flash_semicrf.streaming.triton.static.tail import deep_window
 
@@ -26,7 +26,7 @@ __all__ = [
 _UNROLL = tl.constexpr(4)
 
 
-@kernel
+@triton.jit
 def longer_segment_kernel(scores_ptr, sizes, tables, m, value_ptr, start_ptr, CP):
     """Best segment longer than K of label c that ends at position p, in (B, T, C).
 
@@ -80,7 +80,7 @@ def longer_segment_kernel(scores_ptr, sizes, tables, m, value_ptr, start_ptr, CP
             tl.store(start_ptr + place, start, mask=here)
 
 
-@kernel
+@triton.jit
 def last_segment_kernel(scores_ptr, sizes, tables, m, longer_ptr, start_ptr, code_ptr, CP, TT):
     """Code ``k * CP + c`` of the best segment of label c that ends at position p, in (B, T, C).
 
@@ -116,7 +116,7 @@ def last_segment_kernel(scores_ptr, sizes, tables, m, longer_ptr, start_ptr, cod
     tl.store(code_ptr + place, duration * CP + label, mask=inside)
 
 
-@kernel
+@triton.jit
 def previous_segment_kernel(sizes, log_matrix_ptr, first_ptr, m, code_ptr, pointer_ptr, CP, TT):
     """Code of the segment before a segment of label c that starts at position p + 1, in (B, T, C).
 
@@ -144,7 +144,7 @@ def previous_segment_kernel(sizes, log_matrix_ptr, first_ptr, m, code_ptr, point
     tl.store(pointer_ptr + (b * T + p) * C + label, pointer, mask=(p < length) & (label < C))
 
 
-@kernel
+@triton.jit
 def traceback_kernel(sizes, best_ptr, pointer_ptr, walks, CP):
     """Write each sequence's segments into `walks`, none where nothing is feasible; program (b,)."""
     T, C = sizes.T, sizes.C
