@@ -100,8 +100,8 @@ def gamma_row(state, s, k, label, C, MAX):
     matrix = load_transition(transition, k, label[:, None], label[None, :], C)
     found = sum_over(matrix + alpha[None, :], MAX)
     if state.parameters.initial is not None:
-        if s == 0:
-            found = load_row(state.parameters.initial + (k - 1) * C, label, C)
+        first = load_row(state.parameters.initial + (k - 1) * C, label, C)
+        found = tl.where(s == 0, first, found)
     return found
 
 
@@ -244,7 +244,8 @@ def duration_start_kernel(state, sizes, start_ptr, end_ptr, CP):
             x += source + load_row(state.parameters.bias + (k - 1) * C, label, C)
             x += onward_row(state, s + k, k, K, label, C)
             x += deep_content(p.deep, s, s + k, label, C)
-            start += probability(uncut(x, p.born, s, s + k, label, C))
+            born = tl.load(p.born + (s + k) * C + label, mask=label < C, other=0)
+            start += tl.where(s >= born, probability(x), 0.0)
     place = (b * sizes.T + s) * C + label
     tl.store(start_ptr + place, tl.minimum(start, 1.0), mask=label < C)
     tl.store(end_ptr + place, end, mask=label < C)
