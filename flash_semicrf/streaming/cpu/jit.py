@@ -30,8 +30,7 @@ from flash_semicrf.streaming.cpu.team import Team, run_on_team, thread_seconds, 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
-__all__ = ["OPTIONS", "Kernel", "helper", "inlined", "kernel", "single"]
-
+__all__ = ["OPTIONS", "STAMP", "Kernel", "cached", "helper", "inlined", "kernel"]
 
 _PARENT = __package__.rpartition(".")[0]
 
@@ -55,18 +54,20 @@ def _digest() -> str:
     return digest.hexdigest()
 
 
-_STAMP = _digest()
+STAMP = _digest()
+"""Taken when this module is imported, not at a later compilation: by then an update may have
+replaced the files, and kernels of the old ones must not be cached under the new ones' name."""
 
 
 class _KernelCacheImpl(CompileResultCacheImpl):
-    """Numba's storage of compiled functions, stamped with `_STAMP` and their own file."""
+    """Numba's storage of compiled functions, stamped with `STAMP` and their own file."""
 
     def __init__(self, function: Callable) -> None:
         super().__init__(function)
         # Not by the file's path alone: the module may be in an archive.
         lines = linecache.getlines(function.__code__.co_filename, function.__globals__)
         own = hashlib.sha256("".join(lines).encode()).hexdigest()
-        self._locator.get_source_stamp = lambda: _STAMP + own
+        self._locator.get_source_stamp = lambda: STAMP + own
 
 
 class _KernelCache(FunctionCache):
@@ -115,8 +116,8 @@ OPTIONS = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
 """Of every compiled function."""
 
 
-def _keep(compiled: Callable, function: Callable) -> Callable:
-    """Have a function cached under the name of `function`, where a cache can be written."""
+def cached(compiled: Callable, function: Callable) -> Callable:
+    """A compiled function, cached under the name of `function`, where a cache can be written."""
     try:
         compiled._cache = _KernelCache(function)
     except RuntimeError:  # "no locator available": there is nowhere to write the cache
@@ -152,15 +153,10 @@ class Kernel:
             return failed
 
         self.__doc__ = function.__doc__
-        self._launch = _keep(launch, function)
+        self._launch = cached(launch, function)
 
     def launch(
-        self,
-        team: Team,
-        num_threads: int,
-        counter: np.ndarray,
-        tasks: np.ndarray,
-        arguments: tuple,
+        self, team: Team, num_threads: int, counter: np.ndarray, tasks: np.ndarray, arguments: tuple
     ) -> tuple[float, float]:
         """Do all tasks.
 
@@ -192,11 +188,6 @@ _LINE = 16
 def kernel(function: Callable, **options: Any) -> Kernel:
     """Compile a kernel: ``nogil``, cached where possible, multiply-adds contracted."""
     return Kernel(function, **options)
-
-
-def single(function: Callable) -> Callable:
-    """Compile a function that is called from Python, in one thread."""
-    return _keep(njit(**OPTIONS)(function), function)
 
 
 def helper(function: Callable) -> Callable:

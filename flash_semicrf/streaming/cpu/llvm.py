@@ -1,38 +1,19 @@
-"""LLVM code of vectors of eight float64, for the intrinsics that the kernels are made of."""
+"""LLVM code of vectors of eight float64, for the intrinsics that the kernels are made of.
+
+`routine` makes an intrinsic of a function that writes code, `loop` writes a loop; the others write
+one operation each.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llvmlite import ir
-
-__all__ = [
-    "CONTRACT",
-    "EXP_FLOOR",
-    "F64",
-    "I32",
-    "I64",
-    "INTEGERS",
-    "LANES",
-    "VECTOR",
-    "across",
-    "add",
-    "constant",
-    "exp",
-    "integer",
-    "load",
-    "log",
-    "max_plus",
-    "maximum",
-    "minimum",
-    "multiply_add",
-    "pointer",
-    "polynomial",
-    "splat",
-    "store",
-    "total",
-]
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 LANES = 8
 """float64 per vector; rows are padded to a multiple of it."""
@@ -40,6 +21,78 @@ LANES = 8
 F64, I64, I32 = ir.DoubleType(), ir.IntType(64), ir.IntType(32)
 VECTOR, INTEGERS = ir.VectorType(F64, LANES), ir.VectorType(I64, LANES)
 CONTRACT = ("contract",)
+
+
+def routine(returned: types.Type) -> Callable[[Callable], Callable]:
+    """Decorator: an intrinsic from the function that writes its code.
+
+    ``write(builder, *arguments)`` gets an array as the pointer to its data, a tuple as a list, and
+    returns the result, or None where `returned` is void. Numbers in tuples are int64; every other
+    number is int64 or float64, as it is in the call.
+    """
+
+    def decorate(write: Callable) -> Callable:
+        def codegen(context, builder, signature, values):
+            arguments = [
+                context.make_array(kind)(context, builder, value).data
+                if isinstance(kind, types.Array)
+                else cgutils.unpack_tuple(builder, value)
+                if isinstance(kind, types.BaseTuple)
+                else value
+                for kind, value in zip(signature.args, values, strict=True)
+            ]
+            result = write(builder, *arguments)
+            return context.get_dummy_value() if result is None else result
+
+        @intrinsic
+        @functools.wraps(write)
+        def called(typing_context, *given):
+            return returned(*map(_argument_type, given)), codegen
+
+        return called
+
+    return decorate
+
+
+def _argument_type(given: types.Type) -> types.Type:
+    if isinstance(given, types.Array):
+        return given
+    if isinstance(given, types.BaseTuple):
+        return types.UniTuple(types.int64, len(given))
+    return types.int64 if isinstance(given, types.Integer) else types.float64
+
+
+def loop(
+    builder: ir.IRBuilder,
+    count: ir.Value,
+    step: int,
+    carried: Sequence[ir.Value],
+    body: Callable,
+    at_least_once: bool = False,
+) -> list[ir.Value]:
+    """Write ``for i in range(0, count, step)``; return the carried values after its last round.
+
+    ``body(i, *carried)`` writes one round and returns the new values. With `at_least_once` the
+    count is positive, which is not checked.
+    """
+    entry = builder.block
+    inside, done = (builder.append_basic_block(name) for name in ("loop", "done"))
+    starts = [I64(0), *carried]
+    if at_least_once:
+        builder.branch(inside)
+    else:
+        builder.cbranch(builder.icmp_signed(">", count, I64(0)), inside, done)
+    builder.position_at_end(inside)
+    values = [builder.phi(start.type) for start in starts]
+    new = [builder.add(values[0], I64(step)), *body(*values)]
+    last = builder.block
+    builder.cbranch(builder.icmp_signed("<", new[0], count), inside, done)
+    builder.position_at_end(done)
+    ends = [] if at_least_once else [builder.phi(start.type) for start in starts]
+    for phi, start, value in zip(values + ends, 2 * starts, 2 * new, strict=False):
+        phi.add_incoming(start, entry)
+        phi.add_incoming(value, last)
+    return (ends or new)[1:]
 
 
 def constant(value: float) -> ir.Constant:
@@ -50,20 +103,27 @@ def integer(value: int) -> ir.Constant:
     return ir.Constant(INTEGERS, [value] * LANES)
 
 
+def picked(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, lanes: list[int]) -> ir.Value:
+    """Lanes of the vectors a and b, those of b numbered from `LANES` on."""
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, LANES), lanes))
+
+
 def splat(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
     undefined = ir.Constant(VECTOR, ir.Undefined)
     one = builder.insert_element(undefined, scalar, I32(0))
-    return builder.shuffle_vector(
-        one, undefined, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
-    )
+    return picked(builder, one, undefined, [0] * LANES)
 
 
-def load(builder: ir.IRBuilder, pointer: ir.Value) -> ir.Value:
-    return builder.load(builder.bitcast(pointer, VECTOR.as_pointer()), align=8)
+def _place(builder: ir.IRBuilder, base: ir.Value, offset: ir.Value) -> ir.Value:
+    return builder.bitcast(builder.gep(base, [offset]), VECTOR.as_pointer())
 
 
-def store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value) -> None:
-    builder.store(value, builder.bitcast(pointer, VECTOR.as_pointer()), align=8)
+def load(builder: ir.IRBuilder, base: ir.Value, offset: ir.Value) -> ir.Value:
+    return builder.load(_place(builder, base, offset), align=8)
+
+
+def store(builder: ir.IRBuilder, value: ir.Value, base: ir.Value, offset: ir.Value) -> None:
+    builder.store(value, _place(builder, base, offset), align=8)
 
 
 def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
@@ -77,14 +137,6 @@ def max_plus(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir
 
 def maximum(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-
-def pointer(context, builder, array_type, array, offset) -> ir.Value:
-    return builder.gep(context.make_array(array_type)(context, builder, array).data, [offset])
-
-
-def add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
-    return builder.fadd(a, b)
 
 
 def polynomial(builder: ir.IRBuilder, x: ir.Value, coefficients: list[float]) -> ir.Value:
@@ -110,10 +162,7 @@ _LOG_SERIES = [2.0 / (2 * i + 1) for i in range(12)]
 
 
 def exp(
-    builder: ir.IRBuilder,
-    x: ir.Value,
-    floor: float = EXP_FLOOR,
-    ceiling: float = _EXP_CEILING,
+    builder: ir.IRBuilder, x: ir.Value, floor: float = EXP_FLOOR, ceiling: float = _EXP_CEILING
 ) -> ir.Value:
     """exp(x) = 2**n * exp(r), |r| <= log(2)/2; 0 below the floor, never above exp(ceiling)."""
     keep = builder.fcmp_ordered(">", x, constant(floor))
@@ -156,13 +205,6 @@ def across(builder: ir.IRBuilder, vector: ir.Value, pick: Callable) -> ir.Value:
     width = LANES
     while width > 1:
         width //= 2
-        upper = ir.Constant(ir.VectorType(I32, LANES), [(j + width) % LANES for j in range(LANES)])
-        vector = pick(builder, vector, builder.shuffle_vector(vector, vector, upper))
+        upper = [(j + width) % LANES for j in range(LANES)]
+        vector = pick(builder, vector, picked(builder, vector, vector, upper))
     return builder.extract_element(vector, I32(0))
-
-
-def total(builder: ir.IRBuilder, *terms: ir.Value) -> ir.Value:
-    total = terms[0]
-    for term in terms[1:]:
-        total = builder.fadd(total, term)
-    return total

@@ -50,7 +50,8 @@ class _State:
         self.alone_until = 0.0  # time.monotonic()
         self.alone_for = 0.0  # seconds, by the latest launch on several threads
         self.forked = False
-        self.executors: dict[int, ThreadPoolExecutor] = {}
+        self.executor: ThreadPoolExecutor | None = None
+        self.executor_size = 0
 
 
 _state = _State()
@@ -84,7 +85,7 @@ def run(
     costs : array of shape (N,)
         In the unit of `position_cost`.
     arguments : tuple
-        What the kernel takes after the queue.
+        Arguments of the kernel after the queue.
     threads : int
         How many to use, whatever the work; by default `torch.get_num_threads()` at most.
     """
@@ -128,23 +129,25 @@ def _learn(state: _State, used: float, elapsed: float) -> None:
     state.alone_until = time.monotonic() + state.alone_for
 
 
+def _executor(state: _State, size: int) -> ThreadPoolExecutor:
+    """The one pool of Python threads, of the largest size so far."""
+    with state.lock:
+        if state.executor is None or state.executor_size < size:
+            if state.executor is not None:
+                state.executor.shutdown(wait=False)  # its threads end when they have nothing to do
+            state.executor, state.executor_size = ThreadPoolExecutor(size, "flash_semicrf"), size
+        return state.executor
+
+
 def _run_in_python_threads(
-    state: _State,
-    kernel: Kernel,
-    count: int,
-    tasks: np.ndarray,
-    arguments: tuple,
+    state: _State, kernel: Kernel, count: int, tasks: np.ndarray, arguments: tuple
 ) -> None:
     """`run` without a team: the threads share the queue, and this one is among them."""
     given = (NO_TEAM, 1, np.zeros(1, np.int64), tasks, arguments)
     futures = []
     try:
-        with state.lock:
-            if count not in state.executors:
-                state.executors[count] = ThreadPoolExecutor(count - 1, "flash_semicrf")
-            executor = state.executors[count]
         for _ in range(count - 1):
-            futures.append(executor.submit(kernel.launch, *given))
+            futures.append(_executor(state, count - 1).submit(kernel.launch, *given))
     except RuntimeError:  # the interpreter is shutting down, or the system has no thread left
         pass
     kernel.launch(*given)

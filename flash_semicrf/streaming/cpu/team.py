@@ -21,6 +21,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from flash_semicrf.streaming.cpu import llvm
+
 __all__ = [
     "NO_TEAM",
     "Team",
@@ -47,7 +49,7 @@ _IDENT = _Ident(_LOCATION, ctypes.cast(_SOURCE, ctypes.c_char_p))
 
 
 class Team(NamedTuple):
-    """Where the OpenMP runtime is.
+    """Location of the OpenMP runtime.
 
     Attributes
     ----------
@@ -104,7 +106,6 @@ def _libraries() -> list[ctypes.CDLL]:
 
 def team_of(library: ctypes.CDLL, prefer_kmpc: bool = False) -> Team:
     """The addresses in a library, which may offer both ways to start threads."""
-
     thread, clock = _address(library, "omp_get_thread_num"), _address(library, "omp_get_wtime")
     if not (thread and clock):
         return NO_TEAM
@@ -132,7 +133,7 @@ def _thread_clock() -> int:
 
 
 _BYTES = ir.IntType(8).as_pointer()
-_INT = ir.IntType(32)
+_INT = llvm.I32
 
 
 def _call(builder, address, returned, arguments, variadic=False):
@@ -142,31 +143,20 @@ def _call(builder, address, returned, arguments, variadic=False):
     return builder.call(builder.inttoptr(address, function.as_pointer()), arguments)
 
 
-@intrinsic
-def _omp_get_wtime(typing_context, address):
-    def generate(context, builder, signature, values):
-        return _call(builder, values[0], ir.DoubleType(), [])
-
-    return types.float64(address), generate
+@llvm.routine(types.float64)
+def _omp_get_wtime(builder, address):
+    return _call(builder, address, llvm.F64, [])
 
 
-@intrinsic
-def _clock_gettime(typing_context, address):
+@llvm.routine(types.float64)
+def _clock_gettime(builder, address):
     """Processor time of the calling thread, in seconds."""
     which = getattr(time, "CLOCK_THREAD_CPUTIME_ID", 0)
-
-    def generate(context, builder, signature, values):
-        timespec = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(64), 2))
-        _call(builder, values[0], _INT, [_INT(which), timespec])
-        whole, rest = (
-            builder.sitofp(
-                builder.load(cgutils.gep_inbounds(builder, timespec, 0, i)), ir.DoubleType()
-            )
-            for i in range(2)
-        )
-        return builder.fadd(whole, builder.fmul(rest, ir.DoubleType()(1e-9)))
-
-    return types.float64(address), generate
+    timespec = cgutils.alloca_once(builder, ir.ArrayType(llvm.I64, 2))
+    _call(builder, address, _INT, [_INT(which), timespec])
+    places = (cgutils.gep_inbounds(builder, timespec, 0, i) for i in range(2))
+    whole, rest = (builder.sitofp(builder.load(place), llvm.F64) for place in places)
+    return builder.fadd(whole, builder.fmul(rest, llvm.F64(1e-9)))
 
 
 @njit(nogil=True)
@@ -202,10 +192,9 @@ def run_on_team(typing_context, team, num_threads, worker, arguments):
         context.active_code_library.add_linking_library(compiled.library)
         module = builder.module
         callee = context.declare_function(module, compiled.fndesc)
-        # What a thread gets: where `omp_get_thread_num` is, the arguments, and a place for failure.
-        shared = ir.LiteralStructType(
-            [ir.IntType(64), context.get_value_type(signature.args[3]), _INT]
-        )
+        # Passed to a thread: where `omp_get_thread_num` is, the arguments, a place for failure.
+        packed = context.get_value_type(signature.args[3])
+        shared = ir.LiteralStructType([llvm.I64, packed, _INT])
 
         def body(prefix: list, name: str) -> ir.Function:
             """A C function that takes `prefix`, which it ignores, and the address of `shared`."""
@@ -216,10 +205,10 @@ def run_on_team(typing_context, team, num_threads, worker, arguments):
             data = inner.bitcast(function.args[-1], shared.as_pointer())
             which, packed, failed = (cgutils.gep_inbounds(inner, data, 0, i) for i in range(3))
             address = inner.load(which)
-            number = cgutils.alloca_once_value(inner, ir.IntType(64)(0))
+            number = cgutils.alloca_once_value(inner, llvm.I64(0))
             with inner.if_then(cgutils.is_not_null(inner, address)):
                 thread = _call(inner, address, _INT, [])
-                inner.store(inner.sext(thread, ir.IntType(64)), number)
+                inner.store(inner.sext(thread, llvm.I64), number)
             unpacked = cgutils.unpack_tuple(inner, inner.load(packed), len(arguments))
             status, _ = context.call_conv.call_function(
                 inner, callee, called.return_type, called.args, [inner.load(number), *unpacked]
@@ -255,6 +244,6 @@ def run_on_team(typing_context, team, num_threads, worker, arguments):
         builder.branch(done)
         builder.position_at_end(done)
         failed = builder.load(cgutils.gep_inbounds(builder, data, 0, 2))
-        return builder.sext(failed, ir.IntType(64))
+        return builder.sext(failed, llvm.I64)
 
     return types.int64(team, num_threads, worker, arguments), generate

@@ -1,7 +1,7 @@
 """Whether all values of a problem are usual ones, at the cost of reading them once.
 
-`flash_semicrf.problem.validation` asks this first; where the answer is no it looks for the entry to
-name.
+`flash_semicrf.problem.validation` calls this first, and searches for the entry to name only where
+it returns False.
 """
 
 from __future__ import annotations

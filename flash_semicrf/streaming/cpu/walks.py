@@ -27,7 +27,7 @@ draw = inlined(uniform)
 
 
 @kernel
-def _fill(queue, shares, lengths, counts, starts, labels, firsts, sequence, start, stop, label):
+def _fill(queue, shares, lengths, counts, starts, labels, firsts, columns):
     """Write the segments of the samples of each task to their rows of the table."""
     task = take(queue)
     while task >= 0:
@@ -37,9 +37,9 @@ def _fill(queue, shares, lengths, counts, starts, labels, firsts, sequence, star
             if number == 0:
                 continue
             first = starts.shape[2] - number
-            rows = slice(firsts[j, b], firsts[j, b] + number)
             drawn, drawn_labels = starts[b, j, first:], labels[b, j, first:]
-            owners, begins, ends, classes = sequence[rows], start[rows], stop[rows], label[rows]
+            rows = columns[:, firsts[j, b] : firsts[j, b] + number]
+            owners, begins, ends, classes = rows[0], rows[1], rows[2], rows[3]
             owner = j * lengths.shape[0] + b
             for i in range(number):
                 owners[i] = owner
@@ -64,10 +64,9 @@ def sample_walks(
         -inf where there is nothing to draw.
     walk : Kernel
         ``walk(queue, shares, *given, stream, counts, starts, labels)``: of each task i it draws the
-        samples
-        (sequence, first, last) in row i of `shares`, from the streams (2, num_samples, B), and
-        writes their segments from the end of the rows of starts and labels (B, num_samples, T),
-        and their number to counts (B, num_samples).
+        samples (sequence, first, last) in row i of `shares`, from the streams (2, num_samples, B),
+        and writes their segments from the end of the rows of starts and labels
+        (B, num_samples, T), and their number to counts (B, num_samples).
     given : tuple
 
     Returns
@@ -81,7 +80,7 @@ def sample_walks(
     for first in range(0, num_samples, together):
         part = np.ascontiguousarray(stream[:, first : first + together])
         table = _walk_together(p, part, log_z, walk, given)
-        tables.append(_shifted(table, first * p.batch_size))
+        tables.append(table._replace(sequence=table.sequence + first * p.batch_size))
     return (
         tables[0] if len(tables) == 1 else SegmentTable(*map(torch.cat, zip(*tables, strict=True)))
     )
@@ -110,10 +109,6 @@ def _walk_together(
     return gather(lengths, shares, counts, starts, labels)
 
 
-def _shifted(table: SegmentTable, by: int) -> SegmentTable:
-    return table if by == 0 else table._replace(sequence=table.sequence + by)
-
-
 def gather(
     lengths: np.ndarray,
     shares: np.ndarray,
@@ -140,6 +135,6 @@ def gather(
     firsts = (np.cumsum(order) - order).reshape(counts.T.shape)
     columns = np.empty((4, order.sum()), dtype=np.int64)  # one block: it may get huge pages
     costs = (shares[:, 2] - shares[:, 1]) * lengths[shares[:, 0]] * _COPY
-    given = (shares, lengths, counts, starts, labels, firsts)
-    pool.run(_fill, np.arange(len(shares)), costs, (*given, *columns))
+    given = (shares, lengths, counts, starts, labels, firsts, columns)
+    pool.run(_fill, np.arange(len(shares)), costs, given)
     return SegmentTable(*map(torch.from_numpy, columns))

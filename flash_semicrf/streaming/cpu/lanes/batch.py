@@ -16,7 +16,8 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu import pool
-from flash_semicrf.streaming.cpu.lanes.passes import Model, Sequences, Sums, run_short
+from flash_semicrf.streaming.cpu.lanes.passes import run_short
+from flash_semicrf.streaming.cpu.lanes.records import Model, Sequences, Sums, places_of
 from flash_semicrf.streaming.cpu.lanes.rows import EXPONENT
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.parameters import array_of, cost_of, end_term, forbid, start_term
@@ -37,7 +38,7 @@ _DURATIONS = 64
 
 
 def model_of(p: Potentials) -> Model | None:
-    """What the kernel needs of the shared parameters, or None if it does not take the problem."""
+    """The shared parameters, or None where the kernel does not take the problem."""
     if p.transition.dim() == 3 or p.duration_tail is not None or p.max_duration > _DURATIONS:
         return None
     duration = forbid(array_of(p.duration_bias)).T  # (C, K)
@@ -51,13 +52,10 @@ def model_of(p: Potentials) -> Model | None:
         if bool((np.abs(part[part > -np.inf]) > EXPONENT).any()):
             return None
     window, transition, first, last = (np.exp(part) for part in parts)
-    falling = np.ascontiguousarray(window[:, ::-1])
     allowed = window > 0
     from_one = (allowed[:, :-1] | ~allowed[:, 1:]).all(1)
-    return Model(
-        window.ravel(), falling.ravel(), transition.ravel(), first, last, float(sum(peaks)),
-        from_one,
-    )  # fmt: skip
+    matrices = (window.ravel(), window[:, ::-1].ravel(), transition.ravel())
+    return Model(*matrices, first, last, float(sum(peaks)), from_one)
 
 
 def _finite_peak(values: np.ndarray, axis: int) -> np.ndarray:
@@ -94,14 +92,13 @@ def _run(p: Potentials, gradient: bool, want: np.ndarray) -> Sums | None:
     ends = np.zeros((2, scores.size if want[0] else 0), dtype)
     by_duration = (p.max_duration, num_labels) if want[1] else (0, 0)
     by_transition = (num_labels, num_labels) if want[2] else (0, 0)
-    sums = Sums(
-        np.empty(shape), np.zeros(shape, np.bool_), position, *ends,
-        *np.zeros((2, *shape, num_labels)), np.zeros((*shape, *by_duration)),
-        np.zeros((*shape, *by_transition)),
-    )  # fmt: skip
+    by_label = np.zeros((2, *shape, num_labels))
+    shared = (np.zeros((*shape, *by_duration)), np.zeros((*shape, *by_transition)))
+    sums = Sums(np.empty(shape), np.zeros(shape, np.bool_), position, *ends, *by_label, *shared)
+    at = places_of(int(lengths[order[-1]]), num_labels, p.max_duration, has_boundary)
     last = np.append(np.arange(LANES - 1, len(order) - 1, LANES), len(order) - 1)
     costs = lengths[order[last]] * cost_of(p)
-    given = (batch, model, p.num_positions, p.max_duration, gradient, want, sums)
+    given = (batch, model, at, p.num_positions, p.max_duration, gradient, want, sums)
     pool.run(run_short, np.arange(len(costs)), costs, given)
     return sums
 

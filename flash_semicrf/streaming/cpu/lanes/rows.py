@@ -13,38 +13,16 @@ exact zeros or within range are *watched* by two of those, the smallest and the 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.streaming.cpu import llvm
 from flash_semicrf.streaming.cpu.llvm import LANES
-
-__all__ = [
-    "EXPONENT",
-    "FRAME",
-    "GAP",
-    "HIGH",
-    "LOW",
-    "add_products",
-    "close_forward",
-    "close_backward",
-    "exp_below",
-    "exp_within",
-    "largest",
-    "normalise",
-    "peak_of",
-    "posterior_scale",
-    "settle_peak",
-    "sum_products",
-    "take_forward",
-    "take_backward",
-    "total_window",
-]
 
 LOW, HIGH = 1e-100, 1e100
 """Range of what is watched, other than 0."""
@@ -67,60 +45,36 @@ def _operation(steps: tuple[int, ...], body: Callable, carried: int) -> Callable
     steps : tuple of {0, 1}
         For each operand that is not carried: 1 for a row, 0 for a vector.
     body : callable
-        ``body(builder, operands, carries)``, operands as functions that load them, returns the
-        vectors to write, {operand: vector}, and the new carries.
+        ``body(builder, *operands)``, those carried last, returns the vectors to write,
+        {operand: vector}, and the new carried ones.
     carried : int
         Number of carried operands.
     """
     size = len(steps) + carried
 
-    @intrinsic
-    def operation(typingctx, work, offsets, count):
-        signature = types.void(work, types.UniTuple(types.int64, size), types.int64)
+    @llvm.routine(types.void)
+    def operation(builder, work, offsets, count):
+        places = [builder.gep(work, [offsets[i]]) for i in range(size)]
+        kept, zero = places[len(steps) :], llvm.I64(0)
 
-        def codegen(context, builder, signature, args):
-            base = llvm.pointer(context, builder, signature.args[0], args[0], llvm.I64(0))
-            places = [builder.gep(base, [builder.extract_value(args[1], i)]) for i in range(size)]
-            kept = places[len(steps) :]
-            starts = [llvm.load(builder, place) for place in kept]
-            entry = builder.block
-            loop = builder.append_basic_block("lanes.loop")
-            done = builder.append_basic_block("lanes.done")
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            j = builder.phi(llvm.I64)
-            carries = [builder.phi(llvm.VECTOR) for _ in kept]
-            rows = [
-                builder.gep(place, [j]) if step else place
-                for place, step in zip(places, steps, strict=False)
-            ]
-            loads = [lambda row=row: llvm.load(builder, row) for row in rows]
-            stores, new = body(builder, loads, carries)
+        def apply(j: ir.Value, *carries: ir.Value) -> list[ir.Value]:
+            at = [(place, j if step else zero) for place, step in zip(places, steps, strict=False)]
+            stores, new = body(builder, *(llvm.load(builder, *place) for place in at), *carries)
             for operand, value in stores.items():
-                llvm.store(builder, value, rows[operand])
-            following = builder.add(j, llvm.I64(LANES))
-            for phi, start, value in zip(
-                [j, *carries], [llvm.I64(0), *starts], [following, *new], strict=True
-            ):
-                phi.add_incoming(start, entry)
-                phi.add_incoming(value, loop)
-            stop = builder.mul(args[2], llvm.I64(LANES))
-            builder.cbranch(builder.icmp_signed("<", following, stop), loop, done)
-            builder.position_at_end(done)
-            for place, value in zip(kept, new, strict=True):
-                llvm.store(builder, value, place)
-            return context.get_dummy_value()
+                llvm.store(builder, value, *at[operand])
+            return new
 
-        return signature, codegen
+        starts = [llvm.load(builder, place, zero) for place in kept]
+        stop = builder.mul(count, llvm.I64(LANES))
+        ends = llvm.loop(builder, stop, LANES, starts, apply, at_least_once=True)
+        for place, value in zip(kept, ends, strict=True):
+            llvm.store(builder, value, place, zero)
 
     return operation
 
 
 def _product(builder: ir.IRBuilder, *factors: ir.Value) -> ir.Value:
-    total = factors[0]
-    for factor in factors[1:]:
-        total = builder.fmul(total, factor)
-    return total
+    return functools.reduce(builder.fmul, factors)
 
 
 def _watch(builder: ir.IRBuilder, value: ir.Value, lowest: ir.Value, highest: ir.Value) -> list:
@@ -130,28 +84,26 @@ def _watch(builder: ir.IRBuilder, value: ir.Value, lowest: ir.Value, highest: ir
     return [llvm.minimum(builder, shown, lowest), llvm.maximum(builder, value, highest)]
 
 
+def _within(builder: ir.IRBuilder, value: ir.Value, low: float, high: float) -> ir.Value:
+    return builder.and_(
+        builder.fcmp_ordered(">=", value, llvm.constant(low)),
+        builder.fcmp_ordered("<=", value, llvm.constant(high)),
+    )
+
+
 def _astray(builder: ir.IRBuilder, frame: ir.Value, before: ir.Value) -> ir.Value:
     """1 where a frame is out of range."""
-    inside = builder.and_(
-        builder.fcmp_ordered(">=", frame, llvm.constant(1 / FRAME)),
-        builder.fcmp_ordered("<=", frame, llvm.constant(FRAME)),
-    )
-    return builder.select(inside, before, llvm.constant(1.0))
+    return builder.select(_within(builder, frame, 1 / FRAME, FRAME), before, llvm.constant(1.0))
 
 
-def _peak_of(builder, operands, carries):
-    return {}, [llvm.maximum(builder, operands[0](), carries[0])]
-
-
-peak_of = _operation((1,), _peak_of, 1)
+peak_of = _operation((1,), lambda builder, x, peak: ({}, [llvm.maximum(builder, x, peak)]), 1)
 """(x; peak): ``peak = max(peak, x)``."""
 
 
-def _settle_peak(builder, operands, carries):
-    peak = operands[0]()
+def _settle_peak(builder, peak, offset):
     some = builder.fcmp_ordered(">", peak, llvm.constant(NEG_INF))
     peak = builder.select(some, peak, llvm.constant(0.0))
-    return {0: peak}, [builder.fadd(carries[0], peak)]
+    return {0: peak}, [builder.fadd(offset, peak)]
 
 
 settle_peak = _operation((0,), _settle_peak, 1)
@@ -159,17 +111,13 @@ settle_peak = _operation((0,), _settle_peak, 1)
 
 
 def _exp_within(low: float, high: float) -> Callable:
-    def body(builder, operands, carries):
-        x = operands[0]()
-        shifted = builder.fsub(x, operands[1]())
+    def body(builder, x, peak, lowest):
+        shifted = builder.fsub(x, peak)
         allowed = builder.fcmp_ordered(">", x, llvm.constant(NEG_INF))
-        inside = builder.and_(
-            builder.fcmp_ordered(">=", shifted, llvm.constant(low)),
-            builder.fcmp_ordered("<=", shifted, llvm.constant(high)),
-        )
+        inside = _within(builder, shifted, low, high)
         value = llvm.exp(builder, builder.select(inside, shifted, llvm.constant(-math.inf)))
         lost = builder.and_(allowed, builder.not_(inside))
-        return {0: value}, [builder.select(lost, llvm.constant(-1.0), carries[0])]
+        return {0: value}, [builder.select(lost, llvm.constant(-1.0), lowest)]
 
     return body
 
@@ -181,19 +129,13 @@ exp_within = _operation((1, 0), _exp_within(-EXPONENT, EXPONENT), 1)
 """The same for differences within +-EXPONENT."""
 
 
-def _take_forward(builder, operands, carries):
-    source = _product(builder, operands[0](), operands[1]())
-    frame, factor = operands[2](), operands[3]()
-    start = _product(builder, operands[0](), operands[5](), operands[6]())
-    inside = builder.fadd(operands[7](), start)
-    stores = {
-        2: builder.fmul(frame, factor),
-        3: inside,
-        4: builder.fdiv(source, frame),
-        5: start,
-        7: inside,
-    }
-    return stores, _watch(builder, source, *carries)
+def _take_forward(builder, gamma, opening, frame, factor, _, sink, q, inside, *watched):
+    source = _product(builder, gamma, opening)
+    start = _product(builder, gamma, sink, q)
+    inside = builder.fadd(inside, start)
+    frames = builder.fmul(frame, factor)
+    stores = {2: frames, 3: inside, 4: builder.fdiv(source, frame), 5: start, 7: inside}
+    return stores, _watch(builder, source, *watched)
 
 
 take_forward = _operation((1, 1, 1, 1, 1, 1, 0, 1), _take_forward, 2)
@@ -204,42 +146,35 @@ take_forward = _operation((1, 1, 1, 1, 1, 1, 0, 1), _take_forward, 2)
 """
 
 
-def _take_backward(builder, operands, carries):
-    source = _product(builder, operands[0](), operands[1]())
-    frame = operands[2]()
-    stores = {
-        2: builder.fmul(frame, operands[3]()),
-        4: builder.fdiv(source, frame),
-        5: source,
-    }
-    return stores, _watch(builder, source, *carries)
+def _take_backward(builder, beta, opening, frame, factor, _, __, *watched):
+    source = builder.fmul(beta, opening)
+    stores = {2: builder.fmul(frame, factor), 4: builder.fdiv(source, frame), 5: source}
+    return stores, _watch(builder, source, *watched)
 
 
 take_backward = _operation((1, 1, 1, 1, 1, 1), _take_backward, 2)
 """(beta, opening, frame, factor, E, source; lowest, highest): the same of the backward pass."""
 
 
-def _total_window(builder, operands, carries):
-    total = _product(builder, operands[0](), operands[1]())
-    lowest, highest = _watch(builder, total, *carries[:2])
-    return {0: total}, [lowest, highest, llvm.maximum(builder, total, carries[2])]
+def _total_window(builder, sums, frame, lowest, highest, top):
+    total = builder.fmul(sums, frame)
+    watched = _watch(builder, total, lowest, highest)
+    return {0: total}, [*watched, llvm.maximum(builder, total, top)]
 
 
 total_window = _operation((1, 1), _total_window, 3)
 """(sums, frame; lowest, highest, top): ``sums *= frame``, ``top = max(top, sums)``."""
 
 
-def _normalise(builder, operands, carries):
-    top = carries[1]
+def _normalise(builder, _, scale, top):
     bits = builder.and_(builder.bitcast(top, llvm.INTEGERS), llvm.integer(0x7FF0000000000000))
-    exponent = builder.sitofp(
-        builder.sub(builder.lshr(bits, llvm.integer(52)), llvm.integer(1023)), llvm.VECTOR
-    )
+    exponent = builder.sub(builder.lshr(bits, llvm.integer(52)), llvm.integer(1023))
+    exponent = builder.sitofp(exponent, llvm.VECTOR)
     inverse = builder.bitcast(builder.sub(llvm.integer(2046 << 52), bits), llvm.VECTOR)
     empty = builder.fcmp_ordered("==", top, llvm.constant(0.0))
     factor = builder.select(empty, llvm.constant(1.0), inverse)
     exponent = builder.select(empty, llvm.constant(0.0), exponent)
-    return {0: factor}, [builder.fadd(carries[0], exponent), llvm.constant(0.0)]
+    return {0: factor}, [builder.fadd(scale, exponent), llvm.constant(0.0)]
 
 
 normalise = _operation((0,), _normalise, 2)
@@ -247,12 +182,11 @@ normalise = _operation((0,), _normalise, 2)
 increased by minus its exponent. Where top is 0 nothing changes. top becomes 0."""
 
 
-def _close_backward(builder, operands, carries):
-    factor = operands[3]()
-    frame = builder.fmul(operands[1](), factor)
-    sink = _product(builder, operands[0](), factor, operands[2]())
-    watched = _watch(builder, sink, *carries[:2])
-    return {1: frame, 4: sink}, [*watched, _astray(builder, frame, carries[2])]
+def _close_backward(builder, sums, frame, closing, factor, _, lowest, highest, astray):
+    frame = builder.fmul(frame, factor)
+    sink = _product(builder, sums, factor, closing)
+    watched = _watch(builder, sink, lowest, highest)
+    return {1: frame, 4: sink}, [*watched, _astray(builder, frame, astray)]
 
 
 close_backward = _operation((1, 1, 1, 0, 1), _close_backward, 3)
@@ -262,22 +196,17 @@ close_backward = _operation((1, 1, 1, 0, 1), _close_backward, 3)
 """
 
 
-def _close_forward(builder, operands, carries):
-    factor, scale, sink = operands[3](), operands[5](), operands[4]()
-    frame = builder.fmul(operands[1](), factor)
-    total = builder.fmul(operands[0](), factor)
-    output = builder.fmul(total, operands[2]())
-    end = _product(builder, total, sink, scale)
-    stores = {
-        0: builder.fmul(output, scale),
-        1: frame,
-        4: end,
-        6: builder.fsub(operands[6](), end),
-        7: output,
-        8: _product(builder, frame, sink, scale),
-    }
-    watched = _watch(builder, output, *carries[:2])
-    return stores, [*watched, _astray(builder, frame, carries[2])]
+def _close_forward(builder, sums, frame, closing, factor, sink, q, inside, *others):
+    _, _, lowest, highest, astray = others
+    frame = builder.fmul(frame, factor)
+    total = builder.fmul(sums, factor)
+    alpha = builder.fmul(total, closing)
+    end = _product(builder, total, sink, q)
+    weight = _product(builder, frame, sink, q)
+    inside = builder.fsub(inside, end)
+    stores = {0: builder.fmul(alpha, q), 1: frame, 4: end, 6: inside, 7: alpha, 8: weight}
+    watched = _watch(builder, alpha, lowest, highest)
+    return stores, [*watched, _astray(builder, frame, astray)]
 
 
 close_forward = _operation((1, 1, 1, 0, 1, 0, 1, 1, 1), _close_forward, 3)
@@ -289,16 +218,16 @@ window's sources have to be multiplied by for their posterior.
 """
 
 
-def _posterior_scale(builder, operands, carries):
-    exponent = builder.fsub(builder.fadd(operands[1](), operands[2]()), operands[3]())
+def _posterior_scale(builder, _, forward, backward, total, inverse, highest):
+    exponent = builder.fsub(builder.fadd(forward, backward), total)
     some = builder.fcmp_ordered(">", exponent, llvm.constant(-1000.0))
     large = builder.fcmp_ordered(">", exponent, llvm.constant(400.0))
     exponent = builder.select(builder.and_(some, builder.not_(large)), exponent, llvm.constant(0.0))
     whole = builder.fptosi(exponent, llvm.INTEGERS)
     bits = builder.shl(builder.add(whole, llvm.integer(1023)), llvm.integer(52))
-    value = builder.fmul(builder.bitcast(bits, llvm.VECTOR), operands[4]())
+    value = builder.fmul(builder.bitcast(bits, llvm.VECTOR), inverse)
     value = builder.select(some, value, llvm.constant(0.0))
-    highest = llvm.maximum(builder, value, carries[0])
+    highest = llvm.maximum(builder, value, highest)
     return {0: value}, [builder.select(large, llvm.constant(math.inf), highest)]
 
 
@@ -307,133 +236,60 @@ posterior_scale = _operation((0, 0, 0, 0, 0), _posterior_scale, 1)
 0 where that is below 2^-1000."""
 
 
-@intrinsic
-def largest(typingctx, work, offset):
+@llvm.routine(types.float64)
+def largest(builder, work, offset):
     """Largest number of a vector."""
-    signature = types.float64(work, types.int64)
-
-    def codegen(context, builder, signature, args):
-        vector = llvm.load(
-            builder, llvm.pointer(context, builder, signature.args[0], args[0], args[1])
-        )
-        values = [builder.extract_element(vector, ir.IntType(32)(i)) for i in range(LANES)]
-        while len(values) > 1:
-            values = [
-                builder.select(builder.fcmp_ordered(">", a, b), a, b)
-                for a, b in zip(values[::2], values[1::2], strict=True)
-            ]
-        return values[0]
-
-    return signature, codegen
+    return llvm.across(builder, llvm.load(builder, work, offset), llvm.maximum)
 
 
-@intrinsic
-def sum_products(typingctx, x, x_place, y, y_place, out, count, length):
+@llvm.routine(types.void)
+def sum_products(builder, x, x_place, y, y_place, out, count, length):
     """``out[j] = sum_{i < length} x[j, i] * y[j, i]``, x of numbers, y and out of vectors.
 
     `x_place` and `y_place` are (offset, step of j, step of i), `out` the offset in y of a row of
-    `count` vectors. `length` is at least 1.
+    `count` vectors. `count` and `length` are at least 1.
     """
-    place = types.UniTuple(types.int64, 3)
-    signature = types.void(x, place, y, place, types.int64, types.int64, types.int64)
+    places = (x_place, y_place)
 
-    def codegen(context, builder, signature, args):
-        x_base = llvm.pointer(context, builder, signature.args[0], args[0], llvm.I64(0))
-        y_base = llvm.pointer(context, builder, signature.args[2], args[2], llvm.I64(0))
-        x_first, x_row, x_step = (builder.extract_value(args[1], i) for i in range(3))
-        y_first, y_row, y_step = (builder.extract_value(args[3], i) for i in range(3))
-        out, count, length = args[4:]
-        entry = builder.block
-        outer = builder.append_basic_block("sum.outer")
-        inner = builder.append_basic_block("sum.inner")
-        close = builder.append_basic_block("sum.close")
-        done = builder.append_basic_block("sum.done")
-        builder.branch(outer)
-        builder.position_at_end(outer)
-        j = builder.phi(llvm.I64)
-        x_start = builder.add(x_first, builder.mul(j, x_row))
-        y_start = builder.add(y_first, builder.mul(j, y_row))
-        builder.branch(inner)
-        builder.position_at_end(inner)
-        i, x_at, y_at = (builder.phi(llvm.I64) for _ in range(3))
-        total = builder.phi(llvm.VECTOR)
-        factor = llvm.splat(builder, builder.load(builder.gep(x_base, [x_at])))
-        new = llvm.multiply_add(
-            builder, factor, llvm.load(builder, builder.gep(y_base, [y_at])), total
-        )
-        following = builder.add(i, llvm.I64(1))
-        for phi, start, value in (
-            (i, llvm.I64(0), following),
-            (x_at, x_start, builder.add(x_at, x_step)),
-            (y_at, y_start, builder.add(y_at, y_step)),
-            (total, llvm.constant(0.0), new),
-        ):
-            phi.add_incoming(start, outer)
-            phi.add_incoming(value, inner)
-        builder.cbranch(builder.icmp_signed("<", following, length), inner, close)
-        builder.position_at_end(close)
+    def sum_row(j: ir.Value) -> list[ir.Value]:
+        def add(_: ir.Value, x_at: ir.Value, y_at: ir.Value, total: ir.Value) -> list[ir.Value]:
+            factor = llvm.splat(builder, builder.load(builder.gep(x, [x_at])))
+            total = llvm.multiply_add(builder, factor, llvm.load(builder, y, y_at), total)
+            return [builder.add(x_at, x_place[2]), builder.add(y_at, y_place[2]), total]
+
+        starts = [_row_of(builder, place, j) for place in places]
+        sums = llvm.loop(builder, length, 1, [*starts, llvm.constant(0.0)], add, True)
         target = builder.add(out, builder.mul(j, llvm.I64(LANES)))
-        llvm.store(builder, new, builder.gep(y_base, [target]))
-        j_next = builder.add(j, llvm.I64(1))
-        j.add_incoming(llvm.I64(0), entry)
-        j.add_incoming(j_next, close)
-        builder.cbranch(builder.icmp_signed("<", j_next, count), outer, done)
-        builder.position_at_end(done)
-        return context.get_dummy_value()
+        llvm.store(builder, sums[-1], y, target)
+        return []
 
-    return signature, codegen
+    llvm.loop(builder, count, 1, [], sum_row, at_least_once=True)
 
 
-@intrinsic
-def add_products(typingctx, work, x, y_place, out_place, count, length):
-    """``out[j, i] += x[j] * y[j, i]`` of vectors, j < count, i < length.
+@llvm.routine(types.void)
+def add_products(builder, work, x, y_place, out_place, count, length):
+    """``out[j, i] += x[j] * y[j, i]`` of vectors, j < count, i < length, both at least 1.
 
     `x` is the offset of a row, `y_place` and `out_place` are (offset, step of j, step of i).
     """
-    place = types.UniTuple(types.int64, 3)
-    signature = types.void(work, types.int64, place, place, types.int64, types.int64)
+    places = (y_place, out_place)
 
-    def codegen(context, builder, signature, args):
-        base = llvm.pointer(context, builder, signature.args[0], args[0], llvm.I64(0))
-        x, count, length = args[1], args[4], args[5]
-        y_first, y_row, y_step = (builder.extract_value(args[2], i) for i in range(3))
-        out_first, out_row, out_step = (builder.extract_value(args[3], i) for i in range(3))
-        entry = builder.block
-        outer = builder.append_basic_block("add.outer")
-        inner = builder.append_basic_block("add.inner")
-        close = builder.append_basic_block("add.close")
-        done = builder.append_basic_block("add.done")
-        builder.branch(outer)
-        builder.position_at_end(outer)
-        j = builder.phi(llvm.I64)
-        factor = llvm.load(
-            builder, builder.gep(base, [builder.add(x, builder.mul(j, llvm.I64(LANES)))])
-        )
-        y_start = builder.add(y_first, builder.mul(j, y_row))
-        out_start = builder.add(out_first, builder.mul(j, out_row))
-        builder.branch(inner)
-        builder.position_at_end(inner)
-        i, y_at, out_at = (builder.phi(llvm.I64) for _ in range(3))
-        target = builder.gep(base, [out_at])
-        value = llvm.load(builder, builder.gep(base, [y_at]))
-        llvm.store(
-            builder, llvm.multiply_add(builder, factor, value, llvm.load(builder, target)), target
-        )
-        following = builder.add(i, llvm.I64(1))
-        for phi, start, new in (
-            (i, llvm.I64(0), following),
-            (y_at, y_start, builder.add(y_at, y_step)),
-            (out_at, out_start, builder.add(out_at, out_step)),
-        ):
-            phi.add_incoming(start, outer)
-            phi.add_incoming(new, inner)
-        builder.cbranch(builder.icmp_signed("<", following, length), inner, close)
-        builder.position_at_end(close)
-        j_next = builder.add(j, llvm.I64(1))
-        j.add_incoming(llvm.I64(0), entry)
-        j.add_incoming(j_next, close)
-        builder.cbranch(builder.icmp_signed("<", j_next, count), outer, done)
-        builder.position_at_end(done)
-        return context.get_dummy_value()
+    def add_row(j: ir.Value) -> list[ir.Value]:
+        factor = llvm.load(builder, work, builder.add(x, builder.mul(j, llvm.I64(LANES))))
 
-    return signature, codegen
+        def add(_: ir.Value, *at: ir.Value) -> list[ir.Value]:
+            value, before = (llvm.load(builder, work, place) for place in at)
+            value = llvm.multiply_add(builder, factor, value, before)
+            llvm.store(builder, value, work, at[1])
+            return [builder.add(start, place[2]) for start, place in zip(at, places, strict=True)]
+
+        starts = [_row_of(builder, place, j) for place in places]
+        llvm.loop(builder, length, 1, starts, add, at_least_once=True)
+        return []
+
+    llvm.loop(builder, count, 1, [], add_row, at_least_once=True)
+
+
+def _row_of(builder: ir.IRBuilder, place: list[ir.Value], j: ir.Value) -> ir.Value:
+    """Offset of row j of a place (offset, step of j, step of i)."""
+    return builder.add(place[0], builder.mul(j, place[1]))

@@ -30,9 +30,14 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+def compile_cached():
+    """A compiled function as in a new process."""
+    return jit.cached(numba.njit(**jit.OPTIONS)(double), double)
+
+
 def hits(expected_warnings: int = 0) -> int:
     """Call a kernel as a new process would; return how often its cache served."""
-    compiled = jit.single(double)
+    compiled = compile_cached()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert compiled(21) == 42
@@ -67,7 +72,7 @@ def test_files_that_cannot_be_read_or_written_are_done_without(cache):
 
 
 def test_a_folder_that_can_no_longer_be_written_is_done_without(cache, monkeypatch):
-    compiled = jit.single(double)
+    compiled = compile_cached()
     folder = Path(compiled._cache.cache_path)
     shutil.rmtree(folder)
     folder.write_text("a file where the folder was")
@@ -84,10 +89,10 @@ def test_the_package_is_imported_from_an_archive(tmp_path):
     code = f"""
 import importlib, pkgutil
 import flash_semicrf.streaming.cpu as cpu
-from flash_semicrf.streaming.cpu.jit import _STAMP
+from flash_semicrf.streaming.cpu.jit import STAMP
 
 assert cpu.__path__[0].startswith({str(archive)!r})
-assert _STAMP == {jit._STAMP!r}
+assert STAMP == {jit.STAMP!r}
 for module in pkgutil.walk_packages(cpu.__path__, f"{{cpu.__name__}}."):
     importlib.import_module(module.name)
 """

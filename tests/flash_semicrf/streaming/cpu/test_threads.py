@@ -92,6 +92,24 @@ def test_run_does_every_task_once(threads, count):
     assert counts.tolist() == [1] * 50
 
 
+def test_python_threads_are_no_more_than_the_largest_number_used(monkeypatch):
+    monkeypatch.setattr(pool, "_team", lambda: NO_TEAM)
+    monkeypatch.setattr(pool, "_state", pool._State())
+
+    def alive():
+        return {thread for thread in threading.enumerate() if "flash_semicrf" in thread.name}
+
+    before = alive()
+    for count in (2, 5, 3, 4, 2, 5):
+        counts, order = np.zeros((2, 50), dtype=np.int64)
+        pool.run(_count, np.arange(50), np.ones(50), (counts, order), threads=count)
+        assert counts.tolist() == [1] * 50
+    deadline = time.monotonic() + 30
+    while len(alive() - before) > 4 and time.monotonic() < deadline:
+        time.sleep(0.01)  # for the threads of the smaller pool to end
+    assert len(alive() - before) <= 4
+
+
 def test_run_begins_with_the_costliest_tasks():
     costs = np.array([1.0, 9.0, 2.0, 8.0, 3.0])
     counts, order = np.zeros((2, 5), dtype=np.int64)
