@@ -20,17 +20,13 @@ argument.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 
 from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.streaming.cpu.by_duration.window import FLOOR
-from flash_semicrf.streaming.cpu.jit import OPTIONS
+from flash_semicrf.streaming.cpu.tails import nothing, with_tail
 
 __all__ = [
     "add_further",
@@ -41,38 +37,9 @@ __all__ = [
     "keep_ends",
     "make_origins",
     "note_beaten",
-    "nothing",
     "reach",
     "resume_ends",
-    "with_tail",
 ]
-
-
-def nothing(tail, *rest):
-    """What most functions of a tail are without one."""
-
-
-def with_tail(without: Callable) -> Callable:
-    """Decorate a function of a tail that kernels call: its first argument is an array, or None.
-
-    Parameters
-    ----------
-    without : callable
-        Compiled in its place for None.
-    """
-
-    def decorate(function: Callable) -> Callable:
-        @functools.wraps(function)
-        def declared(tail, *rest):
-            raise NotImplementedError("only compiled code calls it")
-
-        def choose(tail, *rest):
-            return without if isinstance(tail, types.NoneType) else function
-
-        overload(declared, jit_options=OPTIONS, strict=False)(choose)
-        return declared
-
-    return decorate
 
 
 @with_tail(nothing)

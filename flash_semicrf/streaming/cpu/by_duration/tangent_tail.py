@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.by_duration.tail import nothing, with_tail
+from flash_semicrf.streaming.cpu.tails import nothing, with_tail
 
 __all__ = ["fill_class", "new_class", "pass_on", "take_class"]
 
