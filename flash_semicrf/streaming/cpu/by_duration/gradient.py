@@ -29,39 +29,33 @@ from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.vector import TILE, exp_row, multiply_tile
 
-__all__ = ["Messages", "segment_gradient"]
+__all__ = ["Sums", "segment_gradient"]
 
-_HIGH = (
-    300.0  # exponents of the second factor stay below it; what the first flushes is then nothing
-)
+_HIGH = 300.0  # the second factor's exponents stay below it: what the first flushes is nothing
 _NEGLIGIBLE = -50.0  # log of a marginal that no float64 gradient would show
 
 
-class Messages(NamedTuple):
-    """Messages of one sequence.
+class Sums(NamedTuple):
+    """Expected counts of the segments that start in a chunk, added up.
 
     Attributes
     ----------
-    alpha, beta : float64 arrays of shape (T, C)
-        Row p: alpha_{p+1} and beta_{p+1}, less their offsets.
-    forward, backward : float64 arrays of shape (T + 1,)
-        Whole-number offsets of the two passes, by their steps.
-    rest, further : float64 arrays of shape (T * C,)
-        See `backward_pass`; read only with a tail.
-    length : int
-    offset, value : float
-        log Z = offset + value.
+    start, end : float64 arrays of shape (T, C)
+        Row p: probability of a start, and of an end, at p.
+    duration : float64 array of shape (R,)
+    transition : float64 array of shape (C * R,)
+        Unused unless `want_transition`.
+    beyond : float64 array of shape (C,)
+        Positions beyond the K-th; unused without a tail.
+    want_transition : bool
     """
 
-    alpha: np.ndarray
-    beta: np.ndarray
-    forward: np.ndarray
-    backward: np.ndarray
-    rest: np.ndarray
-    further: np.ndarray
-    length: int
-    offset: float
-    value: float
+    start: np.ndarray
+    end: np.ndarray
+    duration: np.ndarray
+    transition: np.ndarray
+    beyond: np.ndarray
+    want_transition: bool
 
 
 class _Tile(NamedTuple):
@@ -72,56 +66,35 @@ class _Tile(NamedTuple):
     sinks: np.ndarray  # (TILE * R,) exp(eta + that maximum + the transitions' peak - log Z)
     products: np.ndarray  # (TILE * R,) sources @ exp(A - peak)
     further: np.ndarray  # (TILE * C,) positions expected beyond the K-th
-
-
-class Sums(NamedTuple):
-    """What the segments that start in a chunk add up to.
-
-    Attributes
-    ----------
-    start : float64 array of shape (T, C)
-        Row p: probability of a start at p.
-    duration : float64 array of shape (R,)
-    transition : float64 array of shape (C * R,)
-        Left alone unless `want_transition`.
-    beyond : float64 array of shape (C,)
-        Positions beyond the K-th; left alone without a tail.
-    want_transition : bool
-    """
-
-    start: np.ndarray
-    duration: np.ndarray
-    transition: np.ndarray
-    beyond: np.ndarray
-    want_transition: bool
+    transition: np.ndarray  # (C * R,) sources.T @ sinks, of all tiles, if wanted
 
 
 @helper
-def _add_first(eta, level, arrivals, num_labels, further, row, sums):
+def _add_first(eta, level, model, further, row, sums):
     """Add the first segments of a problem with initial scores: they have no source label."""
-    longest = arrivals.max_duration
-    for c in range(num_labels):
+    longest = model.max_duration
+    for c in range(model.last.shape[0]):
         for j in range(c * longest, (c + 1) * longest):
-            x = eta[j] - arrivals.bias[j] + arrivals.first[j] + level
+            x = eta[j] - model.bias[j] + model.first[j] + level
             if x > _NEGLIGIBLE:
                 term = math.exp(min(x, 0.0))
                 sums.start[0, c] += term
                 sums.duration[j] += term
                 if j == (c + 1) * longest - 1:
-                    add_further(arrivals.tail, sums.beyond, c, term, further, row)
+                    add_further(model.tail, sums.beyond, c, term, further, row)
 
 
 @helper
-def _add_term_by_term(source, sink, position, arrivals, weights, further, row, sums):
+def _add_term_by_term(source, sink, position, model, weights, further, row, sums):
     """Add, and take out of `sink`, the elements whose exponential is out of range."""
-    longest = arrivals.max_duration
+    longest = model.max_duration
     num_labels = sums.start.shape[1]
     size = sink.shape[0]
     for j in range(num_labels * longest):
         if sink[j] <= _HIGH:
             continue
         for c in range(num_labels):
-            x = source[c] + (arrivals.scores[c * size + j] - weights.peak[j]) + sink[j]
+            x = source[c] + (model.scores[c * size + j] - weights.peak[j]) + sink[j]
             if x > _NEGLIGIBLE:
                 term = math.exp(min(x, 0.0))
                 sums.start[position, j // longest] += term
@@ -129,24 +102,22 @@ def _add_term_by_term(source, sink, position, arrivals, weights, further, row, s
                 if sums.want_transition:
                     sums.transition[c * size + j] += term
                 if (j + 1) % longest == 0:
-                    add_further(arrivals.tail, sums.beyond, j // longest, term, further, row)
+                    add_further(model.tail, sums.beyond, j // longest, term, further, row)
         sink[j] = -math.inf
 
 
 @helper
-def _fill_row(
-    messages, position, reference, free_start, arrivals, weights, source, sink, further, row, sums
-):
+def _fill_row(messages, position, reference, model, weights, source, sink, further, row, sums):
     """Turn eta in `sink`, less `reference`, into the factors of one position, a row of the tile."""
     num_labels = messages.alpha.shape[1]
-    level = messages.forward[position] + reference - messages.offset - messages.value
+    level = messages.forward[position] + reference - messages.total[0] - messages.total[1]
     source[:] = -math.inf
     if position > 0:
         copy_row(messages.alpha[position - 1], source)
-    elif free_start:
+    elif model.free_start:
         source[:num_labels] = 0.0
     else:
-        _add_first(sink, level, arrivals, num_labels, further, row, sums)
+        _add_first(sink, level, model, further, row, sums)
     top = highest(source)
     if top == -math.inf:
         sink[:] = -math.inf
@@ -158,124 +129,100 @@ def _fill_row(
         sink[j] += weights.peak[j] + (level + top)
         beyond += sink[j] > _HIGH
     if beyond > 0:
-        _add_term_by_term(source, sink, position, arrivals, weights, further, row, sums)
+        _add_term_by_term(source, sink, position, model, weights, further, row, sums)
 
 
 @helper
-def _add_tile(tile, count, arrivals, weights, sums, total):
+def _add_tile(tile, count, model, weights, sums):
     """Add the segments of the tile's first `count` rows."""
-    num_labels = sums.start.shape[1]
-    longest = arrivals.max_duration
-    size = arrivals.bias.shape[0]
+    num_labels, longest, size = model.last.shape[0], model.max_duration, model.bias.shape[0]
     padded = tile.sources.shape[0] // TILE
-    exp_row(tile.sources, 0, tile.sources, 0, count * padded)
-    exp_row(tile.sinks, 0, tile.sinks, 0, count * size)
-    tile.products[:] = 0.0
-    for column in range(0, size, TILE):
+    sources, sinks, products = tile.sources, tile.sinks, tile.products
+    exp_row(sources, 0, sources, 0, count * padded)
+    exp_row(sinks, 0, sinks, 0, count * size)
+    products[:] = 0.0
+    for j in range(0, size, TILE):
         for i in range(count):
-            multiply_tile(
-                tile.sources, i * padded, 1, weights.forward, column, size, num_labels,
-                tile.products, i * size + column,
-            )  # fmt: skip
+            first, out = i * padded, i * size + j
+            multiply_tile(sources, first, 1, weights.forward, j, size, num_labels, products, out)
         if sums.want_transition:
             for c in range(num_labels):
-                multiply_tile(
-                    tile.sources, c, padded, tile.sinks, column, size, count,
-                    total, c * size + column,
-                )  # fmt: skip
+                out = c * size + j
+                multiply_tile(sources, c, padded, sinks, j, size, count, tile.transition, out)
     for i in range(count):
         for c in range(num_labels):
             first = i * size + c * longest
-            products = tile.products[first : first + longest]
-            sinks = tile.sinks[first : first + longest]
+            product = products[first : first + longest]
+            sink = sinks[first : first + longest]
             duration = sums.duration[c * longest : (c + 1) * longest]
             started = 0.0
             for k in range(longest):
-                products[k] *= sinks[k]
-                duration[k] += products[k]
+                product[k] *= sink[k]
+                duration[k] += product[k]
             for k in range(longest):
-                started += products[k]
+                started += product[k]
             sums.start[tile.position[i], c] += started
-            add_further(arrivals.tail, sums.beyond, c, products[longest - 1], tile.further, i)
+            add_further(model.tail, sums.beyond, c, product[longest - 1], tile.further, i)
 
 
 @helper
-def end_marginals(messages, begin, stop, rows):
+def _end_marginals(messages, length, begin, stop, rows):
     """rows[p, c] = P(a segment of c ends at p), for positions ``[begin, stop)``."""
+    offset, value = messages.total[0], messages.total[1]
     for p in range(begin, stop):
-        whole = messages.forward[p + 1] + messages.backward[messages.length - p - 1]
-        level = whole - messages.offset - messages.value
+        level = messages.forward[p + 1] + messages.backward[length - p - 1] - offset - value
         for c in range(rows.shape[1]):
             rows[p, c] = math.exp(min(messages.alpha[p, c] + messages.beta[p, c] + level, 0.0))
 
 
 @helper
-def segment_gradient(
-    messages, begin, stop, scores, start, end, has_boundary, free_start, arrivals, weights, sums
-):
-    """Add up the segments that start in positions ``[begin, stop)``.
-
-    Parameters
-    ----------
-    messages : Messages
-    begin, stop : int
-    scores, start, end : arrays of shape (T, C)
-        `start` and `end` are read only if `has_boundary`.
-    has_boundary : bool
-    free_start : bool
-        The first segment's source label is summed out (no initial scores).
-    arrivals : Arrivals
-    weights : Weights
-    sums : Sums
-        Added to; `sums.start` starts as zeros.
-    """
-    num_labels = scores.shape[1]
-    size = arrivals.bias.shape[0]
+def segment_gradient(sequence, messages, model, weights, begin, stop, sums):
+    """Add up the segments that start, and write the ends, in positions ``[begin, stop)``."""
+    length, backward = sequence.length, messages.backward
+    num_labels, size = model.last.shape[0], model.bias.shape[0]
     padded = -(-num_labels // LANES) * LANES
-    window = make_window(num_labels, arrivals.max_duration, TILE)
+    window = make_window(num_labels, model.max_duration, TILE)
     tile = _Tile(
         np.zeros(TILE, np.int64),
         np.full(TILE * padded, -math.inf),
         np.full(TILE * size, -math.inf),
         np.zeros(TILE * size),
         np.zeros(TILE * num_labels),
+        np.zeros(num_labels * size if sums.want_transition else 1),
     )
-    further = np.zeros(num_labels)
-    total = np.zeros(num_labels * size if sums.want_transition else 1)
-    last = min(messages.length, stop - 1 + arrivals.max_duration)
-    reference = messages.backward[messages.length - last]
+    further, rows = np.zeros(num_labels), tile.further
+    last = min(length, stop - 1 + model.max_duration)
+    reference = backward[length - last]
     for block in range(last, begin, -TILE):
         if block < last:
-            moved = messages.backward[messages.length - block] - reference
+            moved = backward[length - block] - reference
             reference += moved
             for c in range(num_labels):
                 window.frame[c] -= moved
             slide_right(window)
         count = 0
         for i in range(min(TILE, block - begin)):
-            position = block - 1 - i
-            column = TILE - 1 - i
-            offset = messages.backward[messages.length - position - 1] - reference
-            beta = messages.beta[position]
-            take_end(window, column, scores, end, has_boundary, position, beta, offset)
+            position, column = block - 1 - i, TILE - 1 - i
+            offset = backward[length - position - 1] - reference
+            take_end(window, column, sequence, position, messages.beta[position], offset)
             if position >= stop:
                 continue
-            if position == stop - 1 and stop < messages.length:
+            if position == stop - 1 and stop < length:
                 resume_ends(
-                    arrivals.tail, window, column, scores, stop, messages, reference, further
+                    model.tail, window, column, sequence, stop, messages, reference, further
                 )
-            extend_ends(arrivals.tail, window, column, further, tile.further, count)
+            extend_ends(model.tail, window, column, further, rows, count)
             source = tile.sources[count * padded : (count + 1) * padded]
             sink = tile.sinks[count * size : (count + 1) * size]
-            start_segments(window, column, arrivals.bias, start, has_boundary, position, sink)
-            sink[num_labels * arrivals.max_duration :] = -math.inf
+            start_segments(window, column, model.bias, sequence, position, sink)
+            sink[num_labels * model.max_duration :] = -math.inf
             _fill_row(
-                messages, position, reference, free_start, arrivals, weights, source, sink,
-                tile.further, count, sums,
-            )  # fmt: skip
+                messages, position, reference, model, weights, source, sink, rows, count, sums
+            )
             tile.position[count] = position
             count += 1
-        _add_tile(tile, count, arrivals, weights, sums, total)
+        _add_tile(tile, count, model, weights, sums)
     if sums.want_transition:
         for j in range(num_labels * size):
-            sums.transition[j] += total[j] * weights.forward[j]
+            sums.transition[j] += tile.transition[j] * weights.forward[j]
+    _end_marginals(messages, length, begin, stop, sums.end)

@@ -1,6 +1,6 @@
 """One pass of messages over one sequence, forwards or backwards, for transitions by duration.
 
-With rows over (c, k) as in `flash_semicrf.streaming.cpu.by_duration.parameters`, the forward pass
+With rows over (c, k) as in `flash_semicrf.streaming.cpu.by_duration.model`, the forward pass
 pushes each source onto the K outputs it reaches,
 
     gamma_s(k, c) = LSE_{c'} [alpha_s(c') + A_k[c', c]]
@@ -41,37 +41,32 @@ from flash_semicrf.streaming.cpu.by_duration.window import (
 from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.static.passes import CERTAIN
-from flash_semicrf.streaming.cpu.vector import (
-    TILE,
-    exp_row,
-    log_row,
-    max_tile,
-    multiply_tile,
-    multiply_tile8,
-)
+from flash_semicrf.streaming.cpu.static.tangent_passes import add_product
+from flash_semicrf.streaming.cpu.vector import TILE, exp_row, log_row, max_tile, multiply_tile
 
-__all__ = ["BLOCK", "backward_pass", "exact_arrival", "forward_pass"]
+__all__ = ["backward_pass", "exact_sum", "forward_pass"]
 
-BLOCK = 64
-"""Positions between two slides of a window."""
+_BLOCK = 64  # positions between two slides of a window
 
 
 @helper
-def exact_arrival(alpha, scores, size, j):
-    """LSE over c' of alpha(c') + A[c', j]."""
+def exact_sum(values, scores, first, step, least):
+    """LSE over i of values[i] + scores[first + i * step], without terms up to the top + `least`."""
     top = -math.inf
-    for c in range(alpha.shape[0]):
-        top = max(top, alpha[c] + scores[c * size + j])
-    if top == -math.inf:
-        return top
+    for i in range(values.shape[0]):
+        top = max(top, values[i] + scores[first + i * step])
+    if not top > NEG_INF:
+        return -math.inf
     total = 0.0
-    for c in range(alpha.shape[0]):
-        total += math.exp(alpha[c] + scores[c * size + j] - top)
+    for i in range(values.shape[0]):
+        x = values[i] + scores[first + i * step] - top
+        if x > least:
+            total += math.exp(x)
     return top + math.log(total)
 
 
 @helper
-def _arrive(alpha, arrivals, weights, small, sums, values):
+def _arrive(alpha, model, weights, small, sums, values):
     """values = gamma + D, a row, from alpha (C,); `small` and `sums` are workspace."""
     top = highest(alpha)
     values[:] = -math.inf
@@ -95,18 +90,18 @@ def _arrive(alpha, arrivals, weights, small, sums, values):
     if uncertain > 0:
         for j in range(size):
             if sums[j] < CERTAIN and weights.reach[j] > -math.inf:
-                exact = exact_arrival(alpha, arrivals.scores, size, j)
-                values[j] = exact + arrivals.bias[j]
+                exact = exact_sum(alpha, model.scores, j, size, -math.inf)
+                values[j] = exact + model.bias[j]
 
 
 @helper
-def _push(window, sums, column, start, has_boundary, position, values, gaps):
+def _push(window, sums, column, sequence, position, values, gaps):
     """Add the source at `position` to the K outputs from `column` on; `gaps` is workspace."""
     longest = window.max_duration
     for c in range(window.frame.shape[0]):
         shift = -window.frame[c]
-        if has_boundary:
-            shift += start[position, c]
+        if sequence.has_boundary:
+            shift += sequence.start[position, c]
         first = c * window.capacity + column
         tops = window.values[first : first + longest]
         source = values[c * longest : (c + 1) * longest]
@@ -130,17 +125,17 @@ def _push(window, sums, column, start, has_boundary, position, values, gaps):
 
 
 @helper
-def _emit(window, sums, column, scores, end, has_boundary, position, small, alpha):
+def _emit(window, sums, column, sequence, position, small, alpha):
     """alpha of the segments that end at `position`, the output in `column`; `small` is scratch."""
     num_labels = alpha.shape[0]
     for c in range(num_labels):
-        absorb(window, c, scores[position, c])
+        absorb(window, c, sequence.scores[position, c])
         small[c] = sums[c * window.capacity + column]
     log_row(small, 0, small, 0, small.shape[0])
     for c in range(num_labels):
         x = window.values[c * window.capacity + column] + small[c] + window.frame[c]
-        if has_boundary:
-            x += end[position, c]
+        if sequence.has_boundary:
+            x += sequence.end[position, c]
         alpha[c] = x if x > NEG_INF else -math.inf
 
 
@@ -165,85 +160,39 @@ def _shift(message, window):
 
 
 @helper
-def forward_pass(
-    scores, start, end, has_boundary, length, last, arrivals, weights, keep, alpha_rows, offsets
-):
-    """Run the forward pass.
-
-    Parameters
-    ----------
-    scores, start, end : arrays of shape (T, C)
-        `start` and `end` are read only if `has_boundary`.
-    has_boundary : bool
-    length : int
-    last : float64 array of shape (C,)
-        Final scores.
-    arrivals : Arrivals
-    weights : Weights
-    keep : bool
-        Write the messages.
-    alpha_rows : float64 array of shape (T, C)
-        Row p: alpha_{p+1} less its offset.
-    offsets : float64 array of shape (T + 1,)
-        Whole numbers to add to alpha_0..alpha_length.
-
-    Returns
-    -------
-    offset, value : float
-        log Z = offset + value.
-    """
-    num_labels = last.shape[0]
-    size = arrivals.bias.shape[0]
-    window = make_window(num_labels, arrivals.max_duration, BLOCK)
+def forward_pass(sequence, model, weights, messages, keep):
+    """Fill `messages.total`, and with `keep` those of the forward pass."""
+    num_labels = model.last.shape[0]
+    size = model.bias.shape[0]
+    window = make_window(num_labels, model.max_duration, _BLOCK)
     sums = np.zeros(window.values.shape[0])
     values, row = np.zeros(size), np.zeros(size)
     small = np.ones(-(-num_labels // LANES) * LANES)
     alpha = np.zeros(num_labels)
     shift = 0.0
     if keep:
-        offsets[0] = 0.0
-    for position in range(length):
-        column = position % BLOCK
+        messages.forward[0] = 0.0
+    for position in range(sequence.length):
+        column = position % _BLOCK
         if position == 0:
-            copy_row(arrivals.first, values)
+            copy_row(model.first, values)
         else:
-            _arrive(alpha, arrivals, weights, small, row, values)
-        _push(window, sums, column, start, has_boundary, position, values, row)
-        _emit(window, sums, column, scores, end, has_boundary, position, small, alpha)
-        extend_outputs(arrivals.tail, window, sums, column)
-        if column == BLOCK - 1 or position == length - 1:
+            _arrive(alpha, model, weights, small, row, values)
+        _push(window, sums, column, sequence, position, values, row)
+        _emit(window, sums, column, sequence, position, small, alpha)
+        extend_outputs(model.tail, window, sums, column)
+        if column == _BLOCK - 1 or position == sequence.length - 1:
             shift += _shift(alpha, window)
             slide_left(window)
             _slide_sums(window, sums)
         if keep:
-            offsets[position + 1] = shift
-            copy_row(alpha, alpha_rows[position])
+            messages.forward[position + 1] = shift
+            copy_row(alpha, messages.alpha[position])
     for c in range(num_labels):
-        alpha[c] += last[c]
-    top = highest(alpha)
-    if not top > NEG_INF:
-        return 0.0, -math.inf
-    total = 0.0
-    for c in range(num_labels):
-        total += math.exp(alpha[c] - top)
-    return shift, top + math.log(total)
-
-
-@helper
-def _exact_departure(eta, scores, size, label):
-    """LSE over a row of A[label, j] + eta(j)."""
-    row = scores[label * size : (label + 1) * size]
-    top = -math.inf
-    for j in range(size):
-        top = max(top, row[j] + eta[j])
-    if not top > NEG_INF:
-        return -math.inf
-    total = 0.0
-    for j in range(size):
-        x = row[j] + eta[j] - top
-        if x > -45.0:
-            total += math.exp(x)
-    return top + math.log(total)
+        alpha[c] += model.last[c]
+    value = exact_sum(alpha, np.zeros(num_labels), 0, 1, -math.inf)
+    messages.total[0] = shift if value > -math.inf else 0.0
+    messages.total[1] = value
 
 
 @helper
@@ -255,7 +204,7 @@ def _highest_of_many(row):
 
 
 @helper
-def _depart(eta, arrivals, weights, row, small, sums, beta):
+def _depart(eta, model, weights, row, small, sums, beta):
     """beta (C,) from eta, a row; `row`, `small` and `sums` are workspace."""
     size = eta.shape[0]
     top = _highest_of_many(eta)
@@ -267,58 +216,37 @@ def _depart(eta, arrivals, weights, row, small, sums, beta):
     exp_row(row, 0, row, 0, size)
     padded = sums.shape[0]
     sums[:] = 0.0
-    column = 0
-    while column + TILE <= padded:
-        multiply_tile(row, 0, 1, weights.backward, column, padded, size, sums, column)
-        column += TILE
-    if column < padded:
-        multiply_tile8(row, 0, 1, weights.backward, column, padded, size, sums, column)
+    add_product(row, 0, size, weights.backward, padded, sums, 0)
     log_row(sums, 0, small, 0, padded)
     for c in range(beta.shape[0]):
         if sums[c] >= CERTAIN:
             beta[c] = top + weights.source_peak[c] + small[c]
         elif weights.source_peak[c] > -math.inf:
-            beta[c] = _exact_departure(eta, arrivals.scores, size, c)
+            beta[c] = exact_sum(eta, model.scores, c * size, 1, -45.0)
 
 
 @helper
-def backward_pass(
-    scores, start, end, has_boundary, length, last, arrivals, weights, beta_rows, offsets,
-    rest_rows, further_rows,
-):  # fmt: skip
-    """Run the backward pass and keep its messages.
-
-    Parameters
-    ----------
-    scores, start, end, has_boundary, length, last, arrivals, weights
-        As for `forward_pass`.
-    beta_rows : float64 array of shape (T, C)
-        Row p: beta_{p+1} less its offset.
-    offsets : float64 array of shape (T + 1,)
-        Whole numbers to add to beta_length..beta_1, by the steps taken from the end.
-    rest_rows, further_rows : float64 arrays of shape (T * C,)
-        Left alone without a tail. Row p: Q_{p+K} + S_{p+K} - S_p, less the offset of beta_{p+1},
-        and the positions beyond the K-th that are expected of a segment of the class from p.
-    """
-    num_labels = last.shape[0]
-    size = arrivals.bias.shape[0]
-    window = make_window(num_labels, arrivals.max_duration, BLOCK)
+def backward_pass(sequence, model, weights, messages):
+    """Fill the messages of the backward pass, and `rest` and `further`."""
+    num_labels = model.last.shape[0]
+    size = model.bias.shape[0]
+    window = make_window(num_labels, model.max_duration, _BLOCK)
     eta, row = np.full(size, -math.inf), np.zeros(size)
     small, sums = np.zeros((2, -(-num_labels // LANES) * LANES))
-    beta, further = last.copy(), np.zeros(num_labels)
+    beta, further = model.last.copy(), np.zeros(num_labels)
     shift = 0.0
-    for step in range(length):
-        position = length - 1 - step
-        column = BLOCK - 1 - step % BLOCK
-        copy_row(beta, beta_rows[position])
-        offsets[step] = shift
-        take_end(window, column, scores, end, has_boundary, position, beta, 0.0)
-        extend_ends(arrivals.tail, window, column, further, further_rows, position)
-        keep_ends(arrivals.tail, window, column, rest_rows, position)
+    for step in range(sequence.length):
+        position = sequence.length - 1 - step
+        column = _BLOCK - 1 - step % _BLOCK
+        copy_row(beta, messages.beta[position])
+        messages.backward[step] = shift
+        take_end(window, column, sequence, position, beta, 0.0)
+        extend_ends(model.tail, window, column, further, messages.further, position)
+        keep_ends(model.tail, window, column, messages.rest, position)
         if position == 0:
             break
-        start_segments(window, column, arrivals.bias, start, has_boundary, position, eta)
-        _depart(eta, arrivals, weights, row, small, sums, beta)
+        start_segments(window, column, model.bias, sequence, position, eta)
+        _depart(eta, model, weights, row, small, sums, beta)
         if column == 0:
             shift += _shift(beta, window)
             slide_right(window)

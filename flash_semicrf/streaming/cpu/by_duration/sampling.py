@@ -17,8 +17,9 @@ import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF, Potentials
 from flash_semicrf.problem.segments import SegmentTable
-from flash_semicrf.streaming.cpu.by_duration.batch import forward_messages
-from flash_semicrf.streaming.cpu.by_duration.passes import exact_arrival
+from flash_semicrf.streaming.cpu.by_duration.batch import batch_of
+from flash_semicrf.streaming.cpu.by_duration.model import messages_of, sequence_of
+from flash_semicrf.streaming.cpu.by_duration.passes import exact_sum
 from flash_semicrf.streaming.cpu.by_duration.tail import reach
 from flash_semicrf.streaming.cpu.jit import helper, kernel
 from flash_semicrf.streaming.cpu.tasks import take
@@ -43,34 +44,33 @@ def _label(alpha, into, size, j, total, u):
 
 
 @helper
-def _duration(scores, start, end, has_boundary, alpha, offsets, arrivals, stop, label, u):
+def _duration(sequence, alpha, offsets, model, stop, label, u):
     """Draw the duration of the segment that ends before `stop`, and what arrives at it."""
-    longest = arrivals.max_duration
-    size = arrivals.bias.shape[0]
+    longest, size = model.max_duration, model.bias.shape[0]
     total = alpha[stop - 1, label]
-    if has_boundary:
-        total -= end[stop - 1, label]
+    if sequence.has_boundary:
+        total -= sequence.end[stop - 1, label]
     content = 0.0
     acc = 0.0
     duration = 0
     arriving = -math.inf
-    last, rate = reach(arrivals.tail, label, longest, stop)
+    last, rate = reach(model.tail, label, longest, stop)
     for k in range(1, last + 1):
         s = stop - k
-        content += scores[s, label]
+        content += sequence.scores[s, label]
         if k > longest:
             content += rate
         if not content > NEG_INF:
             break
         j = label * longest + min(k, longest) - 1
         gamma = 0.0
-        x = arrivals.first[j]
+        x = model.first[j]
         if s > 0:
-            gamma = exact_arrival(alpha[s - 1], arrivals.scores, size, j)
-            x = gamma + arrivals.bias[j]
+            gamma = exact_sum(alpha[s - 1], model.scores, j, size, -math.inf)
+            x = gamma + model.bias[j]
         x += content + (offsets[s] - offsets[stop]) - total
-        if has_boundary:
-            x += start[s, label]
+        if sequence.has_boundary:
+            x += sequence.start[s, label]
         if x > NEGLIGIBLE or (duration == 0 and x > NEG_INF):
             acc += math.exp(x)
             duration = k
@@ -81,45 +81,36 @@ def _duration(scores, start, end, has_boundary, alpha, offsets, arrivals, stop, 
 
 
 @kernel
-def _run(
-    queue, shares, scores, start, end, has_boundary, lengths, alpha, offsets, total, last, arrivals,
-    stream, counts, starts, labels,
-):  # fmt: skip
+def _run(queue, shares, batch, stream, counts, starts, labels):
     """Task i is the samples (sequence, first, last) in row i of `shares`."""
-    size = arrivals.bias.shape[0]
-    capacity = starts.shape[2]
+    model, size, capacity = batch.model, batch.model.bias.shape[0], starts.shape[2]
     task = take(queue)
     while task >= 0:
         b, first_sample, last_sample = shares[task]
+        sequence, messages = sequence_of(batch.sequences, b), messages_of(batch.messages, b)
+        alpha, offsets = messages.alpha, messages.forward
         for sample in range(first_sample, last_sample):
             state, increment = stream[0, sample, b], stream[1, sample, b]
             u = draw(state, increment, np.uint64(0))
-            stop = lengths[b]
-            label = _label(alpha[b, stop - 1], last, 1, 0, total[b, 1], u)
+            stop = sequence.length
+            label = _label(alpha[stop - 1], model.last, 1, 0, messages.total[1], u)
             count = 0
             while stop > 0:
                 u = draw(state, increment, np.uint64(2 * count + 1))
-                duration, gamma = _duration(
-                    scores[b], start[b], end[b], has_boundary, alpha[b], offsets[b], arrivals, stop,
-                    label, u,
-                )  # fmt: skip
+                duration, gamma = _duration(sequence, alpha, offsets, model, stop, label, u)
                 stop -= duration
                 count += 1
                 starts[b, sample, capacity - count] = stop
                 labels[b, sample, capacity - count] = label
                 if stop > 0:
                     u = draw(state, increment, np.uint64(2 * count))
-                    longest = arrivals.max_duration
-                    j = label * longest + min(duration, longest) - 1
-                    label = _label(alpha[b, stop - 1], arrivals.scores, size, j, gamma, u)
+                    j = label * model.max_duration + min(duration, model.max_duration) - 1
+                    label = _label(alpha[stop - 1], model.scores, size, j, gamma, u)
             counts[b, sample] = count
         task = take(queue)
 
 
 def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
     """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
-    batch, rows = forward_messages(potentials)
-    given = (batch.scores, batch.start_scores, batch.end_scores, batch.has_boundary)
-    messages = (batch.lengths, rows.alpha, rows.forward, rows.total)
-    given = (*given, *messages, batch.last, batch.arrivals)
-    return sample_walks(potentials, num_samples, seed, rows.total[:, 1], _run, given)
+    batch = batch_of(potentials, backward=False)
+    return sample_walks(potentials, num_samples, seed, batch.messages.total[:, 1], _run, (batch,))

@@ -60,17 +60,9 @@ def extend_outputs(tail, window, sums, column):
 def extend_ends(tail, window, column, further, further_rows, row):
     """Replace the ends of K positions after the start in `column` by those of the class.
 
-    Parameters
-    ----------
-    tail : float64 array of shape (C,) or None
-    window : Window
-        With the class of the start after this one behind its end, in the next column.
-    column : int
-    further : float64 array of shape (C,)
-        That of the start after this one; becomes that of this one.
-    further_rows : float64 array of shape (N * C,)
-        Gets a copy in row `row`.
-    row : int
+    The window has the class of the start after this one behind its end, in the next column, and
+    `further` (C,) is that of the same start. It becomes that of this one, copied to a row of
+    `further_rows` (N * C,).
     """
     num_labels, values = tail.shape[0], window.values
     for c in range(num_labels):
@@ -95,28 +87,18 @@ def keep_ends(tail, window, column, rest_rows, row):
 
 
 @with_tail(nothing)
-def resume_ends(tail, window, column, scores, stop, messages, offset, further):
+def resume_ends(tail, window, column, sequence, stop, messages, offset, further):
     """Go on with the class from a start at `stop`, at the start before it, in `column`.
 
-    Parameters
-    ----------
-    tail : float64 array of shape (C,) or None
-    window : Window
-    column, stop : int
-    scores : array of shape (T, C)
-    messages : Messages
-    offset : float
-        Of the window.
-    further : float64 array of shape (C,)
-        Gets that of `stop`.
+    `offset` is that of the window; `further` (C,) becomes that of `stop`.
     """
     num_labels = tail.shape[0]
-    moved = messages.backward[messages.length - stop - 1] - offset
+    moved = messages.backward[sequence.length - stop - 1] - offset
     for c in range(num_labels):
-        x = messages.rest[stop * num_labels + c] + moved + scores[stop - 1, c] - window.frame[c]
-        allowed = x > NEG_INF and scores[stop - 1, c] > NEG_INF
-        column_of_label = c * window.capacity + column + window.max_duration
-        window.values[column_of_label] = x if allowed else FLOOR
+        score = sequence.scores[stop - 1, c]
+        x = messages.rest[stop * num_labels + c] + moved + score - window.frame[c]
+        allowed = x > NEG_INF and score > NEG_INF
+        window.values[c * window.capacity + column + window.max_duration] = x if allowed else FLOOR
         further[c] = messages.further[stop * num_labels + c]
 
 
@@ -149,18 +131,7 @@ def note_beaten(tail, origins, values, first, source, at, shift, longest):
 
 @with_tail(nothing)
 def extend_best(tail, window, origins, column, position, origin_rows):
-    """`extend_outputs` of the max pass, which also writes the origins of the output in `column`.
-
-    Parameters
-    ----------
-    tail : float64 array of shape (C,) or None
-    window : Window
-    origins : int64 array
-        Of `make_origins`.
-    column, position : int
-        Of the last source, and output.
-    origin_rows : int32 array of shape (T, C)
-    """
+    """`extend_outputs` of the max pass; also writes row `position` of `origin_rows` (T, C)."""
     values, longest, capacity = window.values, window.max_duration, window.capacity
     for c in range(tail.shape[0]):
         first = c * capacity

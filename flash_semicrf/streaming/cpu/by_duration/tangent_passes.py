@@ -37,12 +37,7 @@ from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.static.passes import CERTAIN
 from flash_semicrf.streaming.cpu.static.tangent_passes import add_product
-from flash_semicrf.streaming.cpu.vector import (
-    TILE,
-    exp_row,
-    fill,
-    multiply_tile,
-)
+from flash_semicrf.streaming.cpu.vector import TILE, exp_row, fill, multiply_tile
 
 __all__ = ["backward_tangents", "forward_tangents"]
 
@@ -51,74 +46,67 @@ _NOTHING = -700.0  # log of a probability that counts as 0
 
 
 @helper
-def _fill_ends(q, arrivals, slopes, s, eta, d_eta, longer):
-    """Write eta_s less log Z and its derivative for every segment that starts at s."""
-    num_labels, longest = q.scores.shape[1], arrivals.max_duration
+def _fill_ends(sequence, messages, tangent, model, slopes, s, row, longer):
+    """Write eta_s less log Z and its derivative for every segment that starts at s to `row`."""
+    length, longest = sequence.length, model.max_duration
+    eta, d_eta = row
     fill(eta, 0, eta.shape[0], -math.inf)
     fill(d_eta, 0, eta.shape[0], 0.0)
-    for c in range(num_labels):
-        content = q.start[s, c] if q.has_boundary else 0.0
-        d = q.d_start[s, c] if q.has_d_boundary else 0.0
+    for c in range(model.last.shape[0]):
+        content = sequence.start[s, c] if sequence.has_boundary else 0.0
+        d = tangent.start[s, c] if tangent.has_boundary else 0.0
         if not content > NEG_INF:
             continue
-        content -= q.offset + q.value
-        for k in range(1, min(longest, q.length - s) + 1):
+        content -= messages.total[0] + messages.total[1]
+        for k in range(1, min(longest, length - s) + 1):
             p = s + k - 1
-            if not q.scores[p, c] > NEG_INF:
+            if not sequence.scores[p, c] > NEG_INF:
                 break
-            content += q.scores[p, c]
-            d += q.d_scores[p, c]
+            content += sequence.scores[p, c]
+            d += tangent.scores[p, c]
             j = c * longest + k - 1
-            x = q.beta[p, c] + q.backward[q.length - p - 1]
-            closing = d + q.d_beta[p, c]
-            if q.has_boundary:
-                x += q.end[p, c] if q.end[p, c] > NEG_INF else -math.inf
-            if q.has_d_boundary:
-                closing += q.d_end[p, c]
-            eta[j] = content + x + arrivals.bias[j]
+            x = messages.beta[p, c] + messages.backward[length - p - 1]
+            closing = d + tangent.beta[p, c]
+            if sequence.has_boundary:
+                x += sequence.end[p, c] if sequence.end[p, c] > NEG_INF else -math.inf
+            if tangent.has_boundary:
+                closing += tangent.end[p, c]
+            eta[j] = content + x + model.bias[j]
             d_eta[j] = closing + slopes.bias[j]
-    fill_class(arrivals.tail, q, arrivals, slopes, s, eta, d_eta, longer)
+    fill_class(model.tail, sequence, messages, tangent, model, slopes, s, row, longer)
 
 
 @helper
-def _exact_source(eta, d_eta, scores, d_scores, row):
-    """Mean derivative of what follows one source label, by its logarithms."""
+def _exact_mean(values, d_values, scores, d_scores, first, step):
+    """Log-sum of values[i] + scores[first + i * step], and the mean derivative of its terms."""
     top = -math.inf
-    for j in range(eta.shape[0]):
-        top = max(top, eta[j] + scores[row + j])
+    for i in range(d_values.shape[0]):
+        top = max(top, values[i] + scores[first + i * step])
     if top == -math.inf:
-        return 0.0
+        return top, 0.0
     total, weighted = 0.0, 0.0
-    for j in range(eta.shape[0]):
-        x = eta[j] + scores[row + j] - top
+    for i in range(d_values.shape[0]):
+        x = values[i] + scores[first + i * step] - top
         if x > _NOTHING:
             weight = math.exp(x)
             total += weight
-            weighted += weight * (d_eta[j] + d_scores[row + j])
-    return weighted / total
+            weighted += weight * (d_values[i] + d_scores[first + i * step])
+    return top + math.log(total), weighted / total
 
 
 @helper
-def backward_tangents(q, arrivals, weights, slopes):
-    """Fill `q.d_beta` from its last row on.
-
-    Parameters
-    ----------
-    q : Sequence
-    arrivals : Arrivals
-    weights : Weights
-    slopes : Slopes
-    """
-    num_labels, size = q.scores.shape[1], arrivals.bias.shape[0]
+def backward_tangents(sequence, messages, tangent, model, weights, slopes):
+    """Fill `tangent.beta` from its last row on, and `tangent.rest`."""
+    num_labels, size = model.last.shape[0], model.bias.shape[0]
     padded = -(-num_labels // LANES) * LANES
-    eta, d_eta, sink = np.empty(size), np.empty(size), np.empty(size)
-    longer = new_class(arrivals.tail)
+    row = eta, d_eta = np.empty(size), np.empty(size)
+    sink, longer = np.empty(size), new_class(model.tail)
     sums = np.zeros(2 * padded)
-    for s in range(q.length - 1, 0, -1):
-        _fill_ends(q, arrivals, slopes, s, eta, d_eta, longer)
+    for s in range(sequence.length - 1, 0, -1):
+        _fill_ends(sequence, messages, tangent, model, slopes, s, row, longer)
         top = highest(eta)
         if top == -math.inf:
-            fill(q.d_beta[s - 1], 0, num_labels, 0.0)
+            fill(tangent.beta[s - 1], 0, num_labels, 0.0)
             continue
         reference = 0.0
         for j in range(size):
@@ -133,82 +121,74 @@ def backward_tangents(q, arrivals, weights, slopes):
             sink[j] *= d_eta[j] - reference
         add_product(sink, 0, size, weights.backward, padded, sums, padded)
         for c in range(num_labels):
-            if sums[c] >= CERTAIN:
-                q.d_beta[s - 1, c] = reference + sums[padded + c] / sums[c]
-            else:
-                q.d_beta[s - 1, c] = _exact_source(
-                    eta, d_eta, arrivals.scores, slopes.scores, c * size
-                )
-
-
-@helper
-def _exact_arrival(source, d_source, scores, d_scores, size, j):
-    """(log of the sum, mean derivative) of one arrival by its logarithms."""
-    top = -math.inf
-    for c in range(d_source.shape[0]):
-        top = max(top, source[c] + scores[c * size + j])
-    if top == -math.inf:
-        return top, 0.0
-    total, weighted = 0.0, 0.0
-    for c in range(d_source.shape[0]):
-        weight = math.exp(source[c] + scores[c * size + j] - top)
-        total += weight
-        weighted += weight * (d_source[c] + d_scores[c * size + j])
-    return top + math.log(total), weighted / total
+            mean = reference + sums[padded + c] / sums[c]
+            if not sums[c] >= CERTAIN:
+                _, mean = _exact_mean(eta, d_eta, model.scores, slopes.scores, c * size, 1)
+            tangent.beta[s - 1, c] = mean
 
 
 class _Tile(NamedTuple):
-    """Factors of the transitions of `TILE` positions."""
+    """Workspace: factors of the transitions of one position, and of `TILE` of them.
 
-    sources: np.ndarray  # (2 * TILE * padded,) exp(alpha - top), and times its derivative
-    sinks: np.ndarray  # (2 * TILE * R,) exp(eta + top + peak - log Z), and times its derivative
+    The second half of each array of factors holds them times a derivative.
+    """
+
+    alpha: np.ndarray  # (padded,) of the source, less its offset
+    factors: np.ndarray  # (2 * padded,) exp(alpha - top)
+    sources: np.ndarray  # (2 * TILE * padded,) rows of factors
+    sinks: np.ndarray  # (2 * TILE * R,) exp(eta + top + peak - log Z)
+
+
+class _Level(NamedTuple):
+    """Numbers of one position."""
+
+    offset: float  # of alpha
+    top: float  # max of alpha
+    reference: float  # derivative of the label with that
+    mean: float  # d log Z
 
 
 @helper
-def _flush(tile, count, num_labels, padded, size, transition):
+def _flush(tile, count, size, transition):
     """Add the tile's transitions."""
-    behind, sinks_behind = TILE * padded, TILE * size
-    for c in range(num_labels):
-        for j in range(0, size, TILE):
-            out = c * size + j
-            multiply_tile(
-                tile.sources, behind + c, padded, tile.sinks, j, size, count, transition, out
-            )
-            multiply_tile(
-                tile.sources, c, padded, tile.sinks, sinks_behind + j, size, count, transition, out
-            )
+    sources, sinks, padded = tile.sources, tile.sinks, tile.sources.shape[0] // (2 * TILE)
+    for out in range(0, transition.shape[0], TILE):
+        c, j = out // size, out % size
+        d_c, d_j = TILE * padded + c, TILE * size + j
+        multiply_tile(sources, d_c, padded, sinks, j, size, count, transition, out)
+        multiply_tile(sources, c, padded, sinks, d_j, size, count, transition, out)
 
 
 @helper
-def _fill_tile(tile, row, factors, source, d_alpha, top, reference, eta, d_eta, level, mean,
-               arrivals, weights, padded, direct):  # fmt: skip
+def _fill_tile(tile, count, level, d_alpha, row, model, weights, direct):
     """Write one position's factors; transitions out of range are added at once."""
-    num_labels, size = d_alpha.shape[0], eta.shape[0]
+    eta, d_eta = row
+    size, padded = eta.shape[0], tile.alpha.shape[0]
     for c in range(padded):
-        tile.sources[row * padded + c] = factors[c]
-        tile.sources[(TILE + row) * padded + c] = factors[padded + c]
-    at, behind = row * size, (TILE + row) * size
+        tile.sources[count * padded + c] = tile.factors[c]
+        tile.sources[(TILE + count) * padded + c] = tile.factors[padded + c]
+    at, behind = count * size, (TILE + count) * size
     for j in range(size):
-        x = eta[j] + weights.peak[j] + (top + level)
+        x = eta[j] + weights.peak[j] + (level.top + level.offset)
         if x > _HIGH:
-            for c in range(num_labels):
-                y = source[c] + level + eta[j] + arrivals.scores[c * size + j]
+            for c in range(d_alpha.shape[0]):
+                y = tile.alpha[c] + level.offset + eta[j] + model.scores[c * size + j]
                 if y > _NOTHING:
-                    d = d_alpha[c] + d_eta[j] - mean
+                    d = d_alpha[c] + d_eta[j] - level.mean
                     direct[c * size + j] += math.exp(y) * d
             x = -math.inf
         tile.sinks[at + j] = x
     exp_row(tile.sinks, at, tile.sinks, at, size)
     for j in range(size):
-        tile.sinks[behind + j] = tile.sinks[at + j] * (d_eta[j] + (reference - mean))
+        tile.sinks[behind + j] = tile.sinks[at + j] * (d_eta[j] + (level.reference - level.mean))
 
 
 @helper
-def _mean_at_start(eta, d_eta, level, arrivals, slopes):
+def _mean_at_start(eta, d_eta, offset, model, slopes):
     """Mean derivative of all segmentations, by their first segments."""
     total, weighted = 0.0, 0.0
     for j in range(eta.shape[0]):
-        x = arrivals.first[j] - arrivals.bias[j] + eta[j] + level
+        x = model.first[j] - model.bias[j] + eta[j] + offset
         if x > _NOTHING:
             total += math.exp(x)
             weighted += math.exp(x) * (slopes.first[j] + d_eta[j])
@@ -216,86 +196,85 @@ def _mean_at_start(eta, d_eta, level, arrivals, slopes):
 
 
 @helper
-def forward_tangents(q, arrivals, weights, slopes, totals):
-    """Fill `q.d_alpha` and add up the derivatives of the counts.
+def _finish(tangent, probability, p):
+    """Turn the sum in row p of `tangent.alpha` into the derivative of that message."""
+    for c in range(probability.shape[1]):
+        if probability[p, c] > 0.0:
+            tangent.alpha[p, c] /= probability[p, c]
+        if tangent.has_boundary:
+            tangent.alpha[p, c] += tangent.end[p, c]
 
-    Parameters
-    ----------
-    q : Sequence
-        With `d_beta` complete.
-    arrivals : Arrivals
-    weights : Weights
-    slopes : Slopes
-    totals : Totals
 
-    Returns
-    -------
-    mean : float
-        d log Z.
+@helper
+def forward_tangents(sequence, messages, tangent, model, weights, slopes, totals):
+    """Fill `tangent.alpha`, add up the derivatives of the counts, and return d log Z.
+
+    The derivatives of the backward pass are complete.
     """
-    num_labels, size, longest = q.scores.shape[1], arrivals.bias.shape[0], arrivals.max_duration
+    num_labels, size, longest = model.last.shape[0], model.bias.shape[0], model.max_duration
     padded = -(-num_labels // LANES) * LANES
-    eta, d_eta, sums = np.empty(size), np.empty(size), np.zeros(2 * size)
-    source, factors = np.full(padded, -math.inf), np.zeros(2 * padded)
-    probability = np.zeros((q.length, num_labels))
-    longer = new_class(arrivals.tail)
-    tile = _Tile(np.zeros(2 * TILE * padded), np.zeros(2 * TILE * size))
+    row = eta, d_eta = np.empty(size), np.empty(size)
+    alpha, factors, sums = np.full(padded, -math.inf), np.zeros(2 * padded), np.zeros(2 * size)
+    tile = _Tile(alpha, factors, np.zeros(2 * TILE * padded), np.zeros(2 * TILE * size))
+    probability = np.zeros((sequence.length, num_labels))
+    longer = new_class(model.tail)
     used = 0
     mean = 0.0
-    for p in range(q.length):
-        fill(q.d_alpha[p], 0, num_labels, 0.0)
-    for s in range(q.length):
-        _fill_ends(q, arrivals, slopes, s, eta, d_eta, longer)
-        level = q.forward[s]
+    for p in range(sequence.length):
+        fill(tangent.alpha[p], 0, num_labels, 0.0)
+    for s in range(sequence.length):
+        _fill_ends(sequence, messages, tangent, model, slopes, s, row, longer)
+        offset, d_alpha = messages.forward[s], tangent.alpha[s - 1]
         if s == 0:
-            mean = _mean_at_start(eta, d_eta, level, arrivals, slopes)
+            mean = _mean_at_start(eta, d_eta, offset, model, slopes)
         top, reference = -math.inf, 0.0
         if s > 0:
-            for c in range(num_labels):
-                if probability[s - 1, c] > 0.0:
-                    q.d_alpha[s - 1, c] /= probability[s - 1, c]
-                if q.has_d_boundary:
-                    q.d_alpha[s - 1, c] += q.d_end[s - 1, c]
-            copy_row(q.alpha[s - 1], source)
-            top = highest(source)
+            _finish(tangent, probability, s - 1)
+            copy_row(messages.alpha[s - 1], alpha)
+            top = highest(alpha)
             if top == -math.inf:
-                pass_on(arrivals.tail, q, slopes, s, longest, mean, longer, probability, totals)
+                pass_on(
+                    model.tail,
+                    tangent,
+                    slopes,
+                    s + longest,
+                    mean,
+                    longer,
+                    probability,
+                    totals.beyond,
+                )
                 continue
             for c in range(padded):
-                factors[c] = source[c] - top
-                if source[c] == top:
-                    reference = q.d_alpha[s - 1, c]
+                factors[c] = alpha[c] - top
+                if alpha[c] == top:
+                    reference = d_alpha[c]
             exp_row(factors, 0, factors, 0, padded)
             for c in range(num_labels):
-                factors[padded + c] = factors[c] * (q.d_alpha[s - 1, c] - reference)
+                factors[padded + c] = factors[c] * (d_alpha[c] - reference)
             fill(sums, 0, 2 * size, 0.0)
             for j in range(0, size, TILE):
                 multiply_tile(factors, 0, 1, weights.forward, j, size, num_labels, sums, j)
                 out = size + j
                 multiply_tile(factors, padded, 1, weights.forward, j, size, num_labels, sums, out)
                 multiply_tile(factors, 0, 1, slopes.forward, j, size, num_labels, sums, out)
-            if totals.want_transition:
-                _fill_tile(
-                    tile, used, factors, source, q.d_alpha[s - 1], top, reference, eta, d_eta,
-                    level, mean, arrivals, weights, padded, totals.direct,
-                )  # fmt: skip
+            if totals.transition.shape[0] > 1:
+                level = _Level(offset, top, reference, mean)
+                _fill_tile(tile, used, level, d_alpha, row, model, weights, totals.direct)
                 used += 1
                 if used == TILE:
-                    _flush(tile, used, num_labels, padded, size, totals.transition)
+                    _flush(tile, used, size, totals.transition)
                     used = 0
         for j in range(num_labels * longest):
             if eta[j] == -math.inf:
                 continue
             if s == 0:
-                x, d = arrivals.first[j] - arrivals.bias[j], slopes.first[j]
+                x, d = model.first[j] - model.bias[j], slopes.first[j]
             elif sums[j] >= CERTAIN:
                 x = math.log(sums[j]) + weights.peak[j] + top
                 d = reference + sums[size + j] / sums[j]
             else:
-                x, d = _exact_arrival(
-                    source, q.d_alpha[s - 1], arrivals.scores, slopes.scores, size, j
-                )
-            x += eta[j] + level
+                x, d = _exact_mean(alpha, d_alpha, model.scores, slopes.scores, j, size)
+            x += eta[j] + offset
             if not x > _NOTHING:
                 continue
             weight = math.exp(x)
@@ -306,20 +285,15 @@ def forward_tangents(q, arrivals, weights, slopes, totals):
             totals.duration[j] += total
             if s == 0:
                 totals.first[j] += total
-            if j == (c + 1) * longest - 1 and take_class(arrivals.tail, longer, c, weight, d):
+            if j == (c + 1) * longest - 1 and take_class(model.tail, longer, c, weight, d):
                 continue
-            before = d + d_eta[j] - q.d_beta[end, c]
-            if q.has_d_boundary:
-                before -= q.d_end[end, c]
-            q.d_alpha[end, c] += weight * before
+            before = d + d_eta[j] - tangent.beta[end, c]
+            if tangent.has_boundary:
+                before -= tangent.end[end, c]
+            tangent.alpha[end, c] += weight * before
             probability[end, c] += weight
-        pass_on(arrivals.tail, q, slopes, s, longest, mean, longer, probability, totals)
-    last = q.length - 1
-    for c in range(num_labels):
-        if probability[last, c] > 0.0:
-            q.d_alpha[last, c] /= probability[last, c]
-        if q.has_d_boundary:
-            q.d_alpha[last, c] += q.d_end[last, c]
+        pass_on(model.tail, tangent, slopes, s + longest, mean, longer, probability, totals.beyond)
+    _finish(tangent, probability, sequence.length - 1)
     if used > 0:
-        _flush(tile, used, num_labels, padded, size, totals.transition)
+        _flush(tile, used, size, totals.transition)
     return mean

@@ -42,42 +42,34 @@ def new_class(tail):
 
 
 @with_tail(nothing)
-def fill_class(tail, q, arrivals, slopes, s, eta, d_eta, longer):
+def fill_class(tail, sequence, messages, tangent, model, slopes, s, row, longer):
     """Turn the segments of K positions from s into the class.
 
-    Parameters
-    ----------
-    tail : float64 array of shape (C,) or None
-    q : Sequence
-        Of `d_rest` row s is filled, and row s + 1 is read.
-    arrivals : Arrivals
-    slopes : Slopes
-    s : int
-    eta, d_eta : float64 arrays of shape (R,)
-    longer : _Class
-        Gets all but its probability and its total.
+    Fills row s of `tangent.rest`, after row s + 1; `row` is (eta, d_eta). `longer` gets all but its
+    probability and its total.
     """
-    num_labels, longest = tail.shape[0], arrivals.max_duration
+    num_labels, longest = tail.shape[0], model.max_duration
+    eta, d_eta = row
     t = s + longest
-    if t > q.length:
+    if t > sequence.length:
         return
-    level = q.backward[q.length - s - 1] - (q.offset + q.value)
+    level = messages.backward[sequence.length - s - 1] - (messages.total[0] + messages.total[1])
     for c in range(num_labels):
-        row, j = s * num_labels + c, (c + 1) * longest - 1
-        d_end = q.d_beta[t - 1, c]
-        if q.has_d_boundary:
-            d_end += q.d_end[t - 1, c]
+        i, j = s * num_labels + c, (c + 1) * longest - 1
+        d_end = tangent.beta[t - 1, c]
+        if tangent.has_boundary:
+            d_end += tangent.end[t - 1, c]
         goes_on, d_beyond = 0.0, 0.0
-        if t < q.length:
-            goes_on = q.further[row] / (1.0 + q.further[row + num_labels])
-            d_beyond = q.d_scores[t, c] + slopes.tail[c] + q.d_rest[row + num_labels]
+        if t < sequence.length:
+            goes_on = messages.further[i] / (1.0 + messages.further[i + num_labels])
+            d_beyond = tangent.scores[t, c] + slopes.tail[c] + tangent.rest[i + num_labels]
         longer.goes_on[c], longer.d_beyond[c] = goes_on, d_beyond
         longer.d_before[c] = d_eta[j] - d_end
-        q.d_rest[row] = d_end + goes_on * (d_beyond - d_end)
-        d_eta[j] += q.d_rest[row] - d_end
-        x = q.rest[row] + level + arrivals.bias[j]
-        if q.has_boundary:
-            x += q.start[s, c]
+        tangent.rest[i] = d_end + goes_on * (d_beyond - d_end)
+        d_eta[j] += tangent.rest[i] - d_end
+        x = messages.rest[i] + level + model.bias[j]
+        if sequence.has_boundary:
+            x += sequence.start[s, c]
         eta[j] = x if x > NEG_INF else -math.inf
 
 
@@ -94,35 +86,22 @@ def take_class(tail, longer, label, probability, d_source):
 
 
 @with_tail(nothing)
-def pass_on(tail, q, slopes, s, longest, mean, longer, probability, totals):
-    """End the segments of the class that have just K positions or more before s + K, or go on.
+def pass_on(tail, tangent, slopes, t, mean, longer, probability, beyond):
+    """End the segments of the class that have just K positions or more before t, or go on.
 
-    Parameters
-    ----------
-    tail : float64 array of shape (C,) or None
-    q : Sequence
-        Those that end are added to `d_alpha`.
-    slopes : Slopes
-    s, longest : int
-    mean : float
-        d log Z.
-    longer : _Class
-        Those that go on remain.
-    probability : float64 array of shape (T, C)
-        Those that end are added.
-    totals : Totals
-        Positions beyond the K-th are added.
+    Those that end are added to `tangent.alpha` and `probability` (T, C), those that go on remain;
+    `mean` is d log Z.
     """
-    t = s + longest
-    if t > q.length:
+    length = probability.shape[0]
+    if t > length:
         return
     for c in range(tail.shape[0]):
         goes_on = longer.goes_on[c]
         ending = 1.0 - goes_on
         probability[t - 1, c] += ending * longer.probability[c]
-        q.d_alpha[t - 1, c] += ending * longer.d_total[c]
+        tangent.alpha[t - 1, c] += ending * longer.d_total[c]
         going, d_going = goes_on * longer.probability[c], goes_on * longer.d_total[c]
-        if t < q.length:
-            totals.beyond[c] += d_going + going * (longer.d_beyond[c] - mean)
-            d_going += going * (q.d_scores[t, c] + slopes.tail[c])
+        if t < length:
+            beyond[c] += d_going + going * (longer.d_beyond[c] - mean)
+            d_going += going * (tangent.scores[t, c] + slopes.tail[c])
         longer.probability[c], longer.d_total[c] = going, d_going

@@ -9,6 +9,7 @@ K, the pass has written down its start.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from flash_semicrf.problem.potentials import NEG_INF, Potentials
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.cpu import pool
-from flash_semicrf.streaming.cpu.by_duration.parameters import arrivals_of
+from flash_semicrf.streaming.cpu.by_duration.model import model_of, sequence_of, sequences_of
 from flash_semicrf.streaming.cpu.by_duration.tail import (
     best_longer,
     extend_best,
@@ -33,8 +34,7 @@ from flash_semicrf.streaming.cpu.by_duration.window import (
     whole_level,
 )
 from flash_semicrf.streaming.cpu.jit import helper, kernel
-from flash_semicrf.streaming.cpu.parameters import array_of, cost_of, end_term
-from flash_semicrf.streaming.cpu.static.batch import boundary_arrays
+from flash_semicrf.streaming.cpu.parameters import array_of, cost_of
 from flash_semicrf.streaming.cpu.static.viterbi import table_of_walks
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.vector import TILE, max_tile
@@ -44,14 +44,24 @@ __all__ = ["max_messages", "viterbi"]
 _BLOCK = 64  # positions between two slides of the window
 
 
+class _Paths(NamedTuple):
+    """Messages and segments of one sequence; those of a batch have a leading axis."""
+
+    alpha: np.ndarray  # (T, C)
+    origins: np.ndarray  # (T, C) with a tail: where the best segments start, if above K, else -1
+    offsets: np.ndarray  # (T + 1,)
+    starts: np.ndarray  # (T,), or (1,) without decoding: filled from the end
+    labels: np.ndarray
+
+
 @helper
-def _push(tail, window, origins, column, start, has_boundary, position, values):
+def _push(tail, window, origins, column, sequence, position, values):
     """Add the source at `position` to the K outputs from `column` on."""
     longest = window.max_duration
     for c in range(window.frame.shape[0]):
         shift = -window.frame[c]
-        if has_boundary:
-            shift += start[position, c]
+        if sequence.has_boundary:
+            shift += sequence.start[position, c]
         first = c * window.capacity + column
         note_beaten(tail, origins, window.values, first, values, c * longest, shift, longest)
         tops = window.values[first : first + longest]
@@ -61,42 +71,29 @@ def _push(tail, window, origins, column, start, has_boundary, position, values):
 
 
 @helper
-def _final_row(alpha, last):
-    """alpha + last."""
-    row = np.empty(last.shape[0])
-    for c in range(last.shape[0]):
-        row[c] = alpha[c] + last[c]
-    return row
-
-
-@helper
-def _max_pass(scores, start, end, has_boundary, length, arrivals, alpha_rows, origin_rows, offsets):
-    """Fill alpha_rows (T, C) and offsets (T + 1,) as `forward_pass` does.
-
-    With a tail also origin_rows (T, C), where the best segments start, if above K, else -1.
-    """
-    num_labels = scores.shape[1]
-    size = arrivals.bias.shape[0]
-    window = make_window(num_labels, arrivals.max_duration, _BLOCK)
-    origins = make_origins(arrivals.tail, window)
+def _max_pass(sequence, model, paths):
+    """Fill alpha and its offsets as `forward_pass` does, and with a tail the origins."""
+    num_labels, size = model.last.shape[0], model.bias.shape[0]
+    window = make_window(num_labels, model.max_duration, _BLOCK)
+    origins = make_origins(model.tail, window)
     values = np.empty(size)
-    copy_row(arrivals.first, values)
-    offsets[0] = 0.0
-    for position in range(length):
+    copy_row(model.first, values)
+    paths.offsets[0] = 0.0
+    for position in range(sequence.length):
         column = position % _BLOCK
-        alpha = alpha_rows[position]
-        _push(arrivals.tail, window, origins, column, start, has_boundary, position, values)
+        alpha = paths.alpha[position]
+        _push(model.tail, window, origins, column, sequence, position, values)
         for c in range(num_labels):
-            absorb(window, c, scores[position, c])
+            absorb(window, c, sequence.scores[position, c])
             x = window.values[c * window.capacity + column] + window.frame[c]
-            if has_boundary:
-                x += end[position, c]
+            if sequence.has_boundary:
+                x += sequence.end[position, c]
             alpha[c] = x if x > NEG_INF else -math.inf
-        extend_best(arrivals.tail, window, origins, column, position, origin_rows)
+        extend_best(model.tail, window, origins, column, position, paths.origins)
         top = highest(alpha)
         last = column == _BLOCK - 1
         shift = whole_level(top, window) if last else 0.0
-        offsets[position + 1] = offsets[position] + shift
+        paths.offsets[position + 1] = paths.offsets[position] + shift
         if last:
             for c in range(num_labels):
                 alpha[c] -= shift
@@ -104,39 +101,36 @@ def _max_pass(scores, start, end, has_boundary, length, arrivals, alpha_rows, or
             slide_left(window)
         values[:] = -math.inf
         for j in range(0, size, TILE):
-            max_tile(alpha, 0, 1, arrivals.scores, j, size, num_labels, values, j)
+            max_tile(alpha, 0, 1, model.scores, j, size, num_labels, values, j)
         for j in range(size):
-            values[j] += arrivals.bias[j]
+            values[j] += model.bias[j]
 
 
 @helper
-def _best_duration(
-    scores, start, has_boundary, stop, label, arrivals, alpha_rows, origin_rows, offsets
-):
+def _best_duration(sequence, model, paths, stop, label):
     """Shortest best duration of a segment of `label` that ends before `stop`."""
-    longest = arrivals.max_duration
-    size = arrivals.bias.shape[0]
+    longest, size = model.max_duration, model.bias.shape[0]
     content = 0.0
     best = -math.inf
-    duration = best_longer(arrivals.tail, origin_rows, stop, label)
+    duration = best_longer(model.tail, paths.origins, stop, label)
     if duration > 0:
         return duration
     for k in range(1, min(longest, stop) + 1):
         position = stop - k
-        if not scores[position, label] > NEG_INF:
+        if not sequence.scores[position, label] > NEG_INF:
             break
-        content += scores[position, label]
+        content += sequence.scores[position, label]
         j = label * longest + k - 1
         if position == 0:
-            source = arrivals.first[j]
+            source = model.first[j]
         else:
             source = -math.inf
-            for c in range(alpha_rows.shape[1]):
-                source = max(source, alpha_rows[position - 1, c] + arrivals.scores[c * size + j])
-            source += arrivals.bias[j]
-        x = source + content + (offsets[position] - offsets[stop])
-        if has_boundary:
-            x += start[position, label]
+            for c in range(model.last.shape[0]):
+                source = max(source, paths.alpha[position - 1, c] + model.scores[c * size + j])
+            source += model.bias[j]
+        x = source + content + (paths.offsets[position] - paths.offsets[stop])
+        if sequence.has_boundary:
+            x += sequence.start[position, label]
         if x > best:
             best = x
             duration = k
@@ -144,89 +138,77 @@ def _best_duration(
 
 
 @helper
-def _walk(
-    scores, start, has_boundary, length, last, arrivals, alpha_rows, origin_rows, offsets, starts,
-    labels,
-):  # fmt: skip
-    """Write the segments backwards into the end of `starts` and `labels`; return their number."""
-    num_labels = last.shape[0]
-    size = arrivals.bias.shape[0]
-    value = _final_row(alpha_rows[length - 1], last)
+def _walk(sequence, model, paths, value):
+    """Write the segments backwards from the last, of the best label by `value`; their number."""
+    capacity, size, longest = paths.starts.shape[0], model.bias.shape[0], model.max_duration
     count = 0
-    stop = length
+    stop = sequence.length
     while stop > 0:
         best = highest(value)
         label = -1
         duration = 0
-        for c in range(num_labels):
+        for c in range(value.shape[0]):
             if value[c] == best:
-                k = _best_duration(
-                    scores, start, has_boundary, stop, c, arrivals, alpha_rows, origin_rows, offsets
-                )
+                k = _best_duration(sequence, model, paths, stop, c)
                 if label < 0 or k < duration:
                     label = c
                     duration = k
         count += 1
         stop -= duration
-        starts[starts.shape[0] - count] = stop
-        labels[starts.shape[0] - count] = label
+        paths.starts[capacity - count] = stop
+        paths.labels[capacity - count] = label
         if stop > 0:
-            j = label * arrivals.max_duration + min(duration, arrivals.max_duration) - 1
-            for c in range(num_labels):
-                value[c] = alpha_rows[stop - 1, c] + arrivals.scores[c * size + j]
+            j = label * longest + min(duration, longest) - 1
+            for c in range(value.shape[0]):
+                value[c] = paths.alpha[stop - 1, c] + model.scores[c * size + j]
     return count
 
 
 @kernel
-def _run(
-    queue, decode, scores, start, end, has_boundary, lengths, last, arrivals, alpha, origins,
-    offsets, best, starts, labels, counts,
-):  # fmt: skip
+def _run(queue, decode, sequences, model, found, best, counts):
+    value = np.empty(model.last.shape[0])
     b = take(queue)
     while b >= 0:
-        length = lengths[b]
-        _max_pass(
-            scores[b], start[b], end[b], has_boundary, length, arrivals, alpha[b], origins[b],
-            offsets[b],
-        )  # fmt: skip
-        best[b] = offsets[b, length] + highest(_final_row(alpha[b, length - 1], last))
+        sequence, offsets = sequence_of(sequences, b), found.offsets[b]
+        alpha, origins = found.alpha[b], found.origins[b]
+        paths = _Paths(alpha, origins, offsets, found.starts[b], found.labels[b])
+        _max_pass(sequence, model, paths)
+        for c in range(value.shape[0]):
+            value[c] = alpha[sequence.length - 1, c] + model.last[c]
+        best[b] = offsets[sequence.length] + highest(value)
         counts[b] = 0
         if decode and best[b] > -math.inf:
-            counts[b] = _walk(
-                scores[b], start[b], has_boundary, length, last, arrivals, alpha[b], origins[b],
-                offsets[b], starts[b], labels[b],
-            )  # fmt: skip
+            counts[b] = _walk(sequence, model, paths, value)
         b = take(queue)
 
 
-def _decode(p: Potentials, decode: bool) -> tuple[np.ndarray, ...]:
-    p = p.to(torch.float64)
-    scores = array_of(p.scores)
-    has_boundary, start, end = boundary_arrays(p, scores)
-    arrivals = arrivals_of(p)
-    last, lengths = end_term(p), array_of(p.lengths)
-    alpha = np.zeros(scores.shape)
-    longer = scores.shape if p.duration_tail is not None else (p.batch_size, 1, 1)
-    origins = np.empty(longer, dtype=np.int32)
-    offsets = np.zeros((p.batch_size, p.num_positions + 1))
-    best = np.empty(p.batch_size)
-    starts, labels = np.empty((2, p.batch_size, p.num_positions if decode else 1), dtype=np.int64)
-    counts = np.empty(p.batch_size, dtype=np.int64)
-    given = (decode, scores, start, end, has_boundary, lengths, last, arrivals)
-    found = (alpha, origins, offsets, best, starts, labels, counts)
-    pool.run(_run, np.arange(p.batch_size), lengths * cost_of(p), (*given, *found))
-    return alpha, offsets, best, starts, labels, counts
+def _decoded(p: Potentials, decode: bool) -> tuple[_Paths, np.ndarray, np.ndarray]:
+    """Messages and segments, best scores and numbers of segments."""
+    double = p.to(torch.float64)
+    sequences = sequences_of(double)
+    longer = sequences.scores.shape if p.duration_tail is not None else (p.batch_size, 1, 1)
+    found = _Paths(
+        np.zeros(sequences.scores.shape),
+        np.empty(longer, dtype=np.int32),
+        np.zeros((p.batch_size, p.num_positions + 1)),
+        *np.empty((2, p.batch_size, p.num_positions if decode else 1), dtype=np.int64),
+    )
+    best, counts = np.empty(p.batch_size), np.empty(p.batch_size, dtype=np.int64)
+    given = (decode, sequences, model_of(double), found, best, counts)
+    pool.run(_run, np.arange(p.batch_size), sequences.length * cost_of(p), given)
+    return found, best, counts
 
 
 def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
-    _, _, best, starts, labels, counts = _decode(potentials, decode=True)
-    table = table_of_walks(starts, labels, counts, array_of(potentials.lengths))
+    found, best, counts = _decoded(potentials, decode=True)
+    table = table_of_walks(found.starts, found.labels, counts, array_of(potentials.lengths))
     return torch.from_numpy(best), table
 
 
 def max_messages(potentials: Potentials) -> Tensor:
     """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
-    alpha, offsets, *_ = _decode(potentials, decode=False)
-    alpha += offsets[:, 1:, None]
+    found, _, _ = _decoded(potentials, decode=False)
+    alpha = found.alpha
+    alpha += found.offsets[:, 1:, None]
     return torch.from_numpy(np.concatenate([np.zeros_like(alpha[:, :1]), alpha], 1))

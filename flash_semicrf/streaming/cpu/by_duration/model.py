@@ -1,0 +1,185 @@
+"""A problem with transitions by duration, and its messages, as the kernels read them.
+
+A *row* holds a value for each label c and duration k, at index ``c * K + k - 1``, and is padded to
+a multiple of `TILE`: its size is R. All arrays are float64.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.streaming.cpu.jit import helper
+from flash_semicrf.streaming.cpu.parameters import (
+    array_of,
+    end_term,
+    forbid,
+    padded_labels,
+    start_term,
+    tail_term,
+)
+from flash_semicrf.streaming.cpu.static.batch import boundary_arrays
+from flash_semicrf.streaming.cpu.vector import TILE
+
+__all__ = [
+    "Messages",
+    "Model",
+    "Sequence",
+    "Weights",
+    "labels_and_durations",
+    "messages_of",
+    "model_of",
+    "rows_of",
+    "sequence_of",
+    "sequences_of",
+    "weights_of",
+]
+
+
+class Sequence(NamedTuple):
+    """Positions of one sequence; those of a batch have a leading axis."""
+
+    scores: np.ndarray  # (T, C)
+    start: np.ndarray  # (T, C), or (1, 1) zeros without boundary scores
+    end: np.ndarray
+    has_boundary: bool
+    length: np.ndarray  # int64 scalar
+
+
+class Messages(NamedTuple):
+    """Messages of one sequence; those of a batch have a leading axis.
+
+    Attributes
+    ----------
+    alpha, beta : arrays of shape (T, C)
+        Row p: alpha_{p+1} and beta_{p+1}, less their offsets.
+    forward, backward : arrays of shape (T + 1,)
+        Whole-number offsets of the two passes, by their steps from position 0 and from the end.
+    rest, further : arrays of shape (T * C,)
+        Unused without a tail. Row p: Q_{p+K} + S_{p+K} - S_p, less the offset of beta_{p+1}, and
+        the positions beyond the K-th that are expected of a segment of the class from p.
+    total : array of shape (2,)
+        An offset and a value whose sum is log Z.
+    """
+
+    alpha: np.ndarray
+    beta: np.ndarray
+    forward: np.ndarray
+    backward: np.ndarray
+    rest: np.ndarray
+    further: np.ndarray
+    total: np.ndarray
+
+
+class Model(NamedTuple):
+    """Parameters shared by all positions; -inf where forbidden and in the padding.
+
+    Attributes
+    ----------
+    max_duration : int
+    bias : array of shape (R,)
+        D_k(c).
+    scores : array of shape (C * R,)
+        A_k[c', c], a row for each c'.
+    first : array of shape (R,)
+        D_k(c) and what the first segment gets in place of a transition.
+    free_start : bool
+        The first segment's source label is summed out (no initial scores).
+    last : array of shape (C,)
+        Final scores.
+    tail : array of shape (C,) or None
+        Log-rate of the durations beyond K.
+    """
+
+    max_duration: int
+    bias: np.ndarray
+    scores: np.ndarray
+    first: np.ndarray
+    free_start: bool
+    last: np.ndarray
+    tail: np.ndarray | None
+
+
+class Weights(NamedTuple):
+    """Exponentials of the transitions, for matrix products in both directions.
+
+    Attributes
+    ----------
+    forward : array of shape (C * R,)
+        exp(A_k[c', c] - peak), a row for each c'.
+    peak : array of shape (R,)
+        max over c' of A_k[c', c]; -inf where nothing arrives.
+    reach : array of shape (R,)
+        peak + D_k(c).
+    backward : array of shape (R * padded C,)
+        exp(A_k[c', c] - source_peak[c']), a row of c' for each element of a row.
+    source_peak : array of shape (C,)
+        max over k and c of A_k[c', c].
+    """
+
+    forward: np.ndarray
+    peak: np.ndarray
+    reach: np.ndarray
+    backward: np.ndarray
+    source_peak: np.ndarray
+
+
+@helper
+def sequence_of(batch, b):
+    """`Sequence` b of a batch."""
+    return Sequence(
+        batch.scores[b], batch.start[b], batch.end[b], batch.has_boundary, batch.length[b]
+    )
+
+
+@helper
+def messages_of(batch, b):
+    """`Messages` of sequence b of a batch."""
+    offsets = batch.forward[b], batch.backward[b]
+    return Messages(
+        batch.alpha[b], batch.beta[b], *offsets, batch.rest[b], batch.further[b], batch.total[b]
+    )
+
+
+def rows_of(values: np.ndarray, padding: float = -np.inf) -> np.ndarray:
+    """(..., K, C) as rows (..., R)."""
+    *leading, max_duration, num_labels = values.shape
+    used = max_duration * num_labels
+    row = np.full((*leading, -(-used // TILE) * TILE), padding)
+    row[..., :used] = np.swapaxes(values, -1, -2).reshape(*leading, used)
+    return row
+
+
+def labels_and_durations(rows: np.ndarray, max_duration: int, num_labels: int) -> np.ndarray:
+    """Rows (..., R) as (..., K, C)."""
+    used = rows[..., : max_duration * num_labels]
+    return np.swapaxes(used.reshape(*rows.shape[:-1], num_labels, max_duration), -1, -2)
+
+
+def sequences_of(potentials: Potentials) -> Sequence:
+    """Positions of a batch, from a float64 problem."""
+    scores = array_of(potentials.scores)
+    has_boundary, start, end = boundary_arrays(potentials, scores)
+    return Sequence(scores, start, end, has_boundary, array_of(potentials.lengths))
+
+
+def model_of(potentials: Potentials) -> Model:
+    """Parameters shared by all positions."""
+    p = potentials
+    scores = rows_of(forbid(array_of(p.transition)).swapaxes(0, 1)).ravel()
+    bias = rows_of(forbid(array_of(p.duration_bias)))
+    first, free_start = rows_of(start_term(p)) + bias, p.initial_scores is None
+    return Model(p.max_duration, bias, scores, first, free_start, end_term(p), tail_term(p))
+
+
+def weights_of(model: Model) -> Weights:
+    """Exponentials of a model's transitions."""
+    scores = model.scores.reshape(-1, len(model.bias))
+    peak, source_peak = scores.max(0), scores.max(1)
+    forward = np.exp(scores - np.where(peak == -np.inf, 0.0, peak))
+    padded = np.zeros((scores.shape[1], padded_labels(len(scores))))
+    finite = np.where(source_peak == -np.inf, 0.0, source_peak)
+    padded[:, : len(scores)] = np.exp(scores - finite[:, None]).T
+    return Weights(forward.ravel(), peak, peak + model.bias, padded.ravel(), source_peak)
