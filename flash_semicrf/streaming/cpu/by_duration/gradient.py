@@ -36,25 +36,13 @@ _NEGLIGIBLE = -50.0  # log of a marginal that no float64 gradient would show
 
 
 class Sums(NamedTuple):
-    """Expected counts of the segments that start in a chunk, added up.
+    """Expected counts of the segments that start in a chunk, added up."""
 
-    Attributes
-    ----------
-    start, end : float64 arrays of shape (T, C)
-        Row p: probability of a start, and of an end, at p.
-    duration : float64 array of shape (R,)
-    transition : float64 array of shape (C * R,)
-        Unused unless `want_transition`.
-    beyond : float64 array of shape (C,)
-        Positions beyond the K-th; unused without a tail.
-    want_transition : bool
-    """
-
-    start: np.ndarray
-    end: np.ndarray
-    duration: np.ndarray
-    transition: np.ndarray
-    beyond: np.ndarray
+    start: np.ndarray  # (T, C) row p: probability of a start at p
+    end: np.ndarray  # of an end
+    duration: np.ndarray  # (R,)
+    transition: np.ndarray  # (C * R,), or (1,)
+    beyond: np.ndarray  # (C,) positions beyond the K-th; unused without a tail
     want_transition: bool
 
 

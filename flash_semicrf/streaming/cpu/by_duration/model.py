@@ -49,81 +49,39 @@ class Sequence(NamedTuple):
 
 
 class Messages(NamedTuple):
-    """Messages of one sequence; those of a batch have a leading axis.
+    """Messages of one sequence; those of a batch have a leading axis."""
 
-    Attributes
-    ----------
-    alpha, beta : arrays of shape (T, C)
-        Row p: alpha_{p+1} and beta_{p+1}, less their offsets.
-    forward, backward : arrays of shape (T + 1,)
-        Whole-number offsets of the two passes, by their steps from position 0 and from the end.
-    rest, further : arrays of shape (T * C,)
-        Unused without a tail. Row p: Q_{p+K} + S_{p+K} - S_p, less the offset of beta_{p+1}, and
-        the positions beyond the K-th that are expected of a segment of the class from p.
-    total : array of shape (2,)
-        An offset and a value whose sum is log Z.
-    """
-
-    alpha: np.ndarray
-    beta: np.ndarray
-    forward: np.ndarray
-    backward: np.ndarray
+    alpha: np.ndarray  # (T, C) row p: alpha_{p+1} less its offset
+    beta: np.ndarray  # row p: beta_{p+1} less its offset
+    forward: np.ndarray  # (T + 1,) offsets, whole numbers, by the steps from position 0
+    backward: np.ndarray  # by the steps from the end
+    # (T * C,), unused without a tail. Row p: Q_{p+K} + S_{p+K} - S_p less the offset of beta_{p+1};
+    # the positions beyond the K-th that are expected of a segment of the class from p.
     rest: np.ndarray
     further: np.ndarray
-    total: np.ndarray
+    total: np.ndarray  # (2,) offset and value: log Z is their sum
 
 
 class Model(NamedTuple):
-    """Parameters shared by all positions; -inf where forbidden and in the padding.
-
-    Attributes
-    ----------
-    max_duration : int
-    bias : array of shape (R,)
-        D_k(c).
-    scores : array of shape (C * R,)
-        A_k[c', c], a row for each c'.
-    first : array of shape (R,)
-        D_k(c) and what the first segment gets in place of a transition.
-    free_start : bool
-        The first segment's source label is summed out (no initial scores).
-    last : array of shape (C,)
-        Final scores.
-    tail : array of shape (C,) or None
-        Log-rate of the durations beyond K.
-    """
+    """Parameters shared by all positions; -inf where forbidden and in the padding."""
 
     max_duration: int
-    bias: np.ndarray
-    scores: np.ndarray
-    first: np.ndarray
-    free_start: bool
-    last: np.ndarray
-    tail: np.ndarray | None
+    bias: np.ndarray  # (R,) D_k(c)
+    scores: np.ndarray  # (C * R,) A_k[c', c], a row for each c'
+    first: np.ndarray  # (R,) D_k(c) and what the first segment gets in place of a transition
+    free_start: bool  # the first segment's source label is summed out (no initial scores)
+    last: np.ndarray  # (C,) final scores
+    tail: np.ndarray | None  # (C,) log-rates of the durations beyond K
 
 
 class Weights(NamedTuple):
-    """Exponentials of the transitions, for matrix products in both directions.
+    """Exponentials of the transitions, for matrix products in both directions."""
 
-    Attributes
-    ----------
-    forward : array of shape (C * R,)
-        exp(A_k[c', c] - peak), a row for each c'.
-    peak : array of shape (R,)
-        max over c' of A_k[c', c]; -inf where nothing arrives.
-    reach : array of shape (R,)
-        peak + D_k(c).
-    backward : array of shape (R * padded C,)
-        exp(A_k[c', c] - source_peak[c']), a row of c' for each element of a row.
-    source_peak : array of shape (C,)
-        max over k and c of A_k[c', c].
-    """
-
-    forward: np.ndarray
-    peak: np.ndarray
-    reach: np.ndarray
-    backward: np.ndarray
-    source_peak: np.ndarray
+    forward: np.ndarray  # (C * R,) exp(A_k[c', c] - peak), a row for each c'
+    peak: np.ndarray  # (R,) max over c' of A_k[c', c]; -inf where nothing arrives
+    reach: np.ndarray  # (R,) peak + D_k(c)
+    backward: np.ndarray  # (R * padded C,) exp(A_k[c', c] - source_peak[c']), a row for each k, c
+    source_peak: np.ndarray  # (C,) max over k and c of A_k[c', c]
 
 
 @helper

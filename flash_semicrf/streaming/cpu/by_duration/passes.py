@@ -38,7 +38,7 @@ from flash_semicrf.streaming.cpu.by_duration.window import (
     take_end,
     whole_level,
 )
-from flash_semicrf.streaming.cpu.jit import helper
+from flash_semicrf.streaming.cpu.jit import helper, inlined
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.static.passes import CERTAIN
 from flash_semicrf.streaming.cpu.static.tangent_passes import add_product
@@ -94,7 +94,7 @@ def _arrive(alpha, model, weights, small, sums, values):
                 values[j] = exact + model.bias[j]
 
 
-@helper
+@inlined
 def _push(window, sums, column, sequence, position, values, gaps):
     """Add the source at `position` to the K outputs from `column` on; `gaps` is workspace."""
     longest = window.max_duration
@@ -124,7 +124,7 @@ def _push(window, sums, column, sequence, position, values, gaps):
             tops[k] = source[k] if higher else tops[k]
 
 
-@helper
+@inlined
 def _emit(window, sums, column, sequence, position, small, alpha):
     """alpha of the segments that end at `position`, the output in `column`; `small` is scratch."""
     num_labels = alpha.shape[0]

@@ -206,6 +206,30 @@ def _finish(tangent, probability, p):
 
 
 @helper
+def _arrive(tile, d_alpha, weights, slopes, sums):
+    """Fill the factors, and `sums` with their products; max of alpha, and the derivative there."""
+    alpha, factors, padded = tile.alpha, tile.factors, tile.alpha.shape[0]
+    num_labels, size = d_alpha.shape[0], weights.peak.shape[0]
+    top, reference = highest(alpha), 0.0
+    if top == -math.inf:
+        return top, reference
+    for c in range(padded):
+        factors[c] = alpha[c] - top
+        if alpha[c] == top:
+            reference = d_alpha[c]
+    exp_row(factors, 0, factors, 0, padded)
+    for c in range(num_labels):
+        factors[padded + c] = factors[c] * (d_alpha[c] - reference)
+    fill(sums, 0, 2 * size, 0.0)
+    for j in range(0, size, TILE):
+        out = size + j
+        multiply_tile(factors, 0, 1, weights.forward, j, size, num_labels, sums, j)
+        multiply_tile(factors, padded, 1, weights.forward, j, size, num_labels, sums, out)
+        multiply_tile(factors, 0, 1, slopes.forward, j, size, num_labels, sums, out)
+    return top, reference
+
+
+@helper
 def forward_tangents(sequence, messages, tangent, model, weights, slopes, totals):
     """Fill `tangent.alpha`, add up the derivatives of the counts, and return d log Z.
 
@@ -219,7 +243,7 @@ def forward_tangents(sequence, messages, tangent, model, weights, slopes, totals
     probability = np.zeros((sequence.length, num_labels))
     longer = new_class(model.tail)
     used = 0
-    mean = 0.0
+    mean, top, reference = 0.0, 0.0, 0.0
     for p in range(sequence.length):
         fill(tangent.alpha[p], 0, num_labels, 0.0)
     for s in range(sequence.length):
@@ -227,37 +251,11 @@ def forward_tangents(sequence, messages, tangent, model, weights, slopes, totals
         offset, d_alpha = messages.forward[s], tangent.alpha[s - 1]
         if s == 0:
             mean = _mean_at_start(eta, d_eta, offset, model, slopes)
-        top, reference = -math.inf, 0.0
-        if s > 0:
+        else:
             _finish(tangent, probability, s - 1)
             copy_row(messages.alpha[s - 1], alpha)
-            top = highest(alpha)
-            if top == -math.inf:
-                pass_on(
-                    model.tail,
-                    tangent,
-                    slopes,
-                    s + longest,
-                    mean,
-                    longer,
-                    probability,
-                    totals.beyond,
-                )
-                continue
-            for c in range(padded):
-                factors[c] = alpha[c] - top
-                if alpha[c] == top:
-                    reference = d_alpha[c]
-            exp_row(factors, 0, factors, 0, padded)
-            for c in range(num_labels):
-                factors[padded + c] = factors[c] * (d_alpha[c] - reference)
-            fill(sums, 0, 2 * size, 0.0)
-            for j in range(0, size, TILE):
-                multiply_tile(factors, 0, 1, weights.forward, j, size, num_labels, sums, j)
-                out = size + j
-                multiply_tile(factors, padded, 1, weights.forward, j, size, num_labels, sums, out)
-                multiply_tile(factors, 0, 1, slopes.forward, j, size, num_labels, sums, out)
-            if totals.transition.shape[0] > 1:
+            top, reference = _arrive(tile, d_alpha, weights, slopes, sums)
+            if top > -math.inf and totals.transition.shape[0] > 1:
                 level = _Level(offset, top, reference, mean)
                 _fill_tile(tile, used, level, d_alpha, row, model, weights, totals.direct)
                 used += 1
@@ -265,7 +263,7 @@ def forward_tangents(sequence, messages, tangent, model, weights, slopes, totals
                     _flush(tile, used, size, totals.transition)
                     used = 0
         for j in range(num_labels * longest):
-            if eta[j] == -math.inf:
+            if eta[j] == -math.inf or top == -math.inf:
                 continue
             if s == 0:
                 x, d = model.first[j] - model.bias[j], slopes.first[j]
@@ -292,7 +290,8 @@ def forward_tangents(sequence, messages, tangent, model, weights, slopes, totals
                 before -= tangent.end[end, c]
             tangent.alpha[end, c] += weight * before
             probability[end, c] += weight
-        pass_on(model.tail, tangent, slopes, s + longest, mean, longer, probability, totals.beyond)
+        stop = s + longest
+        pass_on(model.tail, tangent, slopes, stop, mean, longer, probability, totals.beyond)
     _finish(tangent, probability, sequence.length - 1)
     if used > 0:
         _flush(tile, used, size, totals.transition)

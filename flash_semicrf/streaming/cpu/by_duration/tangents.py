@@ -6,6 +6,8 @@ Each sequence is one task: first its backward, then its forward derivatives; see
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,19 +27,48 @@ from flash_semicrf.streaming.cpu.by_duration.tangent_passes import (
     backward_tangents,
     forward_tangents,
 )
-from flash_semicrf.streaming.cpu.by_duration.tangent_records import (
-    Slopes,
-    Tangent,
-    Totals,
-    tangent_of,
-    totals_of,
-)
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.parameters import array_of, cost_of, padded_labels
 from flash_semicrf.streaming.cpu.static.tangents import boundary_products
 from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = ["tangents"]
+
+
+class Tangent(NamedTuple):
+    """Direction of a sequence's positions, and derivatives; of a batch, with a leading axis."""
+
+    scores: np.ndarray  # as in `Sequence`
+    start: np.ndarray
+    end: np.ndarray
+    has_boundary: bool
+    alpha: np.ndarray  # (T, C) derivatives of the messages
+    beta: np.ndarray  # its last row starts as that of the final scores
+    rest: np.ndarray  # (T * C,) row s: of what may follow K positions from s; unused without a tail
+
+
+class Slopes(NamedTuple):
+    """Direction of the shared parameters."""
+
+    bias: np.ndarray  # (R,) derivative of D
+    first: np.ndarray  # (R,) of the first segment's term
+    scores: np.ndarray  # (C * R,) of A, a row for each c'
+    forward: np.ndarray  # times `Weights.forward`
+    backward: np.ndarray  # times `Weights.backward`
+    tail: np.ndarray  # (C,) zeros without a tail
+
+
+class Totals(NamedTuple):
+    """Derivatives of a sequence's expected counts; of a batch, with a leading axis."""
+
+    start: np.ndarray  # (T, C)
+    duration: np.ndarray  # (R,) of all segments
+    first: np.ndarray  # (R,) of first segments
+    # (C * R,), or (1,) if not wanted: their sum is that of transitions, less dA times the count;
+    # the former still lacks the factor `Weights.forward`.
+    transition: np.ndarray
+    direct: np.ndarray
+    beyond: np.ndarray  # (C,) of positions beyond the K-th
 
 
 def _slopes_of(direction: Potentials, weights: Weights) -> Slopes:
@@ -60,7 +91,11 @@ def _run(queue, batch, slopes, directions, found, means):
     b = take(queue)
     while b >= 0:
         sequence, messages = sequence_of(batch.sequences, b), messages_of(batch.messages, b)
-        tangent, totals = tangent_of(directions, b), totals_of(found, b)
+        given = directions.scores[b], directions.start[b], directions.end[b]
+        filled = directions.alpha[b], directions.beta[b], directions.rest[b]
+        tangent = Tangent(*given, directions.has_boundary, *filled)
+        rows, beyond = (found.start[b], found.duration[b], found.first[b]), found.beyond[b]
+        totals = Totals(*rows, found.transition[b], found.direct[b], beyond)
         backward_tangents(sequence, messages, tangent, model, weights, slopes)
         means[b] = forward_tangents(sequence, messages, tangent, model, weights, slopes, totals)
         b = take(queue)

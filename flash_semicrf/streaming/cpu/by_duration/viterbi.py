@@ -33,7 +33,7 @@ from flash_semicrf.streaming.cpu.by_duration.window import (
     slide_left,
     whole_level,
 )
-from flash_semicrf.streaming.cpu.jit import helper, kernel
+from flash_semicrf.streaming.cpu.jit import helper, inlined, kernel
 from flash_semicrf.streaming.cpu.parameters import array_of, cost_of
 from flash_semicrf.streaming.cpu.static.viterbi import table_of_walks
 from flash_semicrf.streaming.cpu.tasks import take
@@ -54,7 +54,7 @@ class _Paths(NamedTuple):
     labels: np.ndarray
 
 
-@helper
+@inlined
 def _push(tail, window, origins, column, sequence, position, values):
     """Add the source at `position` to the K outputs from `column` on."""
     longest = window.max_duration
@@ -76,24 +76,25 @@ def _max_pass(sequence, model, paths):
     num_labels, size = model.last.shape[0], model.bias.shape[0]
     window = make_window(num_labels, model.max_duration, _BLOCK)
     origins = make_origins(model.tail, window)
-    values = np.empty(size)
+    scores, end, values = sequence.scores, sequence.end, np.empty(size)
+    messages, offsets = paths.alpha, paths.offsets
     copy_row(model.first, values)
-    paths.offsets[0] = 0.0
+    offsets[0] = 0.0
     for position in range(sequence.length):
         column = position % _BLOCK
-        alpha = paths.alpha[position]
+        alpha = messages[position]
         _push(model.tail, window, origins, column, sequence, position, values)
         for c in range(num_labels):
-            absorb(window, c, sequence.scores[position, c])
+            absorb(window, c, scores[position, c])
             x = window.values[c * window.capacity + column] + window.frame[c]
             if sequence.has_boundary:
-                x += sequence.end[position, c]
+                x += end[position, c]
             alpha[c] = x if x > NEG_INF else -math.inf
         extend_best(model.tail, window, origins, column, position, paths.origins)
         top = highest(alpha)
         last = column == _BLOCK - 1
         shift = whole_level(top, window) if last else 0.0
-        paths.offsets[position + 1] = paths.offsets[position] + shift
+        offsets[position + 1] = offsets[position] + shift
         if last:
             for c in range(num_labels):
                 alpha[c] -= shift
@@ -106,7 +107,7 @@ def _max_pass(sequence, model, paths):
             values[j] += model.bias[j]
 
 
-@helper
+@inlined
 def _best_duration(sequence, model, paths, stop, label):
     """Shortest best duration of a segment of `label` that ends before `stop`."""
     longest, size = model.max_duration, model.bias.shape[0]
@@ -139,7 +140,10 @@ def _best_duration(sequence, model, paths, stop, label):
 
 @helper
 def _walk(sequence, model, paths, value):
-    """Write the segments backwards from the last, of the best label by `value`; their number."""
+    """Write the segments, the last one first; return their number.
+
+    `value` (C,), the last message with the final scores, is overwritten.
+    """
     capacity, size, longest = paths.starts.shape[0], model.bias.shape[0], model.max_duration
     count = 0
     stop = sequence.length

@@ -39,25 +39,13 @@ _JUMP = 1e4  # a score beyond it would cost the frame its precision: it is settl
 
 
 class Window(NamedTuple):
-    """Values of C labels, a row each.
+    """Values of C labels, a row each."""
 
-    Attributes
-    ----------
-    values : float64 array of shape (C * capacity,)
-        Less their frame.
-    frame : float64 array of shape (C,)
-    max_duration : int
-    block : int
-        Columns that a slide frees.
-    capacity : int
-        ``max_duration + block``.
-    """
-
-    values: np.ndarray
-    frame: np.ndarray
+    values: np.ndarray  # (C * capacity,) less their frame
+    frame: np.ndarray  # (C,)
     max_duration: int
-    block: int
-    capacity: int
+    block: int  # columns that a slide frees
+    capacity: int  # max_duration + block
 
 
 @helper
