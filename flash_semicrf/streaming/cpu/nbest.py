@@ -37,13 +37,13 @@ from flash_semicrf.streaming.cpu.nbest_slots import (
 )
 from flash_semicrf.streaming.cpu.parameters import (
     array_of,
+    boundary_arrays,
     cost_of,
     end_term,
     forbid,
     start_term,
     tail_term,
 )
-from flash_semicrf.streaming.cpu.static.batch import boundary_arrays
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.walks import gather
 

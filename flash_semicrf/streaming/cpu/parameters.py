@@ -14,9 +14,11 @@ from flash_semicrf.streaming.cpu.pool import position_cost
 from flash_semicrf.streaming.cpu.vector import TILE
 
 __all__ = [
+    "CERTAIN",
     "Transition",
     "Window",
     "array_of",
+    "boundary_arrays",
     "cost_of",
     "end_term",
     "forbid",
@@ -30,6 +32,9 @@ __all__ = [
 FLOOR = -650.0
 """Exponents below this are flushed to zero; their sums are certified not to miss them."""
 
+
+CERTAIN = 1e-175
+"""A scaled sum at least this large has lost nothing that float64 could show."""
 
 _SMALLEST = math.exp(FLOOR)
 
@@ -118,6 +123,16 @@ def transition_of(scores: np.ndarray) -> Transition:
     padded = np.ones((num_labels, padded_labels(num_labels)))
     padded[:, :num_labels] = weights
     return Transition(padded.ravel(), np.ascontiguousarray(scores), peak)
+
+
+def boundary_arrays(p: Potentials, scores: np.ndarray) -> tuple[bool, np.ndarray, np.ndarray]:
+    """(given at all, start scores, end scores); (B, 1, 1) zeros when neither is given."""
+    if p.start_scores is None and p.end_scores is None:
+        nothing = np.zeros((p.batch_size, 1, 1), scores.dtype)
+        return False, nothing, nothing
+    given = (p.start_scores, p.end_scores)
+    start, end = (np.zeros_like(scores) if x is None else array_of(x) for x in given)
+    return True, start, end
 
 
 def sum_of_sources(transition: Transition) -> np.ndarray:

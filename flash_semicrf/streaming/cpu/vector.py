@@ -38,6 +38,7 @@ __all__ = [
     "log_sum_row",
     "max_row",
     "max_tile",
+    "multiply_row",
     "multiply_tile",
     "multiply_tile8",
     "push_rows",
@@ -206,6 +207,19 @@ scale_row = _row(_scaled)
 
 
 @llvm.routine(types.void)
+@inlined
+def multiply_row(x, x_place, x_stride, y, y_place, length, count, out, out_place):
+    """Add the product of `count` factors with a matrix, rows of `length` whole vectors, to a row.
+
+    ``out[out_place + j] += sum_i x[x_place + i * x_stride] * y[y_place + i * length + j]``
+    """
+    for j in range(0, length - LANES, TILE):
+        multiply_tile(x, x_place, x_stride, y, y_place + j, length, count, out, out_place + j)
+    if length % TILE:
+        j = length - LANES
+        multiply_tile8(x, x_place, x_stride, y, y_place + j, length, count, out, out_place + j)
+
+
 def push_rows(builder, work, source, weights, weight_offset, out, padded, count):
     """``work[out + r * padded + c] += work[source + c] * weights[weight_offset + r * padded + c]``.
 

@@ -13,7 +13,7 @@ from flash_semicrf.streaming.cpu.parameters import array_of
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.streams import streams, uniform
 
-__all__ = ["NEGLIGIBLE", "draw", "gather", "sample_walks"]
+__all__ = ["NEGLIGIBLE", "draw", "gather", "sample_walks", "table_of_walks"]
 
 NEGLIGIBLE = -45.0
 """Log of a probability that is not added up: below the rounding of a sum near 1."""
@@ -138,3 +138,16 @@ def gather(
     given = (shares, lengths, counts, starts, labels, firsts, columns)
     pool.run(_fill, np.arange(len(shares)), costs, given)
     return SegmentTable(*map(torch.from_numpy, columns))
+
+
+def table_of_walks(
+    starts: np.ndarray, labels: np.ndarray, counts: np.ndarray, lengths: np.ndarray
+) -> SegmentTable:
+    """Table of the last `counts` entries of each row of `starts` and `labels` (B, T)."""
+    sequence = np.repeat(np.arange(len(counts)), counts)
+    used = np.arange(starts.shape[1]) >= starts.shape[1] - counts[:, None]
+    start = starts[used]
+    stop = np.empty_like(start)
+    stop[:-1] = start[1:]
+    stop[np.cumsum(counts)[counts > 0] - 1] = lengths[counts > 0]
+    return SegmentTable(*map(torch.from_numpy, (sequence, start, stop, labels[used])))

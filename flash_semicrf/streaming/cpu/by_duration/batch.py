@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu.batches import boundary_products, sum_of_chunks, whole_messages
 from flash_semicrf.streaming.cpu.by_duration.gradient import Sums, segment_gradient
 from flash_semicrf.streaming.cpu.by_duration.model import (
     Messages,
@@ -31,8 +32,6 @@ from flash_semicrf.streaming.cpu.by_duration.passes import backward_pass, forwar
 from flash_semicrf.streaming.cpu.by_duration.viterbi import max_messages, viterbi
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.parameters import cost_of, forbid
-from flash_semicrf.streaming.cpu.static.batch import sum_of_chunks, whole_messages
-from flash_semicrf.streaming.cpu.static.tangents import boundary_products
 from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = [

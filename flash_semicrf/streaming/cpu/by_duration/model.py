@@ -14,13 +14,13 @@ from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.parameters import (
     array_of,
+    boundary_arrays,
     end_term,
     forbid,
     padded_labels,
     start_term,
     tail_term,
 )
-from flash_semicrf.streaming.cpu.static.batch import boundary_arrays
 from flash_semicrf.streaming.cpu.vector import TILE
 
 __all__ = [

@@ -40,9 +40,15 @@ from flash_semicrf.streaming.cpu.by_duration.window import (
 )
 from flash_semicrf.streaming.cpu.jit import helper, inlined
 from flash_semicrf.streaming.cpu.llvm import LANES
-from flash_semicrf.streaming.cpu.static.passes import CERTAIN
-from flash_semicrf.streaming.cpu.static.tangent_passes import add_product
-from flash_semicrf.streaming.cpu.vector import TILE, exp_row, log_row, max_tile, multiply_tile
+from flash_semicrf.streaming.cpu.parameters import CERTAIN
+from flash_semicrf.streaming.cpu.vector import (
+    TILE,
+    exp_row,
+    log_row,
+    max_tile,
+    multiply_row,
+    multiply_tile,
+)
 
 __all__ = ["backward_pass", "exact_sum", "forward_pass"]
 
@@ -216,7 +222,7 @@ def _depart(eta, model, weights, row, small, sums, beta):
     exp_row(row, 0, row, 0, size)
     padded = sums.shape[0]
     sums[:] = 0.0
-    add_product(row, 0, size, weights.backward, padded, sums, 0)
+    multiply_row(row, 0, 1, weights.backward, 0, padded, size, sums, 0)
     log_row(sums, 0, small, 0, padded)
     for c in range(beta.shape[0]):
         if sums[c] >= CERTAIN:

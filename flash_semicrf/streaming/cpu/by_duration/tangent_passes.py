@@ -35,9 +35,8 @@ from flash_semicrf.streaming.cpu.by_duration.tangent_tail import (
 from flash_semicrf.streaming.cpu.by_duration.window import copy_row, highest
 from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.llvm import LANES
-from flash_semicrf.streaming.cpu.static.passes import CERTAIN
-from flash_semicrf.streaming.cpu.static.tangent_passes import add_product
-from flash_semicrf.streaming.cpu.vector import TILE, exp_row, fill, multiply_tile
+from flash_semicrf.streaming.cpu.parameters import CERTAIN
+from flash_semicrf.streaming.cpu.vector import TILE, exp_row, fill, multiply_row, multiply_tile
 
 __all__ = ["backward_tangents", "forward_tangents"]
 
@@ -115,11 +114,11 @@ def backward_tangents(sequence, messages, tangent, model, weights, slopes):
                 reference = d_eta[j]
         exp_row(sink, 0, sink, 0, size)
         fill(sums, 0, 2 * padded, 0.0)
-        add_product(sink, 0, size, weights.backward, padded, sums, 0)
-        add_product(sink, 0, size, slopes.backward, padded, sums, padded)
+        multiply_row(sink, 0, 1, weights.backward, 0, padded, size, sums, 0)
+        multiply_row(sink, 0, 1, slopes.backward, 0, padded, size, sums, padded)
         for j in range(size):
             sink[j] *= d_eta[j] - reference
-        add_product(sink, 0, size, weights.backward, padded, sums, padded)
+        multiply_row(sink, 0, 1, weights.backward, 0, padded, size, sums, padded)
         for c in range(num_labels):
             mean = reference + sums[padded + c] / sums[c]
             if not sums[c] >= CERTAIN:

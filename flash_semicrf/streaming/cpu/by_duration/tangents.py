@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu.batches import boundary_products
 from flash_semicrf.streaming.cpu.by_duration.batch import batch_of, gradients_of
 from flash_semicrf.streaming.cpu.by_duration.model import (
     Weights,
@@ -29,7 +30,6 @@ from flash_semicrf.streaming.cpu.by_duration.tangent_passes import (
 )
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.parameters import array_of, cost_of, padded_labels
-from flash_semicrf.streaming.cpu.static.tangents import boundary_products
 from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = ["tangents"]

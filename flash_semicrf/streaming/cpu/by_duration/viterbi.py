@@ -35,9 +35,9 @@ from flash_semicrf.streaming.cpu.by_duration.window import (
 )
 from flash_semicrf.streaming.cpu.jit import helper, inlined, kernel
 from flash_semicrf.streaming.cpu.parameters import array_of, cost_of
-from flash_semicrf.streaming.cpu.static.viterbi import table_of_walks
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.vector import TILE, max_tile
+from flash_semicrf.streaming.cpu.walks import table_of_walks
 
 __all__ = ["max_messages", "viterbi"]
 

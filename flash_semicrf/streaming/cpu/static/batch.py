@@ -14,10 +14,12 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu.batches import sum_of_chunks, whole_messages
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.lanes import batch as short
 from flash_semicrf.streaming.cpu.parameters import (
     array_of,
+    boundary_arrays,
     cost_of,
     end_term,
     forbid,
@@ -45,7 +47,6 @@ from flash_semicrf.streaming.cpu.static.tail import tail_gradient
 from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = [
-    "boundary_arrays",
     "chunks_of",
     "forward_messages",
     "gradients",
@@ -53,8 +54,6 @@ __all__ = [
     "log_partition",
     "message_rows",
     "messages",
-    "sum_of_chunks",
-    "whole_messages",
 ]
 
 
@@ -78,16 +77,6 @@ class _Sums(NamedTuple):
     carry: np.ndarray
     duration: np.ndarray
     transition: np.ndarray
-
-
-def boundary_arrays(p: Potentials, scores: np.ndarray) -> tuple[bool, np.ndarray, np.ndarray]:
-    """(given at all, start scores, end scores); (B, 1, 1) zeros when neither is given."""
-    if p.start_scores is None and p.end_scores is None:
-        nothing = np.zeros((p.batch_size, 1, 1), scores.dtype)
-        return False, nothing, nothing
-    given = (p.start_scores, p.end_scores)
-    start, end = (np.zeros_like(scores) if x is None else array_of(x) for x in given)
-    return True, start, end
 
 
 def _batch_of(p: Potentials, backward: bool = True) -> Batch:
@@ -216,16 +205,6 @@ def messages(potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
     return whole_messages(rows, array_of(potentials.lengths))
 
 
-def whole_messages(rows: NamedTuple, lengths: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """Log Z and messages with their offsets, from the rows that passes write."""
-    batch_size, num_positions, num_labels = rows.alpha.shape
-    alpha, beta = np.zeros((2, batch_size, num_positions + 1, num_labels))
-    for b, length in enumerate(lengths):
-        alpha[b, 1 : length + 1] = rows.alpha[b, :length] + rows.forward[b, 1 : length + 1, None]
-        beta[b, 1 : length + 1] = rows.beta[b, :length] + rows.backward[b, length - 1 :: -1, None]
-    return tuple(map(torch.from_numpy, (rows.total.sum(1), alpha, beta)))
-
-
 def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
     """Log Z and its gradient for each sequence.
 
@@ -308,16 +287,6 @@ def chunks_of(lengths: np.ndarray, log_z: np.ndarray) -> np.ndarray:
         ],
         dtype=np.int64,
     ).reshape(-1, 3)
-
-
-def sum_of_chunks(parts: np.ndarray, chunks: np.ndarray, batch_size: int) -> np.ndarray:
-    """Sums of the parts (N, ...) of each sequence's chunks, in their order, (B, ...)."""
-    if len(chunks) == batch_size and (chunks[:, 1] == 0).all():
-        return parts
-    total = np.zeros((batch_size, *parts.shape[1:]))
-    for sequence, part in zip(chunks[:, 0], parts, strict=True):
-        total[sequence] += part
-    return total
 
 
 def _complete(chunks: np.ndarray, position: np.ndarray, carry: np.ndarray) -> None:

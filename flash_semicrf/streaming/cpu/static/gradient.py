@@ -34,8 +34,8 @@ from flash_semicrf.streaming.cpu.vector import (
     factor_row,
     fill,
     max_row,
+    multiply_row,
     multiply_tile,
-    multiply_tile8,
 )
 
 __all__ = [
@@ -455,17 +455,8 @@ def transition_gradient(messages, begin, stop, transition, free_start, gradient)
                 fill(work, source, padded, 0.0)
                 fill(work, sink, padded, 0.0)
         for c_src in range(num_labels):
-            column = 0
             row = c_src * padded
-            while column + TILE <= padded:
-                multiply_tile(
-                    work, c_src, padded, work, sinks + column, padded, steps, total, row + column
-                )
-                column += TILE
-            if column < padded:
-                multiply_tile8(
-                    work, c_src, padded, work, sinks + column, padded, steps, total, row + column
-                )
+            multiply_row(work, c_src, padded, work, sinks, padded, steps, total, row)
     for c_src in range(num_labels):
         for c in range(num_labels):
             value = total[c_src * padded + c]

@@ -29,6 +29,7 @@ import numpy as np
 from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.streaming.cpu.jit import helper, inlined
 from flash_semicrf.streaming.cpu.llvm import LANES
+from flash_semicrf.streaming.cpu.parameters import CERTAIN
 from flash_semicrf.streaming.cpu.static.tail import add_longer
 from flash_semicrf.streaming.cpu.vector import (
     TILE,
@@ -39,16 +40,13 @@ from flash_semicrf.streaming.cpu.vector import (
     log_scaled_row,
     log_sum_row,
     max_row,
+    multiply_row,
     multiply_tile,
-    multiply_tile8,
     push_rows,
     scale_row,
 )
 
-__all__ = ["CERTAIN", "message_pass"]
-
-CERTAIN = 1e-175
-"""A scaled sum at least this large has lost nothing that float64 could show."""
+__all__ = ["message_pass"]
 
 _HIGH = 200.0
 """H above this recentres the label's frame: E <= e^200 keeps CERTAIN a certificate."""
@@ -485,17 +483,10 @@ def message_pass(sequence, first, last, window, transition, output):
             lowest = 0.0
             if alive:
                 exp_shifted_row(work, rows.alpha, 0, 0, top, rows.gamma, padded)
-                for c in range(padded):
-                    work[rows.scratch + c] = 0.0
-                for c in range(0, padded - LANES, TILE):
-                    multiply_tile(
-                        work, rows.gamma, 1, weights, c, padded, num_labels, work, rows.scratch + c
-                    )
-                if padded % TILE:
-                    c = padded - LANES
-                    multiply_tile8(
-                        work, rows.gamma, 1, weights, c, padded, num_labels, work, rows.scratch + c
-                    )
+                fill(work, rows.scratch, padded, 0.0)
+                multiply_row(
+                    work, rows.gamma, 1, weights, 0, padded, num_labels, work, rows.scratch
+                )
                 lowest = log_scaled_row(
                     work, rows.transition_peak, 0, rows.scratch, top, rows.gamma, padded
                 )

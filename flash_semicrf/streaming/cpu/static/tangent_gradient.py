@@ -27,8 +27,8 @@ from flash_semicrf.streaming.cpu.static.tangent_blocks import (
 from flash_semicrf.streaming.cpu.vector import (
     TILE,
     fill,
+    multiply_row,
     multiply_tile,
-    multiply_tile8,
 )
 
 __all__ = ["duration_tangent", "transition_tangent"]
@@ -145,16 +145,9 @@ def transition_tangent(messages, changes, begin, stop, transition, gradient):
                 d_sink = d_eta[p, c] + (reference - mean)
                 work[2 * size + sink + c] = work[sink + c] * d_sink
         for c_src in range(num_labels):
-            for column in range(0, padded - LANES, TILE):
-                out = c_src * padded + column
-                x, y = c_src, size + column
-                multiply_tile(work, x, padded, work, y + 2 * size, padded, steps, total, out)
-                multiply_tile(work, x + 2 * size, padded, work, y, padded, steps, total, out)
-            if padded % TILE:
-                out = (c_src + 1) * padded - LANES
-                x, y = c_src, size + padded - LANES
-                multiply_tile8(work, x, padded, work, y + 2 * size, padded, steps, total, out)
-                multiply_tile8(work, x + 2 * size, padded, work, y, padded, steps, total, out)
+            x, row = c_src, c_src * padded
+            multiply_row(work, x, padded, work, 3 * size, padded, steps, total, row)
+            multiply_row(work, x + 2 * size, padded, work, size, padded, steps, total, row)
     for c_src in range(num_labels):
         for c in range(num_labels):
             value = total[c_src * padded + c]

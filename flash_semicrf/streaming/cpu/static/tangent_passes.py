@@ -22,7 +22,7 @@ import numpy as np
 
 from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.llvm import LANES
-from flash_semicrf.streaming.cpu.static.passes import CERTAIN
+from flash_semicrf.streaming.cpu.parameters import CERTAIN
 from flash_semicrf.streaming.cpu.static.tangent_blocks import (
     BLOCK,
     fill_block,
@@ -38,11 +38,11 @@ from flash_semicrf.streaming.cpu.vector import (
     exp_shifted_row,
     fill,
     max_row,
+    multiply_row,
     multiply_tile,
-    multiply_tile8,
 )
 
-__all__ = ["Change", "Output", "add_product", "tangent_pass"]
+__all__ = ["Change", "Output", "tangent_pass"]
 
 _MASK = 1e4  # as in `flash_semicrf.streaming.cpu.static.tangent_blocks`
 
@@ -81,16 +81,6 @@ class Output(NamedTuple):
 
 
 @helper
-def add_product(factors, first, count, weights, padded, sums, out):
-    """Add the product of `count` factors with a matrix whose rows are padded labels to a row."""
-    for c in range(0, padded - LANES, TILE):
-        multiply_tile(factors, first, 1, weights, c, padded, count, sums, out + c)
-    if padded % TILE:
-        c = padded - LANES
-        multiply_tile8(factors, first, 1, weights, c, padded, count, sums, out + c)
-
-
-@helper
 def _exact_arrival(work, alpha, d_alpha, scores, d_scores, label):
     """Mean derivative of one arrival, by its logarithms."""
     top = -math.inf
@@ -124,9 +114,9 @@ def _arrive(work, transition, d_transition, padded, d_source, position):
     for c in range(padded):
         work[weighted + c] = work[factor + c] * (work[d_alpha + c] - reference)
     fill(work, total, 2 * padded, 0.0)
-    add_product(work, factor, num_labels, transition.weights, padded, work, total)
-    add_product(work, weighted, num_labels, transition.weights, padded, work, mean)
-    add_product(work, factor, num_labels, d_transition.weights, padded, work, mean)
+    multiply_row(work, factor, 1, transition.weights, 0, padded, num_labels, work, total)
+    multiply_row(work, weighted, 1, transition.weights, 0, padded, num_labels, work, mean)
+    multiply_row(work, factor, 1, d_transition.weights, 0, padded, num_labels, work, mean)
     for c in range(num_labels):
         if work[total + c] >= CERTAIN:
             d_source[position, c] = reference + work[mean + c] / work[total + c]

@@ -15,15 +15,10 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu.batches import boundary_products, sum_of_chunks
 from flash_semicrf.streaming.cpu.jit import inlined, kernel
-from flash_semicrf.streaming.cpu.parameters import array_of, cost_of, padded_labels
-from flash_semicrf.streaming.cpu.static.batch import (
-    boundary_arrays,
-    chunks_of,
-    gradients_of_rows,
-    message_rows,
-    sum_of_chunks,
-)
+from flash_semicrf.streaming.cpu.parameters import array_of, boundary_arrays, cost_of, padded_labels
+from flash_semicrf.streaming.cpu.static.batch import chunks_of, gradients_of_rows, message_rows
 from flash_semicrf.streaming.cpu.static.records import messages_of, sequence_of
 from flash_semicrf.streaming.cpu.static.tangent_blocks import Sweep
 from flash_semicrf.streaming.cpu.static.tangent_gradient import duration_tangent, transition_tangent
@@ -32,7 +27,7 @@ from flash_semicrf.streaming.cpu.static.tangent_tail import tail_tangent
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.vector import TILE
 
-__all__ = ["boundary_products", "tangents"]
+__all__ = ["tangents"]
 
 
 class Direction(NamedTuple):
@@ -230,26 +225,3 @@ def tangents(
         if "duration_bias" in wanted:
             found["duration_bias"][:, -1] += segments
     return log_z, torch.from_numpy(means), {name: torch.from_numpy(found[name]) for name in wanted}
-
-
-def boundary_products(
-    start: np.ndarray, end: np.ndarray, lengths: np.ndarray, wanted: set[str]
-) -> dict[str, np.ndarray]:
-    """Products for the parameters by position, and for the final scores, from starts and ends.
-
-    Parameters
-    ----------
-    start, end : arrays of shape (B, T, C)
-        Derivatives of the marginals of starts and ends.
-    lengths : array of shape (B,)
-    wanted : set of str
-    """
-    found = {"start_scores": start, "end_scores": end}
-    found["final_scores"] = end[np.arange(len(end)), lengths - 1]
-    if "scores" in wanted:
-        inside = start.copy()
-        inside[:, 1:] -= end[:, :-1]
-        np.cumsum(inside, 1, out=inside)
-        inside[np.arange(start.shape[1]) >= lengths[:, None]] = 0.0
-        found["scores"] = inside
-    return found

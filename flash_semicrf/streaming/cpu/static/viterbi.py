@@ -28,17 +28,18 @@ from flash_semicrf.streaming.cpu import pool
 from flash_semicrf.streaming.cpu.jit import helper, kernel
 from flash_semicrf.streaming.cpu.parameters import (
     array_of,
+    boundary_arrays,
     cost_of,
     end_term,
     forbid,
     start_term,
     tail_term,
 )
-from flash_semicrf.streaming.cpu.static.batch import boundary_arrays
 from flash_semicrf.streaming.cpu.static.records import sequence_of
 from flash_semicrf.streaming.cpu.static.tail import MASK, add_longer_max
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.vector import TILE, max_tile
+from flash_semicrf.streaming.cpu.walks import table_of_walks
 
 __all__ = ["max_messages", "viterbi"]
 
@@ -317,19 +318,6 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     lengths = array_of(potentials.lengths)
     table = table_of_walks(walks.starts, walks.labels, walks.counts, lengths)
     return torch.from_numpy(walks.best), table
-
-
-def table_of_walks(
-    starts: np.ndarray, labels: np.ndarray, counts: np.ndarray, lengths: np.ndarray
-) -> SegmentTable:
-    """Table of the last `counts` entries of each row of `starts` and `labels` (B, T)."""
-    sequence = np.repeat(np.arange(len(counts)), counts)
-    used = np.arange(starts.shape[1]) >= starts.shape[1] - counts[:, None]
-    start = starts[used]
-    stop = np.empty_like(start)
-    stop[:-1] = start[1:]
-    stop[np.cumsum(counts)[counts > 0] - 1] = lengths[counts > 0]
-    return SegmentTable(*map(torch.from_numpy, (sequence, start, stop, labels[used])))
 
 
 def max_messages(potentials: Potentials) -> Tensor:

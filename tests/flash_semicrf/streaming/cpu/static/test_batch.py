@@ -14,9 +14,9 @@ from flash_semicrf import log_partition, segment_marginals, viterbi
 from flash_semicrf.problem.potentials import Potentials, initial_term
 from flash_semicrf.streaming import reference
 from flash_semicrf.streaming.cpu.lanes import batch as short
+from flash_semicrf.streaming.cpu.parameters import CERTAIN
 from flash_semicrf.streaming.cpu.static import batch as static
 from flash_semicrf.streaming.cpu.static.gradient import CHUNK
-from flash_semicrf.streaming.cpu.static.passes import CERTAIN
 from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.testing import assert_close, random_problem
 from tests.flash_semicrf.cases import (

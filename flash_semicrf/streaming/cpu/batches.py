@@ -1,0 +1,54 @@
+"""Steps on the arrays of a whole batch that every kind of transitions takes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["boundary_products", "sum_of_chunks", "whole_messages"]
+
+
+def whole_messages(rows: NamedTuple, lengths: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Log Z and messages with their offsets, from the rows that passes write."""
+    batch_size, num_positions, num_labels = rows.alpha.shape
+    alpha, beta = np.zeros((2, batch_size, num_positions + 1, num_labels))
+    for b, length in enumerate(lengths):
+        alpha[b, 1 : length + 1] = rows.alpha[b, :length] + rows.forward[b, 1 : length + 1, None]
+        beta[b, 1 : length + 1] = rows.beta[b, :length] + rows.backward[b, length - 1 :: -1, None]
+    return tuple(map(torch.from_numpy, (rows.total.sum(1), alpha, beta)))
+
+
+def sum_of_chunks(parts: np.ndarray, chunks: np.ndarray, batch_size: int) -> np.ndarray:
+    """Sums of the parts (N, ...) of each sequence's chunks, in their order, (B, ...)."""
+    if len(chunks) == batch_size and (chunks[:, 1] == 0).all():
+        return parts
+    total = np.zeros((batch_size, *parts.shape[1:]))
+    for sequence, part in zip(chunks[:, 0], parts, strict=True):
+        total[sequence] += part
+    return total
+
+
+def boundary_products(
+    start: np.ndarray, end: np.ndarray, lengths: np.ndarray, wanted: set[str]
+) -> dict[str, np.ndarray]:
+    """Products for the parameters by position, and for the final scores, from starts and ends.
+
+    Parameters
+    ----------
+    start, end : arrays of shape (B, T, C)
+        Derivatives of the marginals of starts and ends.
+    lengths : array of shape (B,)
+    wanted : set of str
+    """
+    found = {"start_scores": start, "end_scores": end}
+    found["final_scores"] = end[np.arange(len(end)), lengths - 1]
+    if "scores" in wanted:
+        inside = start.copy()
+        inside[:, 1:] -= end[:, :-1]
+        np.cumsum(inside, 1, out=inside)
+        inside[np.arange(start.shape[1]) >= lengths[:, None]] = 0.0
+        found["scores"] = inside
+    return found
