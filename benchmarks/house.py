@@ -43,14 +43,11 @@ def count_lines(paths: list[Path]) -> int:
     return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
 
 
-def is_triton_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether a function is compiled by Triton, which takes no records as arguments."""
-    names = {ast.unparse(decorator).split("(")[0] for decorator in function.decorator_list}
-    return bool(names & {"kernel", "triton.jit"})
-
-
 def long_signatures(found: dict[str, Path]) -> list[tuple[str, str, int]]:
-    """(module, function, arguments) of each function above `MOST_ARGUMENTS`, outside Triton."""
+    """(module, function, arguments) of each function above `MOST_ARGUMENTS`.
+
+    Functions that Triton compiles do not count.
+    """
     long = []
     for name, path in found.items():
         for node in ast.walk(parse(path)):
@@ -58,7 +55,8 @@ def long_signatures(found: dict[str, Path]) -> list[tuple[str, str, int]]:
                 continue
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             count = sum(argument.arg not in ("self", "cls") for argument in arguments)
-            if count > MOST_ARGUMENTS and not is_triton_kernel(node):
+            compiled = ".triton." in name and node.decorator_list
+            if count > MOST_ARGUMENTS and not compiled:
                 long.append((name, node.name, count))
     return long
 

@@ -12,6 +12,7 @@ import flash_semicrf
 import flash_semicrf.compat
 import flash_semicrf.nn
 import sklearn_api
+from benchmarks.house import long_signatures
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,6 +50,15 @@ LAYERS = [
 
 # By types alone, for annotations: see the module.
 FOR_TYPES = {("flash_semicrf.problem.constraint_masks", "flash_semicrf.problem.constraints")}
+
+# Functions of more than ten arguments: constructors whose options users name, a call form of
+# release 0.2.0, and random problems.
+LONG = {
+    "flash_semicrf.compat.cumulative.semi_crf_streaming_forward",
+    "flash_semicrf.nn.head.__init__",
+    "flash_semicrf.testing.random_problem",
+    "sklearn_api.segmenter.__init__",
+}
 
 
 def modules() -> dict[str, Path]:
@@ -114,6 +124,15 @@ def test_no_circles():
 
     for name in MODULES:
         visit(name, ())
+
+
+def test_few_arguments():
+    """At most ten, outside Triton and `LONG`; longer lists are records."""
+    assert {f"{name}.{function}" for name, function, _ in long_signatures(MODULES)} == LONG
+
+
+def test_no_code_escapes_the_formatter():
+    assert not [name for name, path in MODULES.items() if "# fmt:" in path.read_text("utf-8")]
 
 
 @pytest.mark.parametrize("name", MODULES)

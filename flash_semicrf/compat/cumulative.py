@@ -99,10 +99,17 @@ def semi_crf_streaming_forward(
     check_positive_int("num_warps", num_warps)
     check_floating_dtype("accum_dtype", accum_dtype)
     p = potentials_of_cumulative(
-        cum_scores, transition, duration_bias, lengths, K,
-        start_scores=start_scores, end_scores=end_scores,
-        initial_scores=initial_scores, final_scores=final_scores, duration_tail=duration_tail,
-    )  # fmt: skip
+        cum_scores,
+        transition,
+        duration_bias,
+        lengths,
+        K,
+        start_scores=start_scores,
+        end_scores=end_scores,
+        initial_scores=initial_scores,
+        final_scores=final_scores,
+        duration_tail=duration_tail,
+    )
     backend = backend_of(use_triton, backend, p.device)
     if semiring == "max":
         p = maximum_start(p)

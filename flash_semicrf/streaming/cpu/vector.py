@@ -206,7 +206,6 @@ scale_row = _row(_scaled)
 """``out = a * s`` for a >= 0, and 0 where that is below e^-650: nothing becomes subnormal."""
 
 
-@llvm.routine(types.void)
 @inlined
 def multiply_row(x, x_place, x_stride, y, y_place, length, count, out, out_place):
     """Add the product of `count` factors with a matrix, rows of `length` whole vectors, to a row.
@@ -220,6 +219,7 @@ def multiply_row(x, x_place, x_stride, y, y_place, length, count, out, out_place
         multiply_tile8(x, x_place, x_stride, y, y_place + j, length, count, out, out_place + j)
 
 
+@llvm.routine(types.void)
 def push_rows(builder, work, source, weights, weight_offset, out, padded, count):
     """``work[out + r * padded + c] += work[source + c] * weights[weight_offset + r * padded + c]``.
 
