@@ -1,4 +1,4 @@
-"""What the GPU benchmarks run, and the figures that each is meant to reach."""
+"""Problems of the GPU benchmarks, and the figures that each is meant to reach."""
 
 from __future__ import annotations
 

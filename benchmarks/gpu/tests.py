@@ -25,7 +25,7 @@ MAX_PROCESSES = 8
 
 
 class Outcome(NamedTuple):
-    """What became of the tests of one group."""
+    """Outcome of the tests of one group."""
 
     group: str
     seconds: float
@@ -68,7 +68,7 @@ def collect_groups(files: list[str]) -> dict[str, list[str]]:
     Raises
     ------
     RuntimeError
-        Where a file cannot be collected; with what pytest says.
+        Where a file cannot be collected; with the message of pytest.
     """
     collector = _Collector()
     said = io.StringIO()

@@ -39,7 +39,7 @@ class Problem(NamedTuple):
 
 
 class Parameters(NamedTuple):
-    """What all sequences share, or a quantity for each of these; None where there is none."""
+    """Parameters that all sequences share, or a quantity for each; None where there is none."""
 
     transition: Tensor
     bias: Tensor
@@ -49,7 +49,7 @@ class Parameters(NamedTuple):
 
 
 class State(NamedTuple):
-    """What kernels in the log domain read, or the derivatives of all of it."""
+    """Input of kernels in the log domain, or the derivatives of all of it."""
 
     parameters: Parameters
     prefixes: tuple  # `Prefixes`

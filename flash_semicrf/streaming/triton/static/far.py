@@ -66,7 +66,7 @@ def _newest_durations(window_ptr, back, label, CP, R):
 
 @triton.jit
 def far_window(window_ptr, work, block, blocks, ring, older_ptr, tail_ptr, MAX, CP, R, G):
-    """What the sources of the last `blocks` blocks give to the R outputs of this one.
+    """Contribution of the sources of the last `blocks` blocks to the R outputs of this one.
 
     G groups of warps take a share of neighbouring blocks each, and are summed at the end. If
     given (with one group), `older_ptr` holds what still older sources give, by `far_kernel`. In
@@ -189,7 +189,7 @@ def _over_groups(x, lost, MAX, R):
 
 @triton.jit
 def far_kernel(window_ptr, tail_ptr, workspace_ptr, part, MAX, CP, R, G):
-    """What all sources before a part of a pass give to the outputs of its blocks.
+    """Contribution of all sources before a part of a pass to the outputs of its blocks.
 
     Program (block of the part, program of the pass); into the workspace, as `far_window` reads it.
     """

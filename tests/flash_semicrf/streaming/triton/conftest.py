@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def interpreter():
-    """Repair what the interpreter lacks, and hide what it says of values that are discarded."""
+    """Repair what the interpreter lacks, and hide its warnings of values that are discarded."""
     from triton.runtime import interpreter
 
     patch_tensor = interpreter._patch_lang_tensor

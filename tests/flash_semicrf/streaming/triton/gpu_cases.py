@@ -1,4 +1,4 @@
-"""What the tests on a CUDA device share: problems of few kernel configurations."""
+"""Problems of few kernel configurations for the tests on a CUDA device."""
 
 from __future__ import annotations
 

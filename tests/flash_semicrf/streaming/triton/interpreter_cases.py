@@ -1,4 +1,4 @@
-"""What the tests in Triton's interpreter share: short problems, and what they are compared with."""
+"""Short problems for the tests in Triton's interpreter, and what they are compared with."""
 
 from __future__ import annotations
 

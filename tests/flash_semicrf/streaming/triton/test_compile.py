@@ -89,11 +89,11 @@ LONG = [
     if not name.endswith("tail")
 ]
 BUILDS = SHORT + [long(*build) for build in LONG]
-"""What is compiled: for the newest kind always, without duration tails for the others too."""
+"""Builds that are tested: for the newest kind always, without duration tails for the others too."""
 
 
 class Launch(NamedTuple):
-    """What the compiler needs to know of one launch."""
+    """One launch as the compiler takes it."""
 
     kernel: str
     module: str
