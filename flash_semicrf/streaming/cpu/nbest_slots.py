@@ -115,8 +115,9 @@ def best_arrivals(model):
 @helper
 def best_longer(model):
     """Fill longer_0..longer_length."""
-    scores, gamma, longer, length = model.scores, model.gamma, model.longer, model.length
-    bias, first, tail = model.shared.bias, model.shared.first, model.shared.tail
+    scores, start, gamma, longer = model.scores, model.start, model.gamma, model.longer
+    shared, length = model.shared, model.length
+    bias, first, tail, has_boundary = shared.bias, shared.first, shared.tail, shared.has_boundary
     longest, num_labels = bias.shape
     # The last K scores are the end of a block of K and the beginning of the next one: sums of the
     # former from each of its positions on, and of what has come of the latter.
@@ -135,64 +136,53 @@ def best_longer(model):
         for c in range(num_labels):
             x = first[longest - 1, c] if s == 0 else gamma[s, c]
             x += bias[longest - 1, c] + (before[t % longest, c] + since[c])
-            if model.shared.has_boundary:
-                x += model.start[s, c]
+            if has_boundary:
+                x += start[s, c]
             longer[t + 1, c] = max(longer[t, c], x) + (scores[t, c] + tail[c])
             since[c] += scores[t, c]
 
 
+# Functions for every duration take arrays, not a record: each array that is taken from a record is
+# counted, atomically.
+
+
 @inlined
-def _last_duration(model, t, label):
+def _last_duration(bias, tail, t, label):
     """Longest duration of a segment that ends before t."""
-    return t if model.shared.tail[label] > NEG_INF else min(model.shared.bias.shape[0], t)
+    return t if tail[label] > NEG_INF else min(bias.shape[0], t)
 
 
 @inlined
-def _step_back(model, t, label, k, inside, beyond):
-    """Sums of the scores of [t - k, t), and of what they and the tail add beyond K; a bound.
-
-    The bound is the best score of the segments that end before t and are at least k long: -inf if
-    there are none, inf if k is at most K.
-    """
-    longest = model.shared.bias.shape[0]
-    inside += model.scores[t - k, label]
-    if not inside > NEG_INF:
-        return inside, beyond, -math.inf
-    if k <= longest:
-        return inside, beyond, math.inf
-    u = t - k + longest + 1
-    if u < t:
-        beyond += model.scores[u, label] + model.shared.tail[label]
-    bound = model.longer[u, label] + beyond
-    return inside, beyond, bound + model.end[t - 1, label] if model.shared.has_boundary else bound
-
-
-@inlined
-def _content(model, t, label, k, inside):
+def _content(bias, tail, start, end, has_boundary, t, label, k, inside):
     """Score of the segment [t - k, t) but for its transition; `inside` is the sum of its scores."""
-    bias = model.shared.bias
     longest = bias.shape[0]
     x = inside + bias[min(k, longest) - 1, label]
     if k > longest:
-        x += (k - longest) * model.shared.tail[label]
-    if model.shared.has_boundary:
-        x += model.start[t - k, label] + model.end[t - 1, label]
+        x += (k - longest) * tail[label]
+    if has_boundary:
+        x += start[t - k, label] + end[t - 1, label]
     return x
 
 
 @inlined
-def _best_arrival(model, s, k, label):
+def _best_arrival(first, transition, alpha, gamma, s, k, label):
     """Best score before a segment of duration k that starts at s, its transition included."""
-    first, transition, alpha = model.shared.first, model.shared.transition, model.alpha
     row = min(k, first.shape[0]) - 1
     if s == 0:
         return first[row, label]
     if transition.shape[0] == 1 or k > row + 1:
-        return model.gamma[s, label]
+        return gamma[s, label]
     best = -math.inf
     for source in range(alpha.shape[1]):
         best = max(best, alpha[s, source] + transition[row, source, label])
     return best
+
+
+@inlined
+def _bound(longer, end, has_boundary, u, t, label, beyond):
+    """Best score of the segments that end before t and last beyond K from u on at least."""
+    x = longer[u, label] + beyond
+    return x + end[t - 1, label] if has_boundary else x
 
 
 @helper
@@ -201,13 +191,23 @@ def best_duration(model, t, label):
     durations = model.durations
     if durations[t, label] > 0:
         return durations[t, label]
+    scores, start, end, longer = model.scores, model.start, model.end, model.longer
+    alpha, gamma, shared = model.alpha, model.gamma, model.shared
+    bias, tail, first, transition = shared.bias, shared.tail, shared.first, shared.transition
+    has_boundary, longest = shared.has_boundary, bias.shape[0]
     best = -math.inf
     inside, beyond = 0.0, 0.0
-    for k in range(1, _last_duration(model, t, label) + 1):
-        inside, beyond, bound = _step_back(model, t, label, k, inside, beyond)
-        if not bound > best:
+    for k in range(1, _last_duration(bias, tail, t, label) + 1):
+        inside += scores[t - k, label]
+        if not inside > NEG_INF:
             break
-        x = _best_arrival(model, t - k, k, label) + _content(model, t, label, k, inside)
+        if k > longest:
+            u = t - k + longest + 1
+            beyond += scores[u, label] + tail[label] if u < t else 0.0
+            if not _bound(longer, end, has_boundary, u, t, label, beyond) > best:
+                break
+        content = _content(bias, tail, start, end, has_boundary, t, label, k, inside)
+        x = _best_arrival(first, transition, alpha, gamma, t - k, k, label) + content
         if x > best:
             best = x
             durations[t, label] = k
@@ -251,27 +251,35 @@ def _insert(model, slots, first, number, space, t, duration, source, scores):
 
 
 @helper
-def find_slots(model, slots, first, space, t, label):
+def find_slots(model, slots, first_slot, space, t, label):
     """Fill the slots of the node (t, label) with its best predecessors; return their number."""
-    transition, alpha, gamma = model.shared.transition, model.alpha, model.gamma
-    longest = model.shared.bias.shape[0]
+    scores, start, end, longer = model.scores, model.start, model.end, model.longer
+    alpha, gamma, shared = model.alpha, model.gamma, model.shared
+    bias, tail, first, transition = shared.bias, shared.tail, shared.first, shared.transition
+    has_boundary, longest = shared.has_boundary, bias.shape[0]
     static = transition.shape[0] == 1
     number = 0
     inside, beyond = 0.0, 0.0
-    for k in range(1, _last_duration(model, t, label) + 1):
+    for k in range(1, _last_duration(bias, tail, t, label) + 1):
         s = t - k
-        inside, beyond, bound = _step_back(model, t, label, k, inside, beyond)
-        # A longer one of the same score would come after those that there are.
-        worst = slots[first + number - 1].value if number == space else -math.inf
-        if not (bound > NEG_INF and bound > worst):
+        inside += scores[s, label]
+        if not inside > NEG_INF:
             break
+        # A longer one of the same score would come after those that there are.
+        worst = slots[first_slot + number - 1].value if number == space else -math.inf
+        if k > longest:
+            u = s + longest + 1
+            beyond += scores[u, label] + tail[label] if u < t else 0.0
+            bound = _bound(longer, end, has_boundary, u, t, label, beyond)
+            if not (bound > NEG_INF and bound > worst):
+                break
         row = min(k, longest) - 1
-        content = _content(model, t, label, k, inside)
+        content = _content(bias, tail, start, end, has_boundary, t, label, k, inside)
         if s == 0:
-            x = model.shared.first[row, label] + content
+            x = first[row, label] + content
             if x > NEG_INF:
-                scores = (x, 0.0, content)
-                number = _insert(model, slots, first, number, space, t, k, -1, scores)
+                found = (x, 0.0, content)
+                number = _insert(model, slots, first_slot, number, space, t, k, -1, found)
             continue
         if static or k > longest:
             bound = gamma[s, label] + content
@@ -281,20 +289,20 @@ def find_slots(model, slots, first, space, t, label):
         for source in range(alpha.shape[1]):
             into = transition[matrix, source, label]
             x = (alpha[s, source] + into) + content
-            worst = slots[first + number - 1].value if number == space else -math.inf
+            worst = slots[first_slot + number - 1].value if number == space else -math.inf
             if x > NEG_INF and not x < worst:
-                scores = (x, into, content)
-                number = _insert(model, slots, first, number, space, t, k, source, scores)
+                found = (x, into, content)
+                number = _insert(model, slots, first_slot, number, space, t, k, source, found)
     return number
 
 
 @helper
 def find_last_labels(model, slots):
     """Fill the slots of the root, one for every label that can be the last; return their number."""
-    last, t = model.shared.last, model.length
+    last, alpha, t = model.shared.last, model.alpha, model.length
     number = 0
     for c in range(last.shape[0]):
-        x = model.alpha[t, c] + last[c]
+        x = alpha[t, c] + last[c]
         if x > NEG_INF:
             scores = (x, last[c], 0.0)
             number = _insert(model, slots, 0, number, last.shape[0], t, 0, c, scores)
@@ -305,7 +313,7 @@ def find_last_labels(model, slots):
 def keep_slots(slots, old, count, first, number, space):
     """Put the `count` slots that a node had before the others of its `number` new ones; count them.
 
-    There they mostly are: with a tail, where a search ends hangs on the rounding of its bounds.
+    They are mostly there: with a tail, the end of a search depends on the rounding of its bounds.
     """
     for j in range(count):
         kept = slots[old + j]

@@ -193,8 +193,8 @@ def run_on_team(typing_context, team, num_threads, worker, arguments):
         module = builder.module
         callee = context.declare_function(module, compiled.fndesc)
         # Passed to a thread: where `omp_get_thread_num` is, the arguments, a place for failure.
-        packed = context.get_value_type(signature.args[3])
-        shared = ir.LiteralStructType([llvm.I64, packed, _INT])
+        given_type = context.get_value_type(signature.args[3])
+        shared = ir.LiteralStructType([llvm.I64, given_type, _INT])
 
         def body(prefix: list, name: str) -> ir.Function:
             """A C function that takes `prefix`, which it ignores, and the address of `shared`."""

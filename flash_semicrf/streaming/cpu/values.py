@@ -16,7 +16,7 @@ _LARGE = 9.9e37  # below 1e38 in any dtype that has been cast to float32
 def values_are_allowed(potentials: Potentials) -> bool:
     """Whether lengths are in [1, T] and entries between -9.9e37 and 9.9e37.
 
-    False, too, where it takes a second look: for entries that forbid, whose gradient is to be 0,
+    False, too, where a second look is needed: for entries that forbid, whose gradient is to be 0,
     and padding that is not finite.
     """
     lengths = potentials.lengths.numpy()

@@ -49,11 +49,12 @@ W >= 1e-60 that gives 1e20 times as much to every output that both reach."""
 @helper
 def _load_lanes(lanes, place, values):
     """Put rows of eight sequences side by side; zeros after their ends."""
-    work, num_labels = lanes.work, lanes.model.first.shape[0]
-    size = lanes.lengths[LANES - 1] * num_labels
+    work, sequences, lengths = lanes.work, lanes.sequences, lanes.lengths
+    stride, num_labels = lanes.stride, lanes.num_labels
+    size = lengths[LANES - 1] * num_labels
     for lane in range(LANES):
-        first = lanes.sequences[lane] * lanes.stride * num_labels
-        count = lanes.lengths[lane] * num_labels
+        first = sequences[lane] * stride * num_labels
+        count = lengths[lane] * num_labels
         at = place + lane
         for i in range(count):
             work[at + i * LANES] = values[first + i]
@@ -64,18 +65,19 @@ def _load_lanes(lanes, place, values):
 @helper
 def _store_lanes(lanes, place, values, count):
     """Write the marginals of the first `count` lanes."""
-    work, num_labels = lanes.work, lanes.model.first.shape[0]
+    work, sequences, lengths = lanes.work, lanes.sequences, lanes.lengths
+    stride, num_labels = lanes.stride, lanes.num_labels
     for lane in range(count):
-        first = lanes.sequences[lane] * lanes.stride * num_labels
+        first = sequences[lane] * stride * num_labels
         at = place + lane
-        for i in range(lanes.lengths[lane] * num_labels):
+        for i in range(lengths[lane] * num_labels):
             values[first + i] = min(max(work[at + i * LANES], 0.0), 1.0)
 
 
 @helper
 def _exponentials(lanes):
     """Turn scores into factors, and add up what was taken out of them."""
-    work, at, num_labels = lanes.work, lanes.at, lanes.model.first.shape[0]
+    work, at, num_labels = lanes.work, lanes.at, lanes.num_labels
     num_positions = lanes.lengths[LANES - 1]
     fill(work, at.peaks, num_positions * LANES, -math.inf)
     for i in range(num_positions):
@@ -120,7 +122,8 @@ def _recentre(lanes, oldest, count, newest):
 def _backward(lanes):
     """Keep the outputs and the sinks of all positions, and their exponents."""
     work, at, model, lengths = lanes.work, lanes.at, lanes.model, lanes.lengths
-    num_labels, longest, num_positions = model.first.shape[0], lanes.longest, lengths[LANES - 1]
+    rising, transition, last = model.rising, model.transition, model.last
+    num_labels, longest, num_positions = lanes.num_labels, lanes.longest, lengths[LANES - 1]
     fill(work, at.frame, at.row, 1.0)
     fill(work, at.incoming, at.row, 0.0)
     fill(work, at.scale, LANES, 0.0)
@@ -129,7 +132,7 @@ def _backward(lanes):
             work[at.exponents + (i + 1) * LANES + lane] = work[at.scale + lane]
             if lengths[lane] == i + 1:
                 for c in range(num_labels):
-                    work[at.incoming + c * LANES + lane] = model.last[c]
+                    work[at.incoming + c * LANES + lane] = last[c]
             elif lengths[lane] <= i:
                 work[at.exponents + (i + 1) * LANES + lane] = _AFTER
         block, opening, closing = i * at.row, at.opening + i * at.step, at.closing + i * at.step
@@ -139,7 +142,7 @@ def _backward(lanes):
         rows.take_backward(work, taken, num_labels)
         count = min(longest, num_positions - i)
         window, reached = (0, longest, 1), (source, LANES, at.row)
-        rows.sum_products(model.rising, window, work, reached, at.sums, num_labels, count)
+        rows.sum_products(rising, window, work, reached, at.sums, num_labels, count)
         rows.total_window(work, (at.sums, at.frame, at.lowest, at.highest, at.top), num_labels)
         rows.normalise(work, (at.power, at.scale, at.top), 1)
         watched = (at.lowest, at.highest, at.astray)
@@ -149,9 +152,7 @@ def _backward(lanes):
         if rows.largest(work, at.astray) > 0.0:
             _recentre(lanes, i, min(count, longest - 1), i)
         matrix, sinks = (0, num_labels, 1), (sink, 0, LANES)
-        rows.sum_products(
-            model.transition, matrix, work, sinks, at.incoming, num_labels, num_labels
-        )
+        rows.sum_products(transition, matrix, work, sinks, at.incoming, num_labels, num_labels)
     for lane in range(LANES):
         work[at.exponents + lane] = work[at.scale + lane]
 
@@ -159,11 +160,11 @@ def _backward(lanes):
 @helper
 def _close(lanes, log_z):
     """Log Z of each lane, and 1 / Z of its scaled messages."""
-    work, at, model = lanes.work, lanes.at, lanes.model
+    work, at, first, peaks = lanes.work, lanes.at, lanes.model.first, lanes.model.peaks
     for lane in range(LANES):
         total = 0.0
-        for c in range(model.first.shape[0]):
-            total += model.first[c] * work[at.sink + c * LANES + lane]
+        for c in range(lanes.num_labels):
+            total += first[c] * work[at.sink + c * LANES + lane]
         if total == 0.0:
             log_z[lane] = -math.inf
             work[at.inverse + lane] = 0.0
@@ -171,7 +172,7 @@ def _close(lanes, log_z):
         if not (total >= LOW and total <= HIGH):
             work[at.highest + lane] = math.inf
         whole = work[at.scale + lane] * math.log(2.0)
-        log_z[lane] = math.log(total) + whole + work[at.offset + lane] + model.peaks
+        log_z[lane] = math.log(total) + whole + work[at.offset + lane] + peaks
         work[at.inverse + lane] = 1.0 / total
 
 
@@ -179,7 +180,8 @@ def _close(lanes, log_z):
 def _forward(lanes, want):
     """Run the forward pass and add up the gradient."""
     work, at, model = lanes.work, lanes.at, lanes.model
-    num_labels, longest = model.first.shape[0], lanes.longest
+    first, falling, transition = model.first, model.falling, model.transition
+    num_labels, longest = lanes.num_labels, lanes.longest
     num_positions = lanes.lengths[LANES - 1]
     fill(work, at.frame, at.row, 1.0)
     fill(work, at.inside, at.row, 0.0)
@@ -190,7 +192,7 @@ def _forward(lanes, want):
         work[total + lane] = work[at.exponents + lane]
         work[at.scale + lane] = 0.0
         for c in range(num_labels):
-            work[at.incoming + c * LANES + lane] = model.first[c]
+            work[at.incoming + c * LANES + lane] = first[c]
     scaled = (total, at.inverse, at.highest)
     rows.posterior_scale(work, (at.posterior, at.scale, at.exponents) + scaled, 1)
     for i in range(num_positions):
@@ -203,7 +205,7 @@ def _forward(lanes, want):
         count = min(longest, i + 1)
         oldest = (source + (1 - count) * at.row, LANES, at.row)
         window = (longest - count, longest, 1)
-        rows.sum_products(model.falling, window, work, oldest, at.sums, num_labels, count)
+        rows.sum_products(falling, window, work, oldest, at.sums, num_labels, count)
         rows.total_window(work, (at.sums, at.frame, at.lowest, at.highest, at.top), num_labels)
         rows.normalise(work, (at.power, at.scale, at.top), 1)
         exponent = at.exponents + (i + 1) * LANES
@@ -220,9 +222,7 @@ def _forward(lanes, want):
             used = min(count, longest - 1)
             _recentre(lanes, i + 1 - used, used, i)
         matrix, ended = (0, 1, num_labels), (at.alpha, 0, LANES)
-        rows.sum_products(
-            model.transition, matrix, work, ended, at.incoming, num_labels, num_labels
-        )
+        rows.sum_products(transition, matrix, work, ended, at.incoming, num_labels, num_labels)
         if want[2]:
             found = (at.transition, at.row, LANES)
             sinks = (sink + at.row, 0, LANES)
@@ -232,15 +232,16 @@ def _forward(lanes, want):
 @helper
 def _write(lanes, count, want, sums):
     """Hand out the results of the first `count` lanes; check that their counts agree."""
-    work, at, model = lanes.work, lanes.at, lanes.model
-    num_labels, longest = model.first.shape[0], lanes.longest
+    work, at, sequences, lengths = lanes.work, lanes.at, lanes.sequences, lanes.lengths
+    num_labels, longest = lanes.num_labels, lanes.longest
+    falling, transition = lanes.model.falling, lanes.model.transition
     _store_lanes(lanes, at.factor, sums.position, count)
     if want[0]:
         _store_lanes(lanes, at.sink, sums.start, count)
         _store_lanes(lanes, at.output, sums.end, count)
     for lane in range(count):
-        b = lanes.sequences[lane]
-        last = (lanes.lengths[lane] - 1) * at.row
+        b = sequences[lane]
+        last = (lengths[lane] - 1) * at.row
         covered = 0.0
         for c in range(num_labels):
             place = c * LANES + lane
@@ -252,7 +253,7 @@ def _write(lanes, count, want, sums):
                 for k in range(longest):
                     place = c * longest + longest - 1 - k
                     found = work[at.duration + place * LANES + lane]
-                    value = found * model.falling[place]
+                    value = found * falling[place]
                     covered += 0.0 * value
                     sums.duration[b, k, c] = value
         if want[2]:
@@ -260,7 +261,7 @@ def _write(lanes, count, want, sums):
                 for c in range(num_labels):
                     place = c_src * num_labels + c
                     found = work[at.transition + place * LANES + lane]
-                    value = found * model.transition[place]
+                    value = found * transition[place]
                     covered += 0.0 * value
                     sums.transition[b, c_src, c] = value
         if sums.log_z[b] > -math.inf and not abs(covered - 1.0) < 1e-9:
@@ -290,7 +291,7 @@ def run_short(queue, batch, model, at, stride, longest, gradient, want, sums):
     """
     work, log_z = np.zeros(at.size), np.zeros(LANES)
     sequences, lengths = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
-    lanes = Lanes(work, at, model, sequences, lengths, stride, longest)
+    lanes = Lanes(work, at, model, sequences, lengths, stride, model.first.shape[0], longest)
     task = take(queue)
     while task >= 0:
         count = min(LANES, batch.order.shape[0] - LANES * task)

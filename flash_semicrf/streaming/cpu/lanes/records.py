@@ -141,8 +141,8 @@ class Lanes(NamedTuple):
     model : Model
     sequences, lengths : int64 arrays of shape (8,)
         The last sequence again where there are fewer.
-    stride, longest : int
-        T and K.
+    stride, num_labels, longest : int
+        T, C and K.
     """
 
     work: np.ndarray
@@ -151,4 +151,5 @@ class Lanes(NamedTuple):
     sequences: np.ndarray
     lengths: np.ndarray
     stride: int
+    num_labels: int
     longest: int

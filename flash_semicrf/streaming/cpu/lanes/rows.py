@@ -123,7 +123,7 @@ def _exp_within(low: float, high: float) -> Callable:
 
 
 exp_below = _operation((1, 0), _exp_within(-GAP, 0.0), 1)
-"""(x, peak; lowest): ``x = exp(x - peak)``, 0 where x is forbidden; what is below -GAP is seen."""
+"""(x, peak; lowest): ``x = exp(x - peak)``, 0 where x is forbidden; lowest = -1 below -GAP."""
 
 exp_within = _operation((1, 0), _exp_within(-EXPONENT, EXPONENT), 1)
 """The same for differences within +-EXPONENT."""
