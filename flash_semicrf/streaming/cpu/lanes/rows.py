@@ -239,7 +239,12 @@ posterior_scale = _operation((0, 0, 0, 0, 0), _posterior_scale, 1)
 @llvm.routine(types.float64)
 def largest(builder, work, offset):
     """Largest number of a vector."""
-    return llvm.across(builder, llvm.load(builder, work, offset), llvm.maximum)
+    vector = llvm.load(builder, work, offset)
+    values = [builder.extract_element(vector, llvm.I32(i)) for i in range(LANES)]
+    while len(values) > 1:
+        pairs = zip(values[::2], values[1::2], strict=True)
+        values = [llvm.maximum(builder, a, b) for a, b in pairs]
+    return values[0]
 
 
 @llvm.routine(types.void)
