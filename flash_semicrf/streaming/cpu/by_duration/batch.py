@@ -59,30 +59,28 @@ class Batch(NamedTuple):
 
 
 @kernel
-def _run_passes(queue, batch, keep):
+def _run_passes(queue, sequences, model, weights, rows, keep):
     """Tasks 2b and 2b + 1 are the forward and the backward pass of sequence b."""
     task = take(queue)
     while task >= 0:
-        sequence = sequence_of(batch.sequences, task // 2)
-        messages = messages_of(batch.messages, task // 2)
+        sequence, messages = sequence_of(sequences, task // 2), messages_of(rows, task // 2)
         if task % 2 == 0:
-            forward_pass(sequence, batch.model, batch.weights, messages, keep)
+            forward_pass(sequence, model, weights, messages, keep)
         else:
-            backward_pass(sequence, batch.model, batch.weights, messages)
+            backward_pass(sequence, model, weights, messages)
         task = take(queue)
 
 
 @kernel
-def _run_gradients(queue, chunks, batch, sums):
+def _run_gradients(queue, sequences, model, weights, rows, chunks, sums):
     """Task i is the chunk (sequence, begin, stop) in row i of `chunks`."""
     task = take(queue)
     while task >= 0:
         b, begin, stop = chunks[task]
-        sequence, messages = sequence_of(batch.sequences, b), messages_of(batch.messages, b)
-        transition, want_transition = sums.transition[task], sums.want_transition
-        duration, beyond = sums.duration[task], sums.beyond[task]
-        own = Sums(sums.start[b], sums.end[b], duration, transition, beyond, want_transition)
-        segment_gradient(sequence, messages, batch.model, batch.weights, begin, stop, own)
+        sequence, messages = sequence_of(sequences, b), messages_of(rows, b)
+        counts = sums.duration[task], sums.transition[task], sums.beyond[task]
+        own = Sums(sums.start[b], sums.end[b], *counts)
+        segment_gradient(sequence, messages, model, weights, begin, stop, own)
         task = take(queue)
 
 
@@ -97,7 +95,7 @@ def batch_of(p: Potentials, keep: bool = True, backward: bool = True) -> Batch:
     messages = Messages(np.empty(shape), np.empty(shape), *offsets, *tails, total)
     batch = Batch(sequences_of(double), model, weights_of(model), messages)
     tasks = np.arange(0, 2 * p.batch_size, 1 if backward else 2)
-    pool.run(_run_passes, tasks, batch.sequences.length[tasks // 2] * cost_of(p), (batch, keep))
+    pool.run(_run_passes, tasks, batch.sequences.length[tasks // 2] * cost_of(p), (*batch, keep))
     return batch
 
 
@@ -128,10 +126,9 @@ def gradients_of(p: Potentials, batch: Batch, wanted: set[str]) -> tuple[Tensor,
         np.zeros((number, size)),
         np.zeros((number, size * p.num_labels if want_transition else 1)),
         np.zeros((number, p.num_labels)),
-        want_transition,
     )
     costs = (chunks[:, 2] - chunks[:, 1]) * cost_of(p)
-    pool.run(_run_gradients, np.arange(number), costs, (chunks, batch, sums))
+    pool.run(_run_gradients, np.arange(number), costs, (*batch, chunks, sums))
     np.minimum(sums.start, 1.0, out=sums.start)
     found = boundary_products(sums.start, sums.end, lengths, wanted)
     if "scores" in wanted:

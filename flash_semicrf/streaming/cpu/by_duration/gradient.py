@@ -41,9 +41,8 @@ class Sums(NamedTuple):
     start: np.ndarray  # (T, C) row p: probability of a start at p
     end: np.ndarray  # of an end
     duration: np.ndarray  # (R,)
-    transition: np.ndarray  # (C * R,), or (1,)
+    transition: np.ndarray  # (C * R,), or (1,) if not wanted
     beyond: np.ndarray  # (C,) positions beyond the K-th; unused without a tail
-    want_transition: bool
 
 
 class _Tile(NamedTuple):
@@ -87,7 +86,7 @@ def _add_term_by_term(source, sink, position, model, weights, further, row, sums
                 term = math.exp(min(x, 0.0))
                 sums.start[position, j // longest] += term
                 sums.duration[j] += term
-                if sums.want_transition:
+                if sums.transition.shape[0] > 1:
                     sums.transition[c * size + j] += term
                 if (j + 1) % longest == 0:
                     add_further(model.tail, sums.beyond, j // longest, term, further, row)
@@ -133,7 +132,7 @@ def _add_tile(tile, count, model, weights, sums):
         for i in range(count):
             first, out = i * padded, i * size + j
             multiply_tile(sources, first, 1, weights.forward, j, size, num_labels, products, out)
-        if sums.want_transition:
+        if sums.transition.shape[0] > 1:
             for c in range(num_labels):
                 out = c * size + j
                 multiply_tile(sources, c, padded, sinks, j, size, count, tile.transition, out)
@@ -176,7 +175,7 @@ def segment_gradient(sequence, messages, model, weights, begin, stop, sums):
         np.full(TILE * size, -math.inf),
         np.zeros(TILE * size),
         np.zeros(TILE * num_labels),
-        np.zeros(num_labels * size if sums.want_transition else 1),
+        np.zeros(sums.transition.shape[0]),
     )
     further, rows = np.zeros(num_labels), tile.further
     last = min(length, stop - 1 + model.max_duration)
@@ -210,7 +209,7 @@ def segment_gradient(sequence, messages, model, weights, begin, stop, sums):
             tile.position[count] = position
             count += 1
         _add_tile(tile, count, model, weights, sums)
-    if sums.want_transition:
+    if sums.transition.shape[0] > 1:
         for j in range(num_labels * size):
             sums.transition[j] += tile.transition[j] * weights.forward[j]
     _end_marginals(messages, length, begin, stop, sums.end)

@@ -79,7 +79,6 @@ class Weights(NamedTuple):
 
     forward: np.ndarray  # (C * R,) exp(A_k[c', c] - peak), a row for each c'
     peak: np.ndarray  # (R,) max over c' of A_k[c', c]; -inf where nothing arrives
-    reach: np.ndarray  # (R,) peak + D_k(c)
     backward: np.ndarray  # (R * padded C,) exp(A_k[c', c] - source_peak[c']), a row for each k, c
     source_peak: np.ndarray  # (C,) max over k and c of A_k[c', c]
 
@@ -140,4 +139,4 @@ def weights_of(model: Model) -> Weights:
     padded = np.zeros((scores.shape[1], padded_labels(len(scores))))
     finite = np.where(source_peak == -np.inf, 0.0, source_peak)
     padded[:, : len(scores)] = np.exp(scores - finite[:, None]).T
-    return Weights(forward.ravel(), peak, peak + model.bias, padded.ravel(), source_peak)
+    return Weights(forward.ravel(), peak, padded.ravel(), source_peak)

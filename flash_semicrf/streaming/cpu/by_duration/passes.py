@@ -38,7 +38,7 @@ from flash_semicrf.streaming.cpu.by_duration.window import (
     take_end,
     whole_level,
 )
-from flash_semicrf.streaming.cpu.jit import helper, inlined
+from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.parameters import CERTAIN
 from flash_semicrf.streaming.cpu.vector import (
@@ -89,18 +89,18 @@ def _arrive(alpha, model, weights, small, sums, values):
     log_row(sums, 0, values, 0, size)
     uncertain = 0
     for j in range(size):
-        certain = sums[j] >= CERTAIN
-        value = values[j] + top + weights.reach[j]
+        certain, reach = sums[j] >= CERTAIN, weights.peak[j] + model.bias[j]
+        value = values[j] + top + reach
         values[j] = value if certain else -math.inf
-        uncertain += (not certain) and weights.reach[j] > -math.inf
+        uncertain += (not certain) and reach > -math.inf
     if uncertain > 0:
         for j in range(size):
-            if sums[j] < CERTAIN and weights.reach[j] > -math.inf:
+            if sums[j] < CERTAIN and weights.peak[j] + model.bias[j] > -math.inf:
                 exact = exact_sum(alpha, model.scores, j, size, -math.inf)
                 values[j] = exact + model.bias[j]
 
 
-@inlined
+@helper
 def _push(window, sums, column, sequence, position, values, gaps):
     """Add the source at `position` to the K outputs from `column` on; `gaps` is workspace."""
     longest = window.max_duration
@@ -130,7 +130,7 @@ def _push(window, sums, column, sequence, position, values, gaps):
             tops[k] = source[k] if higher else tops[k]
 
 
-@inlined
+@helper
 def _emit(window, sums, column, sequence, position, small, alpha):
     """alpha of the segments that end at `position`, the output in `column`; `small` is scratch."""
     num_labels = alpha.shape[0]

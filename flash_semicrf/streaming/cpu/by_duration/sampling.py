@@ -18,10 +18,10 @@ import numpy as np
 from flash_semicrf.problem.potentials import NEG_INF, Potentials
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.cpu.by_duration.batch import batch_of
-from flash_semicrf.streaming.cpu.by_duration.model import messages_of, sequence_of
+from flash_semicrf.streaming.cpu.by_duration.model import sequence_of
 from flash_semicrf.streaming.cpu.by_duration.passes import exact_sum
 from flash_semicrf.streaming.cpu.by_duration.tail import reach
-from flash_semicrf.streaming.cpu.jit import helper, kernel
+from flash_semicrf.streaming.cpu.jit import helper, inlined, kernel
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.walks import NEGLIGIBLE, draw, sample_walks
 
@@ -43,7 +43,7 @@ def _label(alpha, into, size, j, total, u):
     return label
 
 
-@helper
+@inlined
 def _duration(sequence, alpha, offsets, model, stop, label, u):
     """Draw the duration of the segment that ends before `stop`, and what arrives at it."""
     longest, size = model.max_duration, model.bias.shape[0]
@@ -81,19 +81,19 @@ def _duration(sequence, alpha, offsets, model, stop, label, u):
 
 
 @kernel
-def _run(queue, shares, batch, stream, counts, starts, labels):
+def _run(queue, shares, sequences, model, messages, stream, counts, starts, labels):
     """Task i is the samples (sequence, first, last) in row i of `shares`."""
-    model, size, capacity = batch.model, batch.model.bias.shape[0], starts.shape[2]
+    alphas, shifts, total = messages
+    size, capacity = model.bias.shape[0], starts.shape[2]
     task = take(queue)
     while task >= 0:
         b, first_sample, last_sample = shares[task]
-        sequence, messages = sequence_of(batch.sequences, b), messages_of(batch.messages, b)
-        alpha, offsets = messages.alpha, messages.forward
+        sequence, alpha, offsets = sequence_of(sequences, b), alphas[b], shifts[b]
         for sample in range(first_sample, last_sample):
             state, increment = stream[0, sample, b], stream[1, sample, b]
             u = draw(state, increment, np.uint64(0))
             stop = sequence.length
-            label = _label(alpha[stop - 1], model.last, 1, 0, messages.total[1], u)
+            label = _label(alpha[stop - 1], model.last, 1, 0, total[b, 1], u)
             count = 0
             while stop > 0:
                 u = draw(state, increment, np.uint64(2 * count + 1))
@@ -113,4 +113,6 @@ def _run(queue, shares, batch, stream, counts, starts, labels):
 def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
     """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
     batch = batch_of(potentials, backward=False)
-    return sample_walks(potentials, num_samples, seed, batch.messages.total[:, 1], _run, (batch,))
+    rows = batch.messages
+    given = (batch.sequences, batch.model, (rows.alpha, rows.forward, rows.total))
+    return sample_walks(potentials, num_samples, seed, rows.total[:, 1], _run, given)

@@ -86,16 +86,15 @@ def _slopes_of(direction: Potentials, weights: Weights) -> Slopes:
 
 
 @kernel
-def _run(queue, batch, slopes, directions, found, means):
-    model, weights = batch.model, batch.weights
+def _run(queue, sequences, model, weights, rows, slopes, directions, found, means):
     b = take(queue)
     while b >= 0:
-        sequence, messages = sequence_of(batch.sequences, b), messages_of(batch.messages, b)
+        sequence, messages = sequence_of(sequences, b), messages_of(rows, b)
         given = directions.scores[b], directions.start[b], directions.end[b]
         filled = directions.alpha[b], directions.beta[b], directions.rest[b]
         tangent = Tangent(*given, directions.has_boundary, *filled)
-        rows, beyond = (found.start[b], found.duration[b], found.first[b]), found.beyond[b]
-        totals = Totals(*rows, found.transition[b], found.direct[b], beyond)
+        counts = found.start[b], found.duration[b], found.first[b]
+        totals = Totals(*counts, found.transition[b], found.direct[b], found.beyond[b])
         backward_tangents(sequence, messages, tangent, model, weights, slopes)
         means[b] = forward_tangents(sequence, messages, tangent, model, weights, slopes, totals)
         b = take(queue)
@@ -136,7 +135,7 @@ def tangents(
     means = np.zeros(p.batch_size)
     slopes = _slopes_of(direction, batch.weights)
     costs = lengths[alive] * cost_of(p)
-    pool.run(_run, alive, costs, (batch, slopes, tangent, found, means))
+    pool.run(_run, alive, costs, (*batch, slopes, tangent, found, means))
     level = means[:, None, None]
     end = counts["end_scores"].numpy() * (tangent.alpha + tangent.beta - level)
     products = boundary_products(found.start, end, lengths, wanted)
