@@ -165,7 +165,8 @@ def _end_marginals(messages, length, begin, stop, rows):
 @helper
 def segment_gradient(sequence, messages, model, weights, begin, stop, sums):
     """Add up the segments that start, and write the ends, in positions ``[begin, stop)``."""
-    length, backward = sequence.length, messages.backward
+    scores, start, end, has_boundary, length = sequence
+    beta, backward = messages.beta, messages.backward
     num_labels, size = model.last.shape[0], model.bias.shape[0]
     padded = -(-num_labels // LANES) * LANES
     window = make_window(num_labels, model.max_duration, TILE)
@@ -191,17 +192,16 @@ def segment_gradient(sequence, messages, model, weights, begin, stop, sums):
         for i in range(min(TILE, block - begin)):
             position, column = block - 1 - i, TILE - 1 - i
             offset = backward[length - position - 1] - reference
-            take_end(window, column, sequence, position, messages.beta[position], offset)
+            take_end(window, column, scores, end, has_boundary, position, beta[position], offset)
             if position >= stop:
                 continue
             if position == stop - 1 and stop < length:
-                resume_ends(
-                    model.tail, window, column, sequence, stop, messages, reference, further
-                )
+                moved = backward[length - stop - 1] - reference
+                resume_ends(model.tail, window, column, scores, stop, messages, moved, further)
             extend_ends(model.tail, window, column, further, rows, count)
             source = tile.sources[count * padded : (count + 1) * padded]
             sink = tile.sinks[count * size : (count + 1) * size]
-            start_segments(window, column, model.bias, sequence, position, sink)
+            start_segments(window, column, model.bias, start, has_boundary, position, sink)
             sink[num_labels * model.max_duration :] = -math.inf
             _fill_row(
                 messages, position, reference, model, weights, source, sink, rows, count, sums

@@ -101,13 +101,13 @@ def _arrive(alpha, model, weights, small, sums, values):
 
 
 @helper
-def _push(window, sums, column, sequence, position, values, gaps):
+def _push(window, sums, column, start, has_boundary, position, values, gaps):
     """Add the source at `position` to the K outputs from `column` on; `gaps` is workspace."""
     longest = window.max_duration
     for c in range(window.frame.shape[0]):
         shift = -window.frame[c]
-        if sequence.has_boundary:
-            shift += sequence.start[position, c]
+        if has_boundary:
+            shift += start[position, c]
         first = c * window.capacity + column
         tops = window.values[first : first + longest]
         source = values[c * longest : (c + 1) * longest]
@@ -131,17 +131,17 @@ def _push(window, sums, column, sequence, position, values, gaps):
 
 
 @helper
-def _emit(window, sums, column, sequence, position, small, alpha):
+def _emit(window, sums, column, scores, end, has_boundary, position, small, alpha):
     """alpha of the segments that end at `position`, the output in `column`; `small` is scratch."""
     num_labels = alpha.shape[0]
     for c in range(num_labels):
-        absorb(window, c, sequence.scores[position, c])
+        absorb(window, c, scores[position, c])
         small[c] = sums[c * window.capacity + column]
     log_row(small, 0, small, 0, small.shape[0])
     for c in range(num_labels):
         x = window.values[c * window.capacity + column] + small[c] + window.frame[c]
-        if sequence.has_boundary:
-            x += sequence.end[position, c]
+        if has_boundary:
+            x += end[position, c]
         alpha[c] = x if x > NEG_INF else -math.inf
 
 
@@ -168,8 +168,8 @@ def _shift(message, window):
 @helper
 def forward_pass(sequence, model, weights, messages, keep):
     """Fill `messages.total`, and with `keep` those of the forward pass."""
-    num_labels = model.last.shape[0]
-    size = model.bias.shape[0]
+    scores, start, end, has_boundary, length = sequence
+    num_labels, size = model.last.shape[0], model.bias.shape[0]
     window = make_window(num_labels, model.max_duration, _BLOCK)
     sums = np.zeros(window.values.shape[0])
     values, row = np.zeros(size), np.zeros(size)
@@ -178,16 +178,16 @@ def forward_pass(sequence, model, weights, messages, keep):
     shift = 0.0
     if keep:
         messages.forward[0] = 0.0
-    for position in range(sequence.length):
+    for position in range(length):
         column = position % _BLOCK
         if position == 0:
             copy_row(model.first, values)
         else:
             _arrive(alpha, model, weights, small, row, values)
-        _push(window, sums, column, sequence, position, values, row)
-        _emit(window, sums, column, sequence, position, small, alpha)
+        _push(window, sums, column, start, has_boundary, position, values, row)
+        _emit(window, sums, column, scores, end, has_boundary, position, small, alpha)
         extend_outputs(model.tail, window, sums, column)
-        if column == _BLOCK - 1 or position == sequence.length - 1:
+        if column == _BLOCK - 1 or position == length - 1:
             shift += _shift(alpha, window)
             slide_left(window)
             _slide_sums(window, sums)
@@ -234,24 +234,24 @@ def _depart(eta, model, weights, row, small, sums, beta):
 @helper
 def backward_pass(sequence, model, weights, messages):
     """Fill the messages of the backward pass, and `rest` and `further`."""
-    num_labels = model.last.shape[0]
-    size = model.bias.shape[0]
+    scores, start, end, has_boundary, length = sequence
+    num_labels, size = model.last.shape[0], model.bias.shape[0]
     window = make_window(num_labels, model.max_duration, _BLOCK)
     eta, row = np.full(size, -math.inf), np.zeros(size)
     small, sums = np.zeros((2, -(-num_labels // LANES) * LANES))
     beta, further = model.last.copy(), np.zeros(num_labels)
     shift = 0.0
-    for step in range(sequence.length):
-        position = sequence.length - 1 - step
+    for step in range(length):
+        position = length - 1 - step
         column = _BLOCK - 1 - step % _BLOCK
         copy_row(beta, messages.beta[position])
         messages.backward[step] = shift
-        take_end(window, column, sequence, position, beta, 0.0)
+        take_end(window, column, scores, end, has_boundary, position, beta, 0.0)
         extend_ends(model.tail, window, column, further, messages.further, position)
         keep_ends(model.tail, window, column, messages.rest, position)
         if position == 0:
             break
-        start_segments(window, column, model.bias, sequence, position, eta)
+        start_segments(window, column, model.bias, start, has_boundary, position, eta)
         _depart(eta, model, weights, row, small, sums, beta)
         if column == 0:
             shift += _shift(beta, window)

@@ -87,15 +87,14 @@ def keep_ends(tail, window, column, rest_rows, row):
 
 
 @with_tail(nothing)
-def resume_ends(tail, window, column, sequence, stop, messages, offset, further):
+def resume_ends(tail, window, column, scores, stop, messages, moved, further):
     """Go on with the class from a start at `stop`, at the start before it, in `column`.
 
-    `offset` is that of the window; `further` (C,) becomes that of `stop`.
+    `moved` is its offset less that of the window; `further` (C,) becomes that of `stop`.
     """
     num_labels = tail.shape[0]
-    moved = messages.backward[sequence.length - stop - 1] - offset
     for c in range(num_labels):
-        score = sequence.scores[stop - 1, c]
+        score = scores[stop - 1, c]
         x = messages.rest[stop * num_labels + c] + moved + score - window.frame[c]
         allowed = x > NEG_INF and score > NEG_INF
         window.values[c * window.capacity + column + window.max_duration] = x if allowed else FLOOR

@@ -55,13 +55,13 @@ class _Paths(NamedTuple):
 
 
 @inlined
-def _push(tail, window, origins, column, sequence, position, values):
+def _push(tail, window, origins, column, start, has_boundary, position, values):
     """Add the source at `position` to the K outputs from `column` on."""
     longest = window.max_duration
     for c in range(window.frame.shape[0]):
         shift = -window.frame[c]
-        if sequence.has_boundary:
-            shift += sequence.start[position, c]
+        if has_boundary:
+            shift += start[position, c]
         first = c * window.capacity + column
         note_beaten(tail, origins, window.values, first, values, c * longest, shift, longest)
         tops = window.values[first : first + longest]
@@ -76,18 +76,18 @@ def _max_pass(sequence, model, paths):
     num_labels, size = model.last.shape[0], model.bias.shape[0]
     window = make_window(num_labels, model.max_duration, _BLOCK)
     origins = make_origins(model.tail, window)
-    scores, end, values = sequence.scores, sequence.end, np.empty(size)
-    messages, offsets = paths.alpha, paths.offsets
+    scores, start, end, has_boundary, length = sequence
+    messages, offsets, values = paths.alpha, paths.offsets, np.empty(size)
     copy_row(model.first, values)
     offsets[0] = 0.0
-    for position in range(sequence.length):
+    for position in range(length):
         column = position % _BLOCK
         alpha = messages[position]
-        _push(model.tail, window, origins, column, sequence, position, values)
+        _push(model.tail, window, origins, column, start, has_boundary, position, values)
         for c in range(num_labels):
             absorb(window, c, scores[position, c])
             x = window.values[c * window.capacity + column] + window.frame[c]
-            if sequence.has_boundary:
+            if has_boundary:
                 x += end[position, c]
             alpha[c] = x if x > NEG_INF else -math.inf
         extend_best(model.tail, window, origins, column, position, paths.origins)

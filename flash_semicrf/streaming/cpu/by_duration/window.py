@@ -124,18 +124,18 @@ def slide_right(window):
 
 
 @helper
-def take_end(window, column, sequence, position, beta, offset):
+def take_end(window, column, scores, end, has_boundary, position, beta, offset):
     """Put in beta + offset for the segments that end at `position`; then its scores cover all."""
     for c in range(window.frame.shape[0]):
         u = beta[c] + offset
-        if sequence.has_boundary:
-            u += sequence.end[position, c]
+        if has_boundary:
+            u += end[position, c]
         window.values[c * window.capacity + column] = max(u - window.frame[c], FLOOR)
-        absorb(window, c, sequence.scores[position, c])
+        absorb(window, c, scores[position, c])
 
 
 @helper
-def start_segments(window, column, bias, sequence, position, row):
+def start_segments(window, column, bias, start, has_boundary, position, row):
     """row = eta: the segments that start at `position`, and all that can follow them.
 
     `column` is that of the segments of one position; longer ones are to its right.
@@ -143,8 +143,8 @@ def start_segments(window, column, bias, sequence, position, row):
     longest = window.max_duration
     for c in range(window.frame.shape[0]):
         shift = window.frame[c]
-        if sequence.has_boundary:
-            shift += sequence.start[position, c]
+        if has_boundary:
+            shift += start[position, c]
         first = c * window.capacity + column
         ends = window.values[first : first + longest]
         scores = bias[c * longest : (c + 1) * longest]
