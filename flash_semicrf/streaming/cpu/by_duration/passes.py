@@ -72,8 +72,11 @@ def exact_sum(values, scores, first, step, least):
 
 
 @helper
-def _arrive(alpha, model, weights, small, sums, values):
-    """values = gamma + D, a row, from alpha (C,); `small` and `sums` are workspace."""
+def _arrive(alpha, model, weights, reach, small, sums, values):
+    """values = gamma + D, a row, from alpha (C,); `small` and `sums` are workspace.
+
+    `reach` is D and the peak of the weights.
+    """
     top = highest(alpha)
     values[:] = -math.inf
     if top == -math.inf:
@@ -89,13 +92,13 @@ def _arrive(alpha, model, weights, small, sums, values):
     log_row(sums, 0, values, 0, size)
     uncertain = 0
     for j in range(size):
-        certain, reach = sums[j] >= CERTAIN, weights.peak[j] + model.bias[j]
-        value = values[j] + top + reach
+        certain = sums[j] >= CERTAIN
+        value = values[j] + top + reach[j]
         values[j] = value if certain else -math.inf
-        uncertain += (not certain) and reach > -math.inf
+        uncertain += (not certain) and reach[j] > -math.inf
     if uncertain > 0:
         for j in range(size):
-            if sums[j] < CERTAIN and weights.peak[j] + model.bias[j] > -math.inf:
+            if sums[j] < CERTAIN and reach[j] > -math.inf:
                 exact = exact_sum(alpha, model.scores, j, size, -math.inf)
                 values[j] = exact + model.bias[j]
 
@@ -172,7 +175,9 @@ def forward_pass(sequence, model, weights, messages, keep):
     num_labels, size = model.last.shape[0], model.bias.shape[0]
     window = make_window(num_labels, model.max_duration, _BLOCK)
     sums = np.zeros(window.values.shape[0])
-    values, row = np.zeros(size), np.zeros(size)
+    values, row, reach = np.zeros(size), np.zeros(size), np.empty(size)
+    for j in range(size):
+        reach[j] = weights.peak[j] + model.bias[j]
     small = np.ones(-(-num_labels // LANES) * LANES)
     alpha = np.zeros(num_labels)
     shift = 0.0
@@ -183,7 +188,7 @@ def forward_pass(sequence, model, weights, messages, keep):
         if position == 0:
             copy_row(model.first, values)
         else:
-            _arrive(alpha, model, weights, small, row, values)
+            _arrive(alpha, model, weights, reach, small, row, values)
         _push(window, sums, column, start, has_boundary, position, values, row)
         _emit(window, sums, column, scores, end, has_boundary, position, small, alpha)
         extend_outputs(model.tail, window, sums, column)
