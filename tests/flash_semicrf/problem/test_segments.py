@@ -59,6 +59,7 @@ def label_batches(draw, max_batch=4, max_length=12, num_labels=3):
 
 def test_module_exports():
     assert set(segments_module.__all__) == {
+        "LongSegments",
         "Segment",
         "SegmentTable",
         "ViterbiResult",
