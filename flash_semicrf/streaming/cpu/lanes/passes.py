@@ -94,9 +94,8 @@ def _exponentials(lanes):
 
 
 @helper
-def _recentre(lanes, oldest, count, newest):
+def _recentre(work, at, from_one, oldest, count, newest):
     """Bring frames back to 1, and with them the sources of `count` positions from `oldest` on."""
-    work, at, from_one = lanes.work, lanes.at, lanes.model.from_one
     fill(work, at.astray, LANES, 0.0)
     for c in range(from_one.shape[0] * LANES):
         shift = work[at.frame + c]
@@ -119,9 +118,9 @@ def _recentre(lanes, oldest, count, newest):
 
 
 @helper
-def _backward(lanes):
+def _backward(lanes, model):
     """Keep the outputs and the sinks of all positions, and their exponents."""
-    work, at, model, lengths = lanes.work, lanes.at, lanes.model, lanes.lengths
+    work, at, lengths, from_one = lanes.work, lanes.at, lanes.lengths, model.from_one
     rising, transition, last = model.rising, model.transition, model.last
     num_labels, longest, num_positions = lanes.num_labels, lanes.longest, lengths[LANES - 1]
     fill(work, at.frame, at.row, 1.0)
@@ -150,7 +149,7 @@ def _backward(lanes):
             work, (at.sums, at.frame, opening, at.power, sink) + watched, num_labels
         )
         if rows.largest(work, at.astray) > 0.0:
-            _recentre(lanes, i, min(count, longest - 1), i)
+            _recentre(work, at, from_one, i, min(count, longest - 1), i)
         matrix, sinks = (0, num_labels, 1), (sink, 0, LANES)
         rows.sum_products(transition, matrix, work, sinks, at.incoming, num_labels, num_labels)
     for lane in range(LANES):
@@ -158,9 +157,9 @@ def _backward(lanes):
 
 
 @helper
-def _close(lanes, log_z):
+def _close(lanes, model, log_z):
     """Log Z of each lane, and 1 / Z of its scaled messages."""
-    work, at, first, peaks = lanes.work, lanes.at, lanes.model.first, lanes.model.peaks
+    work, at, first, peaks = lanes.work, lanes.at, model.first, model.peaks
     for lane in range(LANES):
         total = 0.0
         for c in range(lanes.num_labels):
@@ -177,9 +176,9 @@ def _close(lanes, log_z):
 
 
 @helper
-def _forward(lanes, want):
+def _forward(lanes, model, want):
     """Run the forward pass and add up the gradient."""
-    work, at, model = lanes.work, lanes.at, lanes.model
+    work, at, from_one = lanes.work, lanes.at, model.from_one
     first, falling, transition = model.first, model.falling, model.transition
     num_labels, longest = lanes.num_labels, lanes.longest
     num_positions = lanes.lengths[LANES - 1]
@@ -220,7 +219,7 @@ def _forward(lanes, want):
             break
         if rows.largest(work, at.astray) > 0.0:
             used = min(count, longest - 1)
-            _recentre(lanes, i + 1 - used, used, i)
+            _recentre(work, at, from_one, i + 1 - used, used, i)
         matrix, ended = (0, 1, num_labels), (at.alpha, 0, LANES)
         rows.sum_products(transition, matrix, work, ended, at.incoming, num_labels, num_labels)
         if want[2]:
@@ -230,11 +229,11 @@ def _forward(lanes, want):
 
 
 @helper
-def _write(lanes, count, want, sums):
+def _write(lanes, model, count, want, sums):
     """Hand out the results of the first `count` lanes; check that their counts agree."""
     work, at, sequences, lengths = lanes.work, lanes.at, lanes.sequences, lanes.lengths
     num_labels, longest = lanes.num_labels, lanes.longest
-    falling, transition = lanes.model.falling, lanes.model.transition
+    falling, transition = model.falling, model.transition
     _store_lanes(lanes, at.factor, sums.position, count)
     if want[0]:
         _store_lanes(lanes, at.sink, sums.start, count)
@@ -291,7 +290,7 @@ def run_short(queue, batch, model, at, stride, longest, gradient, want, sums):
     """
     work, log_z = np.zeros(at.size), np.zeros(LANES)
     sequences, lengths = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
-    lanes = Lanes(work, at, model, sequences, lengths, stride, model.first.shape[0], longest)
+    lanes = Lanes(work, at, sequences, lengths, stride, model.first.shape[0], longest)
     task = take(queue)
     while task >= 0:
         count = min(LANES, batch.order.shape[0] - LANES * task)
@@ -305,15 +304,15 @@ def run_short(queue, batch, model, at, stride, longest, gradient, want, sums):
         fill(work, at.zero, 10 * LANES, 0.0)
         fill(work, at.lowest, LANES, 1.0)
         _exponentials(lanes)
-        _backward(lanes)
-        _close(lanes, log_z)
+        _backward(lanes, model)
+        _close(lanes, model, log_z)
         if gradient:
-            _forward(lanes, want)
+            _forward(lanes, model, want)
         for lane in range(count):
             b = sequences[lane]
             sums.log_z[b] = log_z[lane]
             low, high = work[at.lowest + lane], work[at.highest + lane]
             sums.certain[b] = low >= LOW and high <= HIGH
         if gradient:
-            _write(lanes, count, want, sums)
+            _write(lanes, model, count, want, sums)
         task = take(queue)

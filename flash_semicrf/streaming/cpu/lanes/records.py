@@ -138,7 +138,6 @@ class Lanes(NamedTuple):
     ----------
     work : float64 array of shape (at.size,)
     at : Places
-    model : Model
     sequences, lengths : int64 arrays of shape (8,)
         The last sequence again where there are fewer.
     stride, num_labels, longest : int
@@ -147,7 +146,6 @@ class Lanes(NamedTuple):
 
     work: np.ndarray
     at: Places
-    model: Model
     sequences: np.ndarray
     lengths: np.ndarray
     stride: int
