@@ -61,7 +61,7 @@ def scored(record: dict[str, Any], gold: list[list[str]]) -> dict[str, Any]:
 
 
 def goals(records: list[dict[str, Any]]) -> list[tuple[str, str, bool]]:
-    """What is to be reached on the whole data set, what was measured, and whether it was."""
+    """Figures asked for on the whole data set, figures measured, and whether they are reached."""
     mine, peer = records
     ratio = mine["train_s"] / peer["train_s"]
     memory = mine["peak_bytes"]

@@ -1,4 +1,4 @@
-"""What `fit` adds to its encoder: ``python -m benchmarks.overhead``.
+"""Time that `fit` adds to its encoder: ``python -m benchmarks.overhead``.
 
 The wall time of an epoch of `SemiCRFSegmenter` on ECGs over that of the encoder's own forward and
 backward passes on the same batches, which any training has to pay. The two alternate in one

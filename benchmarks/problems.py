@@ -179,7 +179,7 @@ THREADED: dict[str, Problem] = {
         _threaded("linear-crf", "log_partition_gradient"),
     )
 }
-"""What the groups `threads` and `busy` measure (`benchmarks.threads`)."""
+"""Measurements of the groups `threads` and `busy` (`benchmarks.threads`)."""
 
 
 def make_inputs(problem: Problem, num_positions: int | None = None) -> dict[str, np.ndarray]:

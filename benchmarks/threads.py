@@ -176,7 +176,7 @@ def _bound(record: Record) -> float | None:
 
 
 def _verdict(record: Record) -> list[str]:
-    """What is wanted, and whether it is reached."""
+    """The figure asked for, and whether it is reached."""
     bound = _bound(record)
     if bound is None:
         return ["", ""]

@@ -153,7 +153,7 @@ def _check_gradients(problem: Problem) -> None:
 
 
 def check_identities(problem: Problem, potentials: Potentials, result: Any) -> None:
-    """What must hold for the result on the whole problem, whatever its size."""
+    """Identities of the result on the whole problem, whatever its size."""
     if problem.job == "decode":
         _check_tiling(potentials, result)
     elif problem.job == "log_partition_gradient":

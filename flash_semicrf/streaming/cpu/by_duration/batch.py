@@ -29,7 +29,6 @@ from flash_semicrf.streaming.cpu.by_duration.model import (
     weights_of,
 )
 from flash_semicrf.streaming.cpu.by_duration.passes import backward_pass, forward_pass
-from flash_semicrf.streaming.cpu.by_duration.viterbi import max_messages, viterbi
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.parameters import cost_of, forbid
 from flash_semicrf.streaming.cpu.tasks import take
@@ -40,9 +39,7 @@ __all__ = [
     "gradients",
     "gradients_of",
     "log_partition",
-    "max_messages",
     "messages",
-    "viterbi",
 ]
 
 _TASKS = 8  # chunks of a batch, at least: each has a (K, C, C) gradient of its own
