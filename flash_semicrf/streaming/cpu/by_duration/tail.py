@@ -14,8 +14,7 @@ beyond the K-th of a segment of the class that starts at s is
 
     further_s(c) = P(it goes on beyond s + K) (1 + further_{s+1}(c)).
 
-For problems without a tail these functions are compiled to nothing, by the type of their first
-argument.
+For problems without a tail, whose first argument is None, these functions are compiled to nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.streaming.cpu.by_duration.window import FLOOR
-from flash_semicrf.streaming.cpu.tails import nothing, with_tail
+from flash_semicrf.streaming.cpu.jit import helper
 
 __all__ = [
     "add_further",
@@ -42,13 +41,15 @@ __all__ = [
 ]
 
 
-@with_tail(nothing)
+@helper
 def extend_outputs(tail, window, sums, column):
     """Start the next output with what the class has brought to the one K - 1 after `column`.
 
     Called when the sources of K positions and more are all that the latter has: `values` and `sums`
     are the pairs of `flash_semicrf.streaming.cpu.by_duration.passes`.
     """
+    if tail is None:
+        return
     values = window.values
     for c in range(tail.shape[0]):
         i = c * window.capacity + column + window.max_duration
@@ -56,7 +57,7 @@ def extend_outputs(tail, window, sums, column):
         sums[i] = sums[i - 1]
 
 
-@with_tail(nothing)
+@helper
 def extend_ends(tail, window, column, further, further_rows, row):
     """Replace the ends of K positions after the start in `column` by those of the class.
 
@@ -64,6 +65,8 @@ def extend_ends(tail, window, column, further, further_rows, row):
     `further` (C,) is that of the same start. It becomes that of this one, copied to a row of
     `further_rows` (N * C,).
     """
+    if tail is None:
+        return
     num_labels, values = tail.shape[0], window.values
     for c in range(num_labels):
         i = c * window.capacity + column + window.max_duration
@@ -76,9 +79,11 @@ def extend_ends(tail, window, column, further, further_rows, row):
         further_rows[row * num_labels + c] = further[c]
 
 
-@with_tail(nothing)
+@helper
 def keep_ends(tail, window, column, rest_rows, row):
     """Write the value of the class of the start in `column`, without D_K, to a row (of N * C)."""
+    if tail is None:
+        return
     num_labels = tail.shape[0]
     for c in range(num_labels):
         end = c * window.capacity + column + window.max_duration - 1
@@ -86,12 +91,14 @@ def keep_ends(tail, window, column, rest_rows, row):
         rest_rows[row * num_labels + c] = x if x > NEG_INF else -math.inf
 
 
-@with_tail(nothing)
+@helper
 def resume_ends(tail, window, column, scores, stop, messages, moved, further):
     """Go on with the class from a start at `stop`, at the start before it, in `column`.
 
     `moved` is its offset less that of the window; `further` (C,) becomes that of `stop`.
     """
+    if tail is None:
+        return
     num_labels = tail.shape[0]
     for c in range(num_labels):
         score = scores[stop - 1, c]
@@ -101,36 +108,40 @@ def resume_ends(tail, window, column, scores, stop, messages, moved, further):
         further[c] = messages.further[stop * num_labels + c]
 
 
-@with_tail(nothing)
+@helper
 def add_further(tail, beyond, label, probability, further, row):
     """Add the positions beyond the K-th of a class of this probability, from a row of further."""
+    if tail is None:
+        return
     beyond[label] += probability * further[row * tail.shape[0] + label]
 
 
-def _no_origins(tail, window):
-    return np.empty(0, np.int64)
-
-
-@with_tail(_no_origins)
+@helper
 def make_origins(tail, window):
     """For each value of a window of the max pass: where its segment starts, if that is beyond K.
 
     -1 where one of at most K positions is as good.
     """
+    if tail is None:
+        return np.empty(0, np.int64)
     return np.full(window.values.shape[0], -1)
 
 
-@with_tail(nothing)
+@helper
 def note_beaten(tail, origins, values, first, source, at, shift, longest):
     """Note the longer segments that K sources at `at` are to replace in values from `first` on."""
+    if tail is None:
+        return
     for k in range(longest):
         if source[at + k] + shift >= values[first + k]:
             origins[first + k] = -1
 
 
-@with_tail(nothing)
+@helper
 def extend_best(tail, window, origins, column, position, origin_rows):
     """`extend_outputs` of the max pass; also writes row `position` of `origin_rows` (T, C)."""
+    if tail is None:
+        return
     values, longest, capacity = window.values, window.max_duration, window.capacity
     for c in range(tail.shape[0]):
         first = c * capacity
@@ -145,24 +156,20 @@ def extend_best(tail, window, origins, column, position, origin_rows):
                 origins[j] = -1
 
 
-def _none_longer(tail, origin_rows, stop, label):
-    return 0
-
-
-@with_tail(_none_longer)
+@helper
 def best_longer(tail, origin_rows, stop, label):
     """Duration of the best segment of `label` that ends before `stop`, if above K, else 0."""
+    if tail is None:
+        return 0
     origin = origin_rows[stop - 1, label]
     return stop - origin if origin >= 0 else 0
 
 
-def _reach_without(tail, label, longest, stop):
-    return min(longest, stop), 0.0
-
-
-@with_tail(_reach_without)
+@helper
 def reach(tail, label, longest, stop):
     """Longest duration of a segment of `label` before `stop`; what a position beyond K adds."""
+    if tail is None:
+        return min(longest, stop), 0.0
     if tail[label] > NEG_INF:
         return stop, tail[label]
     return min(longest, stop), 0.0

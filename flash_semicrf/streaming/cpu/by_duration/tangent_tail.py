@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.tails import nothing, with_tail
+from flash_semicrf.streaming.cpu.jit import helper
 
 __all__ = ["fill_class", "new_class", "pass_on", "take_class"]
 
@@ -34,20 +34,24 @@ class _Class(NamedTuple):
     d_total: np.ndarray  # that times the derivative of all that leads there
 
 
-@with_tail(nothing)
+@helper
 def new_class(tail):
     """Workspace of the functions below."""
+    if tail is None:
+        return None
     size = tail.shape[0]
     return _Class(np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size))
 
 
-@with_tail(nothing)
+@helper
 def fill_class(tail, sequence, messages, tangent, model, slopes, s, row, longer):
     """Turn the segments of K positions from s into the class.
 
     Fills row s of `tangent.rest`, after row s + 1; `row` is (eta, d_eta). `longer` gets all but its
     probability and its total.
     """
+    if tail is None:
+        return
     num_labels, longest = tail.shape[0], model.max_duration
     eta, d_eta = row
     t = s + longest
@@ -73,25 +77,25 @@ def fill_class(tail, sequence, messages, tangent, model, slopes, s, row, longer)
         eta[j] = x if x > NEG_INF else -math.inf
 
 
-def _not_taken(tail, longer, label, probability, d_source):
-    return False
-
-
-@with_tail(_not_taken)
+@helper
 def take_class(tail, longer, label, probability, d_source):
     """Add the segments of the class that start here to it; whether there is such a class."""
+    if tail is None:
+        return False
     longer.probability[label] += probability
     longer.d_total[label] += probability * (d_source + longer.d_before[label])
     return True
 
 
-@with_tail(nothing)
+@helper
 def pass_on(tail, tangent, slopes, t, mean, longer, probability, beyond):
     """End the segments of the class that have just K positions or more before t, or go on.
 
     Those that end are added to `tangent.alpha` and `probability` (T, C), those that go on remain;
     `mean` is d log Z.
     """
+    if tail is None:
+        return
     length = probability.shape[0]
     if t > length:
         return

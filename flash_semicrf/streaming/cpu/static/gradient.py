@@ -429,10 +429,7 @@ def transition_gradient(messages, begin, stop, transition, free_start, gradient)
     """
     num_labels = transition.shape[0]
     padded = -(-num_labels // LANES) * LANES
-    peak = -math.inf
-    for c_src in range(num_labels):
-        for c in range(num_labels):
-            peak = max(peak, transition[c_src, c])
+    peak = transition.max()
     if peak == -math.inf:
         return
     sinks = _BLOCK * padded

@@ -22,18 +22,28 @@ source lives, is redone as a log-sum-exp from H. Cost T(KC + C²); workspace O(K
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.jit import helper, inlined
+from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.parameters import CERTAIN
+from flash_semicrf.streaming.cpu.static.frames import (
+    MASK,
+    first_sources,
+    forget,
+    highest_live,
+    move_down,
+    move_up,
+    new_frames,
+    recentre_block,
+    settle_lives,
+    shift_left,
+)
 from flash_semicrf.streaming.cpu.static.tail import add_longer
 from flash_semicrf.streaming.cpu.vector import (
     TILE,
-    add_to,
     difference_row,
     exp_shifted_row,
     fill,
@@ -43,19 +53,12 @@ from flash_semicrf.streaming.cpu.vector import (
     multiply_row,
     multiply_tile,
     push_rows,
-    scale_row,
 )
 
 __all__ = ["message_pass"]
 
 _HIGH = 200.0
 """H above this recentres the label's frame: E <= e^200 keeps CERTAIN a certificate."""
-
-_GROWN = 50.0
-"""H above this recentres a frame between blocks, where that is cheaper."""
-
-_MASK = 1e4
-"""Scores beyond this, as masks are, must not take the precision of those after them."""
 
 _LOW = -200.0
 """A window whose largest H is below this is recentred, so that its E count again."""
@@ -94,126 +97,6 @@ def exact_product(work, alpha, scores, label):
     return top + math.log(total)
 
 
-class _State(NamedTuple):
-    """Workspace of a pass.
-
-    `window` holds each label's E by time, a row of `capacity` per label, and behind all of them,
-    `logs` elements further, their logarithms H plus the label's drift: recentring a frame scales E
-    and moves the drift, not the logarithms. Rows of `work` have one element per label, padded to
-    whole vectors: those of the sums first, then those that `_Rows` names. Padding is such that
-    every row operation stays harmless: peaks of -inf, sums of 1.
-    """
-
-    window: np.ndarray  # (2 * (C * capacity + LANES),)
-    logs: int
-    work: np.ndarray  # ((TILE + 13) * padded,)
-    live_until: np.ndarray  # (C + 1,) last step that a live source reaches; [C]: that all do
-    tile: np.ndarray  # (C * TILE,) far sums, before they are transposed into `work`
-    padded: int  # elements of a row of `work`
-    capacity: int  # and of a row of `window`
-
-
-class _Rows(NamedTuple):
-    """Offsets of the named rows of `_State.work`."""
-
-    frame: int  # L
-    window_peak: int
-    alpha: int
-    transition_peak: int
-    gamma: int
-    log_source: int
-    source: int
-    scratch: int
-    drift: int
-    spare: int  # and three more
-
-
-@helper
-def _layout(num_labels, capacity, window, transition):
-    """Fresh workspace and its rows."""
-    padded = -(-num_labels // LANES) * LANES
-    first = TILE * padded
-    rows = _Rows(
-        first,
-        first + padded,
-        first + 2 * padded,
-        first + 3 * padded,
-        first + 4 * padded,
-        first + 5 * padded,
-        first + 6 * padded,
-        first + 7 * padded,
-        first + 8 * padded,
-        first + 9 * padded,
-    )
-    half = num_labels * capacity + LANES
-    state = _State(
-        np.zeros(2 * half),
-        half,
-        np.zeros((TILE + 13) * padded),
-        np.full(num_labels + 1, -1),
-        np.zeros(num_labels * TILE),
-        padded,
-        capacity,
-    )
-    fill(state.window, half, half, -math.inf)
-    fill(state.work, 0, TILE * padded, 1.0)
-    fill(state.work, rows.log_source, padded, -math.inf)
-    for c in range(padded):
-        inside = c < num_labels
-        state.work[rows.window_peak + c] = window.peak[c] if inside else -math.inf
-        state.work[rows.transition_peak + c] = transition.peak[c] if inside else -math.inf
-    return state, rows
-
-
-@inlined
-def _drift(work, window, logs, rows, label, shift, first, count):
-    """Let the logarithms follow a frame: at once where their drift would cost them precision."""
-    if abs(shift) < _MASK:
-        work[rows.drift + label] += shift
-    else:
-        add_to(window, logs + first, count, -shift)
-
-
-@inlined
-def _lower(work, window, logs, rows, label, shift, first, count):
-    """Move a label's frame up by `shift` > 0, over the `count` buffered sources from `first`."""
-    work[rows.frame + label] += shift
-    _drift(work, window, logs, rows, label, shift, first, count)
-    rounded = -(-count // LANES) * LANES  # the row has room for it before the window
-    begin = first + count - rounded
-    scale_row(window, begin, 0, 0, math.exp(-shift), begin, rounded)
-
-
-@helper
-def _raise(work, window, logs, rows, label, shift, first, count):
-    """Move a label's frame down by -`shift` > 0: what had been flushed comes back."""
-    work[rows.frame + label] += shift
-    _drift(work, window, logs, rows, label, shift, first, count)
-    drift = work[rows.drift + label]
-    rounded = -(-count // LANES) * LANES
-    begin = first + count - rounded
-    exp_shifted_row(window, logs + begin, 0, 0, drift, begin, rounded)
-
-
-@helper
-def _settle_lives(state):
-    """Make `live_until` true label by label."""
-    last = state.live_until.shape[0] - 1
-    for c in range(last):
-        state.live_until[c] = max(state.live_until[c], state.live_until[last])
-    state.live_until[last] = -1
-
-
-@helper
-def _forget(state, label, first, count, done):
-    """Drop a label's sources, and what they gave to the outputs from `done` of the block on."""
-    fill(state.window, first, count, 0.0)
-    fill(state.window, state.logs + first, count, -math.inf)
-    for j in range(done, TILE):
-        state.work[j * state.padded + label] = 0.0
-    state.live_until[label] = -1
-
-
 @helper
 def _far_window(state, window, step, base, longest):
     """Sums of the block after `step` over the sources up to `step`."""
@@ -237,11 +120,11 @@ def _far_window(state, window, step, base, longest):
 @helper
 def _cut_off(state, scores, position, step, base, longest, done):
     """Drop the sources of the labels that a position forbids."""
-    _settle_lives(state)
+    settle_lives(state)
     count = min(step, longest)
     for c in range(scores.shape[1]):
         if not scores[position, c] > NEG_INF and state.live_until[c] >= step:
-            _forget(state, c, c * state.capacity + step - count - base, count, done)
+            forget(state, c, c * state.capacity + step - count - base, count, done)
 
 
 @helper
@@ -257,7 +140,9 @@ def _rescue(state, rows, window, label, step, base, done):
     highest -= state.work[rows.drift + label]
     value += state.work[rows.frame + label] - state.work[rows.drift + label]
     if -math.inf < highest < _LOW:
-        _raise(state.work, state.window, state.logs, rows, label, np.rint(highest), oldest, count)
+        move_down(
+            state.work, state.window, state.logs, rows, label, np.rint(highest), oldest, count
+        )
         fill(state.tile, label * TILE, TILE, 0.0)
         # The output `done` is this step's: source i of the window is `count - i` before it.
         near = label * (longest + 3 * TILE) + TILE + count - done
@@ -278,7 +163,7 @@ def _make_sources(state, rows, window, transition, sequence, position, step, bas
     """
     num_labels = transition.scores.shape[0]
     longest = window.bias.shape[1] - 1
-    _settle_lives(state)
+    settle_lives(state)
     work, live_until, buffer = state.work, state.live_until, state.window
     scores, opening, has_boundary = sequence.scores, sequence.opening, sequence.has_boundary
     for c in range(num_labels):
@@ -298,73 +183,12 @@ def _make_sources(state, rows, window, transition, sequence, position, step, bas
             delta = np.rint(h)
             count = min(step, longest)
             first = c * state.capacity + step - count - base
-            _lower(work, buffer, state.logs, rows, c, delta, first, count)
+            move_up(work, buffer, state.logs, rows, c, delta, first, count)
             for j in range(done + 1, TILE):
                 work[j * state.padded + c] *= math.exp(-delta)
             h = gamma - work[rows.frame + c]  # not h - delta: either may be huge
         live_until[c] = step + longest
         work[rows.log_source + c] = h
-
-
-@helper
-def _shift_left(state, rows, drop, keep):
-    """Drop the oldest columns of the buffer, and the whole part of the drifts."""
-    for c in range(state.live_until.shape[0] - 1):
-        drift = np.rint(state.work[rows.drift + c])
-        state.work[rows.drift + c] -= drift
-        row = c * state.capacity
-        for i in range(row, row + keep):
-            state.window[i] = state.window[i + drop]
-            state.window[state.logs + i] = state.window[state.logs + i + drop] - drift
-
-
-@helper
-def _recentre_block(state, rows, step, base, longest):
-    """Lower the frames whose newest source has grown, while no sums hang on them."""
-    count = min(step + 1, longest)
-    rounded = -(-count // LANES) * LANES
-    work, window = state.work, state.window
-    for c in range(state.live_until.shape[0] - 1):
-        h = work[rows.log_source + c]
-        if h > _GROWN:
-            shift = np.rint(h)
-            work[rows.frame + c] += shift
-            work[rows.drift + c] += shift
-            begin = c * state.capacity + step + 1 - base - rounded
-            scale_row(window, begin, 0, 0, math.exp(-shift), begin, rounded)
-
-
-@helper
-def _highest_live(state, rows, window, longer, top, shift, step, base):
-    """Level of a step's messages whose largest is `top`, and of the sources still to be used.
-
-    Where all segments that end at a step are masked, the messages are far below the sources of
-    those that go on, which must not be shifted by as much.
-    """
-    num_labels = window.peak.shape[0]
-    longest = window.bias.shape[1] - 1
-    count = min(step, longest)
-    for c in range(num_labels):
-        first = state.logs + c * state.capacity + step - count - base
-        offset = state.work[rows.frame + c] - state.work[rows.drift + c] + window.peak[c]
-        for i in range(first, first + count):
-            top = max(top, state.window[i] + offset)
-        top = max(top, longer[c] + longer[num_labels] - shift)
-    return top
-
-
-@helper
-def _first_sources(state, rows, first, sequence, position, base, longest):
-    """Put source 0 of every label into the buffer, each in a frame of its own."""
-    for c in range(first.shape[0]):
-        h = first[c]
-        if sequence.has_boundary:
-            h += sequence.opening[position, c]
-        if h > NEG_INF:
-            state.work[rows.frame + c] = h
-            state.window[c * state.capacity - base] = 1.0
-            state.window[state.logs + c * state.capacity - base] = 0.0
-            state.live_until[c] = longest
 
 
 @helper
@@ -394,7 +218,7 @@ def message_pass(sequence, first, last, window, transition, output):
     span = longest + LANES  # columns kept: the longest window, and room to round it up
     capacity = span + TILE * max(4, -(-longest // TILE))
     base = 1 - span  # step of the buffer's first column
-    state, rows = _layout(num_labels, capacity, window, transition)
+    state, rows = new_frames(num_labels, capacity, window, transition)
     # Taking an array out of a NamedTuple counts a reference, atomically: once, not per position.
     work, buffer, logs, live_until = state.work, state.window, state.logs, state.live_until
     near, weights = window.near, transition.weights
@@ -406,7 +230,7 @@ def message_pass(sequence, first, last, window, transition, output):
     shift = 0.0
     position = length - 1 if sequence.backward else 0
     ahead = -1 if sequence.backward else 1
-    _first_sources(state, rows, first, sequence, position, base, longest)
+    first_sources(state, rows, first, sequence, position, base, longest)
     if keep:
         offsets[0] = 0.0
         for c in range(num_labels):
@@ -415,9 +239,9 @@ def message_pass(sequence, first, last, window, transition, output):
     for block in range(0, length, TILE):
         if block + TILE - base >= capacity:
             drop = block + 1 - span - base
-            _shift_left(state, rows, drop, span)
+            shift_left(state, rows, drop, span)
             base += drop
-        _recentre_block(state, rows, block, base, longest)
+        recentre_block(state, rows, block, base, longest)
         _far_window(state, window, block, base, longest)
         steps = min(TILE, length - block)
         for i in range(steps):
@@ -463,8 +287,8 @@ def message_pass(sequence, first, last, window, transition, output):
             alive = top > -math.inf
             if i == steps - 1 and alive:
                 level = top
-                if level < -_MASK:
-                    level = _highest_live(state, rows, window, longer, top, shift, step, base)
+                if level < -MASK:
+                    level = highest_live(state, rows, window, longer, top, shift, step, base)
                 delta = np.rint(level)
                 shift += delta
                 top -= delta

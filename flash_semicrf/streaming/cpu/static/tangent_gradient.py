@@ -111,10 +111,7 @@ def transition_tangent(messages, changes, begin, stop, transition, gradient):
     d_alpha, d_eta, mean = changes
     num_labels = transition.shape[0]
     padded = -(-num_labels // LANES) * LANES
-    peak = -math.inf
-    for c_src in range(num_labels):
-        for c in range(num_labels):
-            peak = max(peak, transition[c_src, c])
+    peak = transition.max()
     if peak == -math.inf:
         return
     size = BLOCK * padded
