@@ -21,9 +21,9 @@ from flash_semicrf.duration import DURATION_DISTRIBUTIONS
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import LongSegments, Segment, SegmentTable, limit_durations
 from flash_semicrf.problem.validation import check_positive_int
-from sklearn_api._inputs.annotations import read_classes
-from sklearn_api._inputs.gold import GoldSegments, check_y, encode_labels
+from sklearn_api._inputs.labels import read_classes
 from sklearn_api._inputs.sequences import Sequences, check_X
+from sklearn_api._inputs.targets import GoldSegments, check_y, encode_labels
 from sklearn_api._lbfgs import fitting as lbfgs
 from sklearn_api._model.building import Durations, build_head, check_allowed, resolve_device
 from sklearn_api._model.module import SegmentationModule
@@ -62,8 +62,8 @@ from sklearn_api._prediction import (
 )
 from sklearn_api._sklearn import Interval, StrOptions, fit_context
 from sklearn_api._training import building as training
-from sklearn_api._training.datasets import training_datasets
 from sklearn_api._training.interrupts import in_a_loop, warn_of_interrupt
+from sklearn_api._training.splitting import training_datasets
 from sklearn_api._training.weights import check_sample_weight, training_weights
 from sklearn_api.encoders import ENCODERS, Standardize, make_encoder
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the bottom up: a module may import its own layer and those before it. Within `streaming`,
 # backends import their packages of kernels, and not the other way round.
 LAYERS = [
-    ["flash_semicrf._version", "flash_semicrf.forking", "flash_semicrf.problem.checks"],
+    ["flash_semicrf._version", "flash_semicrf.forking", "flash_semicrf.problem.arguments"],
     ["flash_semicrf.problem"],
     ["flash_semicrf.duration", "flash_semicrf.semirings", "flash_semicrf.testing"],
     ["flash_semicrf.sparse"],

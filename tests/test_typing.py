@@ -29,7 +29,7 @@ MODULES = [
     "flash_semicrf.inference.sampling",
     "flash_semicrf.inference.viterbi",
     "flash_semicrf.nn",
-    "flash_semicrf.problem.checks",
+    "flash_semicrf.problem.arguments",
     "flash_semicrf.problem.constraints",
     "flash_semicrf.problem.potentials",
     "flash_semicrf.problem.segments",

@@ -20,7 +20,7 @@ from flash_semicrf.compat.cumulative import (
 )
 from flash_semicrf.inference.autograd import SemiCRFStreaming
 from flash_semicrf.inference.viterbi import viterbi
-from flash_semicrf.problem.checks import check_tensor
+from flash_semicrf.problem.arguments import check_tensor
 from flash_semicrf.problem.segments import ViterbiResult
 from flash_semicrf.streaming.dispatch import Backend
 from flash_semicrf.streaming.triton.backend import HAS_TRITON

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from flash_semicrf.problem.checks import check_tensor
+from flash_semicrf.problem.arguments import check_tensor
 from flash_semicrf.problem.segments import SegmentTable, covered_positions
 
 __all__ = [

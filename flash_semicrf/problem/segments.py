@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from flash_semicrf.problem.checks import check_tensor
+from flash_semicrf.problem.arguments import check_tensor
 
 __all__ = [
     "LongSegments",

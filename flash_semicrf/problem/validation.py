@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flash_semicrf.problem.checks import (
+from flash_semicrf.problem.arguments import (
     check_floating_dtype,
     check_int,
     check_number,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from flash_semicrf.problem.checks import check_positive_int
+from flash_semicrf.problem.arguments import check_positive_int
 from flash_semicrf.semirings.base import Result, Semiring, as_semiring
 
 __all__ = ["CheckpointSemiring", "CheckpointShardSemiring"]

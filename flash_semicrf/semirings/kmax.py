@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from flash_semicrf.problem.checks import check_positive_int
+from flash_semicrf.problem.arguments import check_positive_int
 from flash_semicrf.semirings.base import Semiring
 
 __all__ = ["KMaxSemiring"]

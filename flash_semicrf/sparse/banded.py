@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from flash_semicrf.problem.checks import check_tensor
+from flash_semicrf.problem.arguments import check_tensor
 from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.semirings import LogSemiring, MaxSemiring, Semiring
 from flash_semicrf.semirings.base import as_semiring, components

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_api._inputs.annotations import are_segments, as_labels, is_nested
 from sklearn_api._inputs.containers import to_host
+from sklearn_api._inputs.labels import are_segments, as_labels, is_nested
 from sklearn_api._inputs.sequences import group_starts, object_array
 from sklearn_api._sklearn import num_samples, safe_indexing
 

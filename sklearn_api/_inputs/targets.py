@@ -15,14 +15,14 @@ import torch
 from sklearn.utils.validation import column_or_1d
 
 from flash_semicrf.problem.segments import Segment, SegmentTable, bio_to_segments, segments_to_bio
-from sklearn_api._inputs.annotations import (
+from sklearn_api._inputs.containers import listed, to_host
+from sklearn_api._inputs.labels import (
     as_labels,
     is_nested,
     label_kind,
     read_segment,
     which_nested,
 )
-from sklearn_api._inputs.containers import listed, to_host
 from sklearn_api._inputs.sequences import Layout
 
 __all__ = ["GoldSegments", "check_y", "encode_labels"]

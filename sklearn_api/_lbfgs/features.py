@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu import threads
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.tasks import take
 
@@ -18,7 +18,7 @@ _ENTRIES = 1 << 15
 """Entries of a sparse matrix that a thread multiplies at a time."""
 
 _ENTRY = 10.0
-"""Cost of an entry and a column; see `flash_semicrf.streaming.cpu.pool.position_cost`."""
+"""Cost of an entry and a column; see `flash_semicrf.streaming.cpu.threads.position_cost`."""
 
 
 def stack_rows(values: list[Any]) -> Any:
@@ -203,5 +203,5 @@ def _multiply(queue, rows, dense, out):
 def _product(rows: _Rows, dense: np.ndarray, out: np.ndarray) -> np.ndarray:
     """Write the product of a matrix with a dense one; no element depends on the threads."""
     costs = np.diff(rows.indptr[rows.cuts]) * (_ENTRY * dense.shape[1])
-    pool.run(_multiply, np.arange(len(costs)), costs, (rows, np.ascontiguousarray(dense), out))
+    threads.run(_multiply, np.arange(len(costs)), costs, (rows, np.ascontiguousarray(dense), out))
     return out

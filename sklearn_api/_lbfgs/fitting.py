@@ -19,7 +19,7 @@ from sklearn_api._lbfgs.likelihood import LinearLikelihood
 from sklearn_api._lbfgs.minimize import minimize
 from sklearn_api._lbfgs.objective import LinearObjective
 from sklearn_api._model.module import SegmentationModule
-from sklearn_api._training.datasets import split_sequences
+from sklearn_api._training.splitting import split_sequences
 
 __all__ = ["Options", "fit_lbfgs", "zero_weights"]
 

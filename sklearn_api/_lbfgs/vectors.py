@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu import threads
 from flash_semicrf.streaming.cpu.jit import Kernel, kernel
 from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = ["combine", "largest", "penalised", "products", "scaled"]
 
 _BLOCK = 4096
-_COST = 40_000.0  # of a block; see `flash_semicrf.streaming.cpu.pool.position_cost`
+_COST = 40_000.0  # of a block; see `flash_semicrf.streaming.cpu.threads.position_cost`
 
 _reordering = partial(kernel, fastmath={"contract", "reassoc", "nsz"})
 
@@ -27,7 +27,7 @@ def _run(function: Kernel, count: int, num_sums: int, *arguments: Any) -> np.nda
     """Call ``function(queue, sums, *arguments)`` on all blocks; return the sums over them."""
     blocks = np.arange(-(-count // _BLOCK))
     sums = np.zeros((len(blocks), num_sums))
-    pool.run(function, blocks, np.full(len(blocks), _COST), (sums, *arguments))
+    threads.run(function, blocks, np.full(len(blocks), _COST), (sums, *arguments))
     return sums.sum(0)
 
 

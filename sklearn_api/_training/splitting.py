@@ -1,4 +1,4 @@
-"""The datasets that a net is run on, from checked training data."""
+"""Division of checked training data into the data sets that a net trains on and is held to."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_api._inputs.gold import check_y
 from sklearn_api._inputs.layouts import read_layout
+from sklearn_api._inputs.targets import check_y
 from sklearn_api._responses import get_response
 from sklearn_api.display._drawing import import_matplotlib, open_axes, position_unit
 

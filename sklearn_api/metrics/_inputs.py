@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_api._inputs.annotations import are_segments, is_nested, read_segment
+from sklearn_api._inputs.labels import are_segments, is_nested, read_segment
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sklearn_api._inputs.gold import check_y
 from sklearn_api._inputs.layouts import read_layout
+from sklearn_api._inputs.targets import check_y
 from sklearn_api._responses import final_estimator, get_response
 from sklearn_api.metrics._scorer_base import MetricScorer, SequenceScorer
 

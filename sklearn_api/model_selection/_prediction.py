@@ -11,10 +11,10 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.utils.parallel import Parallel, delayed
 
-from sklearn_api._inputs.annotations import are_segments
-from sklearn_api._inputs.gold import check_y
+from sklearn_api._inputs.labels import are_segments
 from sklearn_api._inputs.layouts import read_layout
 from sklearn_api._inputs.sequences import object_array
+from sklearn_api._inputs.targets import check_y
 from sklearn_api._responses import final_estimator, get_response
 from sklearn_api._sklearn import num_samples as _num_samples
 from sklearn_api._sklearn import safe_indexing as _safe_indexing

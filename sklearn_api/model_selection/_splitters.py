@@ -16,9 +16,9 @@ import numpy as np
 from sklearn import get_config
 from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold, StratifiedKFold
 
-from sklearn_api._inputs.gold import check_y
 from sklearn_api._inputs.layouts import read_layout
 from sklearn_api._inputs.sequences import Layout
+from sklearn_api._inputs.targets import check_y
 
 __all__ = ["SequenceGroupKFold", "SequenceKFold", "SequenceStratifiedKFold"]
 

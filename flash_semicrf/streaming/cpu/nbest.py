@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import NEG_INF, Potentials
 from flash_semicrf.problem.segments import SegmentTable
-from flash_semicrf.streaming.cpu import pool as threads
+from flash_semicrf.streaming.cpu import threads as threads
 from flash_semicrf.streaming.cpu.jit import helper, inlined, kernel
 from flash_semicrf.streaming.cpu.nbest_slots import (
     SLOT,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import NEG_INF, Potentials
 from flash_semicrf.streaming.cpu.llvm import LANES
-from flash_semicrf.streaming.cpu.pool import position_cost
+from flash_semicrf.streaming.cpu.threads import position_cost
 from flash_semicrf.streaming.cpu.vector import TILE
 
 __all__ = [
@@ -144,7 +144,7 @@ def sum_of_sources(transition: Transition) -> np.ndarray:
 
 
 def cost_of(potentials: Potentials) -> float:
-    """Cost of one position, in the unit of `flash_semicrf.streaming.cpu.pool.position_cost`."""
+    """Cost of one position, in the unit of `flash_semicrf.streaming.cpu.threads.position_cost`."""
     p = potentials
     by_duration = p.num_labels if p.transition.dim() == 3 else 1
     return position_cost(p.max_duration * by_duration, p.num_labels)

@@ -7,7 +7,7 @@ import torch
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import SegmentTable
-from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu import threads
 from flash_semicrf.streaming.cpu.jit import Kernel, inlined, kernel
 from flash_semicrf.streaming.cpu.parameters import array_of
 from flash_semicrf.streaming.cpu.tasks import take
@@ -19,7 +19,7 @@ NEGLIGIBLE = -45.0
 """Log of a probability that is not added up: below the rounding of a sum near 1."""
 
 _SHARE = 64  # samples of one task
-_STEP, _COPY = 300.0, 10.0  # cost of a position of a walk; see `pool.position_cost`
+_STEP, _COPY = 300.0, 10.0  # cost of a position of a walk; see `threads.position_cost`
 _BUFFER = 2**25  # segments that there is room for at a time, eight bytes each
 
 draw = inlined(uniform)
@@ -105,7 +105,7 @@ def _walk_together(
     starts, labels = np.empty((2, p.batch_size, num_samples, p.num_positions), dtype=np.int32)
     costs = (shares[:, 2] - shares[:, 1]) * lengths[shares[:, 0]] * _STEP
     found = (counts, starts, labels)
-    pool.run(walk, np.arange(len(shares)), costs, (shares, *given, stream, *found))
+    threads.run(walk, np.arange(len(shares)), costs, (shares, *given, stream, *found))
     return gather(lengths, shares, counts, starts, labels)
 
 
@@ -136,7 +136,7 @@ def gather(
     columns = np.empty((4, order.sum()), dtype=np.int64)  # one block: it may get huge pages
     costs = (shares[:, 2] - shares[:, 1]) * lengths[shares[:, 0]] * _COPY
     given = (shares, lengths, counts, starts, labels, firsts, columns)
-    pool.run(_fill, np.arange(len(shares)), costs, given)
+    threads.run(_fill, np.arange(len(shares)), costs, given)
     return SegmentTable(*map(torch.from_numpy, columns))
 
 

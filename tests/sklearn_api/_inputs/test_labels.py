@@ -9,8 +9,8 @@ import pytest
 
 from flash_semicrf.problem.segments import Segment
 from sklearn_api import as_sequences
-from sklearn_api._inputs.gold import check_y
 from sklearn_api._inputs.sequences import Layout, object_array
+from sklearn_api._inputs.targets import check_y
 from sklearn_api.metrics import segment_precision_recall_f1
 
 ROWS = [[(0, 2, "a"), (2, 3, "a")], [(0, 2, "b")]]

@@ -8,8 +8,8 @@ import torch
 from sklearn.base import BaseEstimator
 
 from flash_semicrf.problem.segments import Segment
-from sklearn_api._inputs.gold import check_y, encode_labels
 from sklearn_api._inputs.sequences import Layout, check_X, object_array
+from sklearn_api._inputs.targets import check_y, encode_labels
 
 
 class Holder(BaseEstimator):

@@ -13,10 +13,10 @@ from skorch.callbacks import EpochTimer
 from flash_semicrf import SemiMarkovCRFHead
 from flash_semicrf.problem.segments import SegmentTable
 from sklearn_api import SemiCRFSegmenter
-from sklearn_api._inputs.gold import check_y, encode_labels
 from sklearn_api._inputs.sequences import check_X
+from sklearn_api._inputs.targets import check_y, encode_labels
 from sklearn_api._lbfgs.likelihood import LinearLikelihood
-from sklearn_api._training.datasets import split_sequences
+from sklearn_api._training.splitting import split_sequences
 from tests.sklearn_api.comparisons import assert_same_segments
 from tests.sklearn_api.test_estimator_checks import EXPECTED_FAILURES
 

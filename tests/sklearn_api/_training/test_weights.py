@@ -12,7 +12,7 @@ from sklearn_api import SemiCRFSegmenter
 from sklearn_api._inputs.sequences import Layout, object_array
 from sklearn_api._training.crops import Crop, CroppedDataset
 from sklearn_api._training.data import SequenceDataset
-from sklearn_api._training.datasets import training_datasets
+from sklearn_api._training.splitting import training_datasets
 from sklearn_api._training.weights import WeightedDataset, check_sample_weight
 
 QUICK = {"max_epochs": 5, "random_state": 0, "max_duration": 12, "dtype": "float64"}

@@ -16,8 +16,8 @@ from sklearn.preprocessing import StandardScaler
 import sklearn_api.model_selection
 from flash_semicrf.problem.segments import Segment
 from sklearn_api import SemiCRFSegmenter, as_sequences
-from sklearn_api._inputs.gold import check_y
 from sklearn_api._inputs.sequences import check_X, object_array
+from sklearn_api._inputs.targets import check_y
 from sklearn_api.metrics import (
     frame_error_rate,
     log_likelihood_scorer,

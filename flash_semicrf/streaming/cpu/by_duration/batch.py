@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
-from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu import threads
 from flash_semicrf.streaming.cpu.batches import boundary_products, sum_of_chunks, whole_messages
 from flash_semicrf.streaming.cpu.by_duration.gradient import Sums, segment_gradient
 from flash_semicrf.streaming.cpu.by_duration.model import (
@@ -92,7 +92,7 @@ def batch_of(p: Potentials, keep: bool = True, backward: bool = True) -> Batch:
     messages = Messages(np.empty(shape), np.empty(shape), *offsets, *tails, total)
     batch = Batch(sequences_of(double), model, weights_of(model), messages)
     tasks = np.arange(0, 2 * p.batch_size, 1 if backward else 2)
-    pool.run(_run_passes, tasks, batch.sequences.length[tasks // 2] * cost_of(p), (*batch, keep))
+    threads.run(_run_passes, tasks, batch.sequences.length[tasks // 2] * cost_of(p), (*batch, keep))
     return batch
 
 
@@ -125,7 +125,7 @@ def gradients_of(p: Potentials, batch: Batch, wanted: set[str]) -> tuple[Tensor,
         np.zeros((number, p.num_labels)),
     )
     costs = (chunks[:, 2] - chunks[:, 1]) * cost_of(p)
-    pool.run(_run_gradients, np.arange(number), costs, (*batch, chunks, sums))
+    threads.run(_run_gradients, np.arange(number), costs, (*batch, chunks, sums))
     np.minimum(sums.start, 1.0, out=sums.start)
     found = boundary_products(sums.start, sums.end, lengths, wanted)
     if "scores" in wanted:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
-from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu import threads
 from flash_semicrf.streaming.cpu.batches import boundary_products
 from flash_semicrf.streaming.cpu.by_duration.batch import batch_of, gradients_of
 from flash_semicrf.streaming.cpu.by_duration.model import (
@@ -135,7 +135,7 @@ def tangents(
     means = np.zeros(p.batch_size)
     slopes = _slopes_of(direction, batch.weights)
     costs = lengths[alive] * cost_of(p)
-    pool.run(_run, alive, costs, (*batch, slopes, tangent, found, means))
+    threads.run(_run, alive, costs, (*batch, slopes, tangent, found, means))
     level = means[:, None, None]
     end = counts["end_scores"].numpy() * (tangent.alpha + tangent.beta - level)
     products = boundary_products(found.start, end, lengths, wanted)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import NEG_INF, Potentials
 from flash_semicrf.problem.segments import SegmentTable
-from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu import threads
 from flash_semicrf.streaming.cpu.by_duration.model import model_of, sequence_of, sequences_of
 from flash_semicrf.streaming.cpu.by_duration.tail import (
     best_longer,
@@ -199,7 +199,7 @@ def _decoded(p: Potentials, decode: bool) -> tuple[_Paths, np.ndarray, np.ndarra
     )
     best, counts = np.empty(p.batch_size), np.empty(p.batch_size, dtype=np.int64)
     given = (decode, sequences, model_of(double), found, best, counts)
-    pool.run(_run, np.arange(p.batch_size), sequences.length * cost_of(p), given)
+    threads.run(_run, np.arange(p.batch_size), sequences.length * cost_of(p), given)
     return found, best, counts
 
 

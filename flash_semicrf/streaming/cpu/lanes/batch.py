@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
-from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu import threads
 from flash_semicrf.streaming.cpu.lanes.passes import run_short
 from flash_semicrf.streaming.cpu.lanes.records import Model, Sequences, Sums, places_of
 from flash_semicrf.streaming.cpu.lanes.rows import EXPONENT
@@ -99,7 +99,7 @@ def _run(p: Potentials, gradient: bool, want: np.ndarray) -> Sums | None:
     last = np.append(np.arange(LANES - 1, len(order) - 1, LANES), len(order) - 1)
     costs = lengths[order[last]] * cost_of(p)
     given = (batch, model, at, p.num_positions, p.max_duration, gradient, want, sums)
-    pool.run(run_short, np.arange(len(costs)), costs, given)
+    threads.run(run_short, np.arange(len(costs)), costs, given)
     return sums
 
 

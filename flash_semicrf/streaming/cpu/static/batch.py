@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
-from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu import threads
 from flash_semicrf.streaming.cpu.batches import sum_of_chunks, whole_messages
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.lanes import batch as short
@@ -184,7 +184,7 @@ def forward_messages(potentials: Potentials) -> tuple[Batch, Rows]:
 def _run_forward(potentials: Potentials, batch: Batch, rows: Rows, keep: bool) -> None:
     """Run the forward passes."""
     costs = batch.lengths * cost_of(potentials)
-    pool.run(_run_passes, 2 * np.arange(len(costs)), costs, (batch, rows, keep))
+    threads.run(_run_passes, 2 * np.arange(len(costs)), costs, (batch, rows, keep))
 
 
 def message_rows(potentials: Potentials, longer_of: int = 0) -> tuple[Batch, Rows]:
@@ -195,7 +195,7 @@ def message_rows(potentials: Potentials, longer_of: int = 0) -> tuple[Batch, Row
     batch = _batch_of(potentials)
     rows = _empty_rows(potentials, True, longer_of)
     costs = np.repeat(batch.lengths, 2) * cost_of(potentials)
-    pool.run(_run_passes, np.arange(len(costs)), costs, (batch, rows, True))
+    threads.run(_run_passes, np.arange(len(costs)), costs, (batch, rows, True))
     return batch, rows
 
 
@@ -248,7 +248,7 @@ def gradients_of_rows(
         sums = _Sums(position, start, end, carry, duration, transition)
         costs = (chunks[:, 2] - chunks[:, 1]) * cost_of(p)
         given = (chunks, batch, rows, free_start, want, sums)
-        pool.run(_run_gradients, np.arange(len(chunks)), costs, given)
+        threads.run(_run_gradients, np.arange(len(chunks)), costs, given)
         _complete(chunks, position, carry)
 
     found = {"scores": position, "start_scores": start, "end_scores": end}
@@ -272,7 +272,7 @@ def _tail_gradients(p: Potentials, batch: Batch, rows: Rows) -> tuple[np.ndarray
     segments, beyond = np.zeros(shape), np.zeros(shape)
     feasible = np.flatnonzero(rows.total[:, 1] > -np.inf)
     costs = batch.lengths[feasible] * cost_of(p)
-    pool.run(_run_tails, feasible, costs, (batch, rows, segments, beyond))
+    threads.run(_run_tails, feasible, costs, (batch, rows, segments, beyond))
     return segments, beyond
 
 
@@ -299,5 +299,5 @@ def _complete(chunks: np.ndarray, position: np.ndarray, carry: np.ndarray) -> No
     before = np.zeros_like(carry)
     before[1:] = running[:-1]
     before -= before[first][np.searchsorted(first, np.arange(len(chunks)), "right") - 1]
-    costs = (chunks[later, 2] - chunks[later, 1]) * pool.position_cost(0, position.shape[2])
-    pool.run(_run_carries, later, costs, (chunks, position, before))
+    costs = (chunks[later, 2] - chunks[later, 1]) * threads.position_cost(0, position.shape[2])
+    threads.run(_run_carries, later, costs, (chunks, position, before))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
-from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu import threads
 from flash_semicrf.streaming.cpu.batches import boundary_products, sum_of_chunks
 from flash_semicrf.streaming.cpu.jit import inlined, kernel
 from flash_semicrf.streaming.cpu.parameters import array_of, boundary_arrays, cost_of, padded_labels
@@ -193,7 +193,7 @@ def tangents(
         derivatives.beta[np.arange(len(last)), last] = array_of(direction.final_scores)
     tasks = np.sort(np.concatenate([2 * alive, 2 * alive + 1]))
     costs = np.repeat(batch.lengths[alive], 2) * cost_of(p)
-    pool.run(_run_passes, tasks, costs, (batch, rows, towards, derivatives))
+    threads.run(_run_passes, tasks, costs, (batch, rows, towards, derivatives))
     # Better than <direction, counts>, which multiplies large scores with rounded counts.
     final = (np.arange(len(last)), last)
     weight = counts["end_scores"].numpy()[final]
@@ -207,7 +207,7 @@ def tangents(
     if len(chunks) and want.any():
         costs = (chunks[:, 2] - chunks[:, 1]) * cost_of(p)
         given = (chunks, batch, rows, towards, derivatives, means, want, (duration, transition))
-        pool.run(_run_gradients, np.arange(len(chunks)), costs, given)
+        threads.run(_run_gradients, np.arange(len(chunks)), costs, given)
     d, level = derivatives, means[:, None, None]
     start = counts["start_scores"].numpy() * (d.gamma + d.eta - level)
     end = counts["end_scores"].numpy() * (d.alpha + d.beta - level)
@@ -221,7 +221,7 @@ def tangents(
         segments, found["duration_tail"] = np.zeros((2, p.batch_size, p.num_labels))
         sums = (means, segments, found["duration_tail"])
         costs = batch.lengths[alive] * cost_of(p)
-        pool.run(_run_tails, alive, costs, (batch, rows, towards, derivatives, *sums))
+        threads.run(_run_tails, alive, costs, (batch, rows, towards, derivatives, *sums))
         if "duration_bias" in wanted:
             found["duration_bias"][:, -1] += segments
     return log_z, torch.from_numpy(means), {name: torch.from_numpy(found[name]) for name in wanted}

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import NEG_INF, Potentials
 from flash_semicrf.problem.segments import SegmentTable
-from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu import threads
 from flash_semicrf.streaming.cpu.jit import helper, kernel
 from flash_semicrf.streaming.cpu.parameters import (
     array_of,
@@ -308,7 +308,7 @@ def _decode(p: Potentials, decode: bool) -> tuple[_MaxRows, _Walks]:
     best, counts = np.empty(p.batch_size), np.empty(p.batch_size, dtype=np.int64)
     walks = _Walks(best, starts, labels, counts)
     given = (decode, problem, rows, walks)
-    pool.run(_run, np.arange(p.batch_size), lengths * cost_of(p), given)
+    threads.run(_run, np.arange(p.batch_size), lengths * cost_of(p), given)
     return rows, walks
 
 

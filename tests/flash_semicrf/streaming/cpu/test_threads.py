@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from flash_semicrf import log_partition, segment_marginals, viterbi
-from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu import threads
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.tasks import fetch_add, take
 from flash_semicrf.streaming.cpu.team import NO_TEAM, find_team
@@ -75,26 +75,26 @@ def _ask_for_too_much(queue, size):
 
 
 @pytest.fixture(params=["team", "python"])
-def threads(request, monkeypatch):
+def team_or_not(request, monkeypatch):
     """Torch's OpenMP team, and the pool where there is none."""
     if request.param == "python":
-        monkeypatch.setattr(pool, "_team", lambda: NO_TEAM)
+        monkeypatch.setattr(threads, "_team", lambda: NO_TEAM)
     else:
         assert find_team().entry, "this build of torch uses OpenMP"
-    monkeypatch.setattr(pool, "_state", pool._State())
+    monkeypatch.setattr(threads, "_state", threads._State())
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_run_does_every_task_once(threads, count):
+def test_run_does_every_task_once(team_or_not, count):
     tasks = np.arange(50)
     counts, order = np.zeros((2, 50), dtype=np.int64)
-    pool.run(_count, tasks[::-1], np.ones(50), (counts, order), threads=count)
+    threads.run(_count, tasks[::-1], np.ones(50), (counts, order), threads=count)
     assert counts.tolist() == [1] * 50
 
 
 def test_python_threads_are_no_more_than_the_largest_number_used(monkeypatch):
-    monkeypatch.setattr(pool, "_team", lambda: NO_TEAM)
-    monkeypatch.setattr(pool, "_state", pool._State())
+    monkeypatch.setattr(threads, "_team", lambda: NO_TEAM)
+    monkeypatch.setattr(threads, "_state", threads._State())
 
     def alive():
         return {thread for thread in threading.enumerate() if "flash_semicrf" in thread.name}
@@ -102,7 +102,7 @@ def test_python_threads_are_no_more_than_the_largest_number_used(monkeypatch):
     before = alive()
     for count in (2, 5, 3, 4, 2, 5):
         counts, order = np.zeros((2, 50), dtype=np.int64)
-        pool.run(_count, np.arange(50), np.ones(50), (counts, order), threads=count)
+        threads.run(_count, np.arange(50), np.ones(50), (counts, order), threads=count)
         assert counts.tolist() == [1] * 50
     deadline = time.monotonic() + 30
     while len(alive() - before) > 4 and time.monotonic() < deadline:
@@ -119,35 +119,35 @@ def test_run_begins_with_the_costliest_tasks():
     assert order.tolist() == [1, 3, 4, 2, 0]
 
 
-def test_run_uses_several_threads_at_once(threads):
+def test_run_uses_several_threads_at_once(team_or_not):
     arrived, met = np.zeros(1, dtype=np.int64), np.zeros(2, dtype=bool)
-    pool.run(_meet, np.arange(2), np.ones(2), (arrived, met), threads=2)
+    threads.run(_meet, np.arange(2), np.ones(2), (arrived, met), threads=2)
     assert met.all()
 
 
-def test_run_raises_where_a_kernel_fails(threads):
+def test_run_raises_where_a_kernel_fails(team_or_not):
     for count in (1, 2):
         with pytest.raises(MemoryError, match="workspace"):
-            pool.run(_ask_for_too_much, np.arange(4), np.ones(4), (2**59,), threads=count)
+            threads.run(_ask_for_too_much, np.arange(4), np.ones(4), (2**59,), threads=count)
 
 
 def test_small_work_and_busy_cores_get_one_thread():
-    state, work = pool._State(), np.full(4, 1e9)
+    state, work = threads._State(), np.full(4, 1e9)
     state.running = 1
-    assert pool._worthwhile(state, work) == 2
-    assert pool._worthwhile(state, np.ones(4)) == 1  # too small
-    assert pool._worthwhile(state, work[:1]) == 1  # one task
+    assert threads._worthwhile(state, work) == 2
+    assert threads._worthwhile(state, np.ones(4)) == 1  # too small
+    assert threads._worthwhile(state, work[:1]) == 1  # one task
     state.running = 2
-    assert pool._worthwhile(state, work) == 1  # the other thread of Python has a core
+    assert threads._worthwhile(state, work) == 1  # the other thread of Python has a core
     state.running = 1
-    pool._learn(state, 2.0, 1.1)  # two threads did in 1.1 s what takes one 2 s
-    assert pool._worthwhile(state, work) == 2
-    pool._learn(state, 2.0, 3.0)
-    assert pool._worthwhile(state, work) == 1
+    threads._learn(state, 2.0, 1.1)  # two threads did in 1.1 s what takes one 2 s
+    assert threads._worthwhile(state, work) == 2
+    threads._learn(state, 2.0, 3.0)
+    assert threads._worthwhile(state, work) == 1
     assert 19 < state.alone_until - time.monotonic() <= 20
-    pool._learn(state, 2.0, 1.1)
+    threads._learn(state, 2.0, 1.1)
     for period in (0.2, 0.25, 0.25):  # losses of 10 ms each, one after the other
-        pool._learn(state, 0.03, 0.04)
+        threads._learn(state, 0.03, 0.04)
         assert state.alone_for == pytest.approx(period)
 
 
@@ -159,15 +159,15 @@ def test_libomp_starts_threads_by_its_own_entry_point():
     # In a process of its own: two OpenMP runtimes may not get along for long.
     program = f"""
 import ctypes, numpy as np
-from flash_semicrf.streaming.cpu import pool, team
+from flash_semicrf.streaming.cpu import threads, team
 from tests.flash_semicrf.streaming.cpu.test_threads import _meet
 library = ctypes.CDLL({found!r})
 library.omp_set_num_threads(2)
 found = team.team_of(library, prefer_kmpc=True)
 assert found.entry == 2
-pool._team = lambda: found
+threads._team = lambda: found
 arrived, met = np.zeros(1, dtype=np.int64), np.zeros(2, dtype=bool)
-pool.run(_meet, np.arange(2), np.ones(2), (arrived, met), threads=2)
+threads.run(_meet, np.arange(2), np.ones(2), (arrived, met), threads=2)
 assert met.all()
 """
     run_in_a_new_process(program)
@@ -188,14 +188,14 @@ OUTLIVE = """
 import threading, time
 import torch
 from flash_semicrf import log_partition
-from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu import threads
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.tasks import fetch_add, take
 from flash_semicrf.streaming.cpu.team import NO_TEAM, find_team
 from flash_semicrf.streaming.cpu.team import NO_TEAM
 from flash_semicrf.testing import random_problem
-pool._team = lambda: NO_TEAM
-pool._worthwhile = lambda state, costs: min(2, len(costs))
+threads._team = lambda: NO_TEAM
+threads._worthwhile = lambda state, costs: min(2, len(costs))
 problem = random_problem(4, 50, 6, 3, seed=1)
 expected = log_partition(problem)
 def later():
@@ -286,20 +286,20 @@ def test_many_python_threads_at_once():
     problem = random_problem(3, 200, 10, 3, seed=2)
     expected = everything(problem)
     found = []
-    threads = [threading.Thread(target=lambda: found.append(everything(problem))) for _ in range(6)]
-    for thread in threads:
+    running = [threading.Thread(target=lambda: found.append(everything(problem))) for _ in range(6)]
+    for thread in running:
         thread.start()
-    for thread in threads:
+    for thread in running:
         thread.join()
     assert found == [expected] * 6
 
 
 COUNT = """
 import numpy as np
-from flash_semicrf.streaming.cpu import pool
+from flash_semicrf.streaming.cpu import threads
 from tests.flash_semicrf.streaming.cpu.test_threads import _count
 counts, order = np.zeros((2, 5), dtype=np.int64)
-pool.run(_count, np.arange(5), np.ones(5), (counts, order), threads=1)
+threads.run(_count, np.arange(5), np.ones(5), (counts, order), threads=1)
 print(counts.tolist())
 """
 """A kernel that takes a second to compile, as all do where there is no cache."""
