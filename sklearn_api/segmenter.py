@@ -21,6 +21,7 @@ from flash_semicrf.duration import DURATION_DISTRIBUTIONS
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import LongSegments, Segment, SegmentTable, limit_durations
 from flash_semicrf.problem.validation import check_positive_int
+from flash_semicrf.streaming.compilation import told
 from sklearn_api._inputs.labels import read_classes
 from sklearn_api._inputs.sequences import Sequences, check_X
 from sklearn_api._inputs.targets import GoldSegments, check_y, encode_labels
@@ -192,7 +193,7 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
     warm_start : bool, default=False
         Continue from the current parameters when `fit` is called again.
     verbose : int, default=0
-        1 prints a line per epoch or iteration.
+        1 prints a line per epoch or iteration, and one before when kernels have to be compiled.
     callbacks : list of skorch callbacks, default=None
         Copied, then added to the net. One that ends training raises
         `sklearn_api.StopTraining`; a KeyboardInterrupt counts as Ctrl-C.
@@ -461,10 +462,11 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
         check_allowed(self.module_, table, self.classes_)
         self.interrupted_ = False
         try:
-            if self.solver == "lbfgs":
-                self._run_lbfgs(sequences, table, weights, start_anew)
-            else:
-                self._run_epochs(sequences, table, weights)
+            with told(print if self.verbose else None):
+                if self.solver == "lbfgs":
+                    self._run_lbfgs(sequences, table, weights, start_anew)
+                else:
+                    self._run_epochs(sequences, table, weights)
         except KeyboardInterrupt:
             self.interrupted_ = True
             if in_a_loop():
@@ -517,7 +519,8 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
         )
         self.interrupted_ = False
         try:
-            self.net_.run(dataset, epochs=1, seed=self._seed + self.n_iter_)
+            with told(print if self.verbose else None):
+                self.net_.run(dataset, epochs=1, seed=self._seed + self.n_iter_)
         except KeyboardInterrupt:
             self.interrupted_ = True
             raise

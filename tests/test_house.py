@@ -23,7 +23,11 @@ LAYERS = [
     ["flash_semicrf.problem"],
     ["flash_semicrf.duration", "flash_semicrf.semirings", "flash_semicrf.testing"],
     ["flash_semicrf.sparse"],
-    ["flash_semicrf.streaming.assembly", "flash_semicrf.streaming.streams"],
+    [
+        "flash_semicrf.streaming.assembly",
+        "flash_semicrf.streaming.compilation",
+        "flash_semicrf.streaming.streams",
+    ],
     [
         "flash_semicrf.streaming.reference",
         "flash_semicrf.streaming.reference_nbest",

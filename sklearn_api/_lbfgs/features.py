@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from flash_semicrf.streaming.cpu import threads
-from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.jit import kernel_of_loops
 from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = ["FeatureMatrix", "identical_columns", "stack_rows"]
@@ -185,7 +185,7 @@ class _Rows(NamedTuple):
         return _Rows(matrix.indptr, matrix.indices, matrix.data, cuts)
 
 
-@kernel
+@kernel_of_loops
 def _multiply(queue, rows, dense, out):
     """Task i writes rows ``cuts[i]`` to ``cuts[i + 1]`` of the product."""
     block = take(queue)

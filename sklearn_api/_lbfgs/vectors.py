@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flash_semicrf.streaming.cpu import threads
-from flash_semicrf.streaming.cpu.jit import Kernel, kernel
+from flash_semicrf.streaming.cpu.jit import Kernel, kernel_of_loops
 from flash_semicrf.streaming.cpu.tasks import take
 
 __all__ = ["combine", "largest", "penalised", "products", "scaled"]
@@ -20,7 +20,7 @@ __all__ = ["combine", "largest", "penalised", "products", "scaled"]
 _BLOCK = 4096
 _COST = 40_000.0  # of a block; see `flash_semicrf.streaming.cpu.threads.position_cost`
 
-_reordering = partial(kernel, fastmath={"contract", "reassoc", "nsz"})
+_reordering = partial(kernel_of_loops, fastmath={"contract", "reassoc", "nsz"})
 
 
 def _run(function: Kernel, count: int, num_sums: int, *arguments: Any) -> np.ndarray:

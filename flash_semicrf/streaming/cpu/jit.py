@@ -18,19 +18,21 @@ import importlib.resources
 import linecache
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
+from numba import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 
+from flash_semicrf.streaming.cpu.parts import helper, owning, whole
 from flash_semicrf.streaming.cpu.tasks import Queue
 from flash_semicrf.streaming.cpu.team import Team, run_on_team, thread_seconds, wall_seconds
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
-__all__ = ["OPTIONS", "STAMP", "Kernel", "cached", "helper", "inlined", "kernel"]
+__all__ = ["STAMP", "Kernel", "cache_folder", "cached", "kernel", "kernel_of_loops"]
 
 _PARENT = __package__.rpartition(".")[0]
 
@@ -112,10 +114,6 @@ def _warn_once(path: str, error: Exception) -> None:
         )
 
 
-OPTIONS = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
-"""Of every compiled function."""
-
-
 def cached(compiled: Callable, function: Callable) -> Callable:
     """A compiled function, cached under the name of `function`, where a cache can be written."""
     try:
@@ -125,26 +123,38 @@ def cached(compiled: Callable, function: Callable) -> Callable:
     return compiled
 
 
+def cache_folder() -> Path | None:
+    """Folder below which kernels are cached; None where none can be written."""
+    for locator_class in CompileResultCacheImpl._locator_classes:
+        locator = locator_class.from_function(cache_folder, __file__)
+        if locator is not None:
+            # One folder for each folder of sources, or that beside them.
+            return Path(config.CACHE_DIR or Path(locator.get_cache_path()).parent)
+    return None
+
+
 class Kernel:
     """A compiled function ``(queue, *arguments)`` that does the tasks of a queue.
 
     Parameters
     ----------
     function : callable
+    scalar_loops : bool
+        Whether LLVM makes vectors of loops and unrolls them: where these do much of the work,
+        instead of the vectors of `flash_semicrf.streaming.cpu.vector`.
     **options
-        Of `numba.njit`, in place of those of `OPTIONS`.
+        Of `numba.njit`, in place of those of all kernels.
     """
 
-    def __init__(self, function: Callable, **options: Any) -> None:
-        body = njit(**{**OPTIONS, **options})(function)
+    def __init__(self, function: Callable, scalar_loops: bool = False, **options: Any) -> None:
+        body = owning(function, **options)
 
-        @njit(**OPTIONS)
+        @helper
         def work(thread, team, counter, tasks, used, arguments):
             begin = thread_seconds(team)
             body(Queue(counter, tasks), *arguments)
             used[thread, 0] = thread_seconds(team) - begin
 
-        @njit(**OPTIONS)
         def launch(team, num_threads, counter, tasks, used, elapsed, arguments):
             begin = wall_seconds(team)
             given = (team, counter, tasks, used, arguments)
@@ -152,8 +162,9 @@ class Kernel:
             elapsed[0] = wall_seconds(team) - begin
             return failed
 
+        launch.__qualname__ = f"{function.__module__}.{function.__qualname__}"
         self.__doc__ = function.__doc__
-        self._launch = cached(launch, function)
+        self._launch = cached(whole(launch, scalar_loops), function)
 
     def launch(
         self, team: Team, num_threads: int, counter: np.ndarray, tasks: np.ndarray, arguments: tuple
@@ -185,20 +196,11 @@ _LINE = 16
 """Float64 values between those of two threads: no cache line is shared."""
 
 
-def kernel(function: Callable, **options: Any) -> Kernel:
+def kernel(function: Callable) -> Kernel:
     """Compile a kernel: ``nogil``, cached where possible, multiply-adds contracted."""
-    return Kernel(function, **options)
+    return Kernel(function)
 
 
-def helper(function: Callable) -> Callable:
-    """Compile a function that only kernels call: it is cached as part of them."""
-    return njit(**OPTIONS)(function)
-
-
-def inlined(function: Callable) -> Callable:
-    """Compile a part of a kernel that is called for every position.
-
-    A call passes every array of a NamedTuple by value, some forty words each: more than the work
-    of a short loop over labels. These are always inlined.
-    """
-    return njit(forceinline=True, **OPTIONS)(function)
+def kernel_of_loops(function: Callable, **options: Any) -> Kernel:
+    """Compile a kernel with `Kernel`'s `scalar_loops`."""
+    return Kernel(function, scalar_loops=True, **options)

@@ -23,7 +23,7 @@ from torch import Tensor
 from flash_semicrf.problem.potentials import NEG_INF, Potentials
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.cpu import threads as threads
-from flash_semicrf.streaming.cpu.jit import helper, inlined, kernel
+from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.nbest_slots import (
     SLOT,
     Model,
@@ -44,6 +44,7 @@ from flash_semicrf.streaming.cpu.parameters import (
     start_term,
     tail_term,
 )
+from flash_semicrf.streaming.cpu.parts import helper, inlined, owning
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.walks import gather
 
@@ -136,7 +137,7 @@ def _add_path(model, index, nodes, slots, paths, node):
     node.used = max(node.used, best + 1)
 
 
-@helper
+@owning
 def _longer(rows, needed):
     """An array with at least `needed` rows: the same, or a copy with twice as many."""
     if rows.shape[0] >= needed:
@@ -147,7 +148,7 @@ def _longer(rows, needed):
     return longer
 
 
-@helper
+@owning
 def _search(model, number, scores, starts, labels, counts):
     """Write the scores and the segments of the best `number` segmentations."""
     longest, num_labels = model.shared.bias.shape

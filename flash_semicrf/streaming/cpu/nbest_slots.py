@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.jit import helper, inlined
+from flash_semicrf.streaming.cpu.parts import helper, inlined, owning
 
 __all__ = [
     "SLOT",
@@ -112,7 +112,7 @@ def best_arrivals(model):
                 gamma[s, c] = x if x > gamma[s, c] else gamma[s, c]
 
 
-@helper
+@owning
 def best_longer(model):
     """Fill longer_0..longer_length."""
     scores, start, gamma, longer = model.scores, model.start, model.gamma, model.longer

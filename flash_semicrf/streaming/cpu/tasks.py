@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from flash_semicrf.streaming.cpu.parts import helper
 
 __all__ = ["Queue", "fetch_add", "take"]
 
@@ -40,7 +42,7 @@ def fetch_add(typing_context, array, amount):
     return types.int64(array, types.int64), generate
 
 
-@njit(nogil=True)
+@helper
 def take(queue):
     """Next task of a `Queue`; -1 when there is none left."""
     i = fetch_add(queue.next, 1)

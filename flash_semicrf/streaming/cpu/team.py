@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from flash_semicrf.streaming.cpu import llvm
+from flash_semicrf.streaming.cpu.parts import helper
 
 __all__ = [
     "NO_TEAM",
@@ -159,13 +160,13 @@ def _clock_gettime(builder, address):
     return builder.fadd(whole, builder.fmul(rest, llvm.F64(1e-9)))
 
 
-@njit(nogil=True)
+@helper
 def wall_seconds(team):
     """Seconds by the clock of the team's runtime; 0 without a team."""
     return _omp_get_wtime(team.clock) if team.clock != 0 else 0.0
 
 
-@njit(nogil=True)
+@helper
 def thread_seconds(team):
     """Processor time of the calling thread, or the time of day where that is not known."""
     return _clock_gettime(team.thread_clock) if team.thread_clock != 0 else wall_seconds(team)

@@ -22,8 +22,8 @@ from llvmlite import ir
 from numba import types
 
 from flash_semicrf.streaming.cpu import llvm
-from flash_semicrf.streaming.cpu.jit import inlined
 from flash_semicrf.streaming.cpu.llvm import LANES
+from flash_semicrf.streaming.cpu.parts import inlined
 
 __all__ = [
     "TILE",

@@ -8,8 +8,9 @@ import torch
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.cpu import threads
-from flash_semicrf.streaming.cpu.jit import Kernel, inlined, kernel
+from flash_semicrf.streaming.cpu.jit import Kernel, kernel
 from flash_semicrf.streaming.cpu.parameters import array_of
+from flash_semicrf.streaming.cpu.parts import inlined
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.streams import streams, uniform
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
+from flash_semicrf.streaming.compilation import compiling
+
 __all__ = ["launch", "signature_of"]
 
 _compiled: dict[tuple, triton.compiler.CompiledKernel] = {}
@@ -44,7 +46,8 @@ def launch(
     compiled = _compiled.get(key)
     if compiled is None:
         source = ASTSource(function, *signature_of(function, arguments, constants))
-        compiled = _compiled[key] = triton.compile(source, options={"num_warps": num_warps})
+        with compiling(f"{function.__module__}.{function.__name__}", "GPU"):
+            compiled = _compiled[key] = triton.compile(source, options={"num_warps": num_warps})
     compiled[(*grid, 1, 1)[:3]](*arguments, *constants.values())
 
 

@@ -29,7 +29,7 @@ from flash_semicrf.streaming.cpu.by_duration.model import (
     weights_of,
 )
 from flash_semicrf.streaming.cpu.by_duration.passes import backward_pass, forward_pass
-from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.jit import kernel_of_loops
 from flash_semicrf.streaming.cpu.parameters import cost_of, forbid
 from flash_semicrf.streaming.cpu.tasks import take
 
@@ -55,7 +55,7 @@ class Batch(NamedTuple):
     messages: Messages
 
 
-@kernel
+@kernel_of_loops
 def _run_passes(queue, sequences, model, weights, rows, keep):
     """Tasks 2b and 2b + 1 are the forward and the backward pass of sequence b."""
     task = take(queue)
@@ -68,7 +68,7 @@ def _run_passes(queue, sequences, model, weights, rows, keep):
         task = take(queue)
 
 
-@kernel
+@kernel_of_loops
 def _run_gradients(queue, sequences, model, weights, rows, chunks, sums):
     """Task i is the chunk (sequence, begin, stop) in row i of `chunks`."""
     task = take(queue)

@@ -25,8 +25,8 @@ from flash_semicrf.streaming.cpu.by_duration.window import (
     start_segments,
     take_end,
 )
-from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.llvm import LANES
+from flash_semicrf.streaming.cpu.parts import helper, owning
 from flash_semicrf.streaming.cpu.vector import TILE, exp_row, multiply_tile
 
 __all__ = ["Sums", "segment_gradient"]
@@ -162,7 +162,7 @@ def _end_marginals(messages, length, begin, stop, rows):
             rows[p, c] = math.exp(min(messages.alpha[p, c] + messages.beta[p, c] + level, 0.0))
 
 
-@helper
+@owning
 def segment_gradient(sequence, messages, model, weights, begin, stop, sums):
     """Add up the segments that start, and write the ends, in positions ``[begin, stop)``."""
     scores, start, end, has_boundary, length = sequence

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.problem.potentials import Potentials
-from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.parameters import (
     array_of,
     boundary_arrays,
@@ -21,6 +20,7 @@ from flash_semicrf.streaming.cpu.parameters import (
     start_term,
     tail_term,
 )
+from flash_semicrf.streaming.cpu.parts import owning
 from flash_semicrf.streaming.cpu.vector import TILE
 
 __all__ = [
@@ -83,7 +83,7 @@ class Weights(NamedTuple):
     source_peak: np.ndarray  # (C,) max over k and c of A_k[c', c]
 
 
-@helper
+@owning
 def sequence_of(batch, b):
     """`Sequence` b of a batch."""
     return Sequence(
@@ -91,7 +91,7 @@ def sequence_of(batch, b):
     )
 
 
-@helper
+@owning
 def messages_of(batch, b):
     """`Messages` of sequence b of a batch."""
     offsets = batch.forward[b], batch.backward[b]

@@ -38,9 +38,9 @@ from flash_semicrf.streaming.cpu.by_duration.window import (
     take_end,
     whole_level,
 )
-from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.parameters import CERTAIN
+from flash_semicrf.streaming.cpu.parts import helper, owning
 from flash_semicrf.streaming.cpu.vector import (
     TILE,
     exp_row,
@@ -168,7 +168,7 @@ def _shift(message, window):
     return delta
 
 
-@helper
+@owning
 def forward_pass(sequence, model, weights, messages, keep):
     """Fill `messages.total`, and with `keep` those of the forward pass."""
     scores, start, end, has_boundary, length = sequence
@@ -206,7 +206,7 @@ def forward_pass(sequence, model, weights, messages, keep):
     messages.total[1] = value
 
 
-@helper
+@owning
 def _highest_of_many(row):
     """Maximum of a row, several lanes at a time."""
     lanes = np.full(TILE, FLOOR)
@@ -236,7 +236,7 @@ def _depart(eta, model, weights, row, small, sums, beta):
             beta[c] = exact_sum(eta, model.scores, c * size, 1, -45.0)
 
 
-@helper
+@owning
 def backward_pass(sequence, model, weights, messages):
     """Fill the messages of the backward pass, and `rest` and `further`."""
     scores, start, end, has_boundary, length = sequence

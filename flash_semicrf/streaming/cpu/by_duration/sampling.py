@@ -21,7 +21,8 @@ from flash_semicrf.streaming.cpu.by_duration.batch import batch_of
 from flash_semicrf.streaming.cpu.by_duration.model import sequence_of
 from flash_semicrf.streaming.cpu.by_duration.passes import exact_sum
 from flash_semicrf.streaming.cpu.by_duration.tail import reach
-from flash_semicrf.streaming.cpu.jit import helper, inlined, kernel
+from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.parts import helper, inlined
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.walks import NEGLIGIBLE, draw, sample_walks
 

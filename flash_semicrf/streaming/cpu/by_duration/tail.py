@@ -25,7 +25,7 @@ import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.streaming.cpu.by_duration.window import FLOOR
-from flash_semicrf.streaming.cpu.jit import helper
+from flash_semicrf.streaming.cpu.parts import helper, owning
 
 __all__ = [
     "add_further",
@@ -116,7 +116,7 @@ def add_further(tail, beyond, label, probability, further, row):
     beyond[label] += probability * further[row * tail.shape[0] + label]
 
 
-@helper
+@owning
 def make_origins(tail, window):
     """For each value of a window of the max pass: where its segment starts, if that is beyond K.
 

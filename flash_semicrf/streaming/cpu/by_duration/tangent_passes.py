@@ -33,9 +33,9 @@ from flash_semicrf.streaming.cpu.by_duration.tangent_tail import (
     take_class,
 )
 from flash_semicrf.streaming.cpu.by_duration.window import copy_row, highest
-from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.parameters import CERTAIN
+from flash_semicrf.streaming.cpu.parts import helper, owning
 from flash_semicrf.streaming.cpu.vector import TILE, exp_row, fill, multiply_row, multiply_tile
 
 __all__ = ["backward_tangents", "forward_tangents"]
@@ -93,7 +93,7 @@ def _exact_mean(values, d_values, scores, d_scores, first, step):
     return top + math.log(total), weighted / total
 
 
-@helper
+@owning
 def backward_tangents(sequence, messages, tangent, model, weights, slopes):
     """Fill `tangent.beta` from its last row on, and `tangent.rest`."""
     num_labels, size = model.last.shape[0], model.bias.shape[0]
@@ -228,7 +228,7 @@ def _arrive(tile, d_alpha, weights, slopes, sums):
     return top, reference
 
 
-@helper
+@owning
 def forward_tangents(sequence, messages, tangent, model, weights, slopes, totals):
     """Fill `tangent.alpha`, add up the derivatives of the counts, and return d log Z.
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.jit import helper
+from flash_semicrf.streaming.cpu.parts import helper, owning
 
 __all__ = ["fill_class", "new_class", "pass_on", "take_class"]
 
@@ -34,7 +34,7 @@ class _Class(NamedTuple):
     d_total: np.ndarray  # that times the derivative of all that leads there
 
 
-@helper
+@owning
 def new_class(tail):
     """Workspace of the functions below."""
     if tail is None:

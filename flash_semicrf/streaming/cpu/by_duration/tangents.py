@@ -28,7 +28,7 @@ from flash_semicrf.streaming.cpu.by_duration.tangent_passes import (
     backward_tangents,
     forward_tangents,
 )
-from flash_semicrf.streaming.cpu.jit import kernel
+from flash_semicrf.streaming.cpu.jit import kernel_of_loops
 from flash_semicrf.streaming.cpu.parameters import array_of, cost_of, padded_labels
 from flash_semicrf.streaming.cpu.tasks import take
 
@@ -85,7 +85,7 @@ def _slopes_of(direction: Potentials, weights: Weights) -> Slopes:
     return Slopes(*rows, scores, *products, tail)
 
 
-@kernel
+@kernel_of_loops
 def _run(queue, sequences, model, weights, rows, slopes, directions, found, means):
     b = take(queue)
     while b >= 0:

@@ -33,8 +33,9 @@ from flash_semicrf.streaming.cpu.by_duration.window import (
     slide_left,
     whole_level,
 )
-from flash_semicrf.streaming.cpu.jit import helper, inlined, kernel
+from flash_semicrf.streaming.cpu.jit import kernel_of_loops
 from flash_semicrf.streaming.cpu.parameters import array_of, cost_of
+from flash_semicrf.streaming.cpu.parts import inlined, owning
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.vector import TILE, max_tile
 from flash_semicrf.streaming.cpu.walks import table_of_walks
@@ -70,7 +71,7 @@ def _push(tail, window, origins, column, start, has_boundary, position, values):
             tops[k] = max(tops[k], source[k] + shift)
 
 
-@helper
+@owning
 def _max_pass(sequence, model, paths):
     """Fill alpha and its offsets as `forward_pass` does, and with a tail the origins."""
     num_labels, size = model.last.shape[0], model.bias.shape[0]
@@ -138,7 +139,7 @@ def _best_duration(sequence, model, paths, stop, label):
     return duration
 
 
-@helper
+@owning
 def _walk(sequence, model, paths, value):
     """Write the segments, the last one first; return their number.
 
@@ -168,7 +169,7 @@ def _walk(sequence, model, paths, value):
     return count
 
 
-@kernel
+@kernel_of_loops
 def _run(queue, decode, sequences, model, found, best, counts):
     value = np.empty(model.last.shape[0])
     b = take(queue)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.jit import helper
+from flash_semicrf.streaming.cpu.parts import helper, owning
 
 __all__ = [
     "FLOOR",
@@ -48,7 +48,7 @@ class Window(NamedTuple):
     capacity: int  # max_duration + block
 
 
-@helper
+@owning
 def make_window(num_labels, max_duration, block):
     """A window where everything is forbidden."""
     capacity = max_duration + block

@@ -28,11 +28,12 @@ import math
 
 import numpy as np
 
-from flash_semicrf.streaming.cpu.jit import helper, kernel
+from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.lanes import rows
 from flash_semicrf.streaming.cpu.lanes.records import Lanes
 from flash_semicrf.streaming.cpu.lanes.rows import FRAME, HIGH, LOW
 from flash_semicrf.streaming.cpu.llvm import LANES
+from flash_semicrf.streaming.cpu.parts import helper
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.vector import fill
 

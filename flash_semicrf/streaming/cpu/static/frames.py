@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.jit import helper, inlined
 from flash_semicrf.streaming.cpu.llvm import LANES
+from flash_semicrf.streaming.cpu.parts import helper, inlined, owning
 from flash_semicrf.streaming.cpu.vector import TILE, add_to, exp_shifted_row, fill, scale_row
 
 __all__ = [
@@ -71,7 +71,7 @@ class Places(NamedTuple):
     spare: int  # and three more
 
 
-@helper
+@owning
 def new_frames(num_labels, capacity, window, transition):
     """Fresh workspace and its rows."""
     padded = -(-num_labels // LANES) * LANES

@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.jit import helper, inlined
 from flash_semicrf.streaming.cpu.llvm import LANES
+from flash_semicrf.streaming.cpu.parts import helper, inlined, owning
 from flash_semicrf.streaming.cpu.vector import (
     TILE,
     add_to,
@@ -63,7 +63,7 @@ def _level(messages, source, sink):
     return whole - messages.value
 
 
-@helper
+@owning
 def boundary_marginals(
     messages, begin, stop, position_rows, start_rows, end_rows, want_ends, carry
 ):
@@ -280,7 +280,7 @@ def _drop_oldest(buffer, num_labels, capacity, drop, keep):
             buffer.window[buffer.logs + i] = buffer.window[buffer.logs + i + drop] - drift
 
 
-@helper
+@owning
 def _new_buffer(num_labels, capacity):
     half = num_labels * capacity
     window = np.zeros(2 * half)
@@ -292,7 +292,7 @@ def _new_buffer(num_labels, capacity):
     return _Buffer(window, half, outputs, output_logs, jumps, has_jump, frame, drift, stale)
 
 
-@helper
+@owning
 def duration_gradient(messages, begin, stop, sequence, window, gradient):
     """Add ``d log Z / d D`` of the segments that end in positions ``[begin, stop)``.
 
@@ -413,7 +413,7 @@ def _boundary_terms(messages, position, work, source, sink, transition, gradient
                 gradient[c_src, c] += math.exp(min(x, 0.0))
 
 
-@helper
+@owning
 def transition_gradient(messages, begin, stop, transition, free_start, gradient):
     """Add ``d log Z / d A`` of the segments that start in positions ``[begin, stop)``.
 

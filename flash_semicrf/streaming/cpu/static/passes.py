@@ -26,9 +26,9 @@ import math
 import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.parameters import CERTAIN
+from flash_semicrf.streaming.cpu.parts import helper, owning
 from flash_semicrf.streaming.cpu.static.frames import (
     MASK,
     first_sources,
@@ -191,7 +191,7 @@ def _make_sources(state, rows, window, transition, sequence, position, step, bas
         work[rows.log_source + c] = h
 
 
-@helper
+@owning
 def message_pass(sequence, first, last, window, transition, output):
     """Run one pass.
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flash_semicrf.streaming.cpu.jit import inlined
 from flash_semicrf.streaming.cpu.parameters import Transition, Window
+from flash_semicrf.streaming.cpu.parts import inlined_owning
 
 __all__ = ["Batch", "Messages", "Output", "Rows", "Sequence", "messages_of", "sequence_of"]
 
@@ -134,7 +134,7 @@ class Messages(NamedTuple):
     value: float
 
 
-@inlined
+@inlined_owning
 def sequence_of(batch, b, backward):
     """Sequence b of a `Batch`, in the direction of a pass."""
     start, end = batch.start_scores[b], batch.end_scores[b]
@@ -143,7 +143,7 @@ def sequence_of(batch, b, backward):
     return Sequence(batch.scores[b], opening, closing, batch.has_boundary, length, backward)
 
 
-@inlined
+@inlined_owning
 def messages_of(batch, rows, b):
     """Messages of sequence b."""
     return Messages(

@@ -26,9 +26,10 @@ import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF, Potentials
 from flash_semicrf.problem.segments import SegmentTable
-from flash_semicrf.streaming.cpu.jit import helper, inlined, kernel
+from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.parameters import CERTAIN, padded_labels
+from flash_semicrf.streaming.cpu.parts import helper, inlined
 from flash_semicrf.streaming.cpu.static.batch import forward_messages
 from flash_semicrf.streaming.cpu.static.records import sequence_of
 from flash_semicrf.streaming.cpu.tasks import take

@@ -24,8 +24,8 @@ import math
 import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.jit import helper, inlined
 from flash_semicrf.streaming.cpu.llvm import LANES
+from flash_semicrf.streaming.cpu.parts import helper, inlined, owning
 from flash_semicrf.streaming.cpu.vector import TILE, exp_row, log_row
 
 __all__ = ["add_longer", "add_longer_max", "share_going_on", "tail_gradient"]
@@ -103,7 +103,7 @@ def share_going_on(longer, forward, scores, tail, position, length, label):
     return min(longer[position, label] - total, 0.0)
 
 
-@helper
+@owning
 def tail_gradient(messages, longer, sequence, tail, segments, beyond):
     """Expected segments longer than K, and positions beyond the K-th of their segment.
 

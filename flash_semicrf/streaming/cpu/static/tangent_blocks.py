@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.jit import helper, inlined
 from flash_semicrf.streaming.cpu.llvm import LANES
+from flash_semicrf.streaming.cpu.parts import helper, inlined, owning
 from flash_semicrf.streaming.cpu.vector import (
     TILE,
     exp_shifted_row,
@@ -115,7 +115,7 @@ class Block(NamedTuple):
     d_running: np.ndarray
 
 
-@helper
+@owning
 def new_block(num_labels, longest):
     """Workspace for windows of `longest` sources."""
     capacity = -(-longest // TILE) * TILE + BLOCK + LANES

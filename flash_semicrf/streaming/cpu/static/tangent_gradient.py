@@ -14,8 +14,8 @@ import math
 
 import numpy as np
 
-from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.llvm import LANES
+from flash_semicrf.streaming.cpu.parts import helper, owning
 from flash_semicrf.streaming.cpu.static.gradient import transition_factors
 from flash_semicrf.streaming.cpu.static.tangent_blocks import (
     BLOCK,
@@ -37,7 +37,7 @@ _HIGH = 300.0  # as in `flash_semicrf.streaming.cpu.static.gradient`
 _NEGLIGIBLE = -50.0
 
 
-@helper
+@owning
 def duration_tangent(sweep, window, d_bias, mean, begin, stop, gradient):
     """Add the derivative of the counts of durations of segments that end in ``[begin, stop)``.
 
@@ -95,7 +95,7 @@ def _one_boundary(messages, position, changes, level, transition, gradient):
                 gradient[c_src, c] += math.exp(x) * d
 
 
-@helper
+@owning
 def transition_tangent(messages, changes, begin, stop, transition, gradient):
     """Add the derivative of the counts of transitions at positions ``[begin, stop)``.
 

@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flash_semicrf.streaming.cpu.jit import helper
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.parameters import CERTAIN
+from flash_semicrf.streaming.cpu.parts import helper, owning
 from flash_semicrf.streaming.cpu.static.tangent_blocks import (
     BLOCK,
     fill_block,
@@ -144,7 +144,7 @@ def _far_sums(block, window, d_weights, live, first, longest, sums):
             multiply_tile(block.sources, x, 1, window.weights, near, -1, longest, sums, out)
 
 
-@helper
+@owning
 def tangent_pass(sweep, window, d_window, transition, d_transition, tail, d_tail, output):
     """Run one pass.
 

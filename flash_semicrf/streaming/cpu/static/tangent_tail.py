@@ -19,8 +19,8 @@ import math
 import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
-from flash_semicrf.streaming.cpu.jit import helper, inlined
 from flash_semicrf.streaming.cpu.llvm import LANES
+from flash_semicrf.streaming.cpu.parts import helper, inlined, owning
 from flash_semicrf.streaming.cpu.static.tail import share_going_on
 from flash_semicrf.streaming.cpu.static.tangent_blocks import position_of
 from flash_semicrf.streaming.cpu.vector import exp_row
@@ -78,7 +78,7 @@ def exact_term(sweep, bias, d_bias, step, label):
     return (total if total > NEG_INF else -math.inf), d_total
 
 
-@helper
+@owning
 def tail_tangent(sweep, tails, mean, segments, beyond):
     """Derivatives of the expected segments longer than K and of the positions beyond the K-th.
 

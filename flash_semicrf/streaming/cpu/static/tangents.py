@@ -16,8 +16,9 @@ from torch import Tensor
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu import threads
 from flash_semicrf.streaming.cpu.batches import boundary_products, sum_of_chunks
-from flash_semicrf.streaming.cpu.jit import inlined, kernel
+from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.parameters import array_of, boundary_arrays, cost_of, padded_labels
+from flash_semicrf.streaming.cpu.parts import inlined_owning
 from flash_semicrf.streaming.cpu.static.batch import chunks_of, gradients_of_rows, message_rows
 from flash_semicrf.streaming.cpu.static.records import messages_of, sequence_of
 from flash_semicrf.streaming.cpu.static.tangent_blocks import Sweep
@@ -93,7 +94,7 @@ def _direction_of(direction: Potentials, batch: NamedTuple) -> Direction:
     return Direction(scores, start, end, has_boundary, batch.lengths, durations, *both, tail)
 
 
-@inlined
+@inlined_owning
 def _sweep_of(batch, rows, direction, derivatives, b, backward):
     """Sequence b in the direction of a pass."""
     sequence = sequence_of(batch, b, backward)

@@ -25,7 +25,7 @@ from torch import Tensor
 from flash_semicrf.problem.potentials import NEG_INF, Potentials
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.cpu import threads
-from flash_semicrf.streaming.cpu.jit import helper, kernel
+from flash_semicrf.streaming.cpu.jit import kernel_of_loops
 from flash_semicrf.streaming.cpu.parameters import (
     array_of,
     boundary_arrays,
@@ -35,6 +35,7 @@ from flash_semicrf.streaming.cpu.parameters import (
     start_term,
     tail_term,
 )
+from flash_semicrf.streaming.cpu.parts import helper, owning
 from flash_semicrf.streaming.cpu.static.records import sequence_of
 from flash_semicrf.streaming.cpu.static.tail import MASK, add_longer_max
 from flash_semicrf.streaming.cpu.tasks import take
@@ -109,7 +110,7 @@ class _Walks(NamedTuple):
     counts: np.ndarray
 
 
-@helper
+@owning
 def _max_pass(problem, sequence, rows):
     """Fill the rows of a sequence."""
     scores, start, end, length = (
@@ -239,7 +240,7 @@ def _best_duration(scores, bias, rows, stop, label):
     return duration
 
 
-@helper
+@owning
 def _walk(problem, sequence, rows, starts, labels):
     """Write the segments backwards into the end of `starts` and `labels`; return their number."""
     scores, length, alpha = sequence.scores, sequence.length, rows.alpha
@@ -269,7 +270,7 @@ def _walk(problem, sequence, rows, starts, labels):
     return count
 
 
-@kernel
+@kernel_of_loops
 def _run(queue, decode, problem, rows, walks):
     b = take(queue)
     while b >= 0:

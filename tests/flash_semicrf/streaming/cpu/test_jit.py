@@ -13,7 +13,7 @@ from pathlib import Path
 import numba
 import pytest
 
-from flash_semicrf.streaming.cpu import jit
+from flash_semicrf.streaming.cpu import jit, parts
 
 ROOT = Path(__file__).parents[4]
 
@@ -32,7 +32,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 def compile_cached():
     """A compiled function as in a new process."""
-    return jit.cached(numba.njit(**jit.OPTIONS)(double), double)
+    return jit.cached(parts.whole(double), double)
 
 
 def hits(expected_warnings: int = 0) -> int:

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from numba import njit
 
 from flash_semicrf.inference.sampling import sample_table
 from flash_semicrf.streaming.cpu import walks
+from flash_semicrf.streaming.cpu.parts import whole
 from flash_semicrf.streaming.cpu.vector_search import count_below
 from flash_semicrf.streaming.cpu.walks import draw
 from flash_semicrf.streaming.dispatch import BACKENDS
@@ -19,12 +19,12 @@ from flash_semicrf.testing import random_problem
 from tests.flash_semicrf.cases import LONG_CASES, LONG_SHAPES, thinned
 
 
-@njit(nogil=True, fastmath={"contract"}, error_model="numpy")
+@whole
 def run_count(x, x_at, y, y_at, count, bound):
     return count_below(x, x_at, y, y_at, count, bound)
 
 
-@njit
+@whole
 def run_draw(state, increment, number):
     return draw(state, increment, np.uint64(number))
 

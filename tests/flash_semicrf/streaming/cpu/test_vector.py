@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numba import config, njit
+from numba import config
 
+from flash_semicrf.streaming.cpu import parts
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.vector import (
     TILE,
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.kernels
 
 # Intrinsics are called from compiled code only; compiled as kernels are, so that what is tested
 # here is what runs there.
-_compile = njit(nogil=True, fastmath={"contract"}, error_model="numpy")
+_compile = parts.whole
 
 
 @_compile
