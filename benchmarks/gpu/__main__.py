@@ -67,7 +67,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--commit", help="what is measured, where git cannot say")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds of repeats each")
-    parser.add_argument("--processes", type=int, help="of the tests; at most 8 by default")
+    parser.add_argument("--processes", type=int, help="of the tests; at most 16 by default")
     parser.add_argument("--tests-timeout", type=float, default=330.0, help="seconds")
     return parser.parse_args(argv)
 

@@ -21,7 +21,7 @@ import pytest
 
 from benchmarks.processes import ROOT
 
-MAX_PROCESSES = 8
+MAX_PROCESSES = 16
 
 
 class Outcome(NamedTuple):
