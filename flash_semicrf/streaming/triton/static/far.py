@@ -40,7 +40,7 @@ def _plus(x, y, MAX):
 def _load_tile(window_ptr, work, block, back, ring, label, CP, R):
     """(rate, W of the R shortest durations, R sources) of the block `back` before, for each group.
 
-    `back` is (1, G), at least 1.
+    `back` is (G, 1), at least 1.
     """
     slot = (block + ring - back) % ring
     rate = tl.load(work.rates + slot * CP + label)
@@ -80,11 +80,11 @@ def far_window(window_ptr, work, block, blocks, ring, older_ptr, tail_ptr, MAX, 
     """
     ZERO: tl.constexpr = float("-inf") if MAX else 0.0
     ONE: tl.constexpr = 0.0 if MAX else 1.0
-    label = tl.arange(0, CP)[:, None]
-    group = tl.arange(0, G)[None, :]
+    label = tl.arange(0, CP)[None, :]
+    group = tl.arange(0, G)[:, None]
     share = (blocks + G - 1) // G
     found = ()
-    lost = tl.zeros([CP, G], tl.float64)
+    lost = tl.zeros([G, CP], tl.float64)
     if older_ptr is not None:
         tl.static_assert(G == 1)
         for j in tl.static_range(R):
@@ -100,7 +100,7 @@ def far_window(window_ptr, work, block, blocks, ring, older_ptr, tail_ptr, MAX, 
             level = level + tl.load(tail_ptr + label)
     else:
         for _j in tl.static_range(R):
-            found = found + (tl.full([CP, G], ZERO, tl.float64),)
+            found = found + (tl.full([G, CP], ZERO, tl.float64),)
     oldest = tl.minimum((group + 1) * share, blocks)  # of the group's share
     back = tl.maximum(oldest, 1)
     newer = _newest_durations(window_ptr, back, label, CP, R)
@@ -130,10 +130,10 @@ def far_window(window_ptr, work, block, blocks, ring, older_ptr, tail_ptr, MAX, 
     if G == 1:
         total = ()
         for j in tl.static_range(R):
-            total = total + (tl.max(found[j], 1) if MAX else tl.sum(found[j], 1),)
-        lost_total = tl.sum(lost, 1)
+            total = total + (tl.max(found[j], 0) if MAX else tl.sum(found[j], 0),)
+        lost_total = tl.sum(lost, 0)
     else:
-        factor = tl.full([CP, G], ONE, tl.float64)
+        factor = tl.full([G, CP], ONE, tl.float64)
         for newest in range(1, (G - 1) * share + 1):
             slot = (block + ring - tl.minimum(newest, blocks)) % ring
             passed = (newest <= group * share) & (newest <= blocks)
@@ -169,20 +169,20 @@ def _max8(a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7):
 
 @triton.jit
 def _over_groups(x, lost, MAX, R):
-    """Sums, or maxima, of R tensors (CP, G) over the groups, and the sum of what was lost, in one
+    """Sums, or maxima, of R tensors (G, CP) over the groups, and the sum of what was lost, in one
     exchange."""
     tl.static_assert((R == 4) or (R == 8))
     if MAX:
-        lost = tl.sum(lost, 1)
+        lost = tl.sum(lost, 0)
         if R == 4:
-            found = tl.reduce(x, 1, _max4)
+            found = tl.reduce(x, 0, _max4)
         else:
-            found = tl.reduce(x, 1, _max8)
+            found = tl.reduce(x, 0, _max8)
     else:
         if R == 4:
-            found = tl.reduce(x + (lost,), 1, _add5)
+            found = tl.reduce(x + (lost,), 0, _add5)
         else:
-            found = tl.reduce(x + (lost,), 1, _add9)
+            found = tl.reduce(x + (lost,), 0, _add9)
         lost = found[R]
     return found[:R], lost
 

@@ -129,14 +129,14 @@ def load_matrix(matrix_ptr, unit, CP):
     `unit` is 1: a stride that the compiler does not know keeps it from giving a lane two labels.
     """
     label = tl.arange(0, CP)
-    return tl.load(matrix_ptr + label[None, :] * CP + label[:, None] * unit)
+    return tl.load(matrix_ptr + label[:, None] * CP + label[None, :] * unit)
 
 
 @triton.jit
 def across_labels(matrix, row, CP):
     """Matrix times row; CHAINS sums run side by side, since each addition waits for the last."""
-    product = tl.reshape(matrix * row[None, :], [CP, CHAINS, CP // CHAINS])
-    return tl.sum(tl.sum(product, 2), 1)
+    product = tl.reshape(matrix * row[:, None], [CHAINS, CP // CHAINS, CP])
+    return tl.sum(tl.sum(product, 1), 0)
 
 
 @triton.jit

@@ -74,8 +74,8 @@ def _max_steps(live, maxima, near, matrix, scores, to, base, step, length, C, la
         tl.store(to.alpha + place, alpha, mask=keep)
         prefix += scores.counted[i]
         final_row = tl.where(here + 1 == length, alpha, final_row)
-        moved = tl.reshape(matrix + alpha[None, :], [CP, CHAINS, CP // CHAINS])
-        g = tl.max(tl.max(moved, 2), 1)
+        moved = tl.reshape(matrix + alpha[:, None], [CHAINS, CP // CHAINS, CP])
+        g = tl.max(tl.max(moved, 1), 0)
     return (g, prefix, final_row), sources
 
 
