@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,15 @@ def _kind(potentials: Potentials) -> ModuleType:
     return kind
 
 
+def _run(name: str, potentials: Potentials, *arguments: Any) -> Any:
+    """Call a function of the package of kernels, on the device of the problem."""
+    from flash_semicrf.streaming.triton.jit import launched_together
+
+    function = getattr(_kind(potentials), name)
+    with _on(potentials.device), torch.no_grad():
+        return launched_together(functools.partial(function, potentials, *arguments))
+
+
 class TritonBackend:
     """Kernels of `flash_semicrf.streaming.triton`."""
 
@@ -88,39 +98,32 @@ class TritonBackend:
 
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
-        with _on(potentials.device), torch.no_grad():
-            return _kind(potentials).log_partition(potentials)
+        return _run("log_partition", potentials)
 
     def gradients(
         self, potentials: Potentials, wanted: set[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Log Z and gradients; see `flash_semicrf.streaming.dispatch.Backend`."""
-        with _on(potentials.device), torch.no_grad():
-            return _kind(potentials).gradients(potentials, wanted)
+        return _run("gradients", potentials, wanted)
 
     def messages(self, potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
         """Forward and backward messages; see `flash_semicrf.streaming.dispatch.Backend`."""
-        with _on(potentials.device), torch.no_grad():
-            return _kind(potentials).messages(potentials)
+        return _run("messages", potentials)
 
     def tangents(
         self, potentials: Potentials, direction: Potentials, wanted: set[str]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Derivatives of the gradient; see `flash_semicrf.streaming.dispatch.Backend`."""
-        with _on(potentials.device), torch.no_grad():
-            return _kind(potentials).tangents(potentials, direction, wanted)
+        return _run("tangents", potentials, direction, wanted)
 
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
-        with _on(potentials.device), torch.no_grad():
-            return _kind(potentials).max_messages(potentials)
+        return _run("max_messages", potentials)
 
     def viterbi(self, potentials: Potentials) -> tuple[Tensor, SegmentTable]:
         """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
-        with _on(potentials.device), torch.no_grad():
-            return _kind(potentials).viterbi(potentials)
+        return _run("viterbi", potentials)
 
     def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
         """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
-        with _on(potentials.device), torch.no_grad():
-            return _kind(potentials).sample(potentials, num_samples, seed)
+        return _run("sample", potentials, num_samples, seed)

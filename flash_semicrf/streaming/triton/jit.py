@@ -8,19 +8,25 @@ gives them by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
-import triton
 from torch import Tensor
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction, mangle_type
 
-from flash_semicrf.streaming.compilation import compiling
+from flash_semicrf.streaming.triton.compiler import compile_kernels
 
-__all__ = ["launch", "signature_of"]
+__all__ = ["is_rehearsal", "launch", "launched_together", "signature_of"]
 
-_compiled: dict[tuple, triton.compiler.CompiledKernel] = {}
+_T = TypeVar("_T")
+
+_compiled: dict[tuple, CompiledKernel] = {}
+
+_this_thread = threading.local()
+"""Its `missing`: kernels that have to be compiled before `launched_together` can be run."""
 
 
 def launch(
@@ -44,11 +50,42 @@ def launch(
     device = torch.cuda.current_device()
     key = (function, device, num_warps, *constants.items(), *_kinds(arguments))
     compiled = _compiled.get(key)
+    missing = getattr(_this_thread, "missing", None)
     if compiled is None:
         source = ASTSource(function, *signature_of(function, arguments, constants))
-        with compiling(f"{function.__module__}.{function.__name__}", "GPU"):
-            compiled = _compiled[key] = triton.compile(source, options={"num_warps": num_warps})
-    compiled[(*grid, 1, 1)[:3]](*arguments, *constants.values())
+        if missing is None or torch.cuda.is_current_stream_capturing():
+            _compile({key: (source, num_warps)})
+            compiled = _compiled[key]
+        else:
+            missing[key] = source, num_warps
+    if not missing:
+        compiled[(*grid, 1, 1)[:3]](*arguments, *constants.values())
+
+
+def _compile(missing: dict[tuple, tuple[ASTSource, int]]) -> None:
+    _compiled.update(zip(missing, compile_kernels([*missing.values()]), strict=True))
+
+
+def launched_together(call: Callable[[], _T]) -> _T:
+    """Run `call`, which launches kernels; those that have to be compiled are, at the same time.
+
+    From the first such kernel on nothing is launched, and `call` is run again when all of them are
+    compiled. So it may not depend on what kernels compute while `is_rehearsal`.
+    """
+    missing = _this_thread.missing = {}
+    try:
+        found = call()
+    finally:
+        _this_thread.missing = None
+    if missing:
+        _compile(missing)
+        found = call()
+    return found
+
+
+def is_rehearsal() -> bool:
+    """Whether kernels are not launched, because `launched_together` runs again."""
+    return bool(getattr(_this_thread, "missing", None))
 
 
 def _kinds(arguments: tuple) -> tuple:

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flash_semicrf.streaming.triton.compiler import labels_last
 from flash_semicrf.streaming.triton.log_rows import feasible
 from flash_semicrf.streaming.triton.numerics import (
     allowed,
@@ -109,6 +110,7 @@ def _term_by_term(
     return start, end
 
 
+@labels_last
 @triton.jit
 def boundary_kernel(
     problem, matrix_ptr, first_ptr, messages, to, tiles, HAS_INITIAL, WANT_DURATION, DOT, CP, TT

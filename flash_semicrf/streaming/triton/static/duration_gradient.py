@@ -19,6 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flash_semicrf.streaming.triton.compiler import labels_last
 from flash_semicrf.streaming.triton.log_rows import feasible
 from flash_semicrf.streaming.triton.numerics import (
     allowed,
@@ -50,6 +51,7 @@ def _deep_content(scores_ptr, p, length, k, longest, label, C, CP, KT):
     return total
 
 
+@labels_last
 @triton.jit
 def duration_gradient_kernel(
     scores_ptr, sizes, log_window_ptr, messages, gradient_ptr, span, CP, KT
@@ -109,6 +111,7 @@ def duration_gradient_kernel(
     tl.store(place, tl.minimum(total, length.to(tl.float64) / k), mask=within)
 
 
+@labels_last
 @triton.jit
 def longer_gradient_kernel(
     scores_ptr, sizes, log_window_ptr, tail_ptr, messages, segments_ptr, beyond_ptr, CP

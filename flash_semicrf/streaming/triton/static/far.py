@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flash_semicrf.streaming.triton.compiler import labels_last
 from flash_semicrf.streaming.triton.static.plan import workspace_at
 
 __all__ = ["far_kernel", "far_window"]
@@ -187,6 +188,7 @@ def _over_groups(x, lost, MAX, R):
     return found[:R], lost
 
 
+@labels_last
 @triton.jit
 def far_kernel(window_ptr, tail_ptr, workspace_ptr, part, MAX, CP, R, G):
     """Contribution of all sources before a part of a pass to the outputs of its blocks.

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flash_semicrf.streaming.triton.compiler import labels_last
 from flash_semicrf.streaming.triton.numerics import allowed, common_part, is_deep, settled, wide
 from flash_semicrf.streaming.triton.static.far import far_window
 from flash_semicrf.streaming.triton.static.linear_block import CHAINS, load_matrix, load_rows
@@ -120,6 +121,7 @@ def _settled_rows(rows, inside, count, R):
     return values, counted, common, tl.max(masked.to(tl.int32), 0)
 
 
+@labels_last
 @triton.jit
 def max_pass_kernel(problem, tables, workspace_ptr, to, part, PARTS, CP, R, G):
     """Run the steps of a part of the pass, in parts as in `pass_kernel`; program (b,)."""

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flash_semicrf.streaming.triton.compiler import labels_last
 from flash_semicrf.streaming.triton.numerics import (
     allowed,
     decode_linear,
@@ -80,6 +81,7 @@ def _log_z(work, last, label, C):
     return tl.where(top > float("-inf"), safe + tl.load(work.final + CP) + total, top)
 
 
+@labels_last
 @triton.jit
 def pass_kernel(problem, tables, workspace_ptr, messages, part, PARTS, CP, R, G, SPAN):
     """Run the steps of a part of one pass; program (b, direction).

@@ -156,18 +156,17 @@ def record_launches() -> dict[str, Launch]:
     return launches
 
 
-def compile_kernel(launch: Launch, capability: int) -> dict[str, int]:
+def report_of(launch: Launch, capability: int) -> dict[str, int]:
     """Registers per thread and bytes of spills, as ptxas reports them."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from flash_semicrf.streaming.triton.compiler import compile_kernel
+
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
-    compiled = triton.compile(
-        ASTSource(kernel, launch.signature, launch.constants),
-        target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": launch.warps},
-    )
+    source = ASTSource(kernel, launch.signature, launch.constants)
+    compiled = compile_kernel(source, launch.warps, GPUTarget("cuda", capability, 32))
     ptx = compiled.asm["ptx"]
     architecture = re.search(r"\.target (\w+)", ptx)[1]
     ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
@@ -196,7 +195,7 @@ def compiling(request, tmp_path_factory):
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
             yield {
-                (name, capability): pool.submit(compile_kernel, launches[name], capability)
+                (name, capability): pool.submit(report_of, launches[name], capability)
                 for name, capability in wanted
             }
             pool.shutdown(cancel_futures=True)  # after a failure, under -x
