@@ -88,13 +88,17 @@ class TritonBackend:
         """Whether validation need not look at the values one tensor at a time.
 
         Nothing can be waited for while a CUDA graph is captured, so values are not looked at then.
+        False as long as the kernel for it is not compiled, which it is with those of the operation.
         """
+        from flash_semicrf.streaming.triton.jit import launched_if_compiled
         from flash_semicrf.streaming.triton.values import values_are_allowed
 
         if potentials.device.type != "cuda" or self.why_not(potentials) is not None:
             return False
         with _on(potentials.device), torch.no_grad():
-            return torch.cuda.is_current_stream_capturing() or values_are_allowed(potentials)
+            if torch.cuda.is_current_stream_capturing():
+                return True
+            return bool(launched_if_compiled(functools.partial(values_are_allowed, potentials)))
 
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""

@@ -83,6 +83,14 @@ def compile_kernel(source: ASTSource, num_warps: int, target: GPUTarget) -> Comp
         return triton.compile(source, target=target, options={"num_warps": num_warps})
 
 
+@functools.cache
+def _hash_triton() -> None:
+    """Let Triton hash its own files, part of the keys of its cache, before threads all do."""
+    from triton.runtime import cache
+
+    getattr(cache, "triton_key", lambda: None)()
+
+
 def compile_kernels(
     sources: Sequence[tuple[ASTSource, int]], target: GPUTarget | None = None
 ) -> list[CompiledKernel]:
@@ -93,16 +101,23 @@ def compile_kernels(
     sources : sequence of (ASTSource, int)
         As `compile_kernel` takes them.
     target : GPUTarget, optional
-        By default the current device.
+        By default that of the current device, on which the kernels are loaded too.
     """
-    if target is None:  # asked here, because each thread has a current device of its own
+    # Asked here, because each thread has a current device of its own.
+    device = torch.cuda.current_device() if target is None else None
+    if target is None:
         target = triton.runtime.driver.active.get_current_target()
 
     def compile_one(source: ASTSource, num_warps: int) -> CompiledKernel:
         with compiling(f"{source.fn.__module__}.{source.fn.__name__}", "GPU"):
-            return compile_kernel(source, num_warps, target)
+            compiled = compile_kernel(source, num_warps, target)
+            if device is not None:
+                with torch.cuda.device(device):
+                    _ = compiled.run  # which also compiles, in C, what launches the kernel
+        return compiled
 
     threads = min(len(sources), torch.get_num_threads())
+    _hash_triton()
     if threads < 2:
         return [compile_one(*each) for each in sources]
     pool = ThreadPoolExecutor(threads, thread_name_prefix="flash_semicrf-compiler")

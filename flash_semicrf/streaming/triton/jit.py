@@ -19,11 +19,14 @@ from triton.runtime.jit import JITFunction, mangle_type
 
 from flash_semicrf.streaming.triton.compiler import compile_kernels
 
-__all__ = ["is_rehearsal", "launch", "launched_together", "signature_of"]
+__all__ = ["is_rehearsal", "launch", "launched_if_compiled", "launched_together", "signature_of"]
 
 _T = TypeVar("_T")
 
 _compiled: dict[tuple, CompiledKernel] = {}
+
+_later: dict[int, dict[tuple, tuple[ASTSource, int]]] = {}
+"""By device: kernels to compile when others are."""
 
 _this_thread = threading.local()
 """Its `missing`: kernels that have to be compiled before `launched_together` can be run."""
@@ -66,21 +69,37 @@ def _compile(missing: dict[tuple, tuple[ASTSource, int]]) -> None:
     _compiled.update(zip(missing, compile_kernels([*missing.values()]), strict=True))
 
 
+def _launched(call: Callable[[], _T]) -> tuple[_T, dict[tuple, tuple[ASTSource, int]]]:
+    """What `call` returns, and the kernels that are missing."""
+    missing = _this_thread.missing = {}
+    try:
+        return call(), missing
+    finally:
+        _this_thread.missing = None
+
+
 def launched_together(call: Callable[[], _T]) -> _T:
     """Run `call`, which launches kernels; those that have to be compiled are, at the same time.
 
     From the first such kernel on nothing is launched, and `call` is run again when all of them are
     compiled. So it may not depend on what kernels compute while `is_rehearsal`.
     """
-    missing = _this_thread.missing = {}
-    try:
-        found = call()
-    finally:
-        _this_thread.missing = None
+    found, missing = _launched(call)
     if missing:
-        _compile(missing)
+        later = _later.pop(torch.cuda.current_device(), {})
+        _compile({**missing, **later})
         found = call()
     return found
+
+
+def launched_if_compiled(call: Callable[[], _T]) -> _T | None:
+    """Run `call` as `launched_together` does, or return None: kernels that have to be compiled are
+    so with the next ones of `launched_together`."""
+    found, missing = _launched(call)
+    if not missing:
+        return found
+    _later.setdefault(torch.cuda.current_device(), {}).update(missing)
+    return None
 
 
 def is_rehearsal() -> bool:

@@ -12,6 +12,7 @@ from flash_semicrf.inference.viterbi import viterbi_table
 from flash_semicrf.problem.potentials import Potentials, score_segments
 from flash_semicrf.problem.unroll import unrolled
 from flash_semicrf.problem.validation import check_table
+from flash_semicrf.streaming.compilation import watched
 from flash_semicrf.streaming.dispatch import BACKENDS, choose
 from tests.flash_semicrf.cases import LONG_CASES, LONG_SHAPES
 from tests.flash_semicrf.streaming.triton.gpu_cases import (
@@ -269,6 +270,32 @@ def test_unwritten_memory_is_not_read(setting):
     torch.utils.deterministic.fill_uninitialized_memory = False
     assert_equal_results(poisoned, results_of(problem))
     assert all(bool(value.isfinite().all()) for value in poisoned)
+
+
+@USUAL
+def test_kernels_of_an_operation_are_compiled_before_any_is_launched(monkeypatch):
+    from triton.compiler import CompiledKernel
+
+    from flash_semicrf.streaming.triton import jit
+
+    problem = draw("usual").to("cuda")
+    expected = viterbi(problem)
+    monkeypatch.setattr(jit, "_compiled", {})  # those on disk are loaded again
+    launched, compiled = [], []
+    launch = CompiledKernel.__getitem__
+
+    def launch_and_list(kernel, grid):
+        launched.append(grid)
+        return launch(kernel, grid)
+
+    monkeypatch.setattr(CompiledKernel, "__getitem__", launch_and_list)
+    with watched(lambda cost: compiled.append(len(launched))):
+        found = viterbi(problem)
+    assert found.segments == expected.segments
+    assert len(compiled) == 7  # the check of values too, which then ran without its kernel
+    assert len(launched) == 6 and set(compiled) == {0}
+    assert viterbi(problem).segments == expected.segments
+    assert len(compiled) == 7 and len(launched) == 13
 
 
 @USUAL
