@@ -28,10 +28,10 @@ test-all: $(STAMP)-test
 test-processors: $(STAMP)-test
 	PY=$(PY) .ci/processors generic haswell
 
-# Where Triton is installed: its kernels in its interpreter, and compiled for several GPUs. Whole
-# files: what one compiles is shared between its tests.
+# Where Triton is installed: its kernels in its interpreter, and compiled for several GPUs. By group:
+# what is compiled is shared between tests.
 test-triton: $(STAMP)-test
-	$(PY) -m pytest -n auto --dist loadfile -m "triton and not long" \
+	$(PY) -m pytest -n auto --dist loadgroup -m "triton and not long" \
 		tests/flash_semicrf/streaming/triton
 
 bench: $(STAMP)-test

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,17 @@ import pytest
 @pytest.fixture(scope="module")
 def interpreter():
     """Repair what the interpreter lacks, and hide its warnings of values that are discarded."""
+    from triton import language as tl
     from triton.runtime import interpreter
+
+    patch_language = interpreter._patch_lang
+    both = types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
+
+    def patch_language_once(fn):
+        # Not again for each function that a kernel calls: that took a quarter of the time.
+        if tl.core.is_builtin(tl.core.load):
+            return patch_language(both)
+        return interpreter._LangPatchScope()
 
     patch_tensor = interpreter._patch_lang_tensor
 
@@ -20,6 +32,7 @@ def interpreter():
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_tensor_and_index)
+        monkeypatch.setattr(interpreter, "_patch_lang", patch_language_once)
         # Both branches of tl.where are computed: numpy warns of logs of zero and of overflow in
         # the one that is not taken.
         with np.errstate(all="ignore"):

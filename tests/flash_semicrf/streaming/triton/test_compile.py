@@ -24,6 +24,7 @@ from tests.flash_semicrf.cases import long
 
 pytestmark = [
     pytest.mark.triton,
+    pytest.mark.xdist_group("compile"),
     pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed"),
 ]
 
