@@ -16,7 +16,7 @@ from flash_semicrf.streaming.compilation import watched
 
 found = []
 with watched(found.append):
-    compile_task(Task("log_partition"))
+    compile_task(Task("viterbi"))
 print(len(found))
 """
 
@@ -32,11 +32,11 @@ def run(folder, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_the_cache_is_filled(tmp_path):
-    command = ["-m", "flash_semicrf.compile", "--operations", "log_partition", "--processes", "2"]
+    command = ["-m", "flash_semicrf.compile", "--operations", "viterbi", "--processes", "2"]
     result = run(tmp_path, *command)
     assert result.returncode == 0, result.stderr
     assert "1 of 1" in result.stderr
-    assert "log_partition, static, float32" in result.stderr
+    assert "viterbi, static, float32" in result.stderr
     assert result.stdout == f"Compiled kernels are below {tmp_path}.\n"
     kernels = {path.name.partition(".")[0] for path in tmp_path.rglob("*.nbc")}
     assert kernels >= {"batch", "passes"}

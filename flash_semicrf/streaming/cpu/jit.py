@@ -166,6 +166,11 @@ class Kernel:
         self.__doc__ = function.__doc__
         self._launch = cached(whole(launch, scalar_loops), function)
 
+    @property
+    def signatures(self) -> list:
+        """Types of arguments that this process has compiled the kernel for, or loaded it."""
+        return self._launch.signatures
+
     def launch(
         self, team: Team, num_threads: int, counter: np.ndarray, tasks: np.ndarray, arguments: tuple
     ) -> tuple[float, float]:

@@ -272,7 +272,7 @@ def n_best(potentials: Potentials, alpha: Tensor, number: int) -> tuple[Tensor, 
     has_tail = tail is not None
     tail = tail if has_tail else np.full(p.num_labels, -np.inf)
     transition = forbid(array_of(p.transition)).reshape(-1, p.num_labels, p.num_labels)
-    first = np.ascontiguousarray(np.broadcast_to(start_term(p), bias.shape))
+    first = np.broadcast_to(start_term(p), bias.shape).copy()
     shared = Shared(bias, first, tail, transition, end_term(p), has_tail, has_boundary)
     lengths = array_of(p.lengths)
     best = np.full((p.batch_size, number), -np.inf)

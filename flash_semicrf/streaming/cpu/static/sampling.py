@@ -268,7 +268,7 @@ def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
     p = potentials
     batch, rows = forward_messages(p)
     num_labels, padded = p.num_labels, padded_labels(p.num_labels)
-    into = np.concatenate([batch.forward.scores.T, batch.last[None]])
+    into = np.vstack([np.ascontiguousarray(batch.forward.scores.T), batch.last])
     weights = np.zeros((num_labels, padded))
     weights[:, :num_labels] = batch.forward.weights.reshape(num_labels, padded)[:, :num_labels].T
     tail = np.full(num_labels, -np.inf) if batch.window.tail is None else batch.window.tail
