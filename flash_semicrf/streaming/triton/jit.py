@@ -86,6 +86,7 @@ def launched_together(call: Callable[[], _T]) -> _T:
     """
     found, missing = _launched(call)
     if missing:
+        del found  # its memory, before `call` allocates again
         later = _later.pop(torch.cuda.current_device(), {})
         _compile({**missing, **later})
         found = call()

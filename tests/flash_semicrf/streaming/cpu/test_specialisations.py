@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
+from typing import NamedTuple
 
+import numba
+import numpy as np
 import pytest
 
 from flash_semicrf.inference.information import entropy
@@ -14,7 +18,17 @@ from flash_semicrf.streaming.cpu import jit
 from flash_semicrf.streaming.dispatch import BACKENDS
 from flash_semicrf.testing import random_problem
 
+ODD = re.compile(r"readonly|'C', True|'[FA]'|\dd, [FA]\b")
+"""Of an array that is not contiguous or not writable, as numba prints it, alone and in tuples."""
+
 SHAPES = [(2, 9, 4, 3), (2, 9, 4, 1), (2, 9, 1, 3), (1, 1, 1, 1), (2, 9, 20, 8), (2, 9, 3, 9)]
+
+
+class Records(NamedTuple):
+    """A record as kernels take them."""
+
+    rows: np.ndarray
+    number: int
 
 
 def kernels() -> dict[str, jit.Kernel]:
@@ -55,9 +69,18 @@ def test_arrays_of_any_problem_are_contiguous_and_writable(by_duration):
         name: signature
         for name, kernel in kernels().items()
         for signature in map(str, kernel.signatures)
-        if "readonly" in signature or "'F'" in signature or "'A'" in signature
+        if ODD.search(signature)
     }
     assert not found
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_odd_arrays_are_recognised(inside):
+    ordinary, turned = np.zeros((2, 3)), np.zeros((2, 3)).T
+    locked = np.broadcast_to(np.zeros(3), (1, 3)).view()
+    for array, odd in ((ordinary, False), (turned, True), (turned[::2], True), (locked, True)):
+        pair = (numba.typeof(Records(array, 1) if inside else array), numba.int64)
+        assert bool(ODD.search(str(pair))) == odd, pair
 
 
 def test_every_kernel_is_looked_at():
