@@ -10,6 +10,8 @@ from torch import Tensor
 from flash_semicrf.problem.potentials import BY_POSITION, Potentials
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.assembly import HUGE, common_parts, running_total
+from flash_semicrf.streaming.pieces.plan import Slots
+from flash_semicrf.streaming.windows import Windows
 
 __all__ = ["NumbaBackend"]
 
@@ -75,6 +77,41 @@ class NumbaBackend:
         problem, _ = _prepared(potentials)
         return _kernels(potentials).sample(problem, num_samples, seed)
 
+    def slots(self, potentials: Potentials) -> Slots | None:
+        """What the threads do at once; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+        if potentials.duration_tail is not None:
+            return None
+        return Slots(torch.get_num_threads(), _OVERHEAD, patient=True)
+
+    def log_partition_of_pieces(
+        self, potentials: Potentials, core: Tensor
+    ) -> tuple[Tensor, Windows]:
+        """Log Z and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+        problem, offset = _prepared(potentials)
+        log_z, windows = _kernels(problem).log_partition_of_pieces(problem, core)
+        return log_z + offset[:, -1], _with_offset(windows, core, offset)
+
+    def gradients_of_pieces(
+        self, potentials: Potentials, wanted: set[str], core: Tensor, span: int
+    ) -> tuple[Tensor, dict[str, Tensor], Windows]:
+        """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+        problem, offset = _prepared(potentials)
+        log_z, found, windows = _kernels(problem).gradients_of_pieces(problem, wanted, core)
+        for name in wanted & set(BY_POSITION):
+            found[name] = found[name].to(potentials.dtype)
+        return log_z + offset[:, -1], found, _with_offset(windows, core, offset)
+
+    def viterbi_of_pieces(
+        self, potentials: Potentials, core: Tensor
+    ) -> tuple[Tensor, SegmentTable, Windows]:
+        """Best segmentations and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+        problem, offset = _prepared(potentials)
+        scores, table, windows = _kernels(problem).viterbi_of_pieces(problem, core)
+        return scores + offset[:, -1], table, _with_offset(windows, core, offset)
+
+
+_OVERHEAD = 1000
+"""Steps of a pass that take as long as cutting and comparing."""
 
 _NO_OFFSET = torch.zeros(1, 1, dtype=torch.float64, device="cpu")
 
@@ -88,6 +125,12 @@ def _kernels(potentials: Potentials) -> ModuleType:
     from flash_semicrf.streaming.cpu import static
 
     return static
+
+
+def _with_offset(windows: Windows, core: Tensor, offset: Tensor) -> Windows:
+    if offset is _NO_OFFSET:
+        return windows
+    return windows._replace(left_out=offset.gather(1, core))
 
 
 def _prepared(potentials: Potentials) -> tuple[Potentials, Tensor]:

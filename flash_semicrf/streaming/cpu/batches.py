@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["boundary_products", "sum_of_chunks", "whole_messages"]
+__all__ = [
+    "boundary_products",
+    "chunk_bounds",
+    "counted_chunks",
+    "sum_of_chunks",
+    "whole_messages",
+]
 
 
 def whole_messages(rows: NamedTuple, lengths: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
@@ -19,6 +27,30 @@ def whole_messages(rows: NamedTuple, lengths: np.ndarray) -> tuple[Tensor, Tenso
         alpha[b, 1 : length + 1] = rows.alpha[b, :length] + rows.forward[b, 1 : length + 1, None]
         beta[b, 1 : length + 1] = rows.beta[b, :length] + rows.backward[b, length - 1 :: -1, None]
     return tuple(map(torch.from_numpy, (rows.total.sum(1), alpha, beta)))
+
+
+def chunk_bounds(length: int, step: int, cuts: Iterable[int] = ()) -> list[tuple[int, int]]:
+    """Bounds of chunks of at most `step` positions, with none across a cut.
+
+    Examples
+    --------
+    >>> chunk_bounds(10, 4, [5])
+    [(0, 4), (4, 5), (5, 9), (9, 10)]
+    """
+    edges = sorted({0, length, *(int(cut) for cut in cuts)})
+    return [
+        (begin, min(begin + step, stop))
+        for first, stop in itertools.pairwise(edges)
+        for begin in range(first, stop, step)
+    ]
+
+
+def counted_chunks(chunks: np.ndarray, core: np.ndarray | None) -> np.ndarray | slice:
+    """Index of the chunks (N, 3) that are in the core (B, 2) of their sequence; all without one."""
+    if core is None:
+        return slice(None)
+    own = core[chunks[:, 0]]
+    return np.flatnonzero((chunks[:, 1] >= own[:, 0]) & (chunks[:, 2] <= own[:, 1]))
 
 
 def sum_of_chunks(parts: np.ndarray, chunks: np.ndarray, batch_size: int) -> np.ndarray:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.streaming.pieces.plan import Slots
+from flash_semicrf.streaming.windows import Windows
 
 __all__ = ["HAS_TRITON", "MAX_LABELS", "TritonBackend"]
 
@@ -28,10 +30,21 @@ MAX_LABELS = 128
 
 _CAPABILITY = (8, 0)
 
+_PASSES = 4
+"""Passes that a multiprocessor runs side by side."""
+
+_OVERHEAD = 1500
+"""Steps of a pass that take as long as cutting and comparing."""
+
 
 @functools.lru_cache
 def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
+
+
+@functools.lru_cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
 
 
 def _interpreted() -> bool:
@@ -131,3 +144,35 @@ class TritonBackend:
     def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
         """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
         return _run("sample", potentials, num_samples, seed)
+
+    def slots(self, potentials: Potentials) -> Slots | None:
+        """What the device does at once; see `flash_semicrf.streaming.pieces.backend.Cutting`.
+
+        None while a CUDA graph is captured: to compare pieces is to wait for them.
+        """
+        p = potentials
+        if p.transition.dim() == 3 or p.duration_tail is not None:
+            return None
+        if p.device.type != "cuda":  # in Triton's interpreter
+            return Slots(1, 0, patient=False)
+        if torch.cuda.is_current_stream_capturing():
+            return None
+        return Slots(_PASSES * _multiprocessors(p.device.index), _OVERHEAD, patient=False)
+
+    def log_partition_of_pieces(
+        self, potentials: Potentials, core: Tensor
+    ) -> tuple[Tensor, Windows]:
+        """Log Z and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+        return _run("log_partition_of_pieces", potentials, core)
+
+    def gradients_of_pieces(
+        self, potentials: Potentials, wanted: set[str], core: Tensor, span: int
+    ) -> tuple[Tensor, dict[str, Tensor], Windows]:
+        """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+        return _run("gradients_of_pieces", potentials, wanted, core, span)
+
+    def viterbi_of_pieces(
+        self, potentials: Potentials, core: Tensor
+    ) -> tuple[Tensor, SegmentTable, Windows]:
+        """Best segmentations and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+        return _run("viterbi_of_pieces", potentials, core)

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu import threads
-from flash_semicrf.streaming.cpu.batches import boundary_products, sum_of_chunks, whole_messages
+from flash_semicrf.streaming.cpu.batches import (
+    boundary_products,
+    chunk_bounds,
+    counted_chunks,
+    sum_of_chunks,
+    whole_messages,
+)
 from flash_semicrf.streaming.cpu.by_duration.gradient import Sums, segment_gradient
 from flash_semicrf.streaming.cpu.by_duration.model import (
     Messages,
@@ -32,13 +38,17 @@ from flash_semicrf.streaming.cpu.by_duration.passes import backward_pass, forwar
 from flash_semicrf.streaming.cpu.jit import kernel_of_loops
 from flash_semicrf.streaming.cpu.parameters import cost_of, forbid
 from flash_semicrf.streaming.cpu.tasks import take
+from flash_semicrf.streaming.cpu.windows import forward_windows, windows_of
+from flash_semicrf.streaming.windows import Windows
 
 __all__ = [
     "Batch",
     "batch_of",
     "gradients",
     "gradients_of",
+    "gradients_of_pieces",
     "log_partition",
+    "log_partition_of_pieces",
     "messages",
 ]
 
@@ -102,6 +112,21 @@ def log_partition(potentials: Potentials) -> Tensor:
     return torch.from_numpy(batch.messages.total.sum(1))
 
 
+def log_partition_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, Windows]:
+    """Log Z and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+    rows = batch_of(p, backward=False).messages
+    return torch.from_numpy(rows.total.sum(1)), forward_windows(rows.alpha, rows.forward, p, core)
+
+
+def gradients_of_pieces(
+    p: Potentials, wanted: set[str], core: Tensor
+) -> tuple[Tensor, dict[str, Tensor], Windows]:
+    """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+    batch = batch_of(p)
+    windows = windows_of(batch.messages, p, core)
+    return (*gradients_of(p, batch, wanted, core.numpy()), windows)
+
+
 def messages(potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
     """Log Z, alpha and beta; see `flash_semicrf.streaming.dispatch.Backend`."""
     batch = batch_of(potentials)
@@ -113,10 +138,16 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
     return gradients_of(potentials, batch_of(potentials), wanted)
 
 
-def gradients_of(p: Potentials, batch: Batch, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
-    """`gradients`, from the messages."""
+def gradients_of(
+    p: Potentials, batch: Batch, wanted: set[str], core: np.ndarray | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`gradients`, from the messages.
+
+    With `core` (B, 2), those of the parameters that sequences share are of the segments that end in
+    these positions.
+    """
     log_z, lengths = batch.messages.total, batch.sequences.length
-    chunks = _chunks(lengths, log_z[:, 1])
+    chunks = _chunks(lengths, log_z[:, 1], core)
     want_transition, number, size = "transition" in wanted, len(chunks), len(batch.model.bias)
     sums = Sums(
         *np.zeros((2, *batch.sequences.scores.shape)),
@@ -133,15 +164,17 @@ def gradients_of(p: Potentials, batch: Batch, wanted: set[str]) -> tuple[Tensor,
     found["initial_scores"] = sums.start[:, 0]
     if "initial_scores" in wanted and p.initial_scores is not None and p.initial_scores.dim() == 2:
         found["initial_scores"] = _first_segments(batch)
+    counted = counted_chunks(chunks, core)
+    chunks = chunks[counted]
     sizes = (p.max_duration, p.num_labels)
     most = lengths[:, None, None] / np.arange(1, p.max_duration + 1)[:, None]
     if "duration_bias" in wanted:
-        total = sum_of_chunks(sums.duration, chunks, p.batch_size)
+        total = sum_of_chunks(sums.duration[counted], chunks, p.batch_size)
         found["duration_bias"] = np.minimum(labels_and_durations(total, *sizes), most)
     if "duration_tail" in wanted:
-        found["duration_tail"] = sum_of_chunks(sums.beyond, chunks, p.batch_size)
+        found["duration_tail"] = sum_of_chunks(sums.beyond[counted], chunks, p.batch_size)
     if want_transition:
-        rows = sum_of_chunks(sums.transition, chunks, p.batch_size)
+        rows = sum_of_chunks(sums.transition[counted], chunks, p.batch_size)
         rows = rows.reshape(p.batch_size, p.num_labels, size)
         pairs = labels_and_durations(rows, *sizes).swapaxes(1, 2)
         found["transition"] = np.minimum(pairs, most[..., None])
@@ -171,12 +204,13 @@ def _first_segments(batch: Batch) -> np.ndarray:
     return found
 
 
-def _chunks(lengths: np.ndarray, log_z: np.ndarray) -> np.ndarray:
-    """(sequence, begin, stop) of every task; none for infeasible sequences."""
+def _chunks(lengths: np.ndarray, log_z: np.ndarray, core: np.ndarray | None = None) -> np.ndarray:
+    """(sequence, begin, stop) of every task; none for infeasible sequences, none across a bound of
+    its sequence's core (B, 2)."""
     pieces = max(1, _TASKS // len(lengths))
     chunks = []
     for b in np.flatnonzero(log_z > -np.inf):
         step = max(_CHUNK, -(-lengths[b] // pieces))
-        begins = range(0, lengths[b], step)
-        chunks += [(b, begin, min(begin + step, lengths[b])) for begin in begins]
+        bounds = chunk_bounds(lengths[b], step, () if core is None else core[b])
+        chunks += [(b, *bound) for bound in bounds]
     return np.array(chunks, dtype=np.int64).reshape(-1, 3)

@@ -39,8 +39,10 @@ from flash_semicrf.streaming.cpu.parts import inlined, owning
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.vector import TILE, max_tile
 from flash_semicrf.streaming.cpu.walks import table_of_walks
+from flash_semicrf.streaming.cpu.windows import forward_windows
+from flash_semicrf.streaming.windows import Windows
 
-__all__ = ["max_messages", "viterbi"]
+__all__ = ["max_messages", "viterbi", "viterbi_of_pieces"]
 
 _BLOCK = 64  # positions between two slides of the window
 
@@ -209,6 +211,14 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     found, best, counts = _decoded(potentials, decode=True)
     table = table_of_walks(found.starts, found.labels, counts, array_of(potentials.lengths))
     return torch.from_numpy(best), table
+
+
+def viterbi_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, SegmentTable, Windows]:
+    """Best segmentations and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+    found, best, counts = _decoded(p, decode=True)
+    table = table_of_walks(found.starts, found.labels, counts, array_of(p.lengths))
+    windows = forward_windows(found.alpha, found.offsets, p, core)
+    return torch.from_numpy(best), table, windows
 
 
 def max_messages(potentials: Potentials) -> Tensor:

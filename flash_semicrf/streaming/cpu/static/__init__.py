@@ -1,19 +1,29 @@
 """Kernels for static transitions, (C, C).
 
-The functions of a `flash_semicrf.streaming.dispatch.Backend`, for float32 or float64 problems.
+The functions of a `flash_semicrf.streaming.dispatch.Backend` and of a
+`flash_semicrf.streaming.pieces.backend.Cutting`, for float32 or float64 problems.
 """
 
-from flash_semicrf.streaming.cpu.static.batch import gradients, log_partition, messages
+from flash_semicrf.streaming.cpu.static.batch import (
+    gradients,
+    gradients_of_pieces,
+    log_partition,
+    log_partition_of_pieces,
+    messages,
+)
 from flash_semicrf.streaming.cpu.static.sampling import sample
 from flash_semicrf.streaming.cpu.static.tangents import tangents
-from flash_semicrf.streaming.cpu.static.viterbi import max_messages, viterbi
+from flash_semicrf.streaming.cpu.static.viterbi import max_messages, viterbi, viterbi_of_pieces
 
 __all__ = [
     "gradients",
+    "gradients_of_pieces",
     "log_partition",
+    "log_partition_of_pieces",
     "max_messages",
     "messages",
     "sample",
     "tangents",
     "viterbi",
+    "viterbi_of_pieces",
 ]

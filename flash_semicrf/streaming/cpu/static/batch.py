@@ -14,7 +14,12 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu import threads
-from flash_semicrf.streaming.cpu.batches import sum_of_chunks, whole_messages
+from flash_semicrf.streaming.cpu.batches import (
+    chunk_bounds,
+    counted_chunks,
+    sum_of_chunks,
+    whole_messages,
+)
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.lanes import batch as short
 from flash_semicrf.streaming.cpu.parameters import (
@@ -45,13 +50,17 @@ from flash_semicrf.streaming.cpu.static.records import (
 )
 from flash_semicrf.streaming.cpu.static.tail import tail_gradient
 from flash_semicrf.streaming.cpu.tasks import take
+from flash_semicrf.streaming.cpu.windows import forward_windows, windows_of
+from flash_semicrf.streaming.windows import Windows
 
 __all__ = [
     "chunks_of",
     "forward_messages",
     "gradients",
+    "gradients_of_pieces",
     "gradients_of_rows",
     "log_partition",
+    "log_partition_of_pieces",
     "message_rows",
     "messages",
 ]
@@ -173,6 +182,21 @@ def _log_partition(potentials: Potentials) -> Tensor:
     return torch.from_numpy(rows.total.sum(1))
 
 
+def log_partition_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, Windows]:
+    """Log Z and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+    _, rows = forward_messages(p)
+    return torch.from_numpy(rows.total.sum(1)), forward_windows(rows.alpha, rows.forward, p, core)
+
+
+def gradients_of_pieces(
+    p: Potentials, wanted: set[str], core: Tensor
+) -> tuple[Tensor, dict[str, Tensor], Windows]:
+    """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+    batch, rows = message_rows(p)
+    windows = windows_of(rows, p, core)
+    return (*gradients_of_rows(p, batch, rows, wanted, array_of(core)), windows)
+
+
 def forward_messages(potentials: Potentials) -> tuple[Batch, Rows]:
     """The batch as kernels read it, and the messages of its forward pass alone."""
     batch = _batch_of(potentials)
@@ -231,12 +255,16 @@ def _gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[s
 
 
 def gradients_of_rows(
-    p: Potentials, batch: Batch, rows: Rows, wanted: set[str]
+    p: Potentials, batch: Batch, rows: Rows, wanted: set[str], core: np.ndarray | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Log Z and its gradients from the messages; see `gradients`."""
+    """Log Z and its gradients from the messages; see `gradients`.
+
+    With `core` (B, 2), those of the parameters that sequences share are of the segments that end in
+    these positions.
+    """
     ends = bool(wanted & {"start_scores", "end_scores", "initial_scores", "final_scores"})
     want = np.array([ends, "duration_bias" in wanted, "transition" in wanted])
-    chunks = chunks_of(batch.lengths, rows.total[:, 1])
+    chunks = chunks_of(batch.lengths, rows.total[:, 1], core)
     shape, dtype = batch.scores.shape, batch.scores.dtype
     position = np.zeros(shape, dtype)
     start, end = (np.zeros(shape if ends else (shape[0], 1, 1), dtype) for _ in range(2))
@@ -252,9 +280,10 @@ def gradients_of_rows(
         _complete(chunks, position, carry)
 
     found = {"scores": position, "start_scores": start, "end_scores": end}
+    counted = counted_chunks(chunks, core)
     for name, parts in (("duration_bias", duration), ("transition", transition)):
         if name in wanted:
-            found[name] = sum_of_chunks(parts, chunks, p.batch_size)
+            found[name] = sum_of_chunks(parts[counted], chunks[counted], p.batch_size)
     if p.duration_tail is not None and wanted & {"duration_bias", "duration_tail"}:
         segments, found["duration_tail"] = _tail_gradients(p, batch, rows)
         if "duration_bias" in wanted:
@@ -276,14 +305,17 @@ def _tail_gradients(p: Potentials, batch: Batch, rows: Rows) -> tuple[np.ndarray
     return segments, beyond
 
 
-def chunks_of(lengths: np.ndarray, log_z: np.ndarray) -> np.ndarray:
-    """(sequence, begin, stop) of every task, in order; none for infeasible sequences."""
+def chunks_of(lengths: np.ndarray, log_z: np.ndarray, core: np.ndarray | None = None) -> np.ndarray:
+    """(sequence, begin, stop) of every task, in order; none for infeasible sequences.
+
+    No chunk contains a bound of its sequence's core (B, 2).
+    """
     return np.array(
         [
-            (b, begin, min(begin + CHUNK, length))
+            (b, begin, stop)
             for b, length in enumerate(lengths)
             if log_z[b] > -np.inf
-            for begin in range(0, length, CHUNK)
+            for begin, stop in chunk_bounds(length, CHUNK, () if core is None else core[b])
         ],
         dtype=np.int64,
     ).reshape(-1, 3)

@@ -41,8 +41,10 @@ from flash_semicrf.streaming.cpu.static.tail import MASK, add_longer_max
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.vector import TILE, max_tile
 from flash_semicrf.streaming.cpu.walks import table_of_walks
+from flash_semicrf.streaming.cpu.windows import forward_windows
+from flash_semicrf.streaming.windows import Windows
 
-__all__ = ["max_messages", "viterbi"]
+__all__ = ["max_messages", "viterbi", "viterbi_of_pieces"]
 
 
 class _Problem(NamedTuple):
@@ -319,6 +321,15 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     lengths = array_of(potentials.lengths)
     table = table_of_walks(walks.starts, walks.labels, walks.counts, lengths)
     return torch.from_numpy(walks.best), table
+
+
+def viterbi_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, SegmentTable, Windows]:
+    """Best segmentations and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+    rows, walks = _decode(p, decode=True)
+    lengths = array_of(p.lengths)
+    table = table_of_walks(walks.starts, walks.labels, walks.counts, lengths)
+    windows = forward_windows(rows.alpha, rows.offset, p, core)
+    return torch.from_numpy(walks.best), table, windows
 
 
 def max_messages(potentials: Potentials) -> Tensor:

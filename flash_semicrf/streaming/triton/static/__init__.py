@@ -3,14 +3,22 @@
 from flash_semicrf.streaming.triton.static.decoding import max_messages, viterbi
 from flash_semicrf.streaming.triton.static.gradient import gradients, log_partition
 from flash_semicrf.streaming.triton.static.log_messages import messages, sample
+from flash_semicrf.streaming.triton.static.pieces import (
+    gradients_of_pieces,
+    log_partition_of_pieces,
+    viterbi_of_pieces,
+)
 from flash_semicrf.streaming.triton.static.tangent import tangents
 
 __all__ = [
     "gradients",
+    "gradients_of_pieces",
     "log_partition",
+    "log_partition_of_pieces",
     "max_messages",
     "messages",
     "sample",
     "tangents",
     "viterbi",
+    "viterbi_of_pieces",
 ]

@@ -23,7 +23,7 @@ from flash_semicrf.streaming.triton.static.traceback import (
 )
 from flash_semicrf.streaming.triton.table import collect_table, walks_of
 
-__all__ = ["max_messages", "viterbi"]
+__all__ = ["decoded", "max_messages", "viterbi"]
 
 
 def _run_pass(p: Potentials, problem: Problem, plan: Plan) -> tuple[Tables, MaxMessages]:
@@ -46,7 +46,11 @@ def _run_pass(p: Potentials, problem: Problem, plan: Plan) -> tuple[Tables, MaxM
 
 def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
-    p = potentials
+    return decoded(potentials)[:2]
+
+
+def decoded(p: Potentials) -> tuple[Tensor, SegmentTable, Tensor]:
+    """Best scores, segments, and the messages of the max pass, flat: alpha_{p+1} in row p."""
     plan, problem = plan_of(p, decode=True), problem_of(p)
     scores, sizes, CP = problem.scores, problem.sizes, plan.labels
     tables, m = _run_pass(p, problem, plan)
@@ -65,7 +69,7 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     launch(previous_segment_kernel, grid, sizes, *tables_before, m, codes, pointers, **options)
     walks = walks_of(B, T, p.device)
     launch(traceback_kernel, (B,), sizes, m.best, pointers, walks, CP=CP, num_warps=1)
-    return m.best, collect_table(walks, sizes)
+    return m.best, collect_table(walks, sizes), m.alpha
 
 
 def max_messages(potentials: Potentials) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -20,10 +22,10 @@ from flash_semicrf.streaming.triton.static.duration_gradient import (
 )
 from flash_semicrf.streaming.triton.static.launch import run_passes
 from flash_semicrf.streaming.triton.static.passes import Messages
-from flash_semicrf.streaming.triton.static.plan import SPAN, plan_of
+from flash_semicrf.streaming.triton.static.plan import SPAN, Plan, plan_of
 from flash_semicrf.streaming.triton.static.prepare import Tables
 
-__all__ = ["gradients", "log_partition"]
+__all__ = ["Core", "gradients", "gradients_from", "log_partition"]
 
 
 def log_partition(potentials: Potentials, always_log: bool = False) -> Tensor:
@@ -54,10 +56,33 @@ def gradients(
     """
     p = potentials
     plan, problem = plan_of(p), problem_of(p)
-    tables, messages = run_passes(p, problem, plan, True, always_log)
-    found = _boundary_gradients(p, problem, plan.labels, tables, messages, wanted)
+    passes = run_passes(p, problem, plan, True, always_log)
+    return passes[1].log_z[1], gradients_from(p, problem, plan, passes, wanted)
+
+
+class Core(NamedTuple):
+    """Part of each sequence that the gradients of shared parameters are summed over."""
+
+    bounds: Tensor  # (B, 2) int64, multiples of the span or the end of a sequence
+    span: int  # a multiple of SPAN
+
+
+def gradients_from(
+    p: Potentials,
+    problem: Problem,
+    plan: Plan,
+    passes: tuple[Tables, Messages],
+    wanted: set[str],
+    core: Core | None = None,
+) -> dict[str, Tensor]:
+    """Gradients from the messages of both passes, which they overwrite; see `gradients`.
+
+    With `core` those of the transitions and durations are of the segments that end in it.
+    """
+    tables, messages = passes
+    found = _boundary_gradients(p, problem, plan.labels, passes, wanted, core)
     if "duration_bias" in wanted:
-        found["duration_bias"] = _duration_gradient(problem, plan.labels, tables, messages)
+        found["duration_bias"] = _duration_gradient(problem, plan.labels, passes, core)
     if plan.has_tail and wanted & {"duration_bias", "duration_tail"}:
         B, _, C = problem.scores.shape
         segments, found["duration_tail"] = to = tables.tail.new_empty((2, B, C))
@@ -66,7 +91,16 @@ def gradients(
         launch(longer_gradient_kernel, (B,), *arguments, CP=plan.labels, num_warps=warps)
         if "duration_bias" in wanted:
             found["duration_bias"][:, -1] += segments
-    return messages.log_z[1], {name: found[name] for name in wanted}
+    return {name: found[name] for name in wanted}
+
+
+def _in_core(parts: Tensor, core: Core | None) -> Tensor:
+    """Sum over the chunks of each sequence's core, (B, chunks, ...) to (B, ...)."""
+    if core is not None:
+        begin = torch.arange(parts.shape[1], device=parts.device) * core.span
+        own = (begin >= core.bounds[:, :1]) & (begin < core.bounds[:, 1:])
+        parts = torch.where(own.view(*own.shape, *(1,) * (parts.dim() - 2)), parts, 0.0)
+    return parts.sum(1)
 
 
 def _span(positions: int, shortest: int) -> int:
@@ -80,14 +114,15 @@ def _boundary_gradients(
     p: Potentials,
     problem: Problem,
     labels: int,
-    tables: Tables,
-    messages: Messages,
+    passes: tuple[Tables, Messages],
     wanted: set[str],
+    core: Core | None,
 ) -> dict[str, Tensor]:
     """Everything but the gradient by the durations; turns the messages into h and u."""
     scores = problem.scores
+    tables, messages = passes
     B, T, C = scores.shape
-    span = _span(T + 1, 8 * C)
+    span = _span(T + 1, 8 * C) if core is None else core.span
     tiles, chunks = span // SPAN, -(-(T + 1) // span)
     want_ends = bool(wanted & {"start_scores", "end_scores"})
     start, end = (torch.empty_like(scores) if want_ends else None for _ in range(2))
@@ -115,18 +150,21 @@ def _boundary_gradients(
     found = {"scores": to.position, "start_scores": start, "end_scores": end}
     found["initial_scores"], found["final_scores"] = edges
     if transition is not None:
-        found["transition"] = transition.sum(1)  # a copy, also of one chunk
+        found["transition"] = _in_core(transition, core)  # a copy, also of one chunk
     return found
 
 
-def _duration_gradient(problem: Problem, labels: int, tables: Tables, messages: Messages) -> Tensor:
+def _duration_gradient(
+    problem: Problem, labels: int, passes: tuple[Tables, Messages], core: Core | None
+) -> Tensor:
+    tables, messages = passes
     _, T, C, K = problem.sizes
     tile = max(4, min(16, power_of_two_above(K), 512 // labels))
-    span = _span(T, max(256, 8 * K))
+    span = _span(T, max(256, 8 * K)) if core is None else core.span
     chunks = -(-T // span)
     B = len(problem.scores)
     gradient = tables.log_window.new_empty((B, chunks, K, C))
     arguments = (problem.scores, problem.sizes, tables.log_window, messages, gradient, span)
     grid = (-(-K // tile), chunks, B)
     launch(duration_gradient_kernel, grid, *arguments, CP=labels, KT=tile, num_warps=4)
-    return gradient[:, 0] if chunks == 1 else gradient.sum(1)
+    return gradient[:, 0] if chunks == 1 else _in_core(gradient, core)

@@ -32,11 +32,20 @@ def tables_of(p: Potentials, sizes: Sizes, plan: Plan, maximum: bool = False) ->
 
 
 def run_passes(
-    p: Potentials, problem: Problem, plan: Plan, keep: bool, always_log: bool = False
+    p: Potentials,
+    problem: Problem,
+    plan: Plan,
+    keep: bool,
+    always_log: bool = False,
+    directions: int = 2,
 ) -> tuple[Tables, Messages]:
-    """Log Z by the forward pass; with `keep` both passes run, and their messages are kept."""
+    """Log Z by the forward pass; with `keep` messages are kept, and both passes run.
+
+    With `keep` and 1 of the `directions` it is the forward pass alone, and `backward` the memory of
+    its messages.
+    """
     tables = tables_of(p, problem.sizes, plan)
-    directions = 2 if keep else 1
+    directions = directions if keep else 1
     B, T, C = problem.scores.shape
     parts = plan.parts(T, always_log=always_log)
 
@@ -47,7 +56,9 @@ def run_passes(
     kept = [None] * 5
     if keep:
         blocks = T // SPAN + 2
-        kept = [empty(B, T, C), empty(B, T, C), empty(2, B, T), empty(B, blocks, C)]
+        kept = [empty(B, T, C)]
+        kept += [empty(B, T, C) if directions == 2 else kept[0]]
+        kept += [empty(directions, B, T), empty(B, blocks, C)]
         kept.append(empty(B, blocks, C, dtype=torch.int32))
     messages = Messages(empty(2, B), empty(B, dtype=torch.int32), *kept)
     for part in parts:

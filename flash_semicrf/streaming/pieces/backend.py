@@ -1,0 +1,233 @@
+"""A backend that cuts long sequences, and does as a whole those whose pieces do not fit."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.problem.potentials import BY_POSITION, Potentials
+from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.streaming.pieces.certificate import certificate_of
+from flash_semicrf.streaming.pieces.paths import joined
+from flash_semicrf.streaming.pieces.plan import Cut, Slots, cuts_of
+from flash_semicrf.streaming.pieces.rows import (
+    Pieces,
+    by_position,
+    by_sequence,
+    last_rows,
+    part_of,
+    pieces_of,
+    problem_of,
+)
+from flash_semicrf.streaming.windows import Windows
+
+__all__ = ["Cutting", "InPieces"]
+
+Gradients: TypeAlias = tuple[Tensor, dict[str, Tensor]]
+Decoded: TypeAlias = tuple[Tensor, SegmentTable]
+
+
+class Cutting(Protocol):
+    """What a backend offers for sequences that are pieces, beside its operations on whole ones.
+
+    `core` (N, 2) are the boundaries of each sequence at which its messages are handed out.
+    """
+
+    name: str
+
+    def slots(self, potentials: Potentials) -> Slots | None:
+        """What its device does at once; None if it takes no pieces of this problem."""
+
+    def log_partition_of_pieces(
+        self, potentials: Potentials, core: Tensor
+    ) -> tuple[Tensor, Windows]:
+        """Log Z (N,) and the messages of the forward pass."""
+
+    def gradients_of_pieces(
+        self, potentials: Potentials, wanted: set[str], core: Tensor, span: int
+    ) -> tuple[Tensor, dict[str, Tensor], Windows]:
+        """Log Z and gradients as of whole sequences, but those of parameters that sequences share
+        are summed over the core: segments that end in it. Its bounds are multiples of `span`, or
+        the end of a sequence."""
+
+    def viterbi_of_pieces(
+        self, potentials: Potentials, core: Tensor
+    ) -> tuple[Tensor, SegmentTable, Windows]:
+        """Best scores and segments, and the messages of the max pass."""
+
+    def log_partition(self, potentials: Potentials) -> Tensor:
+        """See `flash_semicrf.streaming.dispatch.Backend`, as for the others."""
+
+    def gradients(self, potentials: Potentials, wanted: set[str]) -> Gradients:
+        """Log Z and gradients."""
+
+    def messages(self, potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
+        """Messages."""
+
+    def tangents(
+        self, potentials: Potentials, direction: Potentials, wanted: set[str]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Derivatives of gradients."""
+
+    def max_messages(self, potentials: Potentials) -> Tensor:
+        """Messages of the max pass."""
+
+    def viterbi(self, potentials: Potentials) -> Decoded:
+        """Best segmentations."""
+
+    def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
+        """Samples."""
+
+
+class InPieces:
+    """Backend whose log Z, gradients and decoding cut sequences where that pays.
+
+    Parameters
+    ----------
+    inner : Cutting
+        Does the pieces, the sequences whose pieces do not fit, and all other operations.
+    slots : Slots, optional
+        By default those of `inner`.
+    """
+
+    def __init__(self, inner: Cutting, slots: Slots | None = None) -> None:
+        self.inner = inner
+        self.name = inner.name
+        self._slots = slots
+
+    def why_not(self, potentials: Potentials) -> str | None:
+        """None: whoever wraps a backend has asked it."""
+        return None
+
+    def cuts(self, potentials: Potentials, directions: int) -> tuple[Cut, ...]:
+        """Attempts for a problem, with 1 or 2 passes over each piece."""
+        p = potentials
+        slots = self.inner.slots(p)
+        if slots is None:
+            return ()
+        sizes = (p.batch_size, p.num_positions, p.max_duration)
+        return cuts_of(*sizes, directions, self._slots or slots)
+
+    def log_partition(self, potentials: Potentials) -> Tensor:
+        """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
+        p = potentials
+        return _log_partition(self.inner, p, self.cuts(p, 1))
+
+    def gradients(self, potentials: Potentials, wanted: set[str]) -> Gradients:
+        """Log Z and gradients; see `flash_semicrf.streaming.dispatch.Backend`."""
+        return _gradients(self.inner, potentials, wanted, self.cuts(potentials, 2))
+
+    def messages(self, potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
+        """Forward and backward messages; see `flash_semicrf.streaming.dispatch.Backend`."""
+        return self.inner.messages(potentials)
+
+    def tangents(
+        self, potentials: Potentials, direction: Potentials, wanted: set[str]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Derivatives of the gradient; see `flash_semicrf.streaming.dispatch.Backend`."""
+        return self.inner.tangents(potentials, direction, wanted)
+
+    def max_messages(self, potentials: Potentials) -> Tensor:
+        """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
+        return self.inner.max_messages(potentials)
+
+    def viterbi(self, potentials: Potentials) -> Decoded:
+        """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
+        return _viterbi(self.inner, potentials, self.cuts(potentials, 1))
+
+    def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
+        """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
+        return self.inner.sample(potentials, num_samples, seed)
+
+
+def _cut(p: Potentials, cut: Cut, both: bool) -> tuple[Pieces, Potentials]:
+    pieces = pieces_of(p.lengths, cut, both)
+    return pieces, problem_of(p, pieces)
+
+
+def _failed(certain: Tensor, pieces: Pieces) -> Tensor:
+    """Sequences of which a piece does not fit; waits for the device."""
+    wrong = by_sequence((~certain).double(), pieces)
+    return wrong.nonzero()[:, 0]
+
+
+def _log_partition(inner: Cutting, p: Potentials, cuts: tuple[Cut, ...]) -> Tensor:
+    if not cuts:
+        return inner.log_partition(p)
+    pieces, rows = _cut(p, cuts[0], both=False)
+    log_z, windows = inner.log_partition_of_pieces(rows, pieces.core)
+    certificate = certificate_of(windows, pieces.follows)
+    total = last_rows(log_z, pieces) + by_sequence(certificate.scale, pieces)
+    failed = _failed(certificate.certain, pieces)
+    if len(failed):
+        total[failed] = _log_partition(inner, _rest(p, failed), cuts[1:])
+    return total
+
+
+def _rest(p: Potentials, failed: Tensor) -> Potentials:
+    return p if len(failed) == p.batch_size else part_of(p, failed)
+
+
+def _gradients(inner: Cutting, p: Potentials, wanted: set[str], cuts: tuple[Cut, ...]) -> Gradients:
+    if not cuts:
+        return inner.gradients(p, wanted)
+    tried = _gradients_in_pieces(inner, p, wanted, cuts[0])
+    if tried is None:
+        return _gradients(inner, p, wanted, cuts[1:])
+    log_z, found, failed = tried
+    if len(failed):
+        log_z[failed], others = _gradients(inner, part_of(p, failed), wanted, cuts[1:])
+        for name, value in others.items():
+            found[name][failed] = value
+    return log_z, found
+
+
+def _gradients_in_pieces(
+    inner: Cutting, p: Potentials, wanted: set[str], cut: Cut
+) -> tuple[Tensor, dict[str, Tensor], Tensor] | None:
+    """One attempt, and the sequences for which it failed; None where it did for all."""
+    pieces, rows = _cut(p, cut, both=True)
+    log_z, found, windows = inner.gradients_of_pieces(rows, wanted, pieces.core, cut.span)
+    certificate = certificate_of(windows, pieces.follows)
+    failed = _failed(certificate.certain, pieces)
+    if len(failed) == p.batch_size:
+        return None
+    for name in wanted:
+        value = found.pop(name)
+        if name in BY_POSITION:
+            found[name] = by_position(value, pieces, p.lengths, p.num_positions)
+        elif name == "initial_scores":
+            found[name] = value[pieces.pieces_of_each.cumsum(0) - pieces.pieces_of_each]
+        elif name == "final_scores":
+            found[name] = last_rows(value, pieces)
+        else:
+            found[name] = by_sequence(value, pieces)
+    total = last_rows(log_z, pieces) + by_sequence(certificate.scale, pieces)
+    return total, found, failed
+
+
+def _viterbi(inner: Cutting, p: Potentials, cuts: tuple[Cut, ...]) -> Decoded:
+    if not cuts:
+        return inner.viterbi(p)
+    pieces, rows = _cut(p, cuts[0], both=True)
+    scores, table, windows = inner.viterbi_of_pieces(rows, pieces.core)
+    certificate = certificate_of(windows, pieces.follows)
+    table, met = joined(table, pieces)
+    best = last_rows(scores, pieces) + by_sequence(certificate.scale, pieces)
+    failed = _failed(certificate.certain & met, pieces)
+    if len(failed) == p.batch_size:
+        return _viterbi(inner, p, cuts[1:])
+    if len(failed):
+        best[failed], others = _viterbi(inner, part_of(p, failed), cuts[1:])
+        table = _merged(table, others._replace(sequence=failed[others.sequence]), failed)
+    return best, table
+
+
+def _merged(table: SegmentTable, others: SegmentTable, failed: Tensor) -> SegmentTable:
+    """Replace the rows of some sequences."""
+    kept = ~torch.isin(table.sequence, failed)
+    columns = [torch.cat([x[kept], y]) for x, y in zip(table, others, strict=True)]
+    order = torch.argsort(columns[0], stable=True)
+    return SegmentTable(*(column[order] for column in columns))

@@ -1,0 +1,77 @@
+"""Whether a piece that started somewhere else goes on as if it had started at the beginning.
+
+The window that a piece has at its first position, after its warm-up, is compared with the one at
+which the piece before it arrives there. If they differ by a constant factor alone, everything that
+follows from one follows from the other, whatever comes later; the factor is what log Z lacks. So a
+certificate needs no assumption about the model, and by induction from the first piece, which starts
+where its sequence does, all pieces are right. The same holds backwards.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.streaming.windows import Windows
+
+__all__ = ["Certificate", "certificate_of"]
+
+_TOLERANCE = 1e-11
+"""Largest difference of logarithms, beside what rounding leaves of them."""
+
+_ROUNDINGS = 16.0
+
+
+class Certificate(NamedTuple):
+    """Comparison of every row of pieces with the row before it.
+
+    Attributes
+    ----------
+    certain : bool Tensor of shape (N,)
+        True for the first piece of a sequence.
+    scale : float64 Tensor of shape (N,)
+        What to add to log Z of the piece for what precedes its warm-up; 0 for the first piece.
+    """
+
+    certain: Tensor
+    scale: Tensor
+
+
+def certificate_of(windows: Windows, follows: Tensor) -> Certificate:
+    """Compare the windows of neighbouring pieces.
+
+    Parameters
+    ----------
+    windows : Windows
+        At the first position of each piece and at its end.
+    follows : bool Tensor of shape (N,)
+        False for the first piece of a sequence; True where the row before is its left neighbour.
+    """
+    certain, level = _constant(_previous(windows.alpha[:, 1]), windows.alpha[:, 0])
+    if windows.beta is not None:
+        beta, _ = _constant(_previous(windows.beta[:, 1]), windows.beta[:, 0])
+        certain = certain & beta
+    scale = level + _previous(windows.left_out[:, 1]) - windows.left_out[:, 0]
+    return Certificate(certain | ~follows, torch.where(follows, scale, 0.0))
+
+
+def _previous(rows: Tensor) -> Tensor:
+    return torch.roll(rows, 1, 0)
+
+
+def _constant(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether x - y is one number for each row, to rounding, and its mean; (N, K, C) to (N,).
+
+    Entries of -inf in both agree; rows without another entry do not count as constant.
+    """
+    x, y = x.flatten(1), y.flatten(1)
+    dead = (x == -torch.inf) & (y == -torch.inf)
+    alive = (~dead).sum(1)
+    difference = torch.where(dead, 0.0, x - y)
+    mean = difference.sum(1) / alive
+    largest = torch.where(dead, 0.0, torch.maximum(x.abs(), y.abs())).amax(1)
+    rounding = _ROUNDINGS * torch.finfo(x.dtype).eps * largest
+    spread = torch.where(dead, 0.0, difference - mean[:, None]).abs().amax(1)
+    return (alive > 0) & (spread <= _TOLERANCE + rounding), mean

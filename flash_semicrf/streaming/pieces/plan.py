@@ -1,0 +1,92 @@
+"""Whether and how to cut: a pure function of the sizes of a problem and of its device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["Cut", "Slots", "cuts_of"]
+
+_SHORT, _LONG = 4, 32
+"""Warm-ups of the first and the second attempt, in K: most models forget within 2 K, weak ones in
+up to 30 K."""
+
+_SPAN = 256
+"""Positions in multiples of which pieces begin; the gradients of shared parameters are summed in
+spans."""
+
+
+class Slots(NamedTuple):
+    """What a device does at once.
+
+    Attributes
+    ----------
+    passes : int
+        Passes that run side by side without slowing each other down.
+    overhead : int
+        Steps of a pass that take as long as cutting, comparing and putting together.
+    patient : bool
+        One pass more costs as much as the passes save: attempts that may fail do not pay.
+    """
+
+    passes: int
+    overhead: int
+    patient: bool
+
+
+class Cut(NamedTuple):
+    """A way to cut sequences.
+
+    Attributes
+    ----------
+    length : int
+        Positions of a piece; a multiple of `span`, as `warm`.
+    warm : int
+        Positions before and after it that its passes take in.
+    span : int
+    """
+
+    length: int
+    warm: int
+    span: int
+
+
+def cuts_of(
+    batch_size: int, num_positions: int, max_duration: int, directions: int, slots: Slots
+) -> tuple[Cut, ...]:
+    """Attempts to make, one after the other, before sequences are done as a whole.
+
+    Parameters
+    ----------
+    batch_size, num_positions, max_duration : int
+        B, T and K.
+    directions : int
+        Passes over each piece: 1 for log Z and decoding, 2 for gradients.
+    slots : Slots
+
+    Returns
+    -------
+    tuple of Cut
+        Empty where it does not pay: sequences are short, or enough of them to fill the device.
+
+    Examples
+    --------
+    >>> cuts_of(1, 1_000_000, 100, 2, Slots(500, 1500, False))[0]
+    Cut(length=4096, warm=512, span=256)
+    >>> cuts_of(64, 200, 100, 2, Slots(500, 1500, False))
+    ()
+    """
+    span = -(-max(_SPAN, max_duration) // 32) * 32
+    pieces = slots.passes // directions
+    cuts = []
+    for times in (_LONG,) if slots.patient else (_SHORT, _LONG):
+        warm = _multiple(times * max_duration, span)
+        even = -(-batch_size * num_positions // max(1, pieces))
+        length = _multiple(even if slots.patient else max(even, warm), span)
+        steps = length + (1 if directions == 1 else 2) * warm
+        if batch_size < pieces and 3 * (steps + slots.overhead) <= 2 * num_positions:
+            cuts.append(Cut(length, warm, span))
+    return tuple(cuts)
+
+
+def _multiple(number: int, of: int) -> int:
+    return -(-number // of) * of

@@ -1,0 +1,131 @@
+"""Pieces of sequences as the rows of a problem, and their results put together again."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.problem.potentials import BY_POSITION, Potentials
+from flash_semicrf.streaming.pieces.plan import Cut
+
+__all__ = [
+    "Pieces",
+    "by_position",
+    "by_sequence",
+    "last_rows",
+    "part_of",
+    "pieces_of",
+    "problem_of",
+]
+
+
+class Pieces(NamedTuple):
+    """Pieces of a batch, in order; int64 Tensors of shape (N,) unless stated.
+
+    Attributes
+    ----------
+    sequence : Tensor
+    begin, stop : Tensor
+        Positions of the piece, half-open, in its sequence.
+    first, last : Tensor
+        Positions of its row, which take in the warm-up.
+    pieces_of_each : int64 Tensor of shape (B,)
+        Their number.
+    length : int
+        Positions of a piece; the last one of a sequence may have fewer.
+    width : int
+        Positions of the longest row.
+    """
+
+    sequence: Tensor
+    begin: Tensor
+    stop: Tensor
+    first: Tensor
+    last: Tensor
+    pieces_of_each: Tensor
+    length: int
+    width: int
+
+    @property
+    def core(self) -> Tensor:
+        """Bounds of the pieces in their rows, (N, 2)."""
+        return torch.stack([self.begin - self.first, self.stop - self.first], 1)
+
+    @property
+    def follows(self) -> Tensor:
+        """Whether a piece follows another of its sequence, bool (N,)."""
+        return self.begin > 0
+
+
+def pieces_of(lengths: Tensor, cut: Cut, both: bool) -> Pieces:
+    """Cut sequences; those that are not longer than a piece with its warm-up stay whole.
+
+    Parameters
+    ----------
+    lengths : int64 Tensor of shape (B,)
+    cut : Cut
+    both : bool
+        Whether rows go on after their piece, or end there.
+    """
+    given = lengths.tolist()  # waits for the device, as whoever compares the pieces has to
+    rows = []
+    count = []
+    for b, n in enumerate(given):
+        number = -(-n // cut.length) if n > cut.length + 2 * cut.warm else 1
+        count.append(number)
+        for j in range(number):
+            begin, stop = j * cut.length, n if j == number - 1 else (j + 1) * cut.length
+            ends = stop + cut.warm if both else stop
+            rows.append((b, begin, stop, max(0, begin - cut.warm), min(n, ends)))
+    width = max(last - first for *_, first, last in rows)
+    columns = torch.tensor(rows, dtype=torch.int64).T.to(lengths.device)
+    sequence, begin, stop, first, last = columns
+    counts = torch.tensor(count, dtype=torch.int64).to(lengths.device)
+    return Pieces(sequence, begin, stop, first, last, counts, cut.length, width)
+
+
+def problem_of(p: Potentials, pieces: Pieces) -> Potentials:
+    """The problem whose sequences are the rows.
+
+    Where a row begins or ends inside its sequence, a segment does.
+    """
+    position = pieces.first[:, None] + torch.arange(pieces.width, device=p.device)
+    position = position.clamp(max=p.num_positions - 1)
+    given = {name: value for name, value in p.parameters().items() if name in BY_POSITION}
+    sequence = pieces.sequence[:, None]
+    rows: dict[str, Tensor | None] = {n: v[sequence, position] for n, v in given.items()}
+    return p.replace(lengths=pieces.last - pieces.first, **rows)
+
+
+def part_of(p: Potentials, sequences: Tensor) -> Potentials:
+    """The problem of some of the sequences."""
+    given = p.parameters()
+    chosen: dict[str, Tensor | None] = {n: given[n][sequences] for n in BY_POSITION if n in given}
+    return p.replace(lengths=p.lengths[sequences], **chosen)
+
+
+def by_position(rows: Tensor, pieces: Pieces, lengths: Tensor, num_positions: int) -> Tensor:
+    """Entries (N, width, C) of the pieces put together: (B, T, C), zeros as padding."""
+    t = torch.arange(num_positions, device=rows.device)
+    first_row = pieces.pieces_of_each.cumsum(0) - pieces.pieces_of_each
+    piece = torch.minimum(t // pieces.length, pieces.pieces_of_each[:, None] - 1)
+    row = first_row[:, None] + piece
+    column = (t - pieces.first[row]).clamp(max=pieces.width - 1)
+    inside = t < lengths[:, None]
+    return torch.where(inside[..., None], rows[row, column], 0.0)
+
+
+def by_sequence(rows: Tensor, pieces: Pieces) -> Tensor:
+    """Sums (B, ...) over the pieces of each sequence, in their order."""
+    if len(pieces.pieces_of_each) == 1:
+        return rows.sum(0, keepdim=True)
+    flat = rows.reshape(len(rows), -1)
+    total = torch.segment_reduce(flat, "sum", lengths=pieces.pieces_of_each, unsafe=True)
+    return total.view(-1, *rows.shape[1:])
+
+
+def last_rows(rows: Tensor, pieces: Pieces) -> Tensor:
+    """Entries (B, ...) of each sequence's last piece."""
+    return rows[pieces.pieces_of_each.cumsum(0) - 1]

@@ -1,0 +1,72 @@
+"""Operations on the pieces of long sequences; see `flash_semicrf.streaming.pieces.backend.Cutting`.
+
+Windows are read from the messages in plain PyTorch, before the gradients overwrite them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.streaming.triton.posterior import common_before
+from flash_semicrf.streaming.triton.records import problem_of
+from flash_semicrf.streaming.triton.static.decoding import decoded
+from flash_semicrf.streaming.triton.static.gradient import Core, gradients_from
+from flash_semicrf.streaming.triton.static.launch import run_passes
+from flash_semicrf.streaming.triton.static.passes import Messages
+from flash_semicrf.streaming.triton.static.plan import plan_of
+from flash_semicrf.streaming.windows import Windows, after, before, taken
+
+__all__ = ["gradients_of_pieces", "log_partition_of_pieces", "viterbi_of_pieces"]
+
+
+def log_partition_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, Windows]:
+    """Log Z and the windows of the forward pass."""
+    _, messages = run_passes(p, problem_of(p), plan_of(p), keep=True, directions=1)
+    return messages.log_z[1], _windows(p, core, messages, both=False)
+
+
+def gradients_of_pieces(
+    p: Potentials, wanted: set[str], core: Tensor, span: int
+) -> tuple[Tensor, dict[str, Tensor], Windows]:
+    """Log Z, gradients and the windows of both passes."""
+    plan, problem = plan_of(p), problem_of(p)
+    tables, messages = run_passes(p, problem, plan, keep=True)
+    windows = _windows(p, core, messages, both=True)
+    found = gradients_from(p, problem, plan, (tables, messages), wanted, Core(core, span))
+    return messages.log_z[1], found, windows
+
+
+def viterbi_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, SegmentTable, Windows]:
+    """Best scores, segments and the windows of the max pass."""
+    best, table, alpha = decoded(p)
+    place = before(core, p.max_duration)
+    valid = (place > 0) & (place < p.lengths[:, None, None])
+    alpha = taken(alpha.view(p.scores.shape), place - 1, valid)
+    return best, table, Windows(alpha, None, _left_out(p, core))
+
+
+def _windows(p: Potentials, core: Tensor, messages: Messages, both: bool) -> Windows:
+    lengths = p.lengths[:, None, None]
+    place = before(core, p.max_duration)
+    valid = (place > 0) & (place < lengths)
+    alpha = _logs(messages.forward, messages.offset[0], place - 1, valid)
+    eta = None
+    if both:
+        place = after(core, p.max_duration)
+        valid = (place > 0) & (place < lengths)
+        eta = _logs(messages.backward, messages.offset[1], place, valid)
+    return Windows(alpha, eta, _left_out(p, core))
+
+
+def _logs(rows: Tensor, offsets: Tensor, place: Tensor, valid: Tensor) -> Tensor:
+    """Logarithms of stored messages, in the forms of `flash_semicrf.streaming.triton.numerics`."""
+    value = taken(rows, place, valid)
+    log = torch.where(value < 0, value + 1.0, value.log())
+    return log + taken(offsets, place, valid)[..., None]
+
+
+def _left_out(p: Potentials, core: Tensor) -> Tensor:
+    return common_before(p)[..., 0].gather(1, core)

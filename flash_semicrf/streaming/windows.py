@@ -1,0 +1,50 @@
+"""Messages beside two boundaries of each sequence: all that one side of a boundary needs to know of
+the other.
+
+What follows boundary t depends on what comes before it by alpha of the K boundaries up to t alone,
+since no segment is longer than K; what comes before depends on beta of the K boundaries from t on.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Windows", "after", "before", "taken"]
+
+
+class Windows(NamedTuple):
+    """Logarithms of messages, -inf for boundaries outside 1..T-1 and what nothing reaches.
+
+    Attributes
+    ----------
+    alpha : float64 Tensor of shape (N, 2, K, C)
+        Of the K boundaries up to each of a sequence's two.
+    beta : float64 Tensor of shape (N, 2, K, C), or None
+        Of the K boundaries from there on; or eta, from which beta follows.
+    left_out : float64 Tensor of shape (N, 2)
+        Sum of what the scores before each boundary were lowered by.
+    """
+
+    alpha: Tensor
+    beta: Tensor | None
+    left_out: Tensor
+
+
+def before(bounds: Tensor, max_duration: int) -> Tensor:
+    """The K boundaries up to each of some, (N, 2) to (N, 2, K)."""
+    return bounds[..., None] - torch.arange(max_duration - 1, -1, -1, device=bounds.device)
+
+
+def after(bounds: Tensor, max_duration: int) -> Tensor:
+    """The K boundaries from each of some on, (N, 2) to (N, 2, K)."""
+    return bounds[..., None] + torch.arange(max_duration, device=bounds.device)
+
+
+def taken(rows: Tensor, place: Tensor, valid: Tensor) -> Tensor:
+    """Entries of each sequence's rows (N, T, ...) at some places (N, 2, K); -inf if not valid."""
+    index = torch.arange(len(rows), device=rows.device)[:, None, None]
+    found = rows[index, torch.where(valid, place, 0)]
+    return torch.where(valid.view(*valid.shape, *(1,) * (rows.dim() - 2)), found, -torch.inf)
