@@ -16,7 +16,7 @@ __all__ = ["Windows", "after", "before", "taken"]
 
 
 class Windows(NamedTuple):
-    """Logarithms of messages, -inf for boundaries outside 1..T-1 and what nothing reaches.
+    """Logarithms of messages, -inf where there is no boundary and where nothing reaches one.
 
     Attributes
     ----------

@@ -26,7 +26,7 @@ def forward_windows(alpha: np.ndarray, offsets: np.ndarray, p: Potentials, core:
     core : int64 Tensor of shape (B, 2)
     """
     place = before(core, p.max_duration)
-    valid = (place > 0) & (place < p.lengths[:, None, None])
+    valid = (place > 0) & (place <= p.lengths[:, None, None])
     found = taken(torch.from_numpy(alpha), place - 1, valid)
     found = found + taken(torch.from_numpy(offsets), place, valid)[..., None]
     return Windows(found, None, torch.zeros(core.shape, dtype=torch.float64))

@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 __all__ = ["Cut", "Slots", "cuts_of"]
 
-_SHORT, _LONG = 4, 32
+_SHORT, _LONG = 3, 32
 """Warm-ups of the first and the second attempt, in K: most models forget within 2 K, weak ones in
 up to 30 K."""
 
-_SPAN = 256
+_LEAST = 256
+"""Positions of a warm-up at least."""
+
+_SPAN = 128
 """Positions in multiples of which pieces begin; the gradients of shared parameters are summed in
 spans."""
 
@@ -75,13 +78,13 @@ def cuts_of(
     >>> cuts_of(64, 200, 100, 2, Slots(500, 1500, False))
     ()
     """
-    span = -(-max(_SPAN, max_duration) // 32) * 32
+    span = _multiple(max(_SPAN, max_duration), 32)
     pieces = slots.passes // directions
     cuts = []
     for times in (_LONG,) if slots.patient else (_SHORT, _LONG):
-        warm = _multiple(times * max_duration, span)
+        warm = _multiple(max(times * max_duration, _LEAST), span)
         even = -(-batch_size * num_positions // max(1, pieces))
-        length = _multiple(even if slots.patient else max(even, warm), span)
+        length = _multiple(even if slots.patient else max(even, 2 * warm), span)
         steps = length + (1 if directions == 1 else 2) * warm
         if batch_size < pieces and 3 * (steps + slots.overhead) <= 2 * num_positions:
             cuts.append(Cut(length, warm, span))

@@ -54,11 +54,12 @@ def _deep_content(scores_ptr, p, length, k, longest, label, C, CP, KT):
 @labels_last
 @triton.jit
 def duration_gradient_kernel(
-    scores_ptr, sizes, log_window_ptr, messages, gradient_ptr, span, CP, KT
+    scores_ptr, sizes, log_window_ptr, messages, bounds_ptr, gradient_ptr, span, CP, KT
 ):
     """Durations of one tile, segments that end in one chunk of `span` positions.
 
-    Program (tile of KT durations, chunk, b). The messages are h and u, as `boundary_kernel` leaves
+    Program (tile of KT durations, chunk, b); only ends inside `bounds` (B, 2) count, if given, of
+    which the first is a multiple of SPAN. The messages are h and u, as `boundary_kernel` leaves
     them; writes the chunk's part of `gradient` (B, chunks, K, C). Deep scores are in neither, and
     are looked for only in sequences that have some, at cost K per term. Of float32 scores,
     exponentials are taken in float32, of float64 sums, and added up in float64.
@@ -77,13 +78,17 @@ def duration_gradient_kernel(
     bias = tl.load(log_window_ptr + k * CP + label[None, :], mask=within, other=float("-inf"))
     bias = tl.where(log_z > float("-inf"), bias - log_z, float("-inf"))
     begin = chunk * span
+    stop = tl.minimum(begin + span, length)
+    if bounds_ptr is not None:
+        begin = tl.maximum(begin, tl.load(bounds_ptr + 2 * b).to(tl.int32))
+        stop = tl.minimum(stop, tl.load(bounds_ptr + 2 * b + 1).to(tl.int32))
     blocks = T // _SPAN + 2
     block = tl.minimum(begin // _SPAN, blocks - 1)
     born = tl.load(messages.born + (b * blocks + block) * C + label, mask=inside, other=0)
     row = b * T * C
     total = tl.zeros([KT, CP], tl.float64)
     # Several outputs at a time: their loads and exponentials need not wait for each other.
-    for first in range(begin, tl.minimum(begin + span, length), _UNROLL):
+    for first in range(begin, stop, _UNROLL):
         if NARROW:
             part = tl.zeros([KT, CP], tl.float32)
         for i in tl.static_range(_UNROLL):

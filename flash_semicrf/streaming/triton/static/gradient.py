@@ -160,11 +160,12 @@ def _duration_gradient(
     tables, messages = passes
     _, T, C, K = problem.sizes
     tile = max(4, min(16, power_of_two_above(K), 512 // labels))
-    span = _span(T, max(256, 8 * K)) if core is None else core.span
+    span = _span(T, max(256, 8 * K))
     chunks = -(-T // span)
     B = len(problem.scores)
     gradient = tables.log_window.new_empty((B, chunks, K, C))
-    arguments = (problem.scores, problem.sizes, tables.log_window, messages, gradient, span)
+    bounds = None if core is None else core.bounds
+    given = (problem.scores, problem.sizes, tables.log_window, messages, bounds)
     grid = (-(-K // tile), chunks, B)
-    launch(duration_gradient_kernel, grid, *arguments, CP=labels, KT=tile, num_warps=4)
-    return gradient[:, 0] if chunks == 1 else _in_core(gradient, core)
+    launch(duration_gradient_kernel, grid, *given, gradient, span, CP=labels, KT=tile, num_warps=4)
+    return gradient[:, 0] if chunks == 1 else gradient.sum(1)

@@ -43,7 +43,7 @@ def viterbi_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, SegmentTable
     """Best scores, segments and the windows of the max pass."""
     best, table, alpha = decoded(p)
     place = before(core, p.max_duration)
-    valid = (place > 0) & (place < p.lengths[:, None, None])
+    valid = (place > 0) & (place <= p.lengths[:, None, None])
     alpha = taken(alpha.view(p.scores.shape), place - 1, valid)
     return best, table, Windows(alpha, None, _left_out(p, core))
 
@@ -51,7 +51,7 @@ def viterbi_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, SegmentTable
 def _windows(p: Potentials, core: Tensor, messages: Messages, both: bool) -> Windows:
     lengths = p.lengths[:, None, None]
     place = before(core, p.max_duration)
-    valid = (place > 0) & (place < lengths)
+    valid = (place > 0) & (place <= lengths)
     alpha = _logs(messages.forward, messages.offset[0], place - 1, valid)
     eta = None
     if both:
