@@ -291,7 +291,12 @@ def table_to_segments(
             columns.append(scores.detach().view(torch.int64))  # one transfer for all columns
         else:
             values = scores.detach().cpu().double().numpy()
-    sequence, start, end, label, *bits = torch.stack(columns).cpu().numpy()
+    if table.start.device.type == "cpu":
+        # torch.stack would wake all threads: milliseconds on a busy machine.
+        rows = np.stack([column.numpy() for column in columns])
+    else:
+        rows = torch.stack(columns).cpu().numpy()
+    sequence, start, end, label, *bits = rows
     end -= 1  # in the copy
     if bits:
         values = bits[0].view(np.float64)
