@@ -31,7 +31,7 @@ from flash_semicrf.nn.head import SemiMarkovCRFHead
 from flash_semicrf.nn.uncertainty import UncertaintySemiMarkovCRFHead
 from flash_semicrf.problem.constraints import Constraints
 from flash_semicrf.problem.potentials import Potentials
-from flash_semicrf.problem.segments import Segment, SegmentTable, ViterbiResult
+from flash_semicrf.problem.segments import Segment, Segments, SegmentTable, ViterbiResult
 from flash_semicrf.sparse import (
     BandedMatrix,
     BlockTriangularMatrix,
@@ -56,6 +56,7 @@ __all__ = [
     "Segment",
     "SegmentMarginals",
     "SegmentTable",
+    "Segments",
     "SemiCRFDistribution",
     "SemiMarkov",
     "SemiMarkovCRFHead",

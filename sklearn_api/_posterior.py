@@ -12,20 +12,20 @@ from flash_semicrf.inference.log_partition import log_partition
 from flash_semicrf.inference.nbest import n_best_table
 from flash_semicrf.inference.sampling import sample_table
 from flash_semicrf.problem.potentials import Potentials, score_rows, score_segments
-from flash_semicrf.problem.segments import Segment, SegmentTable, table_to_segments
+from flash_semicrf.problem.segments import Segments, SegmentTable, table_to_segments
 from sklearn_api._prediction import Problems, centered, in_order
 
 __all__ = ["best_segmentations", "entropies", "log_likelihoods", "sampled_segmentations"]
 
 
-def best_segmentations(problems: Problems, k: int) -> list[list[list[Segment]]]:
+def best_segmentations(problems: Problems, k: int) -> list[list[Segments]]:
     """Up to k most probable segmentations of each sequence, by rank, with class indices."""
     return _segmentations(problems, k, lambda problem: n_best_table(problem, k)[1])
 
 
 def sampled_segmentations(
     problems: Problems, n_samples: int, rng: np.random.RandomState
-) -> list[list[list[Segment]]]:
+) -> list[list[Segments]]:
     """Samples of the segmentations of each sequence, with class indices."""
 
     def draw(problem: Potentials) -> SegmentTable:
@@ -37,10 +37,10 @@ def sampled_segmentations(
 
 def _segmentations(
     problems: Problems, number: int, find: Callable[[Potentials], SegmentTable]
-) -> list[list[list[Segment]]]:
+) -> list[list[Segments]]:
     """Up to `number` segmentations of each sequence, from tables of rank * B + b."""
 
-    def found() -> Iterator[tuple[np.ndarray, list[list[list[Segment]]]]]:
+    def found() -> Iterator[tuple[np.ndarray, list[list[Segments]]]]:
         for batch, problem in problems:
             count = problem.batch_size
             with torch.no_grad():

@@ -7,7 +7,6 @@ memory does not grow with the number of sequences. Longer sequences are encoded 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,6 +27,7 @@ from flash_semicrf.problem.potentials import (
 )
 from flash_semicrf.problem.segments import (
     Segment,
+    Segments,
     segments_to_bio,
     table_to_labels,
     table_to_segments,
@@ -124,10 +124,10 @@ def centered(problem: Potentials) -> Potentials:
     return problem.replace(scores=center_scores(problem.scores, problem.lengths)[0])
 
 
-def best_segments(problems: Problems) -> list[list[Segment]]:
+def best_segments(problems: Problems) -> list[Segments]:
     """Most probable segments of each sequence, with class indices."""
 
-    def decoded() -> Iterator[tuple[np.ndarray, list[list[Segment]]]]:
+    def decoded() -> Iterator[tuple[np.ndarray, list[Segments]]]:
         for batch, problem in problems:
             with torch.no_grad():
                 _, table = viterbi_table(centered(problem))
@@ -193,12 +193,14 @@ def _expected_accuracy(position: Tensor, lengths: Tensor, head: SemiMarkovCRFHea
     )
 
 
-def name_segments(segments: Sequence[Segment], names: Sequence[Any]) -> list[Segment]:
-    """Segments with class indices as segments with labels."""
-    return [replace(segment, label=names[segment.label]) for segment in segments]
+def name_segments(segments: Segments, names: Sequence[Any]) -> list[Segment]:
+    """Segments with class indices as a list of segments with labels, which JSON takes."""
+    labels = np.array(names, dtype=object)[segments.label]
+    return list(Segments(segments.start, segments.end, labels, segments.score))
 
 
-def tags_of(segments: Sequence[Segment], length: int, classes: np.ndarray) -> np.ndarray:
+def tags_of(segments: Segments, length: int, classes: np.ndarray) -> np.ndarray:
     """BIO tags (T,) of segments with class indices."""
-    rows = [(s.start, s.end + 1, classes[s.label]) for s in segments]
-    return np.array(segments_to_bio(rows, length), dtype=object)
+    labels = classes[segments.label].tolist()
+    rows = zip(segments.start.tolist(), (segments.end + 1).tolist(), labels, strict=True)
+    return np.array(segments_to_bio(list(rows), length), dtype=object)

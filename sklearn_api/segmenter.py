@@ -19,7 +19,13 @@ from torch import nn
 
 from flash_semicrf.duration import DURATION_DISTRIBUTIONS
 from flash_semicrf.problem.potentials import Potentials
-from flash_semicrf.problem.segments import LongSegments, Segment, SegmentTable, limit_durations
+from flash_semicrf.problem.segments import (
+    LongSegments,
+    Segment,
+    Segments,
+    SegmentTable,
+    limit_durations,
+)
 from flash_semicrf.problem.validation import check_positive_int
 from flash_semicrf.streaming.compilation import told
 from sklearn_api._inputs.labels import read_classes
@@ -971,7 +977,7 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
         return [self.classes_[index] for index in accurate_labels(problems, self.module_.head)]
 
     def _named(
-        self, sequences: Sequences, found: list[list[list[Segment]]]
+        self, sequences: Sequences, found: list[list[Segments]]
     ) -> list[list[Segment]] | list[list[list[Segment]]]:
         """Several segmentations of each sequence, with labels, nested as the caller's X was."""
         names = self.classes_.tolist()

@@ -168,6 +168,7 @@ def test_public_names_of_flash_semicrf():
         "Segment",
         "SegmentMarginals",
         "SegmentTable",
+        "Segments",
         "SemiCRFDistribution",
         "SemiMarkov",
         "SemiMarkovCRFHead",

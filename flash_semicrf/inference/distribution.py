@@ -222,7 +222,7 @@ class SemiCRFDistribution(Distribution):
         sample_shape : sequence of int
             Number of samples per sequence: the product of the axes, and one if there are none.
         seed : int, torch.Generator or None
-            As for `flash_semicrf.inference.sampling.sample`, which returns lists of `Segment`.
+            As for `flash_semicrf.inference.sampling.sample`, which returns `Segments`.
 
         Returns
         -------

@@ -18,7 +18,7 @@ from torch import Tensor
 from flash_semicrf.inference.viterbi import check_feasible
 from flash_semicrf.problem.constraints import Constraints, constrain, fold_table
 from flash_semicrf.problem.potentials import Potentials, score_rows
-from flash_semicrf.problem.segments import Segment, SegmentTable, table_to_segments
+from flash_semicrf.problem.segments import Segments, SegmentTable, table_to_segments
 from flash_semicrf.problem.unroll import unrolled
 from flash_semicrf.problem.validation import check_positive_int, check_potentials
 from flash_semicrf.streaming import reference_nbest
@@ -34,12 +34,12 @@ class NBestResult(NamedTuple):
     ----------
     scores : Tensor of shape (B, n)
         In falling order; -inf where a sequence has fewer segmentations.
-    segments : list of list of list of Segment
+    segments : list of list of Segments
         Segmentations by sequence and rank, as many as exist.
     """
 
     scores: Tensor
-    segments: list[list[list[Segment]]]
+    segments: list[list[Segments]]
 
 
 def n_best(

@@ -17,7 +17,7 @@ from torch import Tensor
 from flash_semicrf.inference.viterbi import check_feasible
 from flash_semicrf.problem.constraints import Constraints, constrain, fold_table
 from flash_semicrf.problem.potentials import Potentials
-from flash_semicrf.problem.segments import Segment, SegmentTable, table_to_segments
+from flash_semicrf.problem.segments import Segments, SegmentTable, table_to_segments
 from flash_semicrf.problem.validation import check_positive_int, check_potentials
 from flash_semicrf.streaming.dispatch import choose
 
@@ -31,7 +31,7 @@ def sample(
     backend: str = "auto",
     *,
     constraints: Constraints | None = None,
-) -> list[list[list[Segment]]]:
+) -> list[list[Segments]]:
     """Draw segmentations from their distribution.
 
     Parameters
@@ -52,7 +52,7 @@ def sample(
 
     Returns
     -------
-    list of list of list of Segment
+    list of list of Segments
         Segments by sequence and sample. Their `score` is 0.
 
     Raises

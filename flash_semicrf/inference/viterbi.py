@@ -32,7 +32,7 @@ def viterbi(
     Returns
     -------
     ViterbiResult
-        Scores (B,) in float64, and a list of `Segment` per sequence; their scores add up to that of
+        Scores (B,) in float64, and the segments of each sequence; their scores add up to that of
         the sequence.
 
     Raises

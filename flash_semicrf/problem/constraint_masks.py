@@ -11,6 +11,7 @@ from torch import Tensor
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import (
     Segment,
+    Segments,
     SegmentTable,
     covered_positions,
     segments_to_table,
@@ -19,7 +20,7 @@ from flash_semicrf.problem.segments import (
 from flash_semicrf.problem.validation import check_columns, check_labels, check_tensor, refuse
 
 if TYPE_CHECKING:
-    from flash_semicrf.problem.constraints import Constraints, Positions, Segments
+    from flash_semicrf.problem.constraints import Constraints, Positions, SegmentLists
 
 __all__ = ["masks"]
 
@@ -140,7 +141,7 @@ def _positions(name: str, value: Positions, p: Potentials, first: int, last: Ten
     return mask[:, :-1]
 
 
-def _table(name: str, value: Segments | None, p: Potentials) -> SegmentTable | None:
+def _table(name: str, value: SegmentLists | None, p: Potentials) -> SegmentTable | None:
     """Table of segments, checked to lie inside their sequences."""
     if value is None:
         return None
@@ -149,7 +150,10 @@ def _table(name: str, value: Segments | None, p: Potentials) -> SegmentTable | N
         check_columns(table, p.device, name)
     else:
         _check_lists(name, value, p)
-        segments = [[_segment(name, b, x) for x in given] for b, given in enumerate(value)]
+        segments = [
+            given if isinstance(given, Segments) else [_segment(name, b, x) for x in given]
+            for b, given in enumerate(value)
+        ]
         table = segments_to_table(segments, p.device)
     sequence, start, stop, label = table
     outside = (sequence < 0) | (sequence >= p.batch_size)

@@ -44,7 +44,7 @@ from flash_semicrf.problem.validation import check_choice, check_int, check_pote
 
 __all__ = ["Constraints", "constrain", "fold_table", "unfold_table"]
 
-Segments: TypeAlias = SegmentTable | Sequence[Sequence[tuple[int, int, int] | Segment]]
+SegmentLists: TypeAlias = SegmentTable | Sequence[Sequence[tuple[int, int, int] | Segment]]
 Positions: TypeAlias = Tensor | Sequence[Sequence[int]]
 
 
@@ -98,8 +98,8 @@ class Constraints:
     allowed: Tensor | None = None
     boundaries: Positions | None = None
     forbidden_boundaries: Positions | None = None
-    segments: Segments | None = None
-    forbidden_spans: Segments | None = None
+    segments: SegmentLists | None = None
+    forbidden_spans: SegmentLists | None = None
     ignore_index: int = -100
 
     @classmethod

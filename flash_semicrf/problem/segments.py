@@ -2,7 +2,7 @@
 
 A segmentation tiles positions ``0..T-1`` with labelled segments. There are four representations:
 
-- `Segment` objects, for display: ``end`` is **inclusive**;
+- `Segment` objects, for display: ``end`` is **inclusive**; `Segments` makes them as they are read;
 - a `SegmentTable`, for computation: all segments of a batch in flat half-open tensors;
 - labels per position, which cannot represent two adjacent segments of one label;
 - BIO tags, which can.
@@ -14,19 +14,21 @@ import itertools
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flash_semicrf.problem.arguments import check_tensor
+from flash_semicrf.problem.segment_sequence import Segment, Segments
 
 __all__ = [
     "LongSegments",
     "Segment",
     "SegmentTable",
+    "Segments",
     "ViterbiResult",
     "bio_to_segments",
     "labels_to_table",
@@ -41,37 +43,6 @@ LongSegments: TypeAlias = Literal["split", "error"]
 """Treatment of segments that are longer than K."""
 
 
-@dataclass(slots=True)
-class Segment:
-    """Labelled segment of a sequence.
-
-    Parameters
-    ----------
-    start, end : int
-        First and last position, both inclusive.
-    label : int
-        Class index, 0..C-1.
-    score : float
-        Contribution of the segment to the score of its segmentation, including its transition
-        term.
-
-    Examples
-    --------
-    >>> Segment(start=3, end=5, label=1).duration
-    3
-    """
-
-    start: int
-    end: int
-    label: int
-    score: float = 0.0
-
-    @property
-    def duration(self) -> int:
-        """Number of positions covered."""
-        return self.end - self.start + 1
-
-
 class ViterbiResult(NamedTuple):
     """Best segmentations of a batch.
 
@@ -79,12 +50,12 @@ class ViterbiResult(NamedTuple):
     ----------
     scores : Tensor of shape (B,)
         Score of the best segmentation of each sequence.
-    segments : list of list of Segment
-        Its segments, in order; they tile the sequence.
+    segments : list of B Segments
+        Its segments, in order; they tile the sequence. Each is a read-only sequence of `Segment`.
     """
 
     scores: Tensor
-    segments: list[list[Segment]]
+    segments: list[Segments]
 
 
 class SegmentTable(NamedTuple):
@@ -229,7 +200,7 @@ def limit_durations(
 def segments_to_table(
     segments: Sequence[Sequence[Segment]], device: torch.device | str = "cpu"
 ) -> SegmentTable:
-    """Table of lists of `Segment` (inclusive ends), one list per sequence.
+    """Table of `Segments` or lists of `Segment` (inclusive ends), one per sequence.
 
     Raises
     ------
@@ -237,24 +208,33 @@ def segments_to_table(
         If an entry is not a `Segment`, or a start, end or label is not a whole number; the message
         names the segment.
     """
+    parts = [_bounds_and_labels(sequence, b) for b, sequence in enumerate(segments)]
+    sizes = np.array([part.shape[1] for part in parts], dtype=np.int64)
+    sequence = np.repeat(np.arange(len(parts), dtype=np.int64), sizes)
+    columns = np.concatenate([np.empty((3, 0), dtype=np.int64), *parts], axis=1)
+    table = torch.from_numpy(np.concatenate([sequence[None], columns])).to(device)
+    return SegmentTable(*table.unbind(0))
+
+
+def _bounds_and_labels(segments: Sequence[Segment], b: int) -> np.ndarray:
+    """Start, exclusive stop and label of the segments of sequence b, an int64 array (3, N)."""
+    if isinstance(segments, Segments) and segments.label.dtype == np.int64:
+        return np.stack([segments.start, segments.end + 1, segments.label])
     rows = []
-    for b, sequence in enumerate(segments):
-        for segment in sequence:
-            if not isinstance(segment, Segment):
-                raise TypeError(
-                    f"`segments` must hold Segment objects; got {type(segment).__name__} in "
-                    f"sequence {b}."
-                )
-            given = (segment.start, segment.end, segment.label)
-            start, end, label = map(whole_number, given)
-            if start is None or end is None or label is None:
-                raise TypeError(
-                    "`segments` must have integers as start, end and label; got "
-                    f"{segment!r} in sequence {b}."
-                )
-            rows.append((b, start, end + 1, label))
-    columns = torch.tensor(rows, dtype=torch.int64, device=device).reshape(-1, 4)
-    return SegmentTable(*columns.unbind(1))
+    for segment in segments:
+        if not isinstance(segment, Segment):
+            raise TypeError(
+                f"`segments` must hold Segment objects; got {type(segment).__name__} in "
+                f"sequence {b}."
+            )
+        start, end, label = map(whole_number, (segment.start, segment.end, segment.label))
+        if start is None or end is None or label is None:
+            raise TypeError(
+                "`segments` must have integers as start, end and label; got "
+                f"{segment!r} in sequence {b}."
+            )
+        rows.append((start, end + 1, label))
+    return np.array(rows, dtype=np.int64).reshape(-1, 3).T
 
 
 def whole_number(value: Any) -> int | None:
@@ -282,8 +262,8 @@ def whole_number(value: Any) -> int | None:
 
 def table_to_segments(
     table: SegmentTable, batch_size: int, scores: Tensor | None = None
-) -> list[list[Segment]]:
-    """Lists of `Segment`, one per sequence.
+) -> list[Segments]:
+    """`Segments` of each sequence; they make `Segment` objects as they are read.
 
     Parameters
     ----------
@@ -295,13 +275,34 @@ def table_to_segments(
 
     Returns
     -------
-    list of B lists of Segment
+    list of B Segments
+        They share one copy of the table in main memory.
+
+    Examples
+    --------
+    >>> table = labels_to_table(torch.tensor([[0, 0, 1]]), torch.tensor([3]))
+    >>> table_to_segments(table, 1)[0][-1]
+    Segment(start=2, end=2, label=1, score=0.0)
     """
-    rows = (table.start.tolist(), (table.stop - 1).tolist(), table.label.tolist())
-    values = () if scores is None else (scores.tolist(),)
-    segments = list(map(Segment, *rows, *values))
-    bounds = [0, *torch.bincount(table.sequence, minlength=batch_size).cumsum(0).tolist()]
-    return [segments[first:stop] for first, stop in itertools.pairwise(bounds)]
+    columns = [column.long() for column in table]
+    values = None
+    if scores is not None:
+        if scores.dtype == torch.float64 and scores.device == table.start.device:
+            columns.append(scores.detach().view(torch.int64))  # one transfer for all columns
+        else:
+            values = scores.detach().cpu().double().numpy()
+    if table.start.device.type == "cpu":
+        # torch.stack would wake all threads: milliseconds on a busy machine.
+        rows = np.stack([column.numpy() for column in columns])
+    else:
+        rows = torch.stack(columns).cpu().numpy()
+    sequence, start, end, label, *bits = rows
+    end -= 1  # in the copy
+    if bits:
+        values = bits[0].view(np.float64)
+    whole = Segments(start, end, label, values)
+    bounds = [0, *np.bincount(sequence, minlength=batch_size).cumsum().tolist()]
+    return [whole[first:stop] for first, stop in itertools.pairwise(bounds)]
 
 
 def table_to_labels(table: SegmentTable, batch_size: int, num_positions: int) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any, NoReturn
 
 import numpy as np
 
-from flash_semicrf.problem.segments import Segment, whole_number
+from flash_semicrf.problem.segments import Segment, Segments, whole_number
 from sklearn_api._inputs.containers import num_dimensions
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "is_nested",
     "label_kind",
     "read_classes",
-    "read_segment",
+    "read_segments",
     "which_nested",
 ]
 
@@ -59,7 +59,25 @@ def are_segments(entries: Iterable[Any]) -> bool:
     return bounded and (isinstance(first, tuple) or isinstance(label, str))
 
 
-def read_segment(given: Any, name: str, place: str) -> tuple[int, int, Any]:
+def read_segments(
+    given: Sequence[Any] | np.ndarray, name: str, index: int
+) -> list[tuple[int, int, Any]]:
+    """`_read_segment` of all segments of sequence `index`."""
+    if isinstance(given, Segments) and _are_plain(given):
+        columns = (given.start, given.end + 1, given.label)
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+    place = f"segment {{}} of sequence {index}"
+    return [_read_segment(entry, name, place.format(n)) for n, entry in enumerate(given)]
+
+
+def _are_plain(segments: Segments) -> bool:
+    """Whether all bounds are valid, and all labels strings, whole numbers or bools of Python."""
+    kinds = {int} if segments.label.dtype == np.int64 else set(map(type, segments.label.tolist()))
+    valid = (segments.start >= 0) & (segments.end >= segments.start)
+    return kinds <= {str, int, bool} and bool(valid.all())
+
+
+def _read_segment(given: Any, name: str, place: str) -> tuple[int, int, Any]:
     """Start, exclusive stop and label of a segment, as Python objects.
 
     Parameters

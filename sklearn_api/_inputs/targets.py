@@ -14,13 +14,19 @@ import numpy as np
 import torch
 from sklearn.utils.validation import column_or_1d
 
-from flash_semicrf.problem.segments import Segment, SegmentTable, bio_to_segments, segments_to_bio
+from flash_semicrf.problem.segments import (
+    Segment,
+    Segments,
+    SegmentTable,
+    bio_to_segments,
+    segments_to_bio,
+)
 from sklearn_api._inputs.containers import listed, to_host
 from sklearn_api._inputs.labels import (
     as_labels,
     is_nested,
     label_kind,
-    read_segment,
+    read_segments,
     which_nested,
 )
 from sklearn_api._inputs.sequences import Layout
@@ -128,7 +134,7 @@ def _parts_of_y(y: Any, layout: Layout) -> list[Any]:
     y = _array_of(y, "y")
     if isinstance(y, np.ndarray) and y.ndim == 0:
         y = y.item()
-    if not isinstance(y, np.ndarray):
+    if not isinstance(y, (np.ndarray, Segments)):
         y = listed(y, "`y` must hold labels or segments, nested as `X`")
     if layout.kind == "many":
         return list(y)
@@ -162,6 +168,8 @@ def _array_of(values: Any, name: str) -> Any:
 
 def _read_part(part: Any, index: int, length: int) -> list[tuple[int, int, Any]] | np.ndarray:
     """Segments of one sequence, as a list, or its labels, as an array."""
+    if isinstance(part, Segments) and len(part):
+        return read_segments(part, "y", index)
     part = _array_of(part, f"y[{index}]")
     if not isinstance(part, np.ndarray):
         part = listed(part, f"Sequence {index} of `y` must be a list or array")
@@ -182,8 +190,7 @@ def _read_part(part: Any, index: int, length: int) -> list[tuple[int, int, Any]]
     if nested.any() and not isinstance(part, np.ndarray) and _is_column(part):
         return _read_part(np.asarray(part), index, length)
     if nested.any():
-        place = f"segment {{}} of sequence {index}"
-        return [read_segment(entry, "y", place.format(n)) for n, entry in enumerate(part)]
+        return read_segments(part, "y", index)
     if len(part) != length:
         got = f"{len(part)} labels" if len(part) else "no labels or segments"
         raise ValueError(

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_api._inputs.labels import are_segments, is_nested, read_segment
+from flash_semicrf.problem.segments import Segments
+from sklearn_api._inputs.labels import are_segments, is_nested, read_segments
 
 
 @dataclass(frozen=True)
@@ -181,12 +182,12 @@ def _check_lengths(true: Segmentation, pred: Segmentation, i: int) -> None:
 
 
 def _is_empty_list(y: Any) -> bool:
-    return isinstance(y, list | tuple) and len(y) == 0
+    return isinstance(y, list | tuple | Segments) and len(y) == 0
 
 
 def _read(y: Any, name: str) -> tuple[list[Segmentation], bool]:
     """Segmentations of one argument, and whether it is a single sequence."""
-    if not isinstance(y, list | tuple):
+    if not isinstance(y, list | tuple | Segments):
         if isinstance(y, str | dict | set) or not hasattr(y, "__array__"):
             raise TypeError(f"`{name}` must be an array or a list; got {type(y).__name__}.")
         y = np.asarray(y)
@@ -196,7 +197,7 @@ def _read(y: Any, name: str) -> tuple[list[Segmentation], bool]:
             )
         if y.ndim == 1 and y.dtype != object:
             return [_read_sequence(y, name, 0)], True
-    items = list(y)
+    items = y if isinstance(y, Segments) else list(y)
     if items and (_is_label(items[0]) or are_segments(items)):
         return [_read_sequence(items, name, 0)], True
     return [_read_sequence(item, name, i) for i, item in enumerate(items)], False
@@ -211,7 +212,7 @@ def _read_sequence(sequence: Any, name: str, i: int) -> Segmentation:
         raise TypeError(
             f"`{name}` must hold one array or list per sequence; got {sequence!r} at sequence {i}."
         )
-    is_list = isinstance(sequence, list | tuple)
+    is_list = isinstance(sequence, list | tuple | Segments)
     if is_list and len(sequence) == 0:
         return Segmentation.empty()
     sequence = sequence if is_list else np.asarray(sequence)
@@ -222,9 +223,7 @@ def _read_sequence(sequence: Any, name: str, i: int) -> Segmentation:
 
 
 def _read_segments(segments: Sequence[Any], name: str, i: int) -> Segmentation:
-    places = (f"segment {n} of sequence {i}" for n in range(len(segments)))
-    segments = [read_segment(s, name, place) for s, place in zip(segments, places, strict=True)]
-    ordered = sorted(segments, key=lambda segment: segment[:2])
+    ordered = sorted(read_segments(segments, name, i), key=lambda segment: segment[:2])
     for (_, end, _), (start, _, _) in zip(ordered, ordered[1:], strict=False):
         if start < end:
             raise ValueError(

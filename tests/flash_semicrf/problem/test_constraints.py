@@ -296,7 +296,7 @@ def test_segmentations_of_the_copied_problem_are_those_that_agree(by_duration, e
     folded = fold_table(table, 2)
     wanted = [[Segment(s, t - 1, c) for s, t, c in y] for y in oracle(problem, known, 0)[0]]
     found = table_to_segments(folded, len(feasible))
-    assert sorted(map(repr, found)) == sorted(map(repr, wanted))
+    assert sorted(map(repr, map(list, found))) == sorted(map(repr, wanted))
     count = len(feasible)
     copies = problem.scores.expand(count, -1, -1)
     many = problem.replace(scores=copies, lengths=problem.lengths.expand(count))

@@ -62,6 +62,7 @@ def test_module_exports():
         "LongSegments",
         "Segment",
         "SegmentTable",
+        "Segments",
         "ViterbiResult",
         "bio_to_segments",
         "labels_to_table",

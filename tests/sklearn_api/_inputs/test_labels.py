@@ -7,7 +7,7 @@ from collections import deque
 import numpy as np
 import pytest
 
-from flash_semicrf.problem.segments import Segment
+from flash_semicrf.problem.segments import Segment, Segments
 from sklearn_api import as_sequences
 from sklearn_api._inputs.sequences import Layout, object_array
 from sklearn_api._inputs.targets import check_y
@@ -139,6 +139,35 @@ def test_check_y_refuses_what_holds_no_sequences(y):
         check_y(y, layout(3))
     with pytest.raises(TypeError, match="Sequence 0 of `y` must be a list or array; got"):
         check_y([y], layout(3))
+
+
+def test_check_y_takes_segments_in_every_layout():
+    one, two = Segments([0, 3], [2, 3], ["a", "b"]), Segments([0], [1], ["a"])
+    for kind in ("single", "groups", "many"):
+        gold = check_y(one if kind == "single" else [one], layout(4, kind=kind))
+        assert (gold.start.tolist(), gold.stop.tolist()) == ([0, 3], [3, 4])
+        assert gold.labels.tolist() == ["a", "b"]
+    gold = check_y([one, two], layout(4, 2))
+    assert gold.sequence.tolist() == [0, 0, 1] and gold.stop.tolist() == [3, 4, 2]
+    assert check_y([Segments([0], [1], [7])], layout(2)).labels.tolist() == [7]
+    assert check_y(as_sequences([one, list(two)]), layout(4, 2)).stop.tolist() == [3, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("segments", "error", "message"),
+    [
+        (Segments([0, 3], [2, 2], [0, 1]), ValueError, "start=3 and end=3 as segment 1 of seq"),
+        (Segments([-1], [2], [0]), ValueError, "start=-1 and end=3 as segment 0 of sequence 0"),
+        (Segments([0], [3], [None]), TypeError, "must be .int, int, str or number.; got Segment"),
+        (Segments([0], [3], [float("nan")]), TypeError, "must be .int, int, str or number."),
+        (Segments([0], [2], [0]), ValueError, "must tile its 4 positions; they end after 3"),
+        (Segments([], [], []), ValueError, "has 4 positions .* no labels or segments"),
+    ],
+)
+def test_check_y_refuses_segments_as_it_refuses_lists_of_them(segments, error, message):
+    for y in (segments, list(segments)):
+        with pytest.raises(error, match=message):
+            check_y([y], layout(4))
 
 
 def test_check_y_of_several_sequences_for_one():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.exceptions import UndefinedMetricWarning
 
-from flash_semicrf.problem.segments import Segment
+from flash_semicrf.problem.segments import Segment, Segments
 from sklearn_api.metrics import (
     boundary_errors,
     boundary_precision_recall_f1,
@@ -49,6 +49,11 @@ FORMS = {
         [Segment(0, 1, np.str_("a")), Segment(2, 2, "b")],
         [Segment(0, 0, "b"), Segment(1, 1, "c")],
     ],
+    "Segments": [Segments([0, 2], [1, 2], ["a", "b"]), Segments([0, 1], [0, 1], ["b", "c"])],
+    "unordered Segments": [
+        Segments([2, 0], [2, 1], ["b", np.str_("a")]),
+        Segments([0, 1], [0, 1], ["b", "c"]),
+    ],
     "numpy ends": [[(np.int64(0), 2, np.str_("a")), (2, 3, "b")], [(0, 1, "b"), (1, 2, "c")]],
 }
 
@@ -74,6 +79,8 @@ def test_every_form_gives_the_same(metric, one, two):
         ([(0, 2, 0), (2, 3, 1)], [(0, 1, 0), (1, 3, 1)]),
         (np.array([0, 0, 1]), [(0, 1, 0), (1, 3, 1)]),
         (np.array([0, 0, 1]), [Segment(0, 0, 0), Segment(1, 2, 1)]),
+        (np.array([0, 0, 1]), Segments([0, 1], [0, 2], [0, 1])),
+        (Segments([0, 2], [1, 2], [0, 1]), Segments([0, 1], [0, 2], [0, 1])),
         (np.array(["x", "x", "y"], dtype=object), ["x", "y", "y"]),
     ],
 )
@@ -92,6 +99,8 @@ def test_two_dimensional_array_is_one_sequence_per_row():
 def test_empty_list_is_a_sequence_without_segments():
     with pytest.warns(UndefinedMetricWarning):
         assert boundary_precision_recall_f1(["a", "b"], []).recall == 0
+    with pytest.warns(UndefinedMetricWarning):
+        assert boundary_precision_recall_f1(["a", "b"], Segments([], [], [])).recall == 0
     with pytest.warns(UndefinedMetricWarning):
         assert boundary_precision_recall_f1([], ["a", "b"]).precision == 0
     scores = segment_precision_recall_f1([[(0, 2, "a")], []], [[(0, 2, "a")], [(0, 1, "a")]])
