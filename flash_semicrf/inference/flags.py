@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from flash_semicrf.problem.constraints import Constraints
 from flash_semicrf.problem.flags import (
@@ -43,7 +44,8 @@ def validated(
     TypeError, ValueError, RuntimeError
         As for `flash_semicrf.problem.validation.check_potentials`.
     """
-    device = getattr(getattr(potentials, "scores", None), "device", torch.device("cpu"))
+    scores = getattr(potentials, "scores", None)
+    device = scores.device if isinstance(scores, Tensor) else torch.device("cpu")
     if reads_values(validate, device) or constraints is not None:
         return Flagged(check_potentials(potentials), None)
     p = check_form(potentials)
