@@ -112,6 +112,7 @@ class SegmentationNet(NeuralNet):
         finally:
             # A saved model must not carry its validation data.
             self.train_split = None
+            self.module_.head.validate = "auto"
             self._set_training(False)
         return self
 
