@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.inference.flags import validated
+from flash_semicrf.problem.complete_table import CompleteTable
 from flash_semicrf.problem.constraints import Constraints, constrain, fold_table
 from flash_semicrf.problem.flags import Validate, poisoned
 from flash_semicrf.problem.potentials import Potentials, score_rows
 from flash_semicrf.problem.segments import (
-    CompleteTable,
     SegmentTable,
     ViterbiResult,
     table_to_segments,

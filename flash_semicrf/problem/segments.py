@@ -24,7 +24,6 @@ from torch import Tensor
 from flash_semicrf.problem.arguments import check_tensor
 
 __all__ = [
-    "CompleteTable",
     "LongSegments",
     "Segment",
     "SegmentTable",
@@ -109,12 +108,6 @@ class SegmentTable(NamedTuple):
     def to(self, device: torch.device | str) -> SegmentTable:
         """Copy of the table on another device."""
         return SegmentTable(*(column.to(device) for column in self))
-
-
-class CompleteTable(SegmentTable):
-    """Table that is known to hold segments of every sequence."""
-
-    __slots__ = ()
 
 
 def labels_to_table(

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flash_semicrf.problem.segments import CompleteTable, SegmentTable
+from flash_semicrf.problem.complete_table import CompleteTable
+from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.triton.jit import is_rehearsal, launch
 from flash_semicrf.streaming.triton.records import Sizes
 
