@@ -91,7 +91,8 @@ def log_likelihoods(problems: Problems, table: SegmentTable, num_sequences: int)
             with torch.no_grad():
                 problem = centered(problem)
                 # Forbidden segmentations have the value -inf here; a training loss refuses them.
-                value = score_segments(problem, gold) - log_partition(problem)
+                log_z = log_partition(problem, validate="values")
+                value = score_segments(problem, gold) - log_z
             yield batch, value.cpu().numpy()
 
     return np.array(in_order(computed()), dtype=np.float64)

@@ -130,7 +130,7 @@ def best_segments(problems: Problems) -> list[Segments]:
     def decoded() -> Iterator[tuple[np.ndarray, list[Segments]]]:
         for batch, problem in problems:
             with torch.no_grad():
-                _, table = viterbi_table(centered(problem))
+                _, table = viterbi_table(centered(problem), validate="values")
                 # Scores of segments are those of the model, not of the centred problem.
                 rows = score_rows(problem, table)
             yield batch, table_to_segments(table, problem.batch_size, rows)
@@ -146,7 +146,8 @@ def _from_marginals(
     def selected() -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         for batch, problem in problems:
             with torch.no_grad():
-                rows = select(segment_marginals(problem), problem.lengths).cpu().numpy()
+                marginals = segment_marginals(problem, validate="values")
+                rows = select(marginals, problem.lengths).cpu().numpy()
             lengths = problem.lengths.tolist()
             yield batch, [row[:n].copy() for row, n in zip(rows, lengths, strict=True)]
 
@@ -173,7 +174,9 @@ def accurate_labels(problems: Problems, head: SemiMarkovCRFHead) -> list[np.ndar
             return marginals.position.argmax(-1)
         problem = within_length(_expected_accuracy(marginals.position, lengths, head))
         batch_size, num_positions, _ = marginals.position.shape
-        return table_to_labels(viterbi_table(problem)[1], batch_size, num_positions)
+        return table_to_labels(
+            viterbi_table(problem, validate="values")[1], batch_size, num_positions
+        )
 
     return _from_marginals(problems, choose)
 

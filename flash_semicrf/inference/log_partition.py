@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from flash_semicrf.inference.autograd import LogPartition, apply, needs_graph
+from flash_semicrf.inference.flags import validated
 from flash_semicrf.problem.constraints import Constraints, constrain
+from flash_semicrf.problem.flags import Validate, poisoned
 from flash_semicrf.problem.potentials import NAMES, Potentials
-from flash_semicrf.problem.validation import check_potentials
 from flash_semicrf.streaming import reference
 from flash_semicrf.streaming.dispatch import choose
 
@@ -15,7 +16,11 @@ __all__ = ["log_partition", "log_partition_of_checked"]
 
 
 def log_partition(
-    potentials: Potentials, backend: str = "auto", *, constraints: Constraints | None = None
+    potentials: Potentials,
+    backend: str = "auto",
+    *,
+    constraints: Constraints | None = None,
+    validate: Validate = "auto",
 ) -> Tensor:
     """Log of the sum over all segmentations of exp(score).
 
@@ -25,12 +30,18 @@ def log_partition(
     backend : {"auto", "numba", "reference", ...}
         A key of `flash_semicrf.streaming.dispatch.BACKENDS`.
     constraints : Constraints, optional
-        Sum only over the segmentations that agree with them.
+        Sum only over the segmentations that agree with them. Values are then read in any case.
+    validate : {"auto", "values", "shapes"}, default="auto"
+        "values" reads lengths and values, and raises an error that names a bad one: a length
+        outside [1, T], NaN, plus infinity. "shapes" reads nothing, so that on a GPU the call
+        returns before the result is there. "auto" is "shapes" on CUDA devices, else "values".
 
     Returns
     -------
     float64 Tensor of shape (B,)
         Differentiable in every parameter; -inf, with gradient 0, if no segmentation is feasible.
+        With ``validate="shapes"`` NaN, with gradient NaN, for a sequence with a bad length or value
+        in it; for all of them if a value of a shared parameter is bad.
 
     Raises
     ------
@@ -48,7 +59,8 @@ def log_partition(
     >>> round(float(log_partition(problem).exp()), 6)
     5.0
     """
-    return log_partition_of_checked(constrain(check_potentials(potentials), constraints), backend)
+    p, bad = validated(potentials, backend, validate, constraints)
+    return poisoned(log_partition_of_checked(constrain(p, constraints), backend), bad)
 
 
 def log_partition_of_checked(p: Potentials, backend: str) -> Tensor:

@@ -14,8 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flash_semicrf.inference.flags import validated
 from flash_semicrf.inference.marginals import SegmentMarginals, fold_marginals
 from flash_semicrf.problem.constraints import Constraints, constrain, unfold_table
+from flash_semicrf.problem.flags import Validate, poisoned
 from flash_semicrf.problem.potentials import (
     NEG_INF,
     Potentials,
@@ -38,6 +40,7 @@ def segment_marginals(
     counts: bool = True,
     *,
     constraints: Constraints | None = None,
+    validate: Validate = "auto",
 ) -> SegmentMarginals:
     """Posterior marginals of positions, starts and ends, and expected counts.
 
@@ -51,13 +54,15 @@ def segment_marginals(
         lower.
     constraints : Constraints, optional
         Condition on known facts.
+    validate : {"auto", "values", "shapes"}, default="auto"
+        As for `flash_semicrf.log_partition`.
 
     Returns
     -------
     SegmentMarginals
         Tensors of shape (B, T, C) in the dtype of the scores, counts in float64, without gradient;
         zero after the end of a sequence, and everywhere in a sequence without a feasible
-        segmentation.
+        segmentation. With ``validate="shapes"`` NaN in a sequence with a bad length or value.
 
     Raises
     ------
@@ -75,7 +80,7 @@ def segment_marginals(
     >>> marginals.boundary.tolist(), marginals.duration[0, :, 0].round(decimals=6).tolist()
     ([[1.0, 0.5]], [1.0, 0.5])
     """
-    p = check_potentials(potentials)
+    p, bad = validated(potentials, backend, validate, constraints)
     names = ["scores", "start_scores", "end_scores"]
     with torch.no_grad():
         given = constrain(p, constraints)
@@ -84,7 +89,7 @@ def segment_marginals(
             names += ["duration_tail"] if p.duration_tail is not None else []
             given = explicit_start(given)
         _, found = choose(backend, given).gradients(given, set(names))
-    marginals = SegmentMarginals(*(found[name] for name in names))
+    marginals = SegmentMarginals(*(poisoned(found[name], bad) for name in names))
     if counts and p.duration_tail is None:
         marginals = marginals._replace(tail=torch.zeros_like(found["duration_bias"][:, 0]))
     same = given.num_labels == p.num_labels

@@ -5,17 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flash_semicrf.inference.flags import validated
+from flash_semicrf.problem.complete_table import CompleteTable
 from flash_semicrf.problem.constraints import Constraints, constrain, fold_table
+from flash_semicrf.problem.flags import Validate, poisoned
 from flash_semicrf.problem.potentials import Potentials, score_rows
-from flash_semicrf.problem.segments import SegmentTable, ViterbiResult, table_to_segments
-from flash_semicrf.problem.validation import check_potentials
+from flash_semicrf.problem.segments import (
+    SegmentTable,
+    ViterbiResult,
+    table_to_segments,
+)
 from flash_semicrf.streaming.dispatch import choose
 
 __all__ = ["check_feasible", "viterbi", "viterbi_of_checked", "viterbi_table"]
 
 
 def viterbi(
-    potentials: Potentials, backend: str = "auto", *, constraints: Constraints | None = None
+    potentials: Potentials,
+    backend: str = "auto",
+    *,
+    constraints: Constraints | None = None,
+    validate: Validate = "auto",
 ) -> ViterbiResult:
     """Best segmentation of each sequence.
 
@@ -28,12 +38,15 @@ def viterbi(
         As for `flash_semicrf.log_partition`.
     constraints : Constraints, optional
         Consider only segmentations that agree with known facts.
+    validate : {"auto", "values", "shapes"}, default="auto"
+        As for `flash_semicrf.log_partition`.
 
     Returns
     -------
     ViterbiResult
         Scores (B,) in float64, and the segments of each sequence; their scores add up to that of
-        the sequence.
+        the sequence. With ``validate="shapes"`` a sequence with a bad length or value has the score
+        NaN and no segments.
 
     Raises
     ------
@@ -41,36 +54,53 @@ def viterbi(
         If an argument is invalid, or a sequence has no feasible segmentation; the message names
         it.
     """
-    p = check_potentials(potentials)
+    p, bad = validated(potentials, backend, validate, constraints)
     with torch.no_grad():
-        scores, table = viterbi_of_checked(p, backend, constraints)
+        scores, table = viterbi_of_checked(p, backend, constraints, bad)
         rows = score_rows(p, table)
     return ViterbiResult(scores, table_to_segments(table, p.batch_size, rows))
 
 
 def viterbi_table(
-    potentials: Potentials, backend: str = "auto", *, constraints: Constraints | None = None
+    potentials: Potentials,
+    backend: str = "auto",
+    *,
+    constraints: Constraints | None = None,
+    validate: Validate = "auto",
 ) -> tuple[Tensor, SegmentTable]:
     """Results of `viterbi` with the segments as tensors.
 
-    Parameters and errors are those of `viterbi`.
+    Parameters and errors are those of `viterbi`. On a GPU one read waits for the device, the last
+    thing before the table is written: it has as many rows as there are segments.
 
     Returns
     -------
     scores : float64 Tensor of shape (B,)
     table : SegmentTable
     """
-    return viterbi_of_checked(check_potentials(potentials), backend, constraints)
+    p, bad = validated(potentials, backend, validate, constraints)
+    return viterbi_of_checked(p, backend, constraints, bad)
 
 
 def viterbi_of_checked(
-    p: Potentials, backend: str, constraints: Constraints | None = None
+    p: Potentials,
+    backend: str,
+    constraints: Constraints | None = None,
+    bad: Tensor | None = None,
 ) -> tuple[Tensor, SegmentTable]:
-    """`viterbi_table` of a checked problem."""
+    """`viterbi_table` of a problem that `flash_semicrf.inference.flags.validated` returned."""
     with torch.no_grad():
         constrained = constrain(p, constraints)
-        scores, table = choose(backend, constrained).viterbi(constrained)
-    check_feasible(scores, constraints is not None)
+        chosen = choose(backend, constrained)
+        scores, table = chosen.viterbi(constrained)
+        scores = poisoned(scores, bad)
+    if isinstance(table, CompleteTable):  # every sequence has a segmentation: no need to wait again
+        table = SegmentTable(*table)
+    else:
+        check_feasible(scores, constraints is not None)
+    if bad is not None and chosen.name != "triton":  # to which bad sequences have no positions
+        kept = ~bad[table.sequence]
+        table = SegmentTable(*(column[kept] for column in table))
     return scores, table if constrained is p else fold_table(table, p.num_labels)
 
 

@@ -16,6 +16,7 @@ from flash_semicrf.inference.posterior import segment_marginals
 from flash_semicrf.inference.viterbi import viterbi_table
 from flash_semicrf.nn.inputs import check_traceback_length, full_precision
 from flash_semicrf.problem.constraints import Constraints
+from flash_semicrf.problem.flags import Validate, poisoned, reads_values
 from flash_semicrf.problem.potentials import Potentials, score_rows, score_segments
 from flash_semicrf.problem.segments import ViterbiResult, table_to_segments
 
@@ -28,6 +29,7 @@ class DecodingMixin:
     """Methods of the head that use its problem and no labels."""
 
     edge_memory_threshold: float
+    validate: Validate
 
     def _prepare(
         self, hidden_states: Tensor, lengths: Tensor, backend: str
@@ -65,8 +67,11 @@ class DecodingMixin:
         """
         with full_precision(hidden_states):
             problem, centered, _, backend = self._prepare(hidden_states, lengths, backend)
-            _, table = self._run(viterbi_table, centered, backend, constraints)
-            return score_segments(problem, table)
+            best, table = self._run(viterbi_table, centered, backend, constraints)
+            score = score_segments(problem, table)
+            # Bad sequences have no segments, whose scores would add up to 0.
+            reads = reads_values(self.validate, problem.device)
+            return poisoned(score, None if reads else best.isnan())
 
     @accepts_use_triton(3)
     def decode_with_traceback(
@@ -152,6 +157,6 @@ class DecodingMixin:
     ) -> Result:
         """Call a streaming entry point, or its namesake for the edge tensor."""
         if backend not in EDGE_BACKENDS:
-            return entry(problem, backend, constraints=constraints)
+            return entry(problem, backend, constraints=constraints, validate=self.validate)
         twin: Callable[..., Result] = getattr(edge_inference, entry.__name__)
         return twin(problem, backend, self.edge_memory_threshold, constraints=constraints)

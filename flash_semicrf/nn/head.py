@@ -43,6 +43,8 @@ from flash_semicrf.nn.inputs import (
     update_pruned,
 )
 from flash_semicrf.problem.constraints import Constraints
+from flash_semicrf.problem.flags import Validate, poisoned, reads_values, with_lengths_on_device
+from flash_semicrf.problem.gold import score_labels
 from flash_semicrf.problem.potentials import (
     NEG_INF,
     Centering,
@@ -58,6 +60,8 @@ from flash_semicrf.problem.validation import (
     check_eager,
     check_finite_or_forbidden,
     check_floating_dtype,
+    check_form_of_labels,
+    check_form_of_lengths,
     check_gold,
     check_labels,
     check_lengths,
@@ -117,6 +121,10 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         parameters. Numbers are fixed rates; -inf limits a label to K positions.
     accum_dtype : torch.dtype, default=torch.float64
         Accepted for compatibility; sums are in float64 (float32 on devices without it) in any case.
+    validate : {"auto", "values", "shapes"}, default="auto"
+        "values" reads lengths, hidden states, labels and scores, and raises an error that names a
+        bad one. "shapes" reads nothing, so that a GPU need not be waited for: see Notes. "auto" is
+        "shapes" on CUDA devices and "values" elsewhere.
 
     Attributes
     ----------
@@ -130,6 +138,8 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
     boundary_projection : nn.Module or None
         The same, to 2C channels: start scores, then end scores.
     initial_scores, final_scores : Parameter of shape (C,) or None
+    validate : str
+        May be changed at any time.
 
     Raises
     ------
@@ -141,6 +151,13 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
     Half-precision inputs, and inputs under autocast, are upcast to float32. Constraints and minimum
     durations are configuration: they are not part of ``state_dict``, and are kept by a head that is
     created on the meta device, allocated by ``to_empty`` and loaded.
+
+    With ``validate="shapes"`` a sequence with NaN or plus infinity in its scores, a length outside
+    [1, T] or a label outside [0, C) has log Z, loss and gradient NaN; one whose gold segmentation
+    the model forbids the loss infinity and gradient NaN. Long gold segments are split without the
+    warning, or with ``long_segments="error"`` have the loss NaN. Lengths on the CPU are read in any
+    case, and so are values where the labels of a loss are a SegmentTable or partly unknown, with
+    `constraints`, and by ``backend="exact"`` and "binary_tree_sharded".
 
     Examples
     --------
@@ -160,6 +177,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
     boundary_projection: nn.Module | None
     initial_scores: nn.Parameter | None
     final_scores: nn.Parameter | None
+    validate: Validate = "auto"
 
     def __init__(
         self,
@@ -182,6 +200,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         boundary_scores: bool = False,
         duration_tail: str | float | ArrayLike | Tensor | GeometricTail | None = None,
         accum_dtype: torch.dtype = torch.float64,
+        validate: Validate = "auto",
     ) -> None:
         super().__init__()
         self.num_classes = check_positive_int("num_classes", num_classes)
@@ -193,12 +212,15 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         check_choice("long_segments", long_segments, ("split", "error"))
         check_numbers(init_scale, edge_memory_threshold, num_warps)
         check_floating_dtype("accum_dtype", accum_dtype)
+        check_choice("validate", validate, ("auto", "values", "shapes"))
         if boundary_scores and hidden_dim is None:
             raise ValueError("`boundary_scores`=True needs `hidden_dim`; got hidden_dim=None.")
         self.init_scale = init_scale
         self.edge_memory_threshold = edge_memory_threshold
         self.num_warps = num_warps
         self.accum_dtype = accum_dtype
+        if validate != self.validate:  # else that of the class, as in heads saved without it
+            self.validate = validate
         self.centering: Centering = centering
         self.long_segments: LongSegments = long_segments
 
@@ -245,7 +267,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         mask: Tensor | None = getattr(self, name)
         device = self.transition.device
         if mask is not None and mask.device != device:
-            mask = mask.to(device)
+            mask = mask.to(device, non_blocking=True)
             if device.type != "meta":
                 setattr(self, name, mask)
         return mask
@@ -433,14 +455,20 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
                 f"`hidden_states` must be on the device of the head, {device}; "
                 f"got {hidden_states.device}."
             )
-        lengths = check_lengths(lengths, shape[0], shape[1]).to(device)
+        reads = reads_values(self.validate, device)
+        if reads:
+            lengths = check_lengths(lengths, shape[0], shape[1]).to(device)
+        else:
+            check_form_of_lengths(lengths, shape[0])
+            lengths = with_lengths_on_device(lengths, shape[1], device)
         dtype = torch.promote_types(hidden_states.dtype, self.transition.dtype)
         hidden = hidden_states.to(torch.promote_types(dtype, torch.float32))
         padding = torch.arange(shape[1], device=device) >= lengths[:, None]
-        if bool(padding.any()):
+        if not reads or bool(padding.any()):
             # A NaN there would reach the projection's gradient as 0 * NaN.
             hidden = hidden.masked_fill(padding[..., None], 0.0)
-        check_finite_or_forbidden("hidden_states", hidden)
+        if reads:
+            check_finite_or_forbidden("hidden_states", hidden)
         return hidden, lengths
 
     # Inference
@@ -529,6 +557,17 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         check_choice("reduction", reduction, ("mean", "sum", "none"))
         with full_precision(hidden_states):
             _, problem, _, backend = self._prepare(hidden_states, lengths, backend)
+            reads = reads_values(self.validate, problem.device) or backend in EDGE_BACKENDS
+            if not reads and isinstance(labels, Tensor) and ignore_index is None:
+                check_form_of_labels(labels, problem.batch_size, problem.num_positions)
+                self._check_device_of_labels(labels, problem)
+                score, forbidden, wrong = score_labels(problem, labels, self.long_segments)
+                loss = self._run(log_partition, problem, backend) - score
+                wrong = wrong | loss.isnan()
+                loss = poisoned(poisoned(loss, forbidden, torch.inf), wrong)
+                return _reduced(loss, reduction)
+            # The lengths have not been read yet where `validate` is "shapes".
+            check_lengths(problem.lengths, problem.batch_size, problem.num_positions)
             if isinstance(labels, Constraints) or (
                 isinstance(labels, Tensor) and ignore_index is not None
             ):
@@ -541,9 +580,7 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
                 gold = score_segments(problem, table)
                 check_gold(gold, problem, table)
             loss = self._run(log_partition, problem, backend) - gold
-        if reduction == "none":
-            return loss
-        return loss.mean() if reduction == "mean" else loss.sum()
+        return _reduced(loss, reduction)
 
     def _gold(self, labels: Tensor | SegmentTable, problem: Potentials) -> SegmentTable:
         if isinstance(labels, SegmentTable):
@@ -554,13 +591,16 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
                 f"`labels` must be a Tensor or a SegmentTable; got {type(labels).__name__}."
             )
         check_labels(labels, problem.lengths, problem.num_positions, self.num_classes)
+        self._check_device_of_labels(labels, problem)
+        limits = (self.max_duration, self.long_segments, problem.unlimited)
+        return labels_to_table(labels, problem.lengths, *limits)
+
+    def _check_device_of_labels(self, labels: Tensor, problem: Potentials) -> None:
         if labels.device != problem.device:
             raise ValueError(
                 f"`labels` must be on the device of `hidden_states`, {problem.device}; "
                 f"got {labels.device}."
             )
-        limits = (self.max_duration, self.long_segments, problem.unlimited)
-        return labels_to_table(labels, problem.lengths, *limits)
 
     def extra_repr(self) -> str:
         return (
@@ -570,3 +610,9 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
             f"final_scores={self.final_scores is not None}, "
             f"duration_tail={self.duration_tail is not None}"
         )
+
+
+def _reduced(loss: Tensor, reduction: Reduction) -> Tensor:
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()

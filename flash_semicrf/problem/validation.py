@@ -30,6 +30,9 @@ __all__ = [
     "check_columns",
     "check_finite_or_forbidden",
     "check_floating_dtype",
+    "check_form",
+    "check_form_of_labels",
+    "check_form_of_lengths",
     "check_int",
     "check_labels",
     "check_lengths",
@@ -40,6 +43,7 @@ __all__ = [
     "check_table",
     "check_tensor",
     "extremes",
+    "forbids",
     "refuse",
     "check_gold",
 ]
@@ -108,9 +112,9 @@ def check_finite_or_forbidden(name: str, value: Tensor) -> bool:
         return False
     value = value.detach()
     low, high = extremes(value)
-    if high < -_forbids(value.dtype):
-        return low <= _forbids(value.dtype)
-    bad = ~(value < -_forbids(value.dtype))
+    if high < -forbids(value.dtype):
+        return low <= forbids(value.dtype)
+    bad = ~(value < -forbids(value.dtype))
     index = tuple(bad.nonzero()[0].tolist())
     got = float(value[index])
     wanted = f"below {-NEG_INF:g}" if math.isfinite(got) else "finite or -inf (forbidden)"
@@ -118,12 +122,13 @@ def check_finite_or_forbidden(name: str, value: Tensor) -> bool:
 
 
 @functools.cache
-def _forbids(dtype: torch.dtype) -> float:
+def forbids(dtype: torch.dtype) -> float:
     """`NEG_INF` rounded to a dtype: -9.99999968e37 in float32."""
     return float(torch.tensor(NEG_INF, dtype=dtype, device="cpu"))
 
 
-def _check_form_of_lengths(lengths: Tensor, batch_size: int) -> None:
+def check_form_of_lengths(lengths: Tensor, batch_size: int) -> None:
+    """Raise TypeError or ValueError unless `lengths` are integers of shape (B,)."""
     check_tensor("lengths", lengths)
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"`lengths` must have an integer dtype; got {lengths.dtype}.")
@@ -133,7 +138,7 @@ def _check_form_of_lengths(lengths: Tensor, batch_size: int) -> None:
 
 def check_lengths(lengths: Tensor, batch_size: int, num_positions: int) -> Tensor:
     """`lengths` as int64; TypeError or ValueError unless each is an integer in [1, T]."""
-    _check_form_of_lengths(lengths, batch_size)
+    check_form_of_lengths(lengths, batch_size)
     outside = (lengths < 1) | (lengths > num_positions)
     if bool(outside.any()):
         i = int(outside.nonzero()[0])
@@ -141,6 +146,43 @@ def check_lengths(lengths: Tensor, batch_size: int, num_positions: int) -> Tenso
             f"`lengths` must be in [1, T={num_positions}]; got {int(lengths[i])} at index {i}."
         )
     return lengths.long()
+
+
+def check_form(potentials: Potentials) -> Potentials:
+    """Problem with checked shapes, dtypes and devices; no value is read.
+
+    Returns
+    -------
+    Potentials
+        With half-precision parameters upcast to float32; `lengths` as they are.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As for `check_potentials`, but for values.
+    """
+    p = potentials
+    check_eager()
+    if not isinstance(p, Potentials):
+        raise TypeError(f"`potentials` must be a Potentials; got {type(p).__name__}.")
+    values = p.parameters()
+    for name in ("scores", "transition", "duration_bias"):
+        check_tensor(name, values.get(name))
+    for name, value in values.items():
+        check_tensor(name, value)
+        if not value.is_floating_point():
+            raise TypeError(f"`{name}` must have a floating-point dtype; got {value.dtype}.")
+    _check_shapes(p)
+    check_data("scores", p.scores)
+    device = p.device
+    for name, value in values.items():
+        if value.device != device:
+            raise ValueError(
+                f"`{name}` must be on the device of `scores`, {device}; got {value.device}."
+            )
+    check_form_of_lengths(p.lengths, p.batch_size)
+    narrow = {n: v.float() for n, v in values.items() if v.itemsize < 4}
+    return p.replace(**narrow) if narrow else p
 
 
 def check_potentials(potentials: Potentials) -> Potentials:
@@ -162,37 +204,18 @@ def check_potentials(potentials: Potentials) -> Potentials:
     RuntimeError
         Under `torch.jit.trace` and in transforms of `torch.func`; see `check_eager`.
     """
-    p = potentials
-    check_eager()
-    if not isinstance(p, Potentials):
-        raise TypeError(f"`potentials` must be a Potentials; got {type(p).__name__}.")
-    values = p.parameters()
-    for name in ("scores", "transition", "duration_bias"):
-        check_tensor(name, values.get(name))
-    for name, value in values.items():
-        check_tensor(name, value)
-        if not value.is_floating_point():
-            raise TypeError(f"`{name}` must have a floating-point dtype; got {value.dtype}.")
-    _check_shapes(p)
-    check_data("scores", p.scores)
-    device = p.device
-    for name, value in values.items():
-        if value.device != device:
-            raise ValueError(
-                f"`{name}` must be on the device of `scores`, {device}; got {value.device}."
-            )
-    _check_form_of_lengths(p.lengths, p.batch_size)
+    narrow = check_form(potentials)
+    p, device = potentials, potentials.device
     allowed = DEVICE_CHECKS.get(device.type)
     if allowed is not None and p.lengths.device == device:
-        narrow = {n: v.float() for n, v in values.items() if v.itemsize < 4}
-        checked = p.replace(lengths=p.lengths.long(), **narrow)
+        checked = narrow.replace(lengths=p.lengths.long())
         if allowed(checked):
             return checked
     lengths = check_lengths(p.lengths, p.batch_size, p.num_positions).to(device)
     inside = torch.arange(p.num_positions, device=device) < lengths[:, None]
     padded = not bool(inside.all())
     changed = {}
-    for name, value in values.items():
+    for name, value in p.parameters().items():
         shown = value
         if padded and name in BY_POSITION:
             # Rows after a sequence's end are ignored, whatever they hold.
@@ -237,6 +260,16 @@ def _check_shapes(p: Potentials) -> None:
             raise ValueError(f"`{name}` must have shape {shape}; got {tuple(value.shape)}.")
 
 
+def check_form_of_labels(labels: Tensor, batch_size: int, num_positions: int) -> None:
+    """Raise TypeError or ValueError unless `labels` are integers of shape (B, T)."""
+    check_tensor("labels", labels)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"`labels` must have an integer dtype; got {labels.dtype}.")
+    shape = (batch_size, num_positions)
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"`labels` must have shape {shape}; got {tuple(labels.shape)}.")
+
+
 def check_labels(
     labels: Tensor,
     lengths: Tensor,
@@ -253,12 +286,7 @@ def check_labels(
     TypeError, ValueError
         Naming the requirement, the value and its index.
     """
-    check_tensor("labels", labels)
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"`labels` must have an integer dtype; got {labels.dtype}.")
-    shape = (len(lengths), num_positions)
-    if tuple(labels.shape) != shape:
-        raise ValueError(f"`labels` must have shape {shape}; got {tuple(labels.shape)}.")
+    check_form_of_labels(labels, len(lengths), num_positions)
     inside = torch.arange(num_positions, device=labels.device) < lengths.to(labels.device)[:, None]
     outside = inside & ((labels < 0) | (labels >= num_labels))
     if ignore_index is not None:

@@ -21,6 +21,7 @@ from skorch.utils import to_tensor
 from torch import Tensor
 
 from flash_semicrf.inference.log_partition import log_partition
+from flash_semicrf.problem.flags import Validate, reads_values
 from flash_semicrf.problem.potentials import Potentials, score_segments, within_length
 from flash_semicrf.problem.segments import SegmentTable
 from sklearn_api._model.module import SegmentationModule
@@ -51,6 +52,9 @@ class SegmentationNet(NeuralNet):
     rng : PrivateRNG, optional
         Random state of the training steps, where they draw random numbers (dropout).
     """
+
+    is_first_batch_ = True
+    """Whether the values of the next batch are read where that makes the device wait."""
 
     def __init__(
         self,
@@ -91,6 +95,7 @@ class SegmentationNet(NeuralNet):
         """
         self.num_positions_ = int(train.lengths.sum())
         self.first_epoch_ = len(self.history) + 1
+        self.is_first_batch_ = True
         self.iterator_train__seed = seed
         self.max_epochs = epochs
         self.train_split = None if valid is None else predefined_split(valid)
@@ -107,6 +112,7 @@ class SegmentationNet(NeuralNet):
         finally:
             # A saved model must not carry its validation data.
             self.train_split = None
+            self.module_.head.validate = "auto"
             self._set_training(False)
         return self
 
@@ -136,15 +142,33 @@ class SegmentationNet(NeuralNet):
         training: bool = False,
     ) -> Tensor:
         """Loss of a batch: `y_pred` is the module's, `y_true` segments and perhaps weights."""
+        batch = y_pred, y_true, X, training
+        loss = self._loss(*batch, "values" if self.is_first_batch_ else "auto")
+        self.is_first_batch_ = False
+        if not bool(loss.detach().isfinite()):
+            self._loss(*batch, "values")  # raises where it finds the value at fault
+            raise diverged(self, "the loss", training)
+        return loss
+
+    def _loss(
+        self,
+        y_pred: Tensor,
+        y_true: tuple[Tensor, ...],
+        X: dict[str, Tensor],
+        training: bool,
+        validate: Validate,
+    ) -> Tensor:
+        """`get_loss`; a bad value makes it NaN where `validate` does not read them."""
         lengths = to_tensor(X["lengths"], device=self.device)
         columns = to_tensor(tuple(y_true), device=self.device)
         table = SegmentTable(*columns[:4])
+        self.module_.head.validate = validate
         problem = within_length(self._problem(y_pred, lengths, X["x"].is_sparse, training))
         try:
             if "crop" in X:
                 nll = crop_loss(problem, table, to_tensor(X["crop"], device=self.device))
             else:
-                nll = log_partition(problem) - score_segments(problem, table)
+                nll = log_partition(problem, validate=validate) - score_segments(problem, table)
         except ValueError:
             check_state(self)  # Parameters that are not finite are no fault of the data.
             raise
@@ -153,8 +177,6 @@ class SegmentationNet(NeuralNet):
         loss = nll.sum() / lengths.sum()
         if training and self.alpha:
             loss = loss + self.alpha / self.num_positions_ * self.module_.penalty()
-        if not bool(loss.detach().isfinite()):
-            raise diverged(self, "the loss", training)
         return loss
 
     def _problem(self, y_pred: Tensor, lengths: Tensor, sparse: bool, training: bool) -> Potentials:
@@ -169,7 +191,8 @@ class SegmentationNet(NeuralNet):
             if y_pred.dim() == 3 and not all_finite(lengths, y_pred):
                 raise diverged(self, "the encoder's output", training) from error
             raise
-        if not all_finite(lengths, problem.scores, problem.start_scores, problem.end_scores):
+        scores = (problem.scores, problem.start_scores, problem.end_scores)
+        if reads_values(head.validate, problem.device) and not all_finite(lengths, *scores):
             raise diverged(self, "a score", training)
         return problem
 

@@ -142,11 +142,6 @@ class InPieces:
         return self.inner.sample(potentials, num_samples, seed)
 
 
-def _cut(p: Potentials, cut: Cut, both: bool) -> tuple[Pieces, Potentials]:
-    pieces = pieces_of(p.lengths, cut, both)
-    return pieces, problem_of(p, pieces)
-
-
 def _failed(certain: Tensor, pieces: Pieces) -> Tensor:
     """Sequences of which a piece does not fit; waits for the device."""
     wrong = by_sequence((~certain).double(), pieces)
@@ -154,10 +149,10 @@ def _failed(certain: Tensor, pieces: Pieces) -> Tensor:
 
 
 def _log_partition(inner: Cutting, p: Potentials, cuts: tuple[Cut, ...]) -> Tensor:
-    if not cuts:
+    pieces = pieces_of(p.lengths, cuts[0], both=False) if cuts else None
+    if pieces is None:
         return inner.log_partition(p)
-    pieces, rows = _cut(p, cuts[0], both=False)
-    log_z, windows = inner.log_partition_of_pieces(rows, pieces.core)
+    log_z, windows = inner.log_partition_of_pieces(problem_of(p, pieces), pieces.core)
     certificate = certificate_of(windows, pieces.follows)
     total = last_rows(log_z, pieces) + by_sequence(certificate.scale, pieces)
     failed = _failed(certificate.certain, pieces)
@@ -171,9 +166,10 @@ def _rest(p: Potentials, failed: Tensor) -> Potentials:
 
 
 def _gradients(inner: Cutting, p: Potentials, wanted: set[str], cuts: tuple[Cut, ...]) -> Gradients:
-    if not cuts:
+    pieces = pieces_of(p.lengths, cuts[0], both=True) if cuts else None
+    if pieces is None:
         return inner.gradients(p, wanted)
-    tried = _gradients_in_pieces(inner, p, wanted, cuts[0])
+    tried = _gradients_in_pieces(inner, p, wanted, pieces, cuts[0].span)
     if tried is None:
         return _gradients(inner, p, wanted, cuts[1:])
     log_z, found, failed = tried
@@ -185,11 +181,11 @@ def _gradients(inner: Cutting, p: Potentials, wanted: set[str], cuts: tuple[Cut,
 
 
 def _gradients_in_pieces(
-    inner: Cutting, p: Potentials, wanted: set[str], cut: Cut
+    inner: Cutting, p: Potentials, wanted: set[str], pieces: Pieces, span: int
 ) -> tuple[Tensor, dict[str, Tensor], Tensor] | None:
     """One attempt, and the sequences for which it failed; None where it did for all."""
-    pieces, rows = _cut(p, cut, both=True)
-    log_z, found, windows = inner.gradients_of_pieces(rows, wanted, pieces.core, cut.span)
+    rows = problem_of(p, pieces)
+    log_z, found, windows = inner.gradients_of_pieces(rows, wanted, pieces.core, span)
     certificate = certificate_of(windows, pieces.follows)
     failed = _failed(certificate.certain, pieces)
     if len(failed) == p.batch_size:
@@ -209,10 +205,10 @@ def _gradients_in_pieces(
 
 
 def _viterbi(inner: Cutting, p: Potentials, cuts: tuple[Cut, ...]) -> Decoded:
-    if not cuts:
+    pieces = pieces_of(p.lengths, cuts[0], both=True) if cuts else None
+    if pieces is None:
         return inner.viterbi(p)
-    pieces, rows = _cut(p, cuts[0], both=True)
-    scores, table, windows = inner.viterbi_of_pieces(rows, pieces.core)
+    scores, table, windows = inner.viterbi_of_pieces(problem_of(p, pieces), pieces.core)
     certificate = certificate_of(windows, pieces.follows)
     table, met = joined(table, pieces)
     best = last_rows(scores, pieces) + by_sequence(certificate.scale, pieces)

@@ -59,8 +59,10 @@ class Pieces(NamedTuple):
         return self.begin > 0
 
 
-def pieces_of(lengths: Tensor, cut: Cut, both: bool) -> Pieces:
+def pieces_of(lengths: Tensor, cut: Cut, both: bool) -> Pieces | None:
     """Cut sequences; those that are not longer than a piece with its warm-up stay whole.
+
+    None where all of them are.
 
     Parameters
     ----------
@@ -79,6 +81,8 @@ def pieces_of(lengths: Tensor, cut: Cut, both: bool) -> Pieces:
             begin, stop = j * cut.length, n if j == number - 1 else (j + 1) * cut.length
             ends = stop + cut.warm if both else stop
             rows.append((b, begin, stop, max(0, begin - cut.warm), min(n, ends)))
+    if len(rows) == len(given):
+        return None
     width = max(last - first for *_, first, last in rows)
     columns = torch.tensor(rows, dtype=torch.int64).T.to(lengths.device)
     sequence, begin, stop, first, last = columns

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flash_semicrf.problem.flags import Flagged, flag_values
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.pieces.plan import Slots
@@ -112,6 +113,23 @@ class TritonBackend:
             if torch.cuda.is_current_stream_capturing():
                 return True
             return bool(launched_if_compiled(functools.partial(values_are_allowed, potentials)))
+
+    def flagged(self, potentials: Potentials) -> Flagged:
+        """Flags of the sequences of a problem of checked shapes, and lengths of 0 for the bad ones.
+
+        By plain PyTorch as long as the kernel for it is not compiled, which it is with those of the
+        operation.
+        """
+        from flash_semicrf.streaming.triton.jit import launched_if_compiled
+        from flash_semicrf.streaming.triton.values import flags_of
+
+        with _on(potentials.device), torch.no_grad():
+            found = launched_if_compiled(functools.partial(flags_of, potentials))
+        if found is None:
+            p, bad = flag_values(potentials)
+            return Flagged(p.replace(lengths=p.lengths.masked_fill(bad, 0)), bad)
+        lengths, bad = found
+        return Flagged(potentials.replace(lengths=lengths), bad)
 
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""

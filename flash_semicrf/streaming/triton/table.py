@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flash_semicrf.problem.complete_table import CompleteTable
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.triton.jit import is_rehearsal, launch
 from flash_semicrf.streaming.triton.records import Sizes
@@ -60,12 +61,13 @@ def table_kernel(walks, sizes, table_ptr, total, BLOCK):
 
 
 def collect_table(walks: Walks, sizes: Sizes) -> SegmentTable:
-    """Table of all segments.
+    """Table of all segments, a `CompleteTable` if every row has some.
 
-    Waits for the device: the number of rows decides a shape.
+    Waits for the device: the number of rows decides a shape. It is the one read of decoding.
     """
-    total = 0 if is_rehearsal() else int(walks.counts.sum())
+    counts = [] if is_rehearsal() else walks.counts.tolist()
+    total = sum(counts)
     table = torch.empty((4, total), dtype=torch.int64, device=sizes.lengths.device)
     grid = (len(walks.counts),)
     launch(table_kernel, grid, walks, sizes, table, total, BLOCK=128, num_warps=4)
-    return SegmentTable(*table)
+    return CompleteTable(*table) if counts and min(counts) else SegmentTable(*table)

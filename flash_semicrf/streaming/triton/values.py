@@ -1,6 +1,7 @@
-"""Check of all values of a problem at once, by one launch and one wait for the device.
+"""Checks of all values of a problem at once, by one launch.
 
-`flash_semicrf.problem.validation` looks for the entry to name only where this finds one.
+One waits for the device, once: `flash_semicrf.problem.validation` looks for the entry to name only
+where it finds one. The other leaves what it finds on the device, a flag for each sequence.
 """
 
 from __future__ import annotations
@@ -8,15 +9,17 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.records import Sizes
 
-__all__ = ["values_are_allowed", "values_kernel"]
+__all__ = ["flags_kernel", "flags_of", "values_are_allowed", "values_kernel"]
 
 _BLOCK = 1024
 _PROGRAMS = 256
+_WIDE_BLOCK = 4096
 
 
 @triton.jit
@@ -72,13 +75,65 @@ def values_kernel(rows, flat, sizes, batch, found_ptr, BLOCK):
         tl.store(found_ptr, 1)
 
 
-def values_are_allowed(potentials: Potentials) -> bool:
-    """Whether lengths are in [1, T] and entries finite, or -inf; shapes and devices are checked."""
+@triton.jit
+def _has_bad(x_ptr, size, BLOCK):
+    """1 if an entry is NaN or too large, else 0."""
+    found = tl.zeros([BLOCK], tl.int32)
+    for first in range(0, size, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + i, mask=i < size, other=0.0)
+        found = found | ((x < 1e38) == 0).to(tl.int32)
+    return tl.max(found, 0)
+
+
+@triton.jit
+def flags_kernel(rows, flat, sizes, lengths_ptr, bad_ptr, BLOCK):
+    """Write the length of a sequence and whether it is bad; the length is 0 then.
+
+    To the kernels a sequence of length 0 has no positions: nothing of it is read. `rows` are
+    (B, T, C); `flat` are pairs of a tensor and its number of entries. Program (b,).
+    """
+    b = tl.program_id(0).to(tl.int64)
+    T, C = sizes.T, sizes.C
+    length = tl.load(sizes.lengths + b)
+    bad = ((length < 1) | (length > T)).to(tl.int32)
+    within = tl.where(bad == 0, length, 0).to(tl.int32) * C
+    for n in tl.static_range(len(rows)):
+        bad = tl.maximum(bad, _has_bad(rows[n] + b * T * C, within, BLOCK))
+    for n in tl.static_range(len(flat)):
+        bad = tl.maximum(bad, _has_bad(flat[n][0], flat[n][1], BLOCK))
+    tl.store(lengths_ptr + b, tl.where(bad == 0, length, 0))
+    tl.store(bad_ptr + b, bad.to(tl.int8))
+
+
+def flags_of(potentials: Potentials) -> tuple[Tensor, Tensor]:
+    """Lengths of the sequences, 0 for the bad ones, and which are bad (B,); nothing is read here.
+
+    Bad is a length outside [1, T], and an entry that is NaN or 1e38 or more, within the length or
+    in a shared parameter.
+    """
     p = potentials
+    rows, flat = _entries(p)
+    B, T, C = p.scores.shape
+    lengths = torch.empty(B, dtype=torch.int64, device=p.device)
+    bad = torch.empty(B, dtype=torch.int8, device=p.device)
+    arguments = (rows, flat, Sizes(p.lengths.contiguous(), T, C, 0), lengths, bad)
+    launch(flags_kernel, (B,), *arguments, BLOCK=_WIDE_BLOCK, num_warps=8)
+    return lengths, bad.view(torch.bool)
+
+
+def _entries(p: Potentials) -> tuple[tuple[Tensor, ...], tuple[tuple[Tensor, int], ...]]:
+    """Parameters by position, and the shared ones with their sizes, all contiguous."""
     shared = (p.transition, p.duration_bias, p.initial_scores, p.final_scores, p.duration_tail)
     by_position = (p.scores, p.start_scores, p.end_scores)
     flat = tuple((x.contiguous(), x.numel()) for x in shared if x is not None)
-    rows = tuple(x.contiguous() for x in by_position if x is not None)
+    return tuple(x.contiguous() for x in by_position if x is not None), flat
+
+
+def values_are_allowed(potentials: Potentials) -> bool:
+    """Whether lengths are in [1, T] and entries finite, or -inf; shapes and devices are checked."""
+    p = potentials
+    rows, flat = _entries(p)
     found = torch.zeros(1, dtype=torch.int32, device=p.device)
     programs = min(_PROGRAMS, -(-p.scores.numel() // _BLOCK))
     B, T, C = p.scores.shape

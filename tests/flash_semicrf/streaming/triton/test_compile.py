@@ -55,6 +55,7 @@ SPILLS = {
     "far_kernel": 0,
     "far_kernel of maxima": 0,
     "far_kernel of maxima with a tail": 48,  # 32 measured
+    "flags_kernel": 0,
     "last_segment_kernel": 0,
     "last_segment_kernel with a tail": 0,
     "log_messages_kernel": 0,
@@ -122,7 +123,7 @@ def record_launches() -> dict[str, Launch]:
     Kernels that have a variant for duration tails come with and without, as "... with a tail".
     """
     from flash_semicrf.streaming.triton.jit import launch, signature_of
-    from flash_semicrf.streaming.triton.values import values_are_allowed
+    from flash_semicrf.streaming.triton.values import flags_of, values_are_allowed
 
     launches = {}
 
@@ -154,6 +155,7 @@ def record_launches() -> dict[str, Launch]:
             BACKENDS["triton"].sample(problem, 2, 0)
             BACKENDS["triton"].tangents(problem, problem, set(problem.parameters()))
             values_are_allowed(problem)
+            flags_of(problem)
     return launches
 
 
