@@ -6,12 +6,9 @@ from typing import NamedTuple
 
 __all__ = ["Cut", "Slots", "cuts_of"]
 
-_SHORT, _LONG = 3, 32
-"""Warm-ups of the first and the second attempt, in K: most models forget within 2 K, weak ones in
-up to 30 K."""
-
-_LEAST = 256
-"""Positions of a warm-up at least."""
+_SHORT, _LONG = (3, 256), (32, 2048)
+"""Warm-ups of the first and the second attempt, in K, and in positions at least. Most models forget
+within 2 K, weak ones in up to 30 K."""
 
 _SPAN = 128
 """Positions in multiples of which pieces begin; the gradients of shared parameters are summed in
@@ -81,8 +78,8 @@ def cuts_of(
     span = _multiple(max(_SPAN, max_duration), 32)
     pieces = slots.passes // directions
     cuts = []
-    for times in (_LONG,) if slots.patient else (_SHORT, _LONG):
-        warm = _multiple(max(times * max_duration, _LEAST), span)
+    for times, least in (_LONG,) if slots.patient else (_SHORT, _LONG):
+        warm = _multiple(max(times * max_duration, least), span)
         even = -(-batch_size * num_positions // max(1, pieces))
         length = _multiple(even if slots.patient else max(even, 2 * warm), span)
         steps = length + (1 if directions == 1 else 2) * warm

@@ -103,7 +103,7 @@ def flags_kernel(rows, flat, sizes, lengths_ptr, bad_ptr, BLOCK):
     for n in tl.static_range(len(flat)):
         bad = tl.maximum(bad, _has_bad(flat[n][0], flat[n][1], BLOCK))
     tl.store(lengths_ptr + b, tl.where(bad == 0, length, 0))
-    tl.store(bad_ptr + b, bad.to(tl.int8))
+    tl.store(bad_ptr + b, bad != 0)
 
 
 def flags_of(potentials: Potentials) -> tuple[Tensor, Tensor]:
@@ -116,10 +116,10 @@ def flags_of(potentials: Potentials) -> tuple[Tensor, Tensor]:
     rows, flat = _entries(p)
     B, T, C = p.scores.shape
     lengths = torch.empty(B, dtype=torch.int64, device=p.device)
-    bad = torch.empty(B, dtype=torch.int8, device=p.device)
+    bad = torch.empty(B, dtype=torch.bool, device=p.device)
     arguments = (rows, flat, Sizes(p.lengths.contiguous(), T, C, 0), lengths, bad)
     launch(flags_kernel, (B,), *arguments, BLOCK=_WIDE_BLOCK, num_warps=8)
-    return lengths, bad.view(torch.bool)
+    return lengths, bad
 
 
 def _entries(p: Potentials) -> tuple[tuple[Tensor, ...], tuple[tuple[Tensor, int], ...]]:

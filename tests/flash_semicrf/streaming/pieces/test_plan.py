@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from flash_semicrf.streaming.pieces.plan import Slots, cuts_of
+
+GPU = Slots(528, 1500, patient=False)
+SIZES = [*itertools.product([1, 3, 40], [1, 1000, 30_000, 10**6], [1, 20, 100, 3000])]
+
+
+@pytest.mark.parametrize(("batch_size", "num_positions", "max_duration"), SIZES)
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("slots", [GPU, Slots(8, 1000, patient=True)], ids=["gpu", "cpu"])
+def test_cuts_are_worth_it_and_hold_a_window(
+    batch_size, num_positions, max_duration, directions, slots
+):
+    cuts = cuts_of(batch_size, num_positions, max_duration, directions, slots)
+    for cut in cuts:
+        assert cut.length % cut.span == 0 and cut.warm % cut.span == 0 and cut.span % 32 == 0
+        assert cut.warm >= 2 * max_duration and cut.length >= max_duration
+        assert cut.length + directions * cut.warm + slots.overhead <= num_positions
+        rows = batch_size * -(-num_positions // cut.length)
+        assert rows <= slots.passes // directions + batch_size
+    assert all(a.warm < b.warm for a, b in itertools.pairwise(cuts))
+
+
+def test_short_sequences_and_full_batches_stay_whole():
+    assert cuts_of(64, 200, 16, 1, GPU) == ()
+    assert cuts_of(4, 1000, 100, 2, GPU) == ()
+    assert cuts_of(600, 10**6, 100, 1, GPU) == ()
+    assert cuts_of(1, 10**6, 100, 1, Slots(1, 1000, patient=True)) == ()
+
+
+def test_two_threads_take_half_of_a_sequence_each():
+    (cut,) = cuts_of(1, 10**6, 100, 1, Slots(2, 1000, patient=True))
+    assert 10**6 / 2 <= cut.length <= 10**6 / 2 + cut.span
+    assert cuts_of(1, 10**6, 100, 2, Slots(2, 1000, patient=True)) == ()
+
+
+def test_a_gpu_tries_a_short_warm_up_first():
+    first, second = cuts_of(1, 10**6, 100, 2, GPU)
+    assert first.warm < 500 and second.warm > 3000
