@@ -20,6 +20,8 @@ SHAPES = {
     "k1000-long": (1, 10_000, 1000, 24),
     "k100-batch": (256, 1000, 100, 24),
     "labels64": (64, 200, 16, 64),
+    "million": (1, 1_000_000, 100, 24),
+    "million-8": (1, 1_000_000, 100, 8),
 }
 """B, T, K, C."""
 
@@ -27,15 +29,18 @@ TAILS = {"k100-tail"}
 """Those with a duration tail, which may cost 1.3 times what the same shape costs without."""
 
 ASKED_MS = {
-    "k100": (1.0, 2.2, 2.0, 2.0),
-    "k100-tail": (1.3, 2.9, 2.6, 2.6),
-    "k32": (0.55, 1.4, 1.3, 1.3),
-    "k100-long": (10, 22, 20, 20),
-    "k1000-long": (20, 45, 40, 40),
-    "k100-batch": (1.3, 5, 4, 4),
-    "labels64": (0.35, 1.0, 1.0, 1.0),
+    "k100": (0.5, 1.1, 1.5, 3.0),
+    "k100-tail": (0.65, 1.43, 1.95, 3.9),
+    "k32": (0.4, 0.8, 1.0, 2.0),
+    "k100-long": (2, 3.5, 5, 10),
+    "k1000-long": (4.5, 8, 9, 18),
+    "k100-batch": (1.2, 3.5, 3.5, 7),
+    "labels64": (0.25, 0.7, 0.8, 1.6),
+    "million": (10, 25, 30, 60),
+    "million-8": (6, 15, 20, 40),
 }
-"""Longest median, in ms, on one H100: a figure for each of `JOBS`, in their order."""
+"""Longest median, in ms, on one H100: a figure for each of `JOBS`, in their order. Lists may take
+twice what tensors do."""
 
 ASKED_MEMORY = {"log_partition_gradient": 6.0}
 """Largest peak of extra memory, in sizes of the float32 scores."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.forgetting import FORGETFUL, MODELS, draw
 from flash_semicrf import log_partition
 from flash_semicrf.inference.viterbi import viterbi_table
 from flash_semicrf.problem.potentials import Potentials, score_segments
@@ -12,7 +13,6 @@ from flash_semicrf.streaming.cpu.backend import NumbaBackend
 from flash_semicrf.streaming.pieces.backend import InPieces
 from flash_semicrf.streaming.pieces.plan import Slots
 from flash_semicrf.testing import random_problem
-from tests.flash_semicrf.streaming.pieces.models import FORGETFUL, MODELS, draw
 
 EVERYTHING = {
     "scores", "start_scores", "end_scores", "transition", "duration_bias", "initial_scores",

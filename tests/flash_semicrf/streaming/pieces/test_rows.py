@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import torch
 
+from benchmarks.forgetting import draw
 from flash_semicrf.streaming.pieces.plan import Cut
 from flash_semicrf.streaming.pieces.rows import (
     by_position,
@@ -10,7 +11,6 @@ from flash_semicrf.streaming.pieces.rows import (
     pieces_of,
     problem_of,
 )
-from tests.flash_semicrf.streaming.pieces.models import draw
 
 CUT = Cut(length=64, warm=32, span=32)
 LENGTHS = [300, 20, 129, 256]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.forgetting import draw
 from flash_semicrf import log_partition
 from flash_semicrf.inference.viterbi import viterbi_table
 from flash_semicrf.problem.potentials import Potentials, score_segments
 from flash_semicrf.streaming.pieces.backend import InPieces
 from flash_semicrf.streaming.triton.backend import TritonBackend
 from flash_semicrf.testing import random_problem
-from tests.flash_semicrf.streaming.pieces.models import draw
 from tests.flash_semicrf.streaming.triton.gpu_cases import CONDITIONS, assert_near
 
 pytestmark = [pytest.mark.gpu, *CONDITIONS]
