@@ -19,6 +19,9 @@ __all__ = ["flags_kernel", "flags_of", "values_are_allowed", "values_kernel"]
 
 _BLOCK = 1024
 _PROGRAMS = 256
+_PART = 1 << 16
+"""Entries of a sequence that one program looks at."""
+
 _WIDE_BLOCK = 4096
 
 
@@ -87,23 +90,27 @@ def _has_bad(x_ptr, size, BLOCK):
 
 
 @triton.jit
-def flags_kernel(rows, flat, sizes, lengths_ptr, bad_ptr, BLOCK):
-    """Write the length of a sequence and whether it is bad; the length is 0 then.
+def flags_kernel(rows, flat, sizes, lengths_ptr, bad_ptr, part, BLOCK):
+    """Write whether a part of a sequence is bad, and its length, or 0 where the part is.
 
     To the kernels a sequence of length 0 has no positions: nothing of it is read. `rows` are
-    (B, T, C); `flat` are pairs of a tensor and its number of entries. Program (b,).
+    (B, T, C), of which a program looks at `part` entries; `flat` are pairs of a tensor and its
+    number of entries. `bad` is (parts, B). Program (b, part).
     """
     b = tl.program_id(0).to(tl.int64)
     T, C = sizes.T, sizes.C
     length = tl.load(sizes.lengths + b)
     bad = ((length < 1) | (length > T)).to(tl.int32)
-    within = tl.where(bad == 0, length, 0).to(tl.int32) * C
+    first = tl.program_id(1).to(tl.int64) * part
+    within = tl.where(bad == 0, length, 0) * C - first
+    within = tl.minimum(within, part).to(tl.int32)
     for n in tl.static_range(len(rows)):
-        bad = tl.maximum(bad, _has_bad(rows[n] + b * T * C, within, BLOCK))
-    for n in tl.static_range(len(flat)):
-        bad = tl.maximum(bad, _has_bad(flat[n][0], flat[n][1], BLOCK))
-    tl.store(lengths_ptr + b, tl.where(bad == 0, length, 0))
-    tl.store(bad_ptr + b, bad != 0)
+        bad = tl.maximum(bad, _has_bad(rows[n] + b * T * C + first, within, BLOCK))
+    if first == 0:
+        for n in tl.static_range(len(flat)):
+            bad = tl.maximum(bad, _has_bad(flat[n][0], flat[n][1], BLOCK))
+        tl.store(lengths_ptr + b, tl.where(bad == 0, length, 0))
+    tl.store(bad_ptr + tl.program_id(1) * tl.num_programs(0) + b, bad != 0)
 
 
 def flags_of(potentials: Potentials) -> tuple[Tensor, Tensor]:
@@ -116,10 +123,14 @@ def flags_of(potentials: Potentials) -> tuple[Tensor, Tensor]:
     rows, flat = _entries(p)
     B, T, C = p.scores.shape
     lengths = torch.empty(B, dtype=torch.int64, device=p.device)
-    bad = torch.empty(B, dtype=torch.bool, device=p.device)
-    arguments = (rows, flat, Sizes(p.lengths.contiguous(), T, C, 0), lengths, bad)
-    launch(flags_kernel, (B,), *arguments, BLOCK=_WIDE_BLOCK, num_warps=8)
-    return lengths, bad
+    parts = -(-T * C // _PART)
+    bad = torch.empty((parts, B), dtype=torch.bool, device=p.device)
+    arguments = (rows, flat, Sizes(p.lengths.contiguous(), T, C, 0), lengths, bad, _PART)
+    launch(flags_kernel, (B, parts), *arguments, BLOCK=_WIDE_BLOCK, num_warps=8)
+    if parts == 1:
+        return lengths, bad[0]
+    found = bad.any(0)
+    return lengths.masked_fill(found, 0), found
 
 
 def _entries(p: Potentials) -> tuple[tuple[Tensor, ...], tuple[tuple[Tensor, int], ...]]:

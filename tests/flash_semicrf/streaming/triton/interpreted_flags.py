@@ -66,3 +66,19 @@ def test_the_kernels_take_lengths_of_zero(problem):
     wanted = {*problem.parameters(), "start_scores", "end_scores"}
     _, found = TRITON.gradients(problem.replace(lengths=torch.zeros_like(problem.lengths)), wanted)
     assert all(bool((value == 0).all()) for value in found.values())
+
+
+def test_a_long_sequence_is_looked_at_in_parts():
+    from flash_semicrf.streaming.triton.values import flags_of
+
+    problem = Case(30_000, 4, 3, batch=2).problem()
+    assert not flags_of(problem)[1].any()
+    problem.scores[1, -1, -1] = math.nan
+    lengths, bad = flags_of(problem)
+    expected = int(problem.lengths[1]) == 30_000
+    assert bad.tolist() == [False, expected]
+    problem = problem.replace(lengths=torch.tensor([30_000, 30_000]))
+    lengths, bad = flags_of(problem)
+    assert bad.tolist() == [False, True] and lengths.tolist() == [30_000, 0]
+    problem = problem.replace(lengths=torch.tensor([30_000, 29_999]))
+    assert not flags_of(problem)[1].any()
