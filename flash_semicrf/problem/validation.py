@@ -30,9 +30,13 @@ __all__ = [
     "check_columns",
     "check_finite_or_forbidden",
     "check_floating_dtype",
+    "check_form",
+    "check_form_of_labels",
+    "check_form_of_lengths",
     "check_int",
     "check_labels",
     "check_lengths",
+    "check_no_transform",
     "check_number",
     "check_positive_int",
     "check_potentials",
@@ -65,14 +69,22 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
 def check_eager() -> None:
     """Raise RuntimeError under tracing, exporting or a transform of `torch.func`.
 
-    The kernels are no PyTorch operators: a trace would contain their result for the example input
-    as a constant, and a transform would not apply to them.
+    A trace would contain the result for the example input as a constant, and a transform would not
+    apply to the kernels. The functions that `torch.export` accepts do not call this while it traces
+    them; see `flash_semicrf.inference.operators`.
     """
     if torch.jit._trace.is_tracing() or torch.compiler.is_exporting():
         raise RuntimeError(
             "flash_semicrf cannot be traced or exported: the result would hold the answer to the "
-            "example input as a constant. Trace the encoder alone and call the CRF on its output."
+            "example input as a constant. Trace the encoder alone and call the CRF on its output. "
+            "torch.export accepts log_partition and viterbi_labels without constraints, and of a "
+            "head `forward`, `compute_loss` with labels per position, `decode` and `decode_labels`."
         )
+    check_no_transform()
+
+
+def check_no_transform() -> None:
+    """Raise RuntimeError in a transform of `torch.func`, eager or traced."""
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "flash_semicrf does not support the transforms of torch.func (grad, vmap, jacrev, jvp, "
@@ -123,7 +135,8 @@ def _forbids(dtype: torch.dtype) -> float:
     return float(torch.tensor(NEG_INF, dtype=dtype, device="cpu"))
 
 
-def _check_form_of_lengths(lengths: Tensor, batch_size: int) -> None:
+def check_form_of_lengths(lengths: Tensor, batch_size: int) -> None:
+    """Raise TypeError or ValueError unless `lengths` is an integer tensor of shape (B,)."""
     check_tensor("lengths", lengths)
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"`lengths` must have an integer dtype; got {lengths.dtype}.")
@@ -133,7 +146,7 @@ def _check_form_of_lengths(lengths: Tensor, batch_size: int) -> None:
 
 def check_lengths(lengths: Tensor, batch_size: int, num_positions: int) -> Tensor:
     """`lengths` as int64; TypeError or ValueError unless each is an integer in [1, T]."""
-    _check_form_of_lengths(lengths, batch_size)
+    check_form_of_lengths(lengths, batch_size)
     outside = (lengths < 1) | (lengths > num_positions)
     if bool(outside.any()):
         i = int(outside.nonzero()[0])
@@ -164,24 +177,8 @@ def check_potentials(potentials: Potentials) -> Potentials:
     """
     p = potentials
     check_eager()
-    if not isinstance(p, Potentials):
-        raise TypeError(f"`potentials` must be a Potentials; got {type(p).__name__}.")
-    values = p.parameters()
-    for name in ("scores", "transition", "duration_bias"):
-        check_tensor(name, values.get(name))
-    for name, value in values.items():
-        check_tensor(name, value)
-        if not value.is_floating_point():
-            raise TypeError(f"`{name}` must have a floating-point dtype; got {value.dtype}.")
-    _check_shapes(p)
-    check_data("scores", p.scores)
-    device = p.device
-    for name, value in values.items():
-        if value.device != device:
-            raise ValueError(
-                f"`{name}` must be on the device of `scores`, {device}; got {value.device}."
-            )
-    _check_form_of_lengths(p.lengths, p.batch_size)
+    check_form(p)
+    values, device = p.parameters(), p.device
     allowed = DEVICE_CHECKS.get(device.type)
     if allowed is not None and p.lengths.device == device:
         narrow = {n: v.float() for n, v in values.items() if v.itemsize < 4}
@@ -203,6 +200,35 @@ def check_potentials(potentials: Potentials) -> Potentials:
         if value.itemsize < 4:
             changed[name] = value.float()
     return p.replace(lengths=lengths, **changed)
+
+
+def check_form(potentials: Potentials) -> None:
+    """Raise unless a problem has the right shapes, dtypes and devices; values are not read.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `check_potentials`.
+    """
+    p = potentials
+    if not isinstance(p, Potentials):
+        raise TypeError(f"`potentials` must be a Potentials; got {type(p).__name__}.")
+    values = p.parameters()
+    for name in ("scores", "transition", "duration_bias"):
+        check_tensor(name, values.get(name))
+    for name, value in values.items():
+        check_tensor(name, value)
+        if not value.is_floating_point():
+            raise TypeError(f"`{name}` must have a floating-point dtype; got {value.dtype}.")
+    _check_shapes(p)
+    check_data("scores", p.scores)
+    device = p.device
+    for name, value in values.items():
+        if value.device != device:
+            raise ValueError(
+                f"`{name}` must be on the device of `scores`, {device}; got {value.device}."
+            )
+    check_form_of_lengths(p.lengths, p.batch_size)
 
 
 def _check_shapes(p: Potentials) -> None:
@@ -253,12 +279,7 @@ def check_labels(
     TypeError, ValueError
         Naming the requirement, the value and its index.
     """
-    check_tensor("labels", labels)
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"`labels` must have an integer dtype; got {labels.dtype}.")
-    shape = (len(lengths), num_positions)
-    if tuple(labels.shape) != shape:
-        raise ValueError(f"`labels` must have shape {shape}; got {tuple(labels.shape)}.")
+    check_form_of_labels(labels, (len(lengths), num_positions))
     inside = torch.arange(num_positions, device=labels.device) < lengths.to(labels.device)[:, None]
     outside = inside & ((labels < 0) | (labels >= num_labels))
     if ignore_index is not None:
@@ -270,6 +291,15 @@ def check_labels(
             f"`labels` must be in [0, C-1={num_labels - 1}]; got {int(labels[index])} at "
             f"index {index}."
         )
+
+
+def check_form_of_labels(labels: Tensor, shape: tuple[int, int]) -> None:
+    """Raise TypeError or ValueError unless `labels` is an integer tensor of a shape (B, T)."""
+    check_tensor("labels", labels)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"`labels` must have an integer dtype; got {labels.dtype}.")
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"`labels` must have shape {shape}; got {tuple(labels.shape)}.")
 
 
 def check_columns(table: SegmentTable, device: torch.device | None, name: str = "table") -> None:
