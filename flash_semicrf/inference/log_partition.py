@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from flash_semicrf.inference.autograd import LogPartition, apply, needs_graph
+from flash_semicrf.inference.operators import traced_log_partition
 from flash_semicrf.problem.constraints import Constraints, constrain
 from flash_semicrf.problem.potentials import NAMES, Potentials
 from flash_semicrf.problem.validation import check_potentials
@@ -48,6 +50,8 @@ def log_partition(
     >>> round(float(log_partition(problem).exp()), 6)
     5.0
     """
+    if torch.compiler.is_compiling() and constraints is None:
+        return traced_log_partition(potentials, backend)
     return log_partition_of_checked(constrain(check_potentials(potentials), constraints), backend)
 
 
