@@ -39,6 +39,7 @@ from flash_semicrf.streaming.dispatch import BACKENDS, choose
 
 __all__ = [
     "PARAMETERS",
+    "TAGS",
     "best_labels",
     "log_partition",
     "log_partition_with_gradients",
@@ -52,6 +53,9 @@ _REQUIRED = ("scores", "transition", "duration_bias")
 
 PARAMETERS = ", ".join(f"Tensor{'' if name in _REQUIRED else '?'} {name}" for name in NAMES)
 """Parameters of a problem in the schema of an operator, in the order of `NAMES`."""
+
+TAGS = (torch.Tag.cudagraph_unsafe,)
+"""Of every operator: it reads values on the host, which a CUDA graph cannot contain."""
 
 
 def traced_log_partition(potentials: Potentials, backend: str) -> Tensor:
@@ -109,6 +113,7 @@ def _values(potentials: Potentials, backend: str) -> list[Tensor | None]:
 @torch.library.custom_op(
     "flash_semicrf::log_partition",
     mutates_args=(),
+    tags=TAGS,
     schema=f"(str backend, Tensor lengths, {PARAMETERS}) -> Tensor",
 )
 def log_partition(backend: str, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
@@ -125,6 +130,7 @@ def _(backend: str, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
 @torch.library.custom_op(
     "flash_semicrf::log_partition_with_gradients",
     mutates_args=(),
+    tags=TAGS,
     schema=f"(str backend, Tensor lengths, bool[] wanted, {PARAMETERS}) -> (Tensor, Tensor[])",
 )
 def log_partition_with_gradients(
@@ -143,7 +149,8 @@ def log_partition_with_gradients(
         log_z, found = _with_autograd(lambda: chosen.gradients(p, set(names)))
     else:
         log_z, found = chosen.gradients(p, set(names))
-    return log_z, [found[name].to(_gradient_dtype(given, name)).contiguous() for name in names]
+    gradients = [found[name].to(_gradient_dtype(given, name)) for name in names]
+    return log_z, [_own(gradient) for gradient in gradients]
 
 
 @log_partition_with_gradients.register_fake
@@ -186,6 +193,7 @@ log_partition_with_gradients.register_autograd(_backward, setup_context=_setup)
 @torch.library.custom_op(
     "flash_semicrf::viterbi",
     mutates_args=(),
+    tags=TAGS,
     schema=f"(str backend, Tensor lengths, {PARAMETERS}) -> (Tensor, Tensor, Tensor)",
 )
 def best_labels(
@@ -219,6 +227,13 @@ def _gradient_dtype(p: Potentials, name: str) -> torch.dtype:
     if name not in BY_POSITION:
         return accumulator_dtype(p.device)
     return torch.promote_types(p.parameters()[name].dtype, torch.float32)
+
+
+def _own(value: Tensor) -> Tensor:
+    """A contiguous tensor with a storage of its own: results of operators must not share one."""
+    if value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes:
+        return value
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 def _with_autograd(call: Callable[[], Value]) -> Value:

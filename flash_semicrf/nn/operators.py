@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.inference.autograd import named
-from flash_semicrf.inference.operators import PARAMETERS
+from flash_semicrf.inference.operators import PARAMETERS, TAGS
 from flash_semicrf.nn.inputs import blank_padding
 from flash_semicrf.problem.dense import dense_to_table, score_dense, table_to_dense
 from flash_semicrf.problem.potentials import NAMES, Potentials
@@ -28,7 +28,7 @@ from flash_semicrf.problem.validation import check_gold, check_labels
 __all__ = ["checked_gold", "checked_input", "gold_labels", "traced_gold_score"]
 
 
-@torch.library.custom_op("flash_semicrf::checked_input", mutates_args=())
+@torch.library.custom_op("flash_semicrf::checked_input", mutates_args=(), tags=TAGS)
 def checked_input(hidden: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """`flash_semicrf.nn.inputs.blank_padding`: new tensors (B, T, D) and (B,)."""
     blank, checked = blank_padding(hidden, lengths)
@@ -56,7 +56,7 @@ def _backward_input(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None
 checked_input.register_autograd(_backward_input, setup_context=_setup_input)
 
 
-@torch.library.custom_op("flash_semicrf::gold_labels", mutates_args=())
+@torch.library.custom_op("flash_semicrf::gold_labels", mutates_args=(), tags=TAGS)
 def gold_labels(
     labels: Tensor,
     lengths: Tensor,
@@ -91,6 +91,7 @@ def _(
 @torch.library.custom_op(
     "flash_semicrf::checked_gold",
     mutates_args=(),
+    tags=TAGS,
     schema="(Tensor gold, Tensor labels, Tensor durations, Tensor lengths, "
     f"{PARAMETERS}) -> Tensor",
 )

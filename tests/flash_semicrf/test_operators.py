@@ -25,6 +25,7 @@ from flash_semicrf.nn.operators import checked_gold, checked_input, gold_labels
 from flash_semicrf.problem.dense import dense_to_table, score_dense, table_to_dense
 from flash_semicrf.problem.potentials import NAMES, score_segments
 from flash_semicrf.problem.segments import labels_to_table
+from flash_semicrf.streaming.dispatch import BACKENDS
 from flash_semicrf.testing import assert_close, random_problem
 from tests.flash_semicrf.cases import message_of, with_gradients
 
@@ -36,6 +37,7 @@ pytestmark = [
 ]
 
 INDUCTOR = pytest.param(
+    "static",
     "inductor",
     marks=pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler of C++"),
 )
@@ -133,11 +135,11 @@ def test_a_compiled_loss_has_the_gradients_of_eager_code(name):
     assert_same_step(model, torch.compile(model, fullgraph=True, backend="aot_eager"), batch())
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
+@pytest.mark.parametrize(("name", "backend"), [("all options", "aot_eager"), INDUCTOR])
 @pytest.mark.filterwarnings("ignore:.*gold segments are longer")
-def test_shapes_may_change(backend):
+def test_shapes_may_change(name, backend):
     torch.manual_seed(0)
-    model = MODELS["all options"]()
+    model = MODELS[name]()
     compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=True)
     for number, shape in enumerate([(3, 12), (2, 7), (5, 30)]):
         assert_same_step(model, compiled, batch(*shape, seed=number))
@@ -309,6 +311,27 @@ def test_log_partition_is_an_operator(name, backend):
         only = PROBLEMS[name].replace(transition=p.transition)
         given = (backend, p.lengths, wanted, *arguments(only))
         opcheck(operators.log_partition_with_gradients, given)
+
+
+def test_gradients_that_share_memory_are_taken_apart(monkeypatch):
+    p = PROBLEMS["all options"]
+    backend = BACKENDS["numba"]
+    compute = backend.gradients
+
+    def sharing(potentials, wanted):
+        log_z, found = compute(potentials, wanted)
+        names = ["initial_scores", "final_scores"]
+        joined = torch.stack([found[name] for name in names])
+        return log_z, found | dict(zip(names, joined, strict=True))
+
+    wanted = [value is not None for value in arguments(p)]
+    given = ("auto", p.lengths, wanted, *arguments(p))
+    _, expected = operators.log_partition_with_gradients(*given)
+    monkeypatch.setattr(backend, "gradients", sharing)
+    _, actual = operators.log_partition_with_gradients(*given)
+    for found, value in zip(actual, expected, strict=True):
+        assert torch.equal(found, value)
+    assert len({value.untyped_storage().data_ptr() for value in actual}) == len(actual)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
