@@ -27,6 +27,7 @@ from flash_semicrf.inference.nbest import NBestResult, n_best
 from flash_semicrf.inference.posterior import segment_marginals, segment_probabilities
 from flash_semicrf.inference.sampling import sample
 from flash_semicrf.inference.viterbi import viterbi
+from flash_semicrf.inference.viterbi_labels import viterbi_labels
 from flash_semicrf.nn.head import SemiMarkovCRFHead
 from flash_semicrf.nn.uncertainty import UncertaintySemiMarkovCRFHead
 from flash_semicrf.problem.constraints import Constraints
@@ -82,4 +83,5 @@ __all__ = [
     "semi_crf_streaming_forward",
     "snake_ordering",
     "viterbi",
+    "viterbi_labels",
 ]

@@ -194,6 +194,7 @@ def test_public_names_of_flash_semicrf():
         "semi_crf_streaming_forward",
         "snake_ordering",
         "viterbi",
+        "viterbi_labels",
     ]
     assert all(hasattr(flash_semicrf, name) for name in flash_semicrf.__all__)
 

@@ -20,6 +20,7 @@ from flash_semicrf.streaming.dispatch import Backend, choose
 
 __all__ = [
     "LogPartition",
+    "ONCE_ONLY",
     "Once",
     "SemiCRFStreaming",
     "apply",
@@ -27,10 +28,11 @@ __all__ = [
     "needs_graph",
     "needs_graph_of",
     "once",
+    "scaled_by_torch",
     "scaled_gradient",
 ]
 
-_REASON = (
+ONCE_ONLY = (
     'log_partition() is differentiable once by this backend; pass backend="reference" for second '
     "derivatives."
 )
@@ -42,9 +44,7 @@ def scaled_gradient(gradient: Tensor, weight: Tensor, by_position: bool) -> Tens
     A weight of 0 excludes its sequence, even if the gradient is NaN.
     """
     if gradient.device.type != "cpu":
-        weights = weight.view(-1, *(1,) * (gradient.dim() - 1))
-        scaled = torch.where(weights == 0, 0.0, gradient * weights)
-        return scaled if by_position else scaled.sum(0)
+        return scaled_by_torch(gradient, weight, by_position)
     # numpy: its calls on small arrays cost less than torch's, and wait for no busy core.
     each, factors = gradient.numpy(), weight.detach().numpy()
     if by_position:
@@ -54,6 +54,13 @@ def scaled_gradient(gradient: Tensor, weight: Tensor, by_position: bool) -> Tens
         used = factors != 0
         product = np.einsum("b,b...->...", factors[used], each[used])
     return torch.from_numpy(product)
+
+
+def scaled_by_torch(gradient: Tensor, weight: Tensor, by_position: bool) -> Tensor:
+    """`scaled_gradient` by operations of PyTorch alone, which can be traced."""
+    weights = weight.view(-1, *(1,) * (gradient.dim() - 1))
+    scaled = torch.where(weights == 0, 0.0, gradient * weights)
+    return scaled if by_position else scaled.sum(0)
 
 
 class Once(torch.autograd.Function):
@@ -149,7 +156,7 @@ class LogPartition(torch.autograd.Function):
             scaled = scaled_gradient(gradient, upstream.to(gradient.dtype), name in BY_POSITION)
             found[name] = scaled.to(ctx.dtypes[name])
             if torch.is_grad_enabled():  # create_graph=True
-                found[name] = once(found[name], log_z, _REASON)
+                found[name] = once(found[name], log_z, ONCE_ONLY)
         return (None, None, *(found.get(name) for name in ctx.given))
 
 

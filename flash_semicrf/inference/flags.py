@@ -13,7 +13,7 @@ from flash_semicrf.problem.flags import (
     with_lengths_on_device,
 )
 from flash_semicrf.problem.potentials import Potentials
-from flash_semicrf.problem.validation import check_form, check_potentials
+from flash_semicrf.problem.validation import check_eager, check_form, check_potentials
 from flash_semicrf.streaming.triton.backend import TritonBackend
 
 __all__ = ["validated"]
@@ -48,6 +48,7 @@ def validated(
     device = scores.device if isinstance(scores, Tensor) else torch.device("cpu")
     if reads_values(validate, device) or constraints is not None:
         return Flagged(check_potentials(potentials), None)
+    check_eager()
     p = check_form(potentials)
     p = p.replace(lengths=with_lengths_on_device(p.lengths, p.num_positions, p.device))
     may_run = backend == "triton" or (backend == "auto" and p.device.type == "cuda")

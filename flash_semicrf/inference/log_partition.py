@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from flash_semicrf.inference.autograd import LogPartition, apply, needs_graph
 from flash_semicrf.inference.flags import validated
+from flash_semicrf.inference.operators import traced_log_partition
 from flash_semicrf.problem.constraints import Constraints, constrain
 from flash_semicrf.problem.flags import Validate, poisoned
 from flash_semicrf.problem.potentials import NAMES, Potentials
@@ -59,6 +61,8 @@ def log_partition(
     >>> round(float(log_partition(problem).exp()), 6)
     5.0
     """
+    if torch.compiler.is_compiling() and constraints is None:
+        return traced_log_partition(potentials, backend)
     p, bad = validated(potentials, backend, validate, constraints)
     return poisoned(log_partition_of_checked(constrain(p, constraints), backend), bad)
 

@@ -36,12 +36,14 @@ from flash_semicrf.nn.allowed import allowed_durations, allowed_transitions
 from flash_semicrf.nn.decoding import DecodingMixin
 from flash_semicrf.nn.inputs import (
     backend_name,
+    blank_padding,
     cast,
     check_numbers,
     full_precision,
     project,
     update_pruned,
 )
+from flash_semicrf.nn.operators import checked_input, traced_gold_score
 from flash_semicrf.problem.constraints import Constraints
 from flash_semicrf.problem.flags import Validate, poisoned, reads_values, with_lengths_on_device
 from flash_semicrf.problem.gold import score_labels
@@ -58,7 +60,6 @@ from flash_semicrf.problem.segments import LongSegments, SegmentTable, labels_to
 from flash_semicrf.problem.validation import (
     check_choice,
     check_eager,
-    check_finite_or_forbidden,
     check_floating_dtype,
     check_form_of_labels,
     check_form_of_lengths,
@@ -436,7 +437,9 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
 
     def _checked(self, hidden_states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Input, checked, in the working dtype and with zeros as padding; and its lengths."""
-        check_eager()
+        traced = torch.compiler.is_compiling()
+        if not traced:
+            check_eager()
         device = self.transition.device
         channels = self.hidden_dim or self.num_classes
         wanted = "D=hidden_dim" if self.hidden_dim else "C=num_classes"
@@ -455,21 +458,17 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
                 f"`hidden_states` must be on the device of the head, {device}; "
                 f"got {hidden_states.device}."
             )
-        reads = reads_values(self.validate, device)
-        if reads:
-            lengths = check_lengths(lengths, shape[0], shape[1]).to(device)
-        else:
-            check_form_of_lengths(lengths, shape[0])
-            lengths = with_lengths_on_device(lengths, shape[1], device)
+        check_form_of_lengths(lengths, shape[0])
         dtype = torch.promote_types(hidden_states.dtype, self.transition.dtype)
         hidden = hidden_states.to(torch.promote_types(dtype, torch.float32))
+        if traced:
+            blank, checked = checked_input(hidden, lengths)
+            return blank, checked
+        if reads_values(self.validate, device):
+            return blank_padding(hidden, lengths)
+        lengths = with_lengths_on_device(lengths, shape[1], device)
         padding = torch.arange(shape[1], device=device) >= lengths[:, None]
-        if not reads or bool(padding.any()):
-            # A NaN there would reach the projection's gradient as 0 * NaN.
-            hidden = hidden.masked_fill(padding[..., None], 0.0)
-        if reads:
-            check_finite_or_forbidden("hidden_states", hidden)
-        return hidden, lengths
+        return hidden.masked_fill(padding[..., None], 0.0), lengths
 
     # Inference
 
@@ -558,29 +557,46 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
         with full_precision(hidden_states):
             _, problem, _, backend = self._prepare(hidden_states, lengths, backend)
             reads = reads_values(self.validate, problem.device) or backend in EDGE_BACKENDS
+            reads = reads or torch.compiler.is_compiling()
             if not reads and isinstance(labels, Tensor) and ignore_index is None:
-                check_form_of_labels(labels, problem.batch_size, problem.num_positions)
-                self._check_device_of_labels(labels, problem)
-                score, forbidden, wrong = score_labels(problem, labels, self.long_segments)
-                loss = self._run(log_partition, problem, backend) - score
-                wrong = wrong | loss.isnan()
-                loss = poisoned(poisoned(loss, forbidden, torch.inf), wrong)
-                return _reduced(loss, reduction)
-            # The lengths have not been read yet where `validate` is "shapes".
-            check_lengths(problem.lengths, problem.batch_size, problem.num_positions)
-            if isinstance(labels, Constraints) or (
-                isinstance(labels, Tensor) and ignore_index is not None
-            ):
-                long = self.long_segments
-                # The sum over what agrees is as exact without an edge tensor.
-                streaming = "auto" if backend in EDGE_BACKENDS else backend
-                gold = partial_score(problem, labels, ignore_index, long, streaming)
-            else:
-                table = self._gold(labels, problem)
-                gold = score_segments(problem, table)
-                check_gold(gold, problem, table)
+                return _reduced(self._loss_without_reads(labels, problem, backend), reduction)
+            gold = self._gold_score(labels, problem, backend, ignore_index)
             loss = self._run(log_partition, problem, backend) - gold
         return _reduced(loss, reduction)
+
+    def _loss_without_reads(self, labels: Tensor, problem: Potentials, backend: str) -> Tensor:
+        """Loss of each sequence, NaN where a label, a length or a value is bad."""
+        self._check_form_of_labels(labels, problem)
+        score, forbidden, wrong = score_labels(problem, labels, self.long_segments)
+        loss: Tensor = self._run(log_partition, problem, backend) - score
+        return poisoned(poisoned(loss, forbidden, torch.inf), wrong | loss.isnan())
+
+    def _gold_score(
+        self,
+        labels: Tensor | SegmentTable | Constraints,
+        problem: Potentials,
+        backend: str,
+        ignore_index: int | None,
+    ) -> Tensor:
+        """Log of the sum of exp(score) over the segmentations that agree with the labels, (B,)."""
+        if torch.compiler.is_compiling():
+            if isinstance(labels, Tensor) and ignore_index is None:
+                self._check_form_of_labels(labels, problem)
+                return traced_gold_score(problem, labels, self.long_segments)
+            check_eager()
+        if not reads_values(self.validate, problem.device):  # nor the lengths, so far
+            check_lengths(problem.lengths, problem.batch_size, problem.num_positions)
+        if isinstance(labels, Constraints) or (
+            isinstance(labels, Tensor) and ignore_index is not None
+        ):
+            long = self.long_segments
+            # The sum over what agrees is as exact without an edge tensor.
+            streaming = "auto" if backend in EDGE_BACKENDS else backend
+            return partial_score(problem, labels, ignore_index, long, streaming)
+        table = self._gold(labels, problem)
+        gold = score_segments(problem, table)
+        check_gold(gold, problem, table)
+        return gold
 
     def _gold(self, labels: Tensor | SegmentTable, problem: Potentials) -> SegmentTable:
         if isinstance(labels, SegmentTable):
@@ -590,12 +606,13 @@ class SemiMarkovCRFHead(DecodingMixin, nn.Module):
             raise TypeError(
                 f"`labels` must be a Tensor or a SegmentTable; got {type(labels).__name__}."
             )
+        self._check_form_of_labels(labels, problem)
         check_labels(labels, problem.lengths, problem.num_positions, self.num_classes)
-        self._check_device_of_labels(labels, problem)
         limits = (self.max_duration, self.long_segments, problem.unlimited)
         return labels_to_table(labels, problem.lengths, *limits)
 
-    def _check_device_of_labels(self, labels: Tensor, problem: Potentials) -> None:
+    def _check_form_of_labels(self, labels: Tensor, problem: Potentials) -> None:
+        check_form_of_labels(labels, (problem.batch_size, problem.num_positions))
         if labels.device != problem.device:
             raise ValueError(
                 f"`labels` must be on the device of `hidden_states`, {problem.device}; "

@@ -13,6 +13,8 @@ from flash_semicrf.exact.inference import EDGE_BACKENDS
 from flash_semicrf.problem.validation import (
     check_choice,
     check_data,
+    check_finite_or_forbidden,
+    check_lengths,
     check_number,
     check_positive_int,
     check_tensor,
@@ -21,6 +23,7 @@ from flash_semicrf.streaming.dispatch import BACKENDS
 
 __all__ = [
     "backend_name",
+    "blank_padding",
     "cast",
     "check_numbers",
     "check_traceback_length",
@@ -43,6 +46,30 @@ def full_precision(hidden_states: Tensor) -> torch.autocast:
     check_tensor("hidden_states", hidden_states)
     check_data("hidden_states", hidden_states)
     return torch.autocast(hidden_states.device.type, enabled=False)
+
+
+def blank_padding(hidden: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states (B, T, D) of checked values, with zeros as padding, and their lengths.
+
+    Returns
+    -------
+    hidden : Tensor of shape (B, T, D)
+    lengths : int64 Tensor of shape (B,)
+        On the device of the hidden states.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a length is not in 1..T, or a hidden state is NaN or too large.
+    """
+    batch_size, num_positions, _ = hidden.shape
+    lengths = check_lengths(lengths, batch_size, num_positions).to(hidden.device)
+    padding = torch.arange(num_positions, device=hidden.device) >= lengths[:, None]
+    if bool(padding.any()):
+        # A NaN there would reach the projection's gradient as 0 * NaN.
+        hidden = hidden.masked_fill(padding[..., None], 0.0)
+    check_finite_or_forbidden("hidden_states", hidden)
+    return hidden, lengths
 
 
 def project(projection: nn.Module, name: str, hidden: Tensor, channels: int) -> Tensor:

@@ -219,7 +219,7 @@ def constrain(potentials: Potentials, constraints: Constraints | None) -> Potent
 
 def fold_table(table: SegmentTable, num_labels: int) -> SegmentTable:
     """Segments of a constrained problem with the labels 0..C-1 of the original one."""
-    return table._replace(label=table.label % num_labels)
+    return SegmentTable(table.sequence, table.start, table.stop, table.label % num_labels)
 
 
 def unfold_table(table: SegmentTable, num_labels: int, num_copies: int) -> list[SegmentTable]:

@@ -35,6 +35,7 @@ __all__ = [
     "Potentials",
     "accumulator_dtype",
     "bias_rows",
+    "border_rows",
     "center_scores",
     "content_rows",
     "explicit_start",
@@ -155,12 +156,12 @@ class Potentials:
 
     def parameters(self) -> dict[str, Tensor]:
         """Tensors that carry gradients, by name, without absent ones."""
-        values = self.__dict__
-        return {name: values[name] for name in NAMES if values[name] is not None}
+        # By attributes: torch.compile of torch 2.9 does not trace the dict of a frozen dataclass.
+        return {name: value for name in NAMES if (value := getattr(self, name)) is not None}
 
     def replace(self, **changes: Tensor | None) -> Potentials:
         """Copy with some fields changed."""
-        given = {name: value for name, value in self.__dict__.items() if name != "score_range"}
+        given = {name: getattr(self, name) for name in ("lengths", *NAMES)}
         return Potentials(**given | changes)
 
     def to(self, *args: Any, **kwargs: Any) -> Potentials:
@@ -270,12 +271,7 @@ def score_rows(potentials: Potentials, table: SegmentTable) -> Tensor:
     float64 Tensor of shape (N,)
         Differentiable in every parameter; -inf for a segment that is forbidden.
     """
-    p = potentials
-    sequence, _, stop, label = table
-    total = content_rows(p, table) + _transition_rows(p, table)
-    if p.final_scores is not None:
-        last = stop == p.lengths[sequence]
-        total = total + torch.where(last, p.final_scores[label], 0.0)
+    total = _joined(potentials, table, content_rows(potentials, table))
     # A forbidden term moves when it is upcast and added to; nothing else comes near it.
     return total.masked_fill(total <= 0.5 * NEG_INF, -torch.inf)
 
@@ -295,11 +291,42 @@ def content_rows(potentials: Potentials, table: SegmentTable) -> Tensor:
         <= 0.5 * `NEG_INF` for a segment that is forbidden.
     """
     p = potentials
-    sequence, start, stop, label = table
     owner, position, row = covered_positions(table)
     wide = accumulator_dtype(p.device)
-    content = p.scores[owner, position, label[row]].to(wide)
-    total = torch.zeros(len(start), dtype=wide, device=p.device).index_add(0, row, content)
+    content = p.scores[owner, position, table.label[row]].to(wide)
+    total = torch.zeros(len(table.start), dtype=wide, device=p.device).index_add(0, row, content)
+    return _bounded(p, table, total)
+
+
+def border_rows(potentials: Potentials, table: SegmentTable) -> Tensor:
+    """Score of each row without its positions: duration, start, end, transition, final score.
+
+    Parameters
+    ----------
+    potentials, table
+        As for `score_rows`; rows that belong to no sequence's segmentation may follow a segment.
+
+    Returns
+    -------
+    float64 Tensor of shape (N,)
+        <= 0.5 * `NEG_INF` for a segment that is forbidden.
+    """
+    zero = torch.zeros((), dtype=accumulator_dtype(potentials.device), device=potentials.device)
+    return _joined(potentials, table, _bounded(potentials, table, zero))
+
+
+def _joined(p: Potentials, table: SegmentTable, total: Tensor) -> Tensor:
+    """Totals of the rows with their transitions and final scores."""
+    total = total + _transition_rows(p, table)
+    if p.final_scores is not None:
+        last = table.stop == p.lengths[table.sequence]
+        total = total + torch.where(last, p.final_scores[table.label], 0.0)
+    return total
+
+
+def _bounded(p: Potentials, table: SegmentTable, total: Tensor) -> Tensor:
+    """Totals of the rows with the scores of their durations, starts and ends."""
+    sequence, start, stop, label = table
     total = total + bias_rows(p, stop - start, label)
     if p.start_scores is not None:
         total = total + p.start_scores[sequence, start, label]

@@ -36,6 +36,7 @@ __all__ = [
     "check_int",
     "check_labels",
     "check_lengths",
+    "check_no_transform",
     "check_number",
     "check_positive_int",
     "check_potentials",
@@ -69,14 +70,22 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
 def check_eager() -> None:
     """Raise RuntimeError under tracing, exporting or a transform of `torch.func`.
 
-    The kernels are no PyTorch operators: a trace would contain their result for the example input
-    as a constant, and a transform would not apply to them.
+    A trace would contain the result for the example input as a constant, and a transform would not
+    apply to the kernels. The functions that `torch.export` accepts do not call this while it traces
+    them; see `flash_semicrf.inference.operators`.
     """
     if torch.jit._trace.is_tracing() or torch.compiler.is_exporting():
         raise RuntimeError(
             "flash_semicrf cannot be traced or exported: the result would hold the answer to the "
-            "example input as a constant. Trace the encoder alone and call the CRF on its output."
+            "example input as a constant. Trace the encoder alone and call the CRF on its output. "
+            "torch.export accepts log_partition and viterbi_labels without constraints, and of a "
+            "head `forward`, `compute_loss` with labels per position, `decode` and `decode_labels`."
         )
+    check_no_transform()
+
+
+def check_no_transform() -> None:
+    """Raise RuntimeError in a transform of `torch.func`, eager or traced."""
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "flash_semicrf does not support the transforms of torch.func (grad, vmap, jacrev, jvp, "
@@ -128,7 +137,7 @@ def forbids(dtype: torch.dtype) -> float:
 
 
 def check_form_of_lengths(lengths: Tensor, batch_size: int) -> None:
-    """Raise TypeError or ValueError unless `lengths` are integers of shape (B,)."""
+    """Raise TypeError or ValueError unless `lengths` is an integer tensor of shape (B,)."""
     check_tensor("lengths", lengths)
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"`lengths` must have an integer dtype; got {lengths.dtype}.")
@@ -162,7 +171,6 @@ def check_form(potentials: Potentials) -> Potentials:
         As for `check_potentials`, but for values.
     """
     p = potentials
-    check_eager()
     if not isinstance(p, Potentials):
         raise TypeError(f"`potentials` must be a Potentials; got {type(p).__name__}.")
     values = p.parameters()
@@ -204,6 +212,7 @@ def check_potentials(potentials: Potentials) -> Potentials:
     RuntimeError
         Under `torch.jit.trace` and in transforms of `torch.func`; see `check_eager`.
     """
+    check_eager()
     narrow = check_form(potentials)
     p, device = potentials, potentials.device
     allowed = DEVICE_CHECKS.get(device.type)
@@ -260,16 +269,6 @@ def _check_shapes(p: Potentials) -> None:
             raise ValueError(f"`{name}` must have shape {shape}; got {tuple(value.shape)}.")
 
 
-def check_form_of_labels(labels: Tensor, batch_size: int, num_positions: int) -> None:
-    """Raise TypeError or ValueError unless `labels` are integers of shape (B, T)."""
-    check_tensor("labels", labels)
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"`labels` must have an integer dtype; got {labels.dtype}.")
-    shape = (batch_size, num_positions)
-    if tuple(labels.shape) != shape:
-        raise ValueError(f"`labels` must have shape {shape}; got {tuple(labels.shape)}.")
-
-
 def check_labels(
     labels: Tensor,
     lengths: Tensor,
@@ -286,7 +285,7 @@ def check_labels(
     TypeError, ValueError
         Naming the requirement, the value and its index.
     """
-    check_form_of_labels(labels, len(lengths), num_positions)
+    check_form_of_labels(labels, (len(lengths), num_positions))
     inside = torch.arange(num_positions, device=labels.device) < lengths.to(labels.device)[:, None]
     outside = inside & ((labels < 0) | (labels >= num_labels))
     if ignore_index is not None:
@@ -298,6 +297,15 @@ def check_labels(
             f"`labels` must be in [0, C-1={num_labels - 1}]; got {int(labels[index])} at "
             f"index {index}."
         )
+
+
+def check_form_of_labels(labels: Tensor, shape: tuple[int, int]) -> None:
+    """Raise TypeError or ValueError unless `labels` is an integer tensor of a shape (B, T)."""
+    check_tensor("labels", labels)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"`labels` must have an integer dtype; got {labels.dtype}.")
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"`labels` must have shape {shape}; got {tuple(labels.shape)}.")
 
 
 def check_columns(table: SegmentTable, device: torch.device | None, name: str = "table") -> None:

@@ -1,4 +1,7 @@
-"""Traces and transforms of PyTorch: refused where they would be wrong, at every public entry."""
+"""Traces and transforms of PyTorch: refused where they would be wrong, at every public entry.
+
+Models that are compiled or exported: ``test_operators.py``.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from flash_semicrf import (
     sample,
     segment_marginals,
     viterbi,
+    viterbi_labels,
 )
 from flash_semicrf.compat import (
     semi_crf_streaming_forward,
@@ -53,6 +57,7 @@ def of_head(method):
 ENTRIES = {
     "log_partition": (of_scores(log_partition), SCORES),
     "viterbi": (of_scores(lambda p: viterbi(p).scores), SCORES),
+    "viterbi_labels": (of_scores(lambda p: viterbi_labels(p)[0]), SCORES),
     "n_best": (of_scores(lambda p: n_best(p, 2).scores), SCORES),
     "minimum_risk": (of_scores(lambda p: minimum_risk(p).scores), SCORES),
     "sample": (of_scores(lambda p: sample(p, 1)), SCORES),
@@ -66,6 +71,7 @@ ENTRIES = {
     ),
     "head": (of_head("forward"), SCORES),
     "head.decode": (of_head("decode"), SCORES),
+    "head.decode_labels": (of_head("decode_labels"), SCORES),
     "head.decode_with_traceback": (of_head("decode_with_traceback"), SCORES),
     "head.marginals": (of_head("marginals"), SCORES),
     "head.entropy": (of_head("compute_entropy_exact"), SCORES),
@@ -105,12 +111,6 @@ def test_transforms_that_differentiate_are_refused(transform):
         RuntimeError, transform(lambda x: ENTRIES["head"][0](x)["partition"]), SCORES
     )
     assert "torch.autograd.grad()" in message
-
-
-def test_export_is_refused():
-    head = UncertaintySemiMarkovCRFHead(PROBLEM.num_labels, 3)
-    message = message_of(RuntimeError, torch.export.export, head, (SCORES, LENGTHS))
-    assert "cannot be traced or exported" in message
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")

@@ -176,10 +176,11 @@ def test_head_trains_and_decodes(batch):
 # The compiler warns of much that is not ours: TF32, deprecations, functions it does not trace.
 @HEAD
 @pytest.mark.filterwarnings("ignore")
-def test_torch_compile_of_a_model_with_the_head(batch):
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_torch_compile_of_a_model_with_the_head(batch, mode):
     model = Tagger().cuda()
     expected = loss_and_gradients(model, batch)
-    actual = loss_and_gradients(torch.compile(model), batch)
+    actual = loss_and_gradients(torch.compile(model, fullgraph=True, mode=mode), batch)
     for value, other in zip(actual, expected, strict=True):
         assert_near(value, other, 1e-4)
 
