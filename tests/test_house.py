@@ -26,7 +26,9 @@ LAYERS = [
     [
         "flash_semicrf.streaming.assembly",
         "flash_semicrf.streaming.compilation",
+        "flash_semicrf.streaming.pieces.plan",
         "flash_semicrf.streaming.streams",
+        "flash_semicrf.streaming.windows",
     ],
     [
         "flash_semicrf.streaming.reference",

@@ -71,7 +71,7 @@ def cuts_of(
     Examples
     --------
     >>> cuts_of(1, 1_000_000, 100, 2, Slots(500, 1500, False))[0]
-    Cut(length=4096, warm=512, span=256)
+    Cut(length=4096, warm=384, span=128)
     >>> cuts_of(64, 200, 100, 2, Slots(500, 1500, False))
     ()
     """
