@@ -57,29 +57,28 @@ def score_labels(
 ) -> Gold:
     """Score of the segmentation into maximal runs of equal labels, of each sequence.
 
-        Parameters
-        ----------
-        potentials : Potentials
-            Of checked shapes, with static transitions (C, C); lengths may be anything.
-        labels : integer Tensor of shape (B, T)
-            Entries at and after ``lengths`` are ignored.
-        long_segments : {"split", "error"}
-            As for `flash_semicrf.problem.segments.labels_to_table`, without the warning.
+    Parameters
+    ----------
+    potentials : Potentials
+        Of checked shapes, with static transitions (C, C); lengths may be anything.
+    labels : integer Tensor of shape (B, T)
+        Entries at and after ``lengths`` are ignored.
+    long_segments : {"split", "error"}
+        As for `flash_semicrf.problem.segments.labels_to_table`, without the warning.
 
-        Returns
-        -------
-    '    Gold
+    Returns
+    -------
+    Gold
 
-        Examples
-        --------
-        A segment of one position with label 0, and one of two positions with label 1.
+    Examples
+    --------
+    A segment of one position with label 0, and one of two positions with label 1.
 
-        >>> zeros = torch.zeros(1, 3, 2)
-        >>> problem = Potentials(zeros, -torch.eye(2), torch.eye(2), torch.tensor([3]))
-        >>> score_labels(
-        ...     problem.replace(initial_scores=zeros[0, 0]), torch.tensor([[0, 1, 1]])
-        ... ).score
-        tensor([2.], dtype=torch.float64)
+    >>> zeros = torch.zeros(1, 3, 2)
+    >>> problem = Potentials(zeros, -torch.eye(2), torch.eye(2), torch.tensor([3]))
+    >>> problem = problem.replace(initial_scores=zeros[0, 0])
+    >>> score_labels(problem, torch.tensor([[0, 1, 1]])).score
+    tensor([2.], dtype=torch.float64)
     """
     p = potentials
     T, C = p.num_positions, p.num_labels

@@ -147,7 +147,8 @@ def test_only_the_sequences_that_fail_are_done_again():
     p.scores[[0, 2, 3]] = 6 * draw("random", [12_000] * 3, 8, 4).scores
     counting = assert_same(p)
     assert set(counting.whole) == {1}
-    assert all(n > 4 for n in counting.pieces)
+    # What the second attempt is given is the one sequence that failed.
+    assert min(counting.pieces) < 12_000 / 512 < max(counting.pieces)
 
 
 @pytest.mark.parametrize("bad", [1, 0])
