@@ -8,10 +8,18 @@ are segments.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
-from flash_semicrf.problem.potentials import NEG_INF, Potentials, accumulator_dtype, border_rows
+from flash_semicrf.problem.potentials import (
+    NEG_INF,
+    Potentials,
+    accumulator_dtype,
+    first_term,
+    table_rows,
+)
 from flash_semicrf.problem.segments import SegmentTable, table_to_labels
 
 __all__ = ["dense_to_table", "score_dense", "table_to_dense"]
@@ -67,14 +75,50 @@ def score_dense(potentials: Potentials, labels: Tensor, durations: Tensor) -> Te
         Differentiable in every parameter; -inf for a segmentation that is forbidden.
     """
     p = potentials
-    batch_size, num_positions = labels.shape
     opens, covered, label = durations > 0, labels >= 0, labels.clamp(min=0)
-    position = torch.arange(num_positions, device=p.device).expand(batch_size, num_positions)
-    sequence = torch.arange(batch_size, device=p.device)[:, None].expand_as(position)
-    # One row per position: the label before a segment is that of the row before its first one.
-    stop = position + durations.clamp(min=1)
-    columns = (column.reshape(-1) for column in (sequence, position, stop, label))
-    rows = border_rows(p, SegmentTable(*columns)).view_as(labels)
-    content = p.scores.gather(2, label[..., None])[..., 0].to(accumulator_dtype(p.device))
-    total = torch.where(opens, rows, 0.0).sum(1) + torch.where(covered, content, 0.0).sum(1)
+    ends = torch.nn.functional.pad(~covered[:, 1:], (0, 1), value=True)  # of the sequence
+    closes = covered & (ends | torch.nn.functional.pad(opens[:, 1:], (0, 1)))
+    total = _shared(p, opens, durations, label) + _picked(p.scores, label, covered)
+    if p.start_scores is not None:
+        total = total + _picked(p.start_scores, label, opens)
+    if p.end_scores is not None:
+        total = total + _picked(p.end_scores, label, closes)
+    if p.final_scores is not None:
+        last = torch.where(covered & ends, label, 0).sum(1)
+        total = total + p.final_scores.to(total.dtype)[last]
     return total.masked_fill(total <= 0.5 * NEG_INF, -torch.inf)
+
+
+def _picked(values: Tensor, label: Tensor, used: Tensor) -> Tensor:
+    """Sum of the scores (B, T, C) of the labels of some positions, (B,)."""
+    found = values.gather(2, label[..., None])[..., 0].to(accumulator_dtype(values.device))
+    return torch.where(used, found, 0.0).sum(1)
+
+
+def _shared(p: Potentials, opens: Tensor, durations: Tensor, label: Tensor) -> Tensor:
+    """Sum of the scores of durations and transitions, (B,).
+
+    Each parameter times how often it occurs: the number of a sequence's segments with a certain
+    duration and label, or pair of labels, is exact in whatever order it is counted, and is the
+    gradient.
+    """
+    C, is_first = p.num_labels, torch.arange(opens.shape[1], device=opens.device) == 0
+    row = table_rows(p, durations).clamp(min=0)
+    pair = label.roll(1, 1) * C + label
+    first = first_term(p)
+    # Parameters, which of their entries a position counts, and how often.
+    terms = [
+        (p.duration_bias, row * C + label, opens),
+        (p.transition, pair if p.transition.dim() == 2 else row * C * C + pair, opens & ~is_first),
+        (first, label if first.dim() == 1 else row * C + label, opens & is_first),
+    ]
+    if p.duration_tail is not None:
+        terms.append((p.duration_tail, label, (durations - p.max_duration).clamp(min=0)))
+    wide = accumulator_dtype(p.device)
+    values = torch.cat([value.flatten().to(wide) for value, _, _ in terms])
+    begin = itertools.accumulate((value.numel() for value, _, _ in terms), initial=0)
+    index = torch.cat([own + first for (_, own, _), first in zip(terms, begin, strict=False)], 1)
+    times = torch.cat([number.to(wide) for _, _, number in terms], 1)
+    counts = values.new_zeros((len(index), len(values))).scatter_add(1, index, times)
+    # 0 times -inf, which is no part of the sum, would be NaN.
+    return (torch.where(counts > 0, values, 0.0) * counts).sum(1)

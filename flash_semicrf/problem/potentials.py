@@ -35,7 +35,6 @@ __all__ = [
     "Potentials",
     "accumulator_dtype",
     "bias_rows",
-    "border_rows",
     "center_scores",
     "content_rows",
     "explicit_start",
@@ -271,7 +270,12 @@ def score_rows(potentials: Potentials, table: SegmentTable) -> Tensor:
     float64 Tensor of shape (N,)
         Differentiable in every parameter; -inf for a segment that is forbidden.
     """
-    total = _joined(potentials, table, content_rows(potentials, table))
+    p = potentials
+    sequence, _, stop, label = table
+    total = content_rows(p, table) + _transition_rows(p, table)
+    if p.final_scores is not None:
+        last = stop == p.lengths[sequence]
+        total = total + torch.where(last, p.final_scores[label], 0.0)
     # A forbidden term moves when it is upcast and added to; nothing else comes near it.
     return total.masked_fill(total <= 0.5 * NEG_INF, -torch.inf)
 
@@ -291,42 +295,11 @@ def content_rows(potentials: Potentials, table: SegmentTable) -> Tensor:
         <= 0.5 * `NEG_INF` for a segment that is forbidden.
     """
     p = potentials
+    sequence, start, stop, label = table
     owner, position, row = covered_positions(table)
     wide = accumulator_dtype(p.device)
-    content = p.scores[owner, position, table.label[row]].to(wide)
-    total = torch.zeros(len(table.start), dtype=wide, device=p.device).index_add(0, row, content)
-    return _bounded(p, table, total)
-
-
-def border_rows(potentials: Potentials, table: SegmentTable) -> Tensor:
-    """Score of each row without its positions: duration, start, end, transition, final score.
-
-    Parameters
-    ----------
-    potentials, table
-        As for `score_rows`; rows that belong to no sequence's segmentation may follow a segment.
-
-    Returns
-    -------
-    float64 Tensor of shape (N,)
-        <= 0.5 * `NEG_INF` for a segment that is forbidden.
-    """
-    zero = torch.zeros((), dtype=accumulator_dtype(potentials.device), device=potentials.device)
-    return _joined(potentials, table, _bounded(potentials, table, zero))
-
-
-def _joined(p: Potentials, table: SegmentTable, total: Tensor) -> Tensor:
-    """Totals of the rows with their transitions and final scores."""
-    total = total + _transition_rows(p, table)
-    if p.final_scores is not None:
-        last = table.stop == p.lengths[table.sequence]
-        total = total + torch.where(last, p.final_scores[table.label], 0.0)
-    return total
-
-
-def _bounded(p: Potentials, table: SegmentTable, total: Tensor) -> Tensor:
-    """Totals of the rows with the scores of their durations, starts and ends."""
-    sequence, start, stop, label = table
+    content = p.scores[owner, position, label[row]].to(wide)
+    total = torch.zeros(len(start), dtype=wide, device=p.device).index_add(0, row, content)
     total = total + bias_rows(p, stop - start, label)
     if p.start_scores is not None:
         total = total + p.start_scores[sequence, start, label]

@@ -19,6 +19,7 @@ from flash_semicrf.problem.validation import DEVICE_CHECKS, check_choice
 from flash_semicrf.streaming.cpu.backend import NumbaBackend
 from flash_semicrf.streaming.cpu.values import values_are_allowed
 from flash_semicrf.streaming.pieces.backend import InPieces
+from flash_semicrf.streaming.pieces.plan import SHORTEST
 from flash_semicrf.streaming.reference import ReferenceBackend
 from flash_semicrf.streaming.triton.backend import TritonBackend
 
@@ -126,7 +127,9 @@ def choose(name: str, potentials: Potentials) -> Backend:
     record = _record.get()
     if record is not None:
         record.append(backend.name)
-    return InPieces(backend) if isinstance(backend, NumbaBackend | TritonBackend) else backend
+    if potentials.num_positions < SHORTEST or not isinstance(backend, NumbaBackend | TritonBackend):
+        return backend
+    return InPieces(backend)
 
 
 @contextlib.contextmanager

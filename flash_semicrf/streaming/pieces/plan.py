@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Cut", "Slots", "cuts_of"]
+__all__ = ["SHORTEST", "Cut", "Slots", "cuts_of"]
+
+SHORTEST = 1000
+"""Positions below which nothing is cut on any device."""
 
 _SHORT, _LONG = (3, 256), (32, 2048)
 """Warm-ups of the first and the second attempt, in K, and in positions at least. Most models forget

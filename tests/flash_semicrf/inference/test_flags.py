@@ -77,7 +77,7 @@ def test_what_forbids_is_allowed():
     for value in (-math.inf, -1e38, -2e38):
         given = with_bad_value(problem, "scores", value)
         log_z = log_partition(given, validate="shapes")
-        assert torch.equal(log_z, log_partition(given))
+        torch.testing.assert_close(log_z, log_partition(given))
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

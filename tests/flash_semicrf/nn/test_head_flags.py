@@ -50,7 +50,7 @@ def test_results_are_those_of_checked_values(kind):
     found = head(hidden, lengths)["partition"]
     best = head.decode_with_traceback(hidden, lengths)
     head.validate = "shapes"
-    assert torch.equal(head(hidden, lengths)["partition"], found)
+    torch.testing.assert_close(head(hidden, lengths)["partition"], found)
     assert head.decode_with_traceback(hidden, lengths).segments == best.segments
 
 
@@ -62,7 +62,7 @@ def test_a_bad_hidden_state_makes_its_sequence_nan(kind, value):
     hidden[1, 8, 0] = value
     loss, gradient, *_ = results(head, "shapes", hidden, lengths, labels)
     assert loss.isnan().tolist() == [False, True, False]
-    assert torch.equal(loss[[0, 2]], good[[0, 2]])
+    torch.testing.assert_close(loss[[0, 2]], good[[0, 2]])
     assert gradient[1].isnan().any() and gradient[[0, 2]].isfinite().all()
     assert head.transition.grad.isnan().all()
     assert head(hidden, lengths)["partition"].isnan().tolist() == [False, True, False]
@@ -120,7 +120,7 @@ def test_tables_partly_unknown_labels_and_edge_tensors_are_read():
     head, hidden, lengths, labels = head_and_batch({})
     table = labels_to_table(labels, lengths)
     expected = head.compute_loss(hidden, lengths, labels)
-    assert torch.equal(head.compute_loss(hidden, lengths, table), expected)
+    torch.testing.assert_close(head.compute_loss(hidden, lengths, table), expected)
     unknown = labels.clone()
     unknown[0, 3] = -1
     assert head.compute_loss(hidden, lengths, unknown, ignore_index=-1) < expected

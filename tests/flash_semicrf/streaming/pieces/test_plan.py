@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from flash_semicrf.streaming.pieces.plan import Slots, cuts_of
+from flash_semicrf.streaming.pieces.plan import SHORTEST, Slots, cuts_of
 
 GPU = Slots(528, 1500, patient=False)
 SIZES = [*itertools.product([1, 3, 40], [1, 1000, 30_000, 10**6], [1, 20, 100, 3000])]
@@ -31,6 +31,12 @@ def test_short_sequences_and_full_batches_stay_whole():
     assert cuts_of(4, 1000, 100, 2, GPU) == ()
     assert cuts_of(600, 10**6, 100, 1, GPU) == ()
     assert cuts_of(1, 10**6, 100, 1, Slots(1, 1000, patient=True)) == ()
+
+
+@pytest.mark.parametrize("slots", [GPU, Slots(10_000, 1000, patient=False), Slots(64, 1000, True)])
+def test_nothing_below_the_shortest_is_cut(slots):
+    for num_positions, max_duration in itertools.product(range(1, SHORTEST), (1, 20, 100)):
+        assert cuts_of(1, num_positions, max_duration, 1, slots) == ()
 
 
 def test_two_threads_take_half_of_a_sequence_each():

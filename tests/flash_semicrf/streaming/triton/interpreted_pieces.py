@@ -10,6 +10,7 @@ from flash_semicrf.streaming.pieces.plan import Cut, cuts_of
 from flash_semicrf.streaming.triton.backend import TritonBackend
 from flash_semicrf.testing import random_problem
 from tests.flash_semicrf.streaming.triton.interpreter_cases import INTERPRETED
+from tests.flash_semicrf.streaming.triton.only_pieces import OnlyPieces
 
 pytestmark = INTERPRETED
 
@@ -26,7 +27,7 @@ class InShortPieces(InPieces):
 def test_results_are_those_of_the_whole():
     p = random_problem(2, 300, 4, 3, boundary=True, ends=True)
     p = p.replace(lengths=torch.tensor([300, 40]))
-    plain, backend = NumbaBackend(), InShortPieces(Sequential())
+    plain, backend = NumbaBackend(), InShortPieces(OnlyPieces())
     log_z, gradients = plain.gradients(p, WANTED)
     torch.testing.assert_close(backend.log_partition(p), log_z, rtol=1e-12, atol=1e-9)
     found, others = backend.gradients(p, WANTED)
@@ -38,19 +39,6 @@ def test_results_are_those_of_the_whole():
     torch.testing.assert_close(best, scores, rtol=1e-12, atol=1e-9)
     for x, y in zip(table, expected, strict=True):
         assert torch.equal(x, y)
-
-
-class Sequential(TritonBackend):
-    """Refuses sequences that are not pieces: a certificate that fails must not go unnoticed."""
-
-    def log_partition(self, potentials):
-        raise AssertionError("log Z was computed as a whole")
-
-    def gradients(self, potentials, wanted):
-        raise AssertionError("gradients were computed as a whole")
-
-    def viterbi(self, potentials):
-        raise AssertionError("decoded as a whole")
 
 
 def test_the_interpreter_is_no_device_to_fill():

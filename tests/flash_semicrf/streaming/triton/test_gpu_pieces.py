@@ -13,24 +13,12 @@ from flash_semicrf.streaming.pieces.backend import InPieces
 from flash_semicrf.streaming.triton.backend import TritonBackend
 from flash_semicrf.testing import random_problem
 from tests.flash_semicrf.streaming.triton.gpu_cases import CONDITIONS, assert_near
+from tests.flash_semicrf.streaming.triton.only_pieces import OnlyPieces
 
 pytestmark = [pytest.mark.gpu, *CONDITIONS]
 
 THREE_LABELS = pytest.mark.gpu(group="three labels, full")
 WANTED = {"scores", "start_scores", "end_scores", "transition", "duration_bias"}
-
-
-class Pieces(TritonBackend):
-    """Refuses sequences that are not pieces: a certificate that fails must not go unnoticed."""
-
-    def log_partition(self, potentials):
-        raise AssertionError("log Z was computed as a whole")
-
-    def gradients(self, potentials, wanted):
-        raise AssertionError("gradients were computed as a whole")
-
-    def viterbi(self, potentials):
-        raise AssertionError("decoded as a whole")
 
 
 def long_problem(**options) -> Potentials:
@@ -42,7 +30,7 @@ def long_problem(**options) -> Potentials:
 @pytest.mark.parametrize("ends", [False, True])
 def test_results_are_those_of_the_whole(ends):
     p = long_problem(boundary=ends, ends=ends, forbid=0.01 * ends)
-    plain, backend = TritonBackend(), InPieces(Pieces())
+    plain, backend = TritonBackend(), InPieces(OnlyPieces())
     log_z, gradients = plain.gradients(p, WANTED)
     assert_near(backend.log_partition(p), log_z, 1e-9)
     found, others = backend.gradients(p, WANTED)
