@@ -165,6 +165,23 @@ def test_loss_of_the_head_does_not_wait(options):
 
 
 @HEAD
+def test_gradients_of_the_head_repeat_bit_by_bit():
+    head = SemiMarkovCRFHead(4, 12, initial_scores=True, final_scores=True).cuda()
+    hidden = torch.randn(8, 3000, 4, device="cuda")
+    labels = torch.randint(0, 4, (8, 750), device="cuda").repeat_interleave(4, 1)
+    lengths = torch.full((8,), 3000, device="cuda")
+
+    def gradients() -> list[torch.Tensor]:
+        head.zero_grad()
+        head.compute_loss(hidden, lengths, labels).backward()
+        return [p.grad.clone() for p in head.parameters()]
+
+    first = gradients()
+    for _ in range(3):
+        assert all(torch.equal(x, y) for x, y in zip(gradients(), first, strict=True))
+
+
+@HEAD
 def test_bad_hidden_states_and_labels_make_the_loss_nan():
     head = SemiMarkovCRFHead(4, 12).cuda()
     hidden = torch.randn(3, 40, 4, device="cuda")
