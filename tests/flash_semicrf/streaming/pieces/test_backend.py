@@ -113,6 +113,14 @@ def test_phases_that_agree_by_chance_are_noticed():
     assert counting.whole == [1]
 
 
+def test_padding_is_ignored():
+    p = draw("random", [4000, 100, 2500], 8, 4)
+    spoilt = p.scores.clone()
+    for b, length in enumerate(p.lengths.tolist()):
+        spoilt[b, length:] = torch.nan
+    assert assert_same(p.replace(scores=spoilt), {"scores", "transition"}).whole == []
+
+
 @pytest.mark.kernels
 @pytest.mark.parametrize("by_duration", [False, True], ids=["static", "by duration"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
