@@ -28,6 +28,7 @@ LAYERS = [
         "flash_semicrf.streaming.compilation",
         "flash_semicrf.streaming.pieces.plan",
         "flash_semicrf.streaming.streams",
+        "flash_semicrf.streaming.tilt",
         "flash_semicrf.streaming.windows",
     ],
     [

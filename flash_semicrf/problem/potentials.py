@@ -21,6 +21,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,6 +53,9 @@ Centering: TypeAlias = Literal["position", "sequence", "none"]
 
 NEG_INF = -1e38
 """Upper limit of the values that are treated as minus infinity, which forbids."""
+
+_CACHED = 1 << 16
+"""Entries of which the smallest and the largest are looked for at once."""
 
 BY_POSITION = ("scores", "start_scores", "end_scores")
 """Parameters of shape (B, T, C); the others are shared by all sequences."""
@@ -150,8 +154,11 @@ class Potentials:
         Cached with the problem. Computed in this thread, by numpy: a parallel operation of torch
         would wait for a busy core.
         """
-        array = self.scores.detach().numpy()
-        return float(array.min()), float(array.max())
+        flat = self.scores.detach().reshape(-1).numpy()
+        # Both at once of what a cache holds: reading a large array takes longer than comparing.
+        parts = [flat[i : i + _CACHED] for i in range(0, flat.size, _CACHED)]
+        extremes = np.array([(part.min(), part.max()) for part in parts])
+        return float(extremes[:, 0].min()), float(extremes[:, 1].max())
 
     def parameters(self) -> dict[str, Tensor]:
         """Tensors that carry gradients, by name, without absent ones."""

@@ -11,6 +11,7 @@ from flash_semicrf.problem.potentials import BY_POSITION, Potentials
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.assembly import HUGE, common_parts, running_total
 from flash_semicrf.streaming.pieces.plan import Slots
+from flash_semicrf.streaming.tilt import tilted
 from flash_semicrf.streaming.windows import Windows
 
 __all__ = ["NumbaBackend"]
@@ -62,13 +63,13 @@ class NumbaBackend:
 
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
-        problem, offset = _prepared(potentials)
+        problem, offset = _prepared(potentials, sums=False)
         alpha = _kernels(potentials).max_messages(problem)
         return alpha + offset[..., None]
 
     def viterbi(self, potentials: Potentials) -> tuple[Tensor, SegmentTable]:
         """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
-        problem, offset = _prepared(potentials)
+        problem, offset = _prepared(potentials, sums=False)
         scores, table = _kernels(potentials).viterbi(problem)
         return scores + offset[:, -1], table
 
@@ -105,7 +106,7 @@ class NumbaBackend:
         self, potentials: Potentials, core: Tensor
     ) -> tuple[Tensor, SegmentTable, Windows]:
         """Best segmentations and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
-        problem, offset = _prepared(potentials)
+        problem, offset = _prepared(potentials, sums=False)
         scores, table, windows = _kernels(problem).viterbi_of_pieces(problem, core)
         return scores + offset[:, -1], table, _with_offset(windows, core, offset)
 
@@ -133,8 +134,11 @@ def _with_offset(windows: Windows, core: Tensor, offset: Tensor) -> Windows:
     return windows._replace(left_out=offset.gather(1, core))
 
 
-def _prepared(potentials: Potentials) -> tuple[Potentials, Tensor]:
+def _prepared(potentials: Potentials, sums: bool = True) -> tuple[Potentials, Tensor]:
     """The problem in one dtype and without huge scores common to all labels, and their sums.
+
+    For `sums` over segmentations, also without steep duration scores; searches for the best one
+    have no exponentials that these could leave.
 
     Returns
     -------
@@ -143,6 +147,8 @@ def _prepared(potentials: Potentials) -> tuple[Potentials, Tensor]:
     offset : float64 Tensor of shape (B, T + 1), or `_NO_OFFSET`
         What has been taken out before position t of every segmentation's score.
     """
+    if sums:
+        potentials = tilted(potentials)
     named = potentials.parameters()
     if len({value.dtype for value in named.values()}) > 1:
         named = {name: value.detach().double() for name, value in named.items()}

@@ -32,17 +32,20 @@ def whole_messages(rows: NamedTuple, lengths: np.ndarray) -> tuple[Tensor, Tenso
 def chunk_bounds(length: int, step: int, cuts: Iterable[int] = ()) -> list[tuple[int, int]]:
     """Bounds of chunks of at most `step` positions, with none across a cut.
 
+    As few as there can be, and between two cuts equal to a position: threads share them.
+
     Examples
     --------
     >>> chunk_bounds(10, 4, [5])
-    [(0, 4), (4, 5), (5, 9), (9, 10)]
+    [(0, 2), (2, 5), (5, 7), (7, 10)]
     """
     edges = sorted({0, length, *(int(cut) for cut in cuts)})
-    return [
-        (begin, min(begin + step, stop))
-        for first, stop in itertools.pairwise(edges)
-        for begin in range(first, stop, step)
-    ]
+    bounds = []
+    for first, stop in itertools.pairwise(edges):
+        count = -(-(stop - first) // step)
+        inner = [first + (stop - first) * i // count for i in range(count + 1)]
+        bounds.extend(itertools.pairwise(inner))
+    return bounds
 
 
 def counted_chunks(chunks: np.ndarray, core: np.ndarray | None) -> np.ndarray | slice:

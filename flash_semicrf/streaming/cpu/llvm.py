@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 LANES = 8
 """float64 per vector; rows are padded to a multiple of it."""
 
-F64, I64, I32 = ir.DoubleType(), ir.IntType(64), ir.IntType(32)
+F64, I64, I32, I8 = ir.DoubleType(), ir.IntType(64), ir.IntType(32), ir.IntType(8)
 VECTOR, INTEGERS = ir.VectorType(F64, LANES), ir.VectorType(I64, LANES)
 CONTRACT = ("contract",)
 

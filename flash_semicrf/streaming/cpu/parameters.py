@@ -51,6 +51,8 @@ class Window(NamedTuple):
         The same by duration: row k holds exp(D_k(c) - peak[c]) for all labels, k < TILE.
     bias : float64 array of shape (C, K + 1)
         D_k(c) at [c, k]; entry 0 is -inf.
+    descending : float64 array of shape (C * (K + 8),)
+        Row c holds D_k(c) at index 8 + K - k, in the order of the sources, -inf before them.
     peak : float64 array of shape (C,)
         max over k of D_k(c); 0 for a label without any allowed duration.
     tail : float64 array of shape (C,) or None
@@ -60,6 +62,7 @@ class Window(NamedTuple):
     weights: np.ndarray
     near: np.ndarray
     bias: np.ndarray
+    descending: np.ndarray
     peak: np.ndarray
     tail: np.ndarray | None
 
@@ -72,12 +75,15 @@ class Transition(NamedTuple):
     weights : float64 array of shape (C * padded C,)
         exp(A[from, to] - peak[to]), rows padded to a multiple of 8 labels with ones.
     scores : float64 array of shape (C, C)
+    into : float64 array of shape (C * padded C,)
+        The same by the label reached, [to, from], rows padded with -inf.
     peak : float64 array of shape (C,)
         max over from; 0 for a label that cannot be reached.
     """
 
     weights: np.ndarray
     scores: np.ndarray
+    into: np.ndarray
     peak: np.ndarray
 
 
@@ -113,7 +119,10 @@ def window_of(potentials: Potentials) -> Window:
     with_zero[:, 1:] = bias
     near = np.zeros((TILE, padded_labels(num_labels)))
     near[:, :num_labels] = padded[:, TILE : 2 * TILE].T
-    return Window(padded.ravel(), near.ravel(), with_zero, peak, tail_term(potentials))
+    descending = np.full((num_labels, LANES + max_duration), -np.inf)
+    descending[:, LANES:] = bias[:, ::-1]
+    rows = (padded.ravel(), near.ravel(), with_zero, descending.ravel())
+    return Window(*rows, peak, tail_term(potentials))
 
 
 def transition_of(scores: np.ndarray) -> Transition:
@@ -122,7 +131,9 @@ def transition_of(scores: np.ndarray) -> Transition:
     num_labels = len(scores)
     padded = np.ones((num_labels, padded_labels(num_labels)))
     padded[:, :num_labels] = weights
-    return Transition(padded.ravel(), np.ascontiguousarray(scores), peak)
+    into = np.full_like(padded, -np.inf)
+    into[:, :num_labels] = scores.T
+    return Transition(padded.ravel(), np.ascontiguousarray(scores), into.ravel(), peak)
 
 
 def boundary_arrays(p: Potentials, scores: np.ndarray) -> tuple[bool, np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ All take flat float64 arrays and offsets in elements. Nothing is bounds-checked.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -31,12 +32,15 @@ __all__ = [
     "difference_row",
     "exp_row",
     "exp_shifted_row",
+    "exp_sum",
+    "exp_sums",
     "factor_row",
     "fill",
     "log_row",
     "log_scaled_row",
     "log_sum_row",
     "max_row",
+    "max_sum",
     "max_tile",
     "multiply_row",
     "multiply_tile",
@@ -204,6 +208,98 @@ def _scaled(builder, a, b, c, s):
 
 scale_row = _row(_scaled)
 """``out = a * s`` for a >= 0, and 0 where that is below e^-650: nothing becomes subnormal."""
+
+
+_TOGETHER = 4
+"""Vectors that the reductions of sums take at once, to hide latencies."""
+
+
+def _sums(builder, x, x_offset, y, y_offset) -> Callable:
+    """A function from an index to the `_TOGETHER` vectors ``x + y`` from there, or fewer."""
+    x, y = builder.gep(x, [x_offset]), builder.gep(y, [y_offset])
+
+    def added(i: ir.Value, count: int) -> list[ir.Value]:
+        places = [builder.add(i, llvm.I64(LANES * j)) for j in range(count)]
+        return [builder.fadd(llvm.load(builder, x, j), llvm.load(builder, y, j)) for j in places]
+
+    return added
+
+
+def _reduce(builder, count: ir.Value, starts: Sequence[ir.Value], step: Callable) -> list[ir.Value]:
+    """``step(i, vectors, *carried)`` over `count` elements, a multiple of 8, by vectors."""
+    wide = LANES * _TOGETHER
+    most = builder.and_(count, llvm.I64(-wide))
+    found = llvm.loop(builder, most, wide, starts, lambda i, *carried: step(i, _TOGETHER, *carried))
+    return llvm.loop(
+        builder,
+        builder.sub(count, most),
+        LANES,
+        found,
+        lambda i, *carried: step(builder.add(i, most), 1, *carried),
+    )
+
+
+@llvm.routine(types.float64)
+def max_sum(builder, x, x_offset, y, y_offset, count):
+    """Return ``max_{i < count} x[x_offset + i] + y[y_offset + i]``, count a multiple of 8."""
+    added = _sums(builder, x, x_offset, y, y_offset)
+
+    def step(i: ir.Value, vectors: int, *tops: ir.Value) -> list[ir.Value]:
+        new = [llvm.maximum(builder, a, b) for a, b in zip(added(i, vectors), tops, strict=False)]
+        return [*new, *tops[vectors:]]
+
+    tops = _reduce(builder, count, [llvm.constant(-math.inf)] * _TOGETHER, step)
+    top = functools.reduce(functools.partial(llvm.maximum, builder), tops)
+    return llvm.across(builder, top, llvm.maximum)
+
+
+def _if_any_counts(builder: ir.IRBuilder, terms: list[ir.Value], total: ir.Value) -> ir.Value:
+    """`total` plus the exponentials of the vectors `terms`, unless all are below e^-45."""
+    largest = functools.reduce(functools.partial(llvm.maximum, builder), terms)
+    counts = builder.fcmp_ordered(">", largest, llvm.constant(-45.0))
+    before = builder.block
+    with builder.if_then(builder.icmp_unsigned("!=", builder.bitcast(counts, llvm.I8), llvm.I8(0))):
+        more = functools.reduce(builder.fadd, [llvm.exp(builder, term) for term in terms], total)
+        inside = builder.block
+    joined = builder.phi(llvm.VECTOR)
+    joined.add_incoming(total, before)
+    joined.add_incoming(more, inside)
+    return joined
+
+
+@llvm.routine(types.float64)
+def exp_sum(builder, x, x_offset, y, y_offset, top, count):
+    """Return ``sum_{i < count} exp(x[x_offset + i] + y[y_offset + i] - top)``.
+
+    The count is a multiple of 8; vectors without a term of at least e^-45 are passed over.
+    """
+    added = _sums(builder, x, x_offset, y, y_offset)
+    top = llvm.splat(builder, top)
+
+    def step(i: ir.Value, vectors: int, total: ir.Value) -> list[ir.Value]:
+        terms = [builder.fsub(value, top) for value in added(i, vectors)]
+        return [_if_any_counts(builder, terms, total)]
+
+    (total,) = _reduce(builder, count, [llvm.constant(0.0)], step)
+    return llvm.across(builder, total, ir.IRBuilder.fadd)
+
+
+@llvm.routine(types.void)
+def exp_sums(builder, x, x_offset, y, y_offset, y_stride, count, tops, out, place):
+    """``out[place + j] = sum_{i < count} exp(x[i] + y[i * y_stride + j] - tops[place + j])``, 8 j.
+
+    `x` and `y` are read from their offsets on. A term below e^-45 may be passed over.
+    """
+    x, y = builder.gep(x, [x_offset]), builder.gep(y, [y_offset])
+    top = llvm.load(builder, tops, place)
+
+    def step(i: ir.Value, total: ir.Value) -> list[ir.Value]:
+        source = llvm.splat(builder, builder.load(builder.gep(x, [i])))
+        term = builder.fadd(source, llvm.load(builder, y, builder.mul(i, y_stride)))
+        return [_if_any_counts(builder, [builder.fsub(term, top)], total)]
+
+    (total,) = llvm.loop(builder, count, 1, [llvm.constant(0.0)], step)
+    llvm.store(builder, total, out, place)
 
 
 @inlined

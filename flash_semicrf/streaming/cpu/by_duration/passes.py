@@ -44,36 +44,61 @@ from flash_semicrf.streaming.cpu.parts import helper, owning
 from flash_semicrf.streaming.cpu.vector import (
     TILE,
     exp_row,
+    exp_sum,
+    exp_sums,
     log_row,
+    max_sum,
     max_tile,
     multiply_row,
     multiply_tile,
 )
 
-__all__ = ["backward_pass", "exact_sum", "forward_pass"]
+__all__ = ["backward_pass", "forward_pass"]
 
 _BLOCK = 64  # positions between two slides of a window
 
 
 @helper
-def exact_sum(values, scores, first, step, least):
-    """LSE over i of values[i] + scores[first + i * step], without terms up to the top + `least`."""
-    top = -math.inf
-    for i in range(values.shape[0]):
-        top = max(top, values[i] + scores[first + i * step])
+def _sum_of_few(values):
+    """LSE of a short array."""
+    top = highest(values)
     if not top > NEG_INF:
         return -math.inf
     total = 0.0
-    for i in range(values.shape[0]):
-        x = values[i] + scores[first + i * step] - top
-        if x > least:
-            total += math.exp(x)
+    for value in values:
+        total += math.exp(value - top)
     return top + math.log(total)
 
 
 @helper
-def _arrive(alpha, model, weights, reach, small, sums, values):
-    """values = gamma + D, a row, from alpha (C,); `small` and `sums` are workspace.
+def _exact_arrivals(alpha, model, column, tops, sums):
+    """LSE_{c'} [alpha(c') + A_k[c', c]] of the `TILE` entries of a row from `column` on, in `tops`.
+
+    `sums` is workspace, a row as `tops` is.
+    """
+    num_labels, size = alpha.shape[0], tops.shape[0]
+    for j in range(column, column + TILE):
+        tops[j] = -math.inf
+    max_tile(alpha, 0, 1, model.scores, column, size, num_labels, tops, column)
+    for j in range(column, column + TILE, LANES):
+        exp_sums(alpha, 0, model.scores, j, size, num_labels, tops, sums, j)
+    for j in range(column, column + TILE):
+        tops[j] = tops[j] + math.log(sums[j]) if tops[j] > NEG_INF else -math.inf
+
+
+@helper
+def _exact_departure(eta, model, label):
+    """LSE_{k,c} [A_k[label, c] + eta(k, c)]."""
+    size = eta.shape[0]
+    top = max_sum(eta, 0, model.scores, label * size, size)
+    if not top > NEG_INF:
+        return -math.inf
+    return top + math.log(exp_sum(eta, 0, model.scores, label * size, top, size))
+
+
+@helper
+def _arrive(alpha, model, weights, reach, small, sums, exact, values):
+    """values = gamma + D, a row, from alpha (C,); `small`, `sums` and `exact` are workspace.
 
     `reach` is D and the peak of the weights.
     """
@@ -90,17 +115,16 @@ def _arrive(alpha, model, weights, reach, small, sums, values):
     for column in range(0, size, TILE):
         multiply_tile(small, 0, 1, weights.forward, column, size, num_labels, sums, column)
     log_row(sums, 0, values, 0, size)
-    uncertain = 0
-    for j in range(size):
-        certain = sums[j] >= CERTAIN
-        value = values[j] + top + reach[j]
-        values[j] = value if certain else -math.inf
-        uncertain += (not certain) and reach[j] > -math.inf
-    if uncertain > 0:
-        for j in range(size):
-            if sums[j] < CERTAIN and reach[j] > -math.inf:
-                exact = exact_sum(alpha, model.scores, j, size, -math.inf)
-                values[j] = exact + model.bias[j]
+    for column in range(0, size, TILE):
+        uncertain = 0
+        for j in range(column, column + TILE):
+            certain = sums[j] >= CERTAIN
+            values[j] = values[j] + top + reach[j] if certain else -math.inf
+            uncertain += (not certain) and reach[j] > -math.inf
+        if uncertain > 0:
+            _exact_arrivals(alpha, model, column, exact, sums)
+            for j in range(column, column + TILE):
+                values[j] = exact[j] + model.bias[j]
 
 
 @helper
@@ -175,7 +199,7 @@ def forward_pass(sequence, model, weights, messages, keep):
     num_labels, size = model.last.shape[0], model.bias.shape[0]
     window = make_window(num_labels, model.max_duration, _BLOCK)
     sums = np.zeros(window.values.shape[0])
-    values, row, reach = np.zeros(size), np.zeros(size), np.empty(size)
+    values, row, reach, exact = np.zeros((4, size))
     for j in range(size):
         reach[j] = weights.peak[j] + model.bias[j]
     small = np.ones(-(-num_labels // LANES) * LANES)
@@ -188,7 +212,7 @@ def forward_pass(sequence, model, weights, messages, keep):
         if position == 0:
             copy_row(model.first, values)
         else:
-            _arrive(alpha, model, weights, reach, small, row, values)
+            _arrive(alpha, model, weights, reach, small, row, exact, values)
         _push(window, sums, column, start, has_boundary, position, values, row)
         _emit(window, sums, column, scores, end, has_boundary, position, small, alpha)
         extend_outputs(model.tail, window, sums, column)
@@ -201,7 +225,7 @@ def forward_pass(sequence, model, weights, messages, keep):
             copy_row(alpha, messages.alpha[position])
     for c in range(num_labels):
         alpha[c] += model.last[c]
-    value = exact_sum(alpha, np.zeros(num_labels), 0, 1, -math.inf)
+    value = _sum_of_few(alpha)
     messages.total[0] = shift if value > -math.inf else 0.0
     messages.total[1] = value
 
@@ -233,7 +257,7 @@ def _depart(eta, model, weights, row, small, sums, beta):
         if sums[c] >= CERTAIN:
             beta[c] = top + weights.source_peak[c] + small[c]
         elif weights.source_peak[c] > -math.inf:
-            beta[c] = exact_sum(eta, model.scores, c * size, 1, -45.0)
+            beta[c] = _exact_departure(eta, model, c)
 
 
 @owning

@@ -19,7 +19,6 @@ from flash_semicrf.problem.potentials import NEG_INF, Potentials
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.cpu.by_duration.batch import batch_of
 from flash_semicrf.streaming.cpu.by_duration.model import sequence_of
-from flash_semicrf.streaming.cpu.by_duration.passes import exact_sum
 from flash_semicrf.streaming.cpu.by_duration.tail import reach
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.parts import helper, inlined
@@ -27,6 +26,20 @@ from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.walks import NEGLIGIBLE, draw, sample_walks
 
 __all__ = ["sample"]
+
+
+@helper
+def _arrival(alpha, scores, first, step):
+    """LSE over c of alpha[c] + scores[first + c * step]."""
+    top = -math.inf
+    for c in range(alpha.shape[0]):
+        top = max(top, alpha[c] + scores[first + c * step])
+    if not top > NEG_INF:
+        return -math.inf
+    total = 0.0
+    for c in range(alpha.shape[0]):
+        total += math.exp(alpha[c] + scores[first + c * step] - top)
+    return top + math.log(total)
 
 
 @helper
@@ -67,7 +80,7 @@ def _duration(sequence, alpha, offsets, model, stop, label, u):
         gamma = 0.0
         x = model.first[j]
         if s > 0:
-            gamma = exact_sum(alpha[s - 1], model.scores, j, size, -math.inf)
+            gamma = _arrival(alpha[s - 1], model.scores, j, size)
             x = gamma + model.bias[j]
         x += content + (offsets[s] - offsets[stop]) - total
         if sequence.has_boundary:

@@ -46,10 +46,12 @@ from flash_semicrf.streaming.cpu.vector import (
     TILE,
     difference_row,
     exp_shifted_row,
+    exp_sum,
     fill,
     log_scaled_row,
     log_sum_row,
     max_row,
+    max_sum,
     multiply_row,
     multiply_tile,
     push_rows,
@@ -65,36 +67,28 @@ _LOW = -200.0
 
 
 @helper
-def exact_window(logs, first, bias, longest):
-    """(max over k of H, LSE_k [H_{t-k} + D_k]) of the `longest` sources that start at `first`."""
-    top = -math.inf
-    highest = -math.inf
-    for i in range(longest):
-        h = logs[first + i]
-        highest = max(highest, h)
-        top = max(top, h + bias[longest - i])
+def _exact_window(logs, end, descending, row_end, count):
+    """(max over k of H, LSE_k [H_{t-k} + D_k]) of the `count` sources before index `end`.
+
+    `row_end` is the end of the label's row of `Window.descending`.
+    """
+    rounded = -(-count // LANES) * LANES  # those too early have a duration score of -inf, or no H
+    top = max_sum(logs, end - rounded, descending, row_end - rounded, rounded)
     if top == -math.inf:
-        return highest, top
-    total = 0.0
-    for i in range(longest):
-        x = logs[first + i] + bias[longest - i] - top
-        if x > -45.0:
-            total += math.exp(x)
+        return top, top
+    total = exp_sum(logs, end - rounded, descending, row_end - rounded, top, rounded)
+    highest = max_row(logs, end - rounded, 0, 0, 0.0, 0, rounded)
     return highest, top + math.log(total)
 
 
 @helper
-def exact_product(work, alpha, scores, label):
+def _exact_product(work, alpha, transition, label, padded):
     """LSE over c' of alpha(c') + A[c', label], alpha being a row of work."""
-    top = -math.inf
-    for c in range(scores.shape[0]):
-        top = max(top, work[alpha + c] + scores[c, label])
+    into, row = transition.into, label * padded
+    top = max_sum(work, alpha, into, row, padded)
     if top == -math.inf:
         return top
-    total = 0.0
-    for c in range(scores.shape[0]):
-        total += math.exp(work[alpha + c] + scores[c, label] - top)
-    return top + math.log(total)
+    return top + math.log(exp_sum(work, alpha, into, row, top, padded))
 
 
 @helper
@@ -136,7 +130,10 @@ def _rescue(state, rows, window, label, step, base, done):
     longest = window.bias.shape[1] - 1
     count = min(step, longest)
     oldest = label * state.capacity + step - count - base
-    highest, value = exact_window(state.window, state.logs + oldest, window.bias[label], count)
+    row_end = (label + 1) * (longest + LANES)
+    highest, value = _exact_window(
+        state.window, state.logs + oldest + count, window.descending, row_end, count
+    )
     highest -= state.work[rows.drift + label]
     value += state.work[rows.frame + label] - state.work[rows.drift + label]
     if -math.inf < highest < _LOW:
@@ -168,8 +165,7 @@ def _make_sources(state, rows, window, transition, sequence, position, step, bas
     scores, opening, has_boundary = sequence.scores, sequence.opening, sequence.has_boundary
     for c in range(num_labels):
         if not certain and not work[rows.scratch + c] >= CERTAIN:
-            alpha = rows.alpha
-            work[rows.gamma + c] = exact_product(state.work, alpha, transition.scores, c)
+            work[rows.gamma + c] = _exact_product(work, rows.alpha, transition, c, state.padded)
         gamma = work[rows.gamma + c]
         if has_boundary:
             gamma += opening[position, c]

@@ -11,7 +11,10 @@ from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.vector import (
     TILE,
     exp_row,
+    exp_sum,
+    exp_sums,
     log_row,
+    max_sum,
     max_tile,
     multiply_tile,
     multiply_tile8,
@@ -47,6 +50,21 @@ def run_multiply8(x, x_at, x_stride, y, y_at, y_stride, count, out, out_at):
 @_compile
 def run_max(x, x_at, x_stride, y, y_at, y_stride, count, out, out_at):
     max_tile(x, x_at, x_stride, y, y_at, y_stride, count, out, out_at)
+
+
+@_compile
+def run_max_sum(x, x_at, y, y_at, count):
+    return max_sum(x, x_at, y, y_at, count)
+
+
+@_compile
+def run_exp_sum(x, x_at, y, y_at, top, count):
+    return exp_sum(x, x_at, y, y_at, top, count)
+
+
+@_compile
+def run_exp_sums(x, x_at, y, y_at, y_stride, count, tops, out, at):
+    exp_sums(x, x_at, y, y_at, y_stride, count, tops, out, at)
 
 
 # Of x86-64, by the name that numba compiles for: registers that the code may not use.
@@ -167,3 +185,39 @@ def test_max_tile_keeps_minus_infinity():
     out = np.full(TILE, -np.inf)
     run_max(np.full(3, -np.inf), 0, 1, np.zeros(TILE + 3), 0, 1, 3, out, 0)
     assert (out == -np.inf).all()
+
+
+@pytest.mark.parametrize("count", [0, 8, 16, 24, 32, 40, 64, 72, 1000])
+@pytest.mark.parametrize("spread", [1.0, 30.0, 3000.0])
+def test_sums_of_logarithms(count, spread):
+    draw = np.random.default_rng(count)
+    x, y = spread * draw.standard_normal((2, count + 8))
+    x[3::5] = -np.inf
+    both = x[5 : 5 + count] + y[2 : 2 + count]
+    top = run_max_sum(x, 5, y, 2, count)
+    assert top == both.max(initial=-np.inf)
+    if count:
+        expected = np.exp(both - top).sum()
+        assert run_exp_sum(x, 5, y, 2, top, count) == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("place", range(40))
+def test_sums_of_logarithms_miss_no_lane(place):
+    x, y = np.full(40, -50.0), np.zeros(40)
+    x[place] = 3.0
+    assert run_max_sum(x, 0, y, 0, 40) == 3.0
+    assert run_exp_sum(x, 0, y, 0, 3.0, 40) == pytest.approx(1.0, rel=1e-14)
+
+
+@pytest.mark.parametrize("spread", [1.0, 3000.0])
+def test_columns_of_logarithms(spread):
+    draw = np.random.default_rng(5)
+    x, y = spread * draw.standard_normal(9), spread * draw.standard_normal((7, 24))
+    y[:, 10] = -np.inf
+    y[:3, 11] = -np.inf
+    both = x[2:, None] + y[:, 8:16]
+    tops, out = np.zeros(24), np.full(24, -7.0)
+    tops[8:16] = np.where(np.isfinite(both.max(0)), both.max(0), 0.0)
+    run_exp_sums(x, 2, y.ravel(), 8, 24, 7, tops, out, 8)
+    np.testing.assert_allclose(out[8:16], np.exp(both - tops[8:16]).sum(0), rtol=1e-14)
+    assert (out[:8] == -7.0).all() and (out[16:] == -7.0).all()
