@@ -78,17 +78,21 @@ def _every_second_duration(inputs: Inputs) -> None:
 
 
 def _only_longest(inputs: Inputs) -> None:
-    """And, for the remainder, single positions at the start."""
     inputs["duration_bias"][:-1] = -np.inf
 
 
-def _masked_scores(inputs: Inputs) -> None:
-    scores = inputs["scores"]
-    rng = np.random.default_rng(1)
-    alive = rng.random(scores.shape) < 0.05
-    kept = rng.integers(scores.shape[2], size=scores.shape[:2])
-    np.put_along_axis(alive, kept[:, :, None], True, axis=2)
-    scores[~alive] = -np.inf
+def _masked_scores(mask: float) -> Callable[[Inputs], None]:
+    """One label is left at every position, and others at random."""
+
+    def change(inputs: Inputs) -> None:
+        scores = inputs["scores"]
+        rng = np.random.default_rng(1)
+        alive = rng.random(scores.shape) < 0.05
+        kept = rng.integers(scores.shape[2], size=scores.shape[:2])
+        np.put_along_axis(alive, kept[:, :, None], True, axis=2)
+        scores[~alive] = mask
+
+    return change
 
 
 def _large_transitions(factor: float) -> Callable[[Inputs], None]:
@@ -120,7 +124,11 @@ CLIFFS = {
         "every second duration masked", (4, 1000, 100, 24), _every_second_duration
     ),
     "only-longest": Cliff("only duration K allowed", (4, 1000, 100, 24), _only_longest),
-    "masked-scores": Cliff("95 % of the scores masked", (4, 1000, 100, 24), _masked_scores),
+    "masked-scores": Cliff("95 % of the scores -inf", (4, 1000, 100, 24), _masked_scores(-np.inf)),
+    "finite-masks": Cliff("95 % of the scores -1e9", (4, 1000, 100, 24), _masked_scores(-1e9)),
+    "finite-masks-long": Cliff(
+        "95 % of the scores -1e9, long durations", (1, 4000, 1000, 24), _masked_scores(-1e9)
+    ),
     "transitions": Cliff("transitions times 10,000", (4, 1000, 100, 24), _large_transitions(1e4)),
     "short-transitions": Cliff(
         "transitions times 10,000, short sequences", (64, 200, 20, 12), _large_transitions(1e4)

@@ -3,17 +3,20 @@
 A sum that includes a mask loses the precision of the other scores. Kernels therefore subtract the
 common part of a position, which is its largest score if that is huge, and exclude scores far below
 the largest from running sums. Nothing is rounded to -inf: a segmentation that cannot avoid a mask
-keeps its score.
+keeps its score. Where every sequence has segmentations that avoid all masks, and these have all of
+the probability that float64 can show, the others may be left out: `without_masks`.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from flash_semicrf.problem.potentials import NEG_INF, accumulator_dtype
+from flash_semicrf.problem.potentials import NEG_INF, Potentials, accumulator_dtype
 
-__all__ = ["HUGE", "common_parts", "running_total"]
+__all__ = ["HUGE", "common_parts", "running_total", "without_masks"]
 
 HUGE = 1e4
 """Scores of a larger absolute value are masks, or sums with masks."""
@@ -30,3 +33,30 @@ def running_total(parts: Tensor) -> Tensor:
     """Sum of the subtracted parts before each position, (B, T) to float64 (B, T + 1)."""
     wide = accumulator_dtype(parts.device)
     return torch.nn.functional.pad(parts.to(wide).cumsum(1), (1, 0))
+
+
+def without_masks(potentials: Potentials) -> tuple[Potentials, Tensor]:
+    """The problem with -inf in place of masks, and what log Z has to reach for it to be the same.
+
+    Returns
+    -------
+    potentials : Potentials
+        Scores of at most ``-HUGE`` forbid.
+    least : Tensor of shape (B,)
+        If log Z is at least this, the segmentations left out have less than e^-50 of Z. There are
+        at most (1 + C e^g)^T of a sequence, weighted by what their segments get, g at most each,
+        and a position of each gets the largest mask at best; -inf for a sequence without masks.
+    """
+    p = potentials
+    scores = p.scores.detach()
+    inside = torch.arange(scores.shape[1], device=scores.device) < p.lengths[:, None]
+    masked = (scores <= -HUGE) & inside[..., None]
+    mask = scores.masked_fill(~masked | (scores <= NEG_INF), -math.inf).amax((1, 2)).double()
+    rest = scores.amax(-1).clamp(min=0.0).masked_fill(~inside, 0.0).double().sum(1)
+    gains = [p.transition, p.duration_bias, p.start_scores, p.end_scores, p.duration_tail]
+    gain = sum(max(0.0, float(x.detach().max())) for x in gains if x is not None)
+    ends = [x for x in (p.initial_scores, p.final_scores) if x is not None]
+    once = sum(max(0.0, float(x.detach().max())) for x in ends) + math.log(p.num_labels)
+    segments = p.lengths * (gain + math.log(1 + p.num_labels))
+    least = mask + rest + segments + once + 50.0
+    return p.replace(scores=scores.masked_fill(masked, -math.inf)), least

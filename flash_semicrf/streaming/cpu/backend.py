@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flash_semicrf.problem.potentials import BY_POSITION, Potentials
 from flash_semicrf.problem.segments import SegmentTable
-from flash_semicrf.streaming.assembly import HUGE, common_parts, running_total
+from flash_semicrf.streaming.assembly import (
+    HUGE,
+    common_parts,
+    running_total,
+    without_masks,
+)
 from flash_semicrf.streaming.pieces.plan import Slots
 from flash_semicrf.streaming.tilt import tilted
 from flash_semicrf.streaming.windows import Windows
@@ -31,7 +39,7 @@ class NumbaBackend:
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
         problem, offset = _prepared(potentials)
-        log_z = _kernels(potentials).log_partition(problem)
+        log_z = _avoiding_masks(problem, _kernels(potentials).log_partition, lambda log_z: log_z)
         return log_z if offset is _NO_OFFSET else log_z + offset[:, -1]
 
     def gradients(
@@ -39,7 +47,10 @@ class NumbaBackend:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Log Z and gradients; see `flash_semicrf.streaming.dispatch.Backend`."""
         problem, offset = _prepared(potentials)
-        log_z, found = _kernels(potentials).gradients(problem, wanted)
+        kernels = _kernels(potentials)
+        log_z, found = _avoiding_masks(
+            problem, lambda p: kernels.gradients(p, wanted), lambda found: found[0]
+        )
         for name in wanted & set(BY_POSITION):
             found[name] = found[name].to(potentials.dtype)
         return log_z if offset is _NO_OFFSET else log_z + offset[:, -1], found
@@ -126,6 +137,17 @@ def _kernels(potentials: Potentials) -> ModuleType:
     from flash_semicrf.streaming.cpu import static
 
     return static
+
+
+def _avoiding_masks(problem: Potentials, run: Callable, log_z_of: Callable) -> Any:
+    """``run(problem)``; if possible without the segmentations that pass a mask, which are slow."""
+    if problem.score_range[0] <= -HUGE:
+        allowed, least = without_masks(problem)
+        if bool((least > -math.inf).any()):
+            found = run(allowed)
+            if bool((log_z_of(found) >= least).all()):
+                return found
+    return run(problem)
 
 
 def _with_offset(windows: Windows, core: Tensor, offset: Tensor) -> Windows:

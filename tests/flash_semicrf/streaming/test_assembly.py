@@ -9,6 +9,7 @@ import torch
 
 from flash_semicrf import log_partition, segment_marginals, viterbi
 from flash_semicrf.problem.potentials import BY_POSITION, Potentials
+from flash_semicrf.streaming.assembly import without_masks
 from flash_semicrf.streaming.dispatch import BACKENDS, choose
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
 
@@ -107,3 +108,44 @@ def test_scores_that_overflow_are_refused(name, value, dtype):
     entries.view(-1)[1] = 9e37
     choose("auto", problem)  # and the largest that is allowed
     assert math.isfinite(log_partition(problem.replace(**{name: entries}))[0])
+
+
+@pytest.mark.parametrize("tail", [False, True], ids=["", "tail"])
+@pytest.mark.parametrize("by_duration", [False, True], ids=["static", "by duration"])
+@pytest.mark.parametrize("seed", range(4))
+def test_bound_of_what_passes_a_mask(monkeypatch, tail, by_duration, seed):
+    monkeypatch.setattr("flash_semicrf.streaming.assembly.HUGE", 20.0)
+    options = {"by_duration": by_duration, "tail": tail, "boundary": True, "ends": seed % 2 == 0}
+    problem = random_problem(3, 6, 3, 2, seed=seed, scale=1.0 + 2 * seed, **options)
+    generator = torch.Generator().manual_seed(seed)
+    hit = torch.rand(problem.scores.shape, generator=generator) < 0.3
+    hit[2] = False
+    problem = problem.replace(scores=torch.where(hit, -20.0 - 9 * seed, problem.scores))
+    allowed, least = without_masks(problem)
+    for b in range(3):
+        _, everything = enumerate_scores(problem, b)
+        _, kept = enumerate_scores(allowed, b)
+        left_out = everything[kept == -math.inf]
+        if len(left_out) == 0:
+            assert least[b] == -math.inf
+        else:
+            assert left_out.logsumexp(0) <= least[b] - 50.0
+
+
+@pytest.mark.parametrize("mask", [-1e4, -1e9, -1e30])
+@pytest.mark.parametrize("by_duration", [False, True], ids=["static", "by duration"])
+def test_masked_scores_are_forbidden_ones(mask, by_duration):
+    problem = random_problem(4, 60, 7, 3, by_duration=by_duration, boundary=True, ragged=False)
+    hit = torch.rand(problem.scores.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    hit[:, :, 1] = False  # something avoids every mask
+    hit[3, 20] = True  # but here
+    masked = problem.replace(scores=torch.where(hit, mask, problem.scores))
+    forbidden = problem.replace(scores=torch.where(hit, -math.inf, problem.scores))
+    expected, gradients = NUMBA.gradients(forbidden, WANTED)
+    log_z, found = NUMBA.gradients(masked, WANTED)
+    assert_close(log_z[:3], expected[:3])
+    assert_close(NUMBA.log_partition(masked), log_z)
+    for name, value in found.items():
+        assert_close(value[:3], gradients[name][:3])
+    assert expected[3] == -math.inf and log_z[3] == pytest.approx(mask, rel=0.1)
+    assert_close(found["scores"][3].sum(-1), torch.ones(60, dtype=torch.float64))
