@@ -18,6 +18,7 @@ from flash_semicrf.streaming.assembly import (
     running_total,
     without_masks,
 )
+from flash_semicrf.streaming.cpu.batches import gradients_by_length
 from flash_semicrf.streaming.pieces.plan import Slots
 from flash_semicrf.streaming.tilt import tilted
 from flash_semicrf.streaming.windows import Windows
@@ -49,7 +50,9 @@ class NumbaBackend:
         problem, offset = _prepared(potentials)
         kernels = _kernels(potentials)
         log_z, found = _avoiding_masks(
-            problem, lambda p: kernels.gradients(p, wanted), lambda found: found[0]
+            problem,
+            lambda p: gradients_by_length(p, wanted, kernels.gradients),
+            lambda found: found[0],
         )
         for name in wanted & set(BY_POSITION):
             found[name] = found[name].to(potentials.dtype)
@@ -184,4 +187,6 @@ def _prepared(potentials: Potentials, sums: bool = True) -> tuple[Potentials, Te
             named = {name: value.detach().double() for name, value in named.items()}
             named["scores"] = named["scores"] - parts[..., None]
             return potentials.replace(**named), running_total(parts)
-    return potentials.replace(**named), _NO_OFFSET
+    problem = potentials.replace(**named)
+    vars(problem)["score_range"] = low, high  # of the same scores: they are not read again
+    return problem, _NO_OFFSET

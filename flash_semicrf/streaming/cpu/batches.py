@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flash_semicrf.problem.potentials import BY_POSITION, Potentials
+
 __all__ = [
     "boundary_products",
     "chunk_bounds",
     "counted_chunks",
+    "gradients_by_length",
+    "groups_of",
     "sum_of_chunks",
     "whole_messages",
 ]
+
+_MOST_PADDING = 4
+"""Positions of a batch over those of its sequences; more are not computed together."""
+
+_FEW = 1_000_000
+"""Scores of a batch that are computed together whatever the padding."""
 
 
 def whole_messages(rows: NamedTuple, lengths: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,6 +74,58 @@ def sum_of_chunks(parts: np.ndarray, chunks: np.ndarray, batch_size: int) -> np.
     for sequence, part in zip(chunks[:, 0], parts, strict=True):
         total[sequence] += part
     return total
+
+
+def groups_of(lengths: np.ndarray, num_positions: int) -> list[np.ndarray]:
+    """Indices of the sequences in groups of similar lengths, if most of the batch is padding.
+
+    Examples
+    --------
+    >>> [group.tolist() for group in groups_of(np.array([900, 20, 1000, 30, 25]), 1000)]
+    [[0, 1, 2, 3, 4]]
+    >>> [group.tolist() for group in groups_of(np.array([30, 20, 1000, 30, 25]), 1000)]
+    [[1, 4, 0, 3], [2]]
+    """
+    if _MOST_PADDING * lengths.sum() >= len(lengths) * num_positions:
+        return [np.arange(len(lengths))]
+    order = np.argsort(lengths, kind="stable")
+    starts, shortest = [], 0
+    for i, length in enumerate(lengths[order]):
+        if length > _MOST_PADDING * shortest:
+            starts.append(i)
+            shortest = length
+    return np.split(order, starts[1:])
+
+
+def gradients_by_length(
+    p: Potentials,
+    wanted: set[str],
+    gradients: Callable[[Potentials, set[str]], tuple[Tensor, dict[str, Tensor]]],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`gradients` of sequences of similar lengths at a time: messages have a row for padding, too.
+
+    See `flash_semicrf.streaming.dispatch.Backend`.
+    """
+    groups = groups_of(p.lengths.numpy(), p.num_positions)
+    if len(groups) == 1 or p.scores.numel() < _FEW:
+        return gradients(p, wanted)
+    log_z = torch.empty(p.batch_size, dtype=torch.float64)
+    found: dict[str, Tensor] = {}
+    for group in map(torch.from_numpy, groups):
+        longest = int(p.lengths[group[-1]])
+        named = p.parameters()
+        rows = {name: named[name][group, :longest] for name in BY_POSITION if name in named}
+        log_z[group], parts = gradients(p.replace(lengths=p.lengths[group], **rows), wanted)
+        for name, part in parts.items():
+            shape = p.scores.shape if name in BY_POSITION else (p.batch_size, *part.shape[1:])
+            if name not in found:  # by numpy: pages that stay zero are not written
+                found[name] = torch.from_numpy(np.zeros(shape, part.numpy().dtype))
+            whole = found[name]
+            if name in BY_POSITION:
+                whole[group, :longest] = part
+            else:
+                whole[group] = part
+    return log_z, found
 
 
 def boundary_products(
