@@ -23,17 +23,19 @@ from flash_semicrf.streaming.triton.static.tail import add_longer
 
 __all__ = ["load_state", "log_steps", "save_state"]
 
-_UNROLL = tl.constexpr(4)  # durations whose loads are in flight together
+_TOGETHER = tl.constexpr(16)  # durations, or labels, whose loads are in flight together
 
 
 @triton.jit
 def _window_logs(work, rows, step, K, ring, label, C, CP, R):
     """Turn the sources of the window before `step` into log h, h being source less running score.
 
-    In place, and once: an offset of NaN marks the rows that are done.
+    In place, and once: an offset of NaN marks the rows that are done, and so are those before them.
     """
     oldest = tl.maximum(step - K + 1, 0) // R
-    for block in range(oldest, step // R):
+    block = step // R - 1
+    todo = block >= oldest
+    while todo:
         slot = block % ring
         prefix = tl.load(work.prefix + slot * CP + label)
         for r in range(tl.minimum(R, step)):  # R rounds, which the compiler shall not write out
@@ -48,37 +50,45 @@ def _window_logs(work, rows, step, K, ring, label, C, CP, R):
             x = tl.load(rows.score + place + label, mask=label < C, other=float("-inf"))
             x = settled(x, tl.max(x, 0))
             prefix += tl.where(allowed(x), x, 0.0)  # no linear block has deep ones
-
-
-@triton.jit
-def _source_row(logs_ptr, source, ring, CP, R):
-    return logs_ptr + ((source // R % ring) * R + source % R) * CP
+        block -= 1
+        todo = block >= oldest
+        if todo:
+            offset = tl.load(work.raw_offset + block % ring * R)
+            todo = offset == offset
 
 
 @triton.jit
 def _lower_window(logs_ptr, deep, step, K, ring, label, CP, R):
     """Add the deep scores of position `step`, zero elsewhere, to the sources that it lies after."""
-    for source in range(tl.maximum(step - K + 1, 0), step + 1):
-        row = _source_row(logs_ptr, source, ring, CP, R) + label
-        lowered = tl.load(row) + deep
-        tl.debug_barrier()
-        tl.store(row, lowered)
+    for first in range(tl.maximum(step - K + 1, 0), step + 1, _TOGETHER):
+        source = first + tl.arange(0, _TOGETHER)[:, None]
+        row = logs_ptr + source % (ring * R) * CP + label[None, :]
+        lowered = tl.load(row, mask=source <= step, other=0.0) + deep[None, :]
+        tl.store(row, lowered, mask=source <= step)
     tl.debug_barrier()
 
 
 @triton.jit
 def _window_terms(logs_ptr, log_window_ptr, first, step, K, ring, born, label, CP, R):
-    """h + D of the _UNROLL durations from `first` on; -inf where there is no such segment."""
-    terms = ()
-    for i in tl.static_range(_UNROLL):
-        k = first + i
-        source = step + 1 - k
-        live = (k <= K) & (source >= 0)
-        row = _source_row(logs_ptr, tl.maximum(source, 0), ring, CP, R)
-        x = tl.load(row + label, mask=live, other=float("-inf"))
-        x += tl.load(log_window_ptr + k * CP + label, mask=live, other=float("-inf"))
-        terms = terms + (tl.where(source >= born, x, float("-inf")),)
-    return terms
+    """h + D of the _TOGETHER durations from `first` on; -inf where there is no such segment."""
+    k = first + tl.arange(0, _TOGETHER)[:, None]
+    source = step + 1 - k
+    live = (k <= K) & (source >= 0)
+    row = step % (ring * R) + 1 - k
+    row = tl.where(row < 0, row + ring * R, row)  # a remainder by a variable takes long
+    x = tl.load(logs_ptr + row * CP + label[None, :], mask=live, other=float("-inf"))
+    x += tl.load(log_window_ptr + k * CP + label[None, :], mask=live, other=float("-inf"))
+    return tl.where(source >= born[None, :], x, float("-inf"))
+
+
+@triton.jit
+def _sum_of_terms(x):
+    """Sum over the rows of exp(x), x at most 0; nothing is computed where all are below e^-45."""
+    CP: tl.constexpr = x.shape[1]
+    total = tl.zeros([CP], tl.float64)
+    if tl.max(tl.max(x, 0), 0) > -45.0:
+        total = tl.sum(exp_wide(x), 0)
+    return total
 
 
 @triton.jit
@@ -86,34 +96,41 @@ def _window_sum(logs_ptr, log_window_ptr, step, K, ring, born, label, CP, R):
     """LSE over the sources up to `step` of h + D, for the output one step later."""
     top = tl.full([CP], float("-inf"), tl.float64)
     longest = tl.minimum(K, step + 1)
-    for first in range(1, longest + 1, _UNROLL):
+    for first in range(1, longest + 1, _TOGETHER):
         terms = _window_terms(logs_ptr, log_window_ptr, first, step, K, ring, born, label, CP, R)
-        for i in tl.static_range(_UNROLL):
-            top = tl.maximum(top, terms[i])
+        top = tl.maximum(top, tl.max(terms, 0))
     safe = finite(top)
     total = tl.zeros([CP], tl.float64)
-    for first in range(1, longest + 1, _UNROLL):
+    for first in range(1, longest + 1, _TOGETHER):
         terms = _window_terms(logs_ptr, log_window_ptr, first, step, K, ring, born, label, CP, R)
-        for i in tl.static_range(_UNROLL):
-            total += exp_wide(terms[i] - safe)
+        total += _sum_of_terms(terms - safe[None, :])
     return safe + tl.log(total)
 
 
 @triton.jit
+def _arrivals(scratch_ptr, log_matrix_ptr, first, label, C, CP):
+    """alpha(c') + A[c', c] of the _TOGETHER labels c' from `first` on."""
+    source = first + tl.arange(0, _TOGETHER)[:, None]
+    alpha = tl.load(scratch_ptr + source, mask=source < C, other=float("-inf"))
+    row = log_matrix_ptr + source * CP + label[None, :]
+    return alpha + tl.load(row, mask=source < C, other=float("-inf"))
+
+
+@triton.jit
 def _product(alpha, scratch_ptr, log_matrix_ptr, label, C, CP):
-    """LSE over c' of alpha(c') + A[c', c]; alpha goes through memory, one label at a time."""
+    """LSE over c' of alpha(c') + A[c', c]; alpha goes through memory, from lanes to rows."""
     tl.debug_barrier()
     tl.store(scratch_ptr + label, alpha)
     tl.debug_barrier()
     top = tl.full([CP], float("-inf"), tl.float64)
-    for source in range(C):
-        x = tl.load(scratch_ptr + source) + tl.load(log_matrix_ptr + source * CP + label)
-        top = tl.maximum(top, x)
+    for first in range(0, C, _TOGETHER):
+        x = _arrivals(scratch_ptr, log_matrix_ptr, first, label, C, CP)
+        top = tl.maximum(top, tl.max(x, 0))
     safe = finite(top)
     total = tl.zeros([CP], tl.float64)
-    for source in range(C):
-        x = tl.load(scratch_ptr + source) + tl.load(log_matrix_ptr + source * CP + label)
-        total += exp_wide(x - safe)
+    for first in range(0, C, _TOGETHER):
+        x = _arrivals(scratch_ptr, log_matrix_ptr, first, label, C, CP)
+        total += _sum_of_terms(x - safe[None, :])
     return safe + tl.log(total)
 
 
