@@ -51,26 +51,43 @@ def _deep_content(scores_ptr, p, length, k, longest, label, C, CP, KT):
     return total
 
 
+@triton.jit
+def _deep_contents(scores_ptr, p, length, k, longest, label, C, CP, ROWS):
+    """`_deep_content` of positions p (ROWS, 1)."""
+    total = tl.zeros([ROWS, CP], tl.float64)
+    for back in range(longest):
+        inside = (label < C) & (p - back < length) & (p >= back)
+        x = tl.load(scores_ptr + (p - back) * C + label, mask=inside, other=float("-inf"))
+        top = tl.max(x, 1)[:, None]
+        deep = tl.where(is_deep(x, top), settled(x, top), 0.0)
+        total += tl.where(k > back, deep, 0.0)
+    return total
+
+
 @labels_last
 @triton.jit
 def duration_gradient_kernel(
-    scores_ptr, sizes, log_window_ptr, messages, bounds_ptr, gradient_ptr, span, CP, KT
+    scores_ptr, sizes, log_window_ptr, messages, bounds_ptr, gradient_ptr, span, CP, KT, G
 ):
     """Durations of one tile, segments that end in one chunk of `span` positions.
 
-    Program (tile of KT durations, chunk, b); only ends inside `bounds` (B, 2) count, if given, of
-    which the first is a multiple of SPAN. The messages are h and u, as `boundary_kernel` leaves
-    them; writes the chunk's part of `gradient` (B, chunks, K, C). Deep scores are in neither, and
-    are looked for only in sequences that have some, at cost K per term. Of float32 scores,
-    exponentials are taken in float32, of float64 sums, and added up in float64.
+    Program (tile of KT durations, chunk, b); its G groups of warps take a share of the positions
+    each. Only ends inside `bounds` (B, 2) count, if given, of which the first is a multiple of
+    SPAN. The messages are h and u, as `boundary_kernel` leaves them; writes the chunk's part of
+    `gradient` (B, chunks, K, C). Deep scores are in neither, and are looked for only in sequences
+    that have some, at cost K per term. Of float32 scores, exponentials are taken in float32, of
+    float64 sums, and added up in float64.
     """
     NARROW: tl.constexpr = scores_ptr.dtype.element_ty == tl.float32
+    ROWS: tl.constexpr = G * KT
     chunk = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
     T, C, K = sizes.T, sizes.C, sizes.K
     label = tl.arange(0, CP)
     inside = label < C
-    k = tl.program_id(0) * KT + 1 + tl.arange(0, KT)[:, None]
+    k = tl.program_id(0) * KT + 1 + tl.arange(0, ROWS)[:, None]
+    if G > 1:
+        k = tl.program_id(0) * KT + 1 + (tl.arange(0, ROWS) % KT)[:, None]
     within = (k <= K) & inside[None, :]
     length = tl.load(sizes.lengths + b).to(tl.int32)
     has_deep = tl.load(messages.has_deep + b)
@@ -82,36 +99,59 @@ def duration_gradient_kernel(
     if bounds_ptr is not None:
         begin = tl.maximum(begin, tl.load(bounds_ptr + 2 * b).to(tl.int32))
         stop = tl.minimum(stop, tl.load(bounds_ptr + 2 * b + 1).to(tl.int32))
+    column, last = label, stop
+    steps_from, steps_to = begin, stop
+    if G > 1:  # what was a number becomes a column, of a row for each group and duration
+        share = (stop - begin + G * _SPAN - 1) // (G * _SPAN) * _SPAN
+        steps_from, steps_to = 0, share
+        begin = begin + (tl.arange(0, ROWS) // KT * share)[:, None]
+        last = tl.minimum(begin + share, stop)
+        column = label[None, :]
+        inside = inside[None, :]
     blocks = T // _SPAN + 2
     block = tl.minimum(begin // _SPAN, blocks - 1)
-    born = tl.load(messages.born + (b * blocks + block) * C + label, mask=inside, other=0)
+    born = tl.load(messages.born + (b * blocks + block) * C + column, mask=inside, other=0)
     row = b * T * C
-    total = tl.zeros([KT, CP], tl.float64)
+    total = tl.zeros([ROWS, CP], tl.float64)
     # Several outputs at a time: their loads and exponentials need not wait for each other.
-    for first in range(begin, stop, _UNROLL):
+    for first in range(steps_from, steps_to, _UNROLL):
         if NARROW:
-            part = tl.zeros([KT, CP], tl.float32)
+            part = tl.zeros([ROWS, CP], tl.float32)
         for i in tl.static_range(_UNROLL):
             p = first + i
-            here = inside & (p < length)
+            if G > 1:
+                p = begin + p
             # After the end nothing is live: what lies there is not read.
-            x = tl.load(scores_ptr + row + p * C + label, mask=here, other=float("-inf"))
-            u = tl.load(messages.forward + row + p * C + label, mask=here, other=float("-inf"))
+            here = inside & (p < last)
+            x = tl.load(scores_ptr + row + p * C + column, mask=here, other=float("-inf"))
+            u = tl.load(messages.forward + row + p * C + column, mask=here, other=float("-inf"))
             born = tl.where(allowed(x), born, p + 1)
             source = p + 1 - k
-            live = within & (source >= born[None, :])
+            live = within & (source >= born)
             place = messages.backward + row + source * C + label[None, :]
             h = tl.load(place, mask=live, other=float("-inf"))
-            term = h + bias + u[None, :]
+            term = h + bias + u
             if has_deep != 0:
-                longest = tl.minimum((tl.program_id(0) + 1) * KT, p + 1)
-                term += _deep_content(scores_ptr + row, p, length, k, longest, label, C, CP, KT)
+                longest = (tl.program_id(0) + 1) * KT
+                if G > 1:
+                    term += _deep_contents(
+                        scores_ptr + row, p, length, k, longest, column, C, CP, ROWS
+                    )
+                else:
+                    longest = tl.minimum(longest, p + 1)
+                    term += _deep_content(
+                        scores_ptr + row, p, length, k, longest, label, C, CP, ROWS
+                    )
             if NARROW:
                 part += tl.exp(tl.where(term > 0.0, 0.0, term).to(tl.float32))
             else:
                 total += probability(term)
         if NARROW:
             total += part.to(tl.float64)
+    if G > 1:
+        total = tl.sum(tl.reshape(total, [G, KT, CP]), 0)
+    k = tl.program_id(0) * KT + 1 + tl.arange(0, KT)[:, None]
+    within = (k <= K) & (label < C)[None, :]
     place = gradient_ptr + ((b * tl.num_programs(1) + chunk) * K + k - 1) * C + label[None, :]
     tl.store(place, tl.minimum(total, length.to(tl.float64) / k), mask=within)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,10 @@ def gradients(
     plan, problem = plan_of(p), problem_of(p)
     passes = run_passes(p, problem, plan, True, always_log)
     return passes[1].log_z[1], gradients_from(p, problem, plan, passes, wanted)
+
+
+_FEW_PROGRAMS = 256
+"""Programs of a gradient that leave multiprocessors idle: each gets more warps."""
 
 
 class Core(NamedTuple):
@@ -138,7 +143,7 @@ def _boundary_gradients(
         "WANT_DURATION": bool(wanted & {"duration_bias", "duration_tail"}),
         # tl.dot takes 16 rows and more; 64 labels need more shared memory than many devices have.
         "DOT": 16 <= labels <= 64,
-        "num_warps": 4 if labels <= 16 else 8,
+        "num_warps": 4 if labels <= (32 if chunks * B > _FEW_PROGRAMS else 16) else 8,
     }
     arguments = (problem, tables.log_matrix, tables.first, messages, to, tiles)
     launch(boundary_kernel, (chunks, B), *arguments, CP=labels, TT=SPAN, **options)
@@ -167,5 +172,7 @@ def _duration_gradient(
     bounds = None if core is None else core.bounds
     given = (problem.scores, problem.sizes, tables.log_window, messages, bounds)
     grid = (-(-K // tile), chunks, B)
-    launch(duration_gradient_kernel, grid, *given, gradient, span, CP=labels, KT=tile, num_warps=4)
+    groups = 4 if math.prod(grid) <= _FEW_PROGRAMS else 1
+    options = {"CP": labels, "KT": tile, "G": groups, "num_warps": 4 * groups}
+    launch(duration_gradient_kernel, grid, *given, gradient, span, **options)
     return gradient[:, 0] if chunks == 1 else gradient.sum(1)
