@@ -44,7 +44,8 @@ MIN_REPEATS, MAX_REPEATS = 20, 100
 Record = dict[str, Any]
 
 
-def _synchronize(device: str) -> None:
+def synchronize(device: str) -> None:
+    """Wait for a CUDA device; nothing on others."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -60,7 +61,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def check_against_reference(small: Problem, device: str) -> None:
+def check_against_reference(inputs: dict[str, np.ndarray], device: str) -> None:
     """Log Z, every gradient and the best scores against the float64 loop on the CPU.
 
     Raises
@@ -68,7 +69,6 @@ def check_against_reference(small: Problem, device: str) -> None:
     CheckFailed
         Where one of them differs.
     """
-    inputs = make_inputs(small)
     ours = make_potentials(inputs, device=device)
     exact = make_potentials(inputs, np.float64)
     with _one_thread():
@@ -130,7 +130,7 @@ def time_repeats(
     while len(host) < MIN_REPEATS or (
         len(host) < MAX_REPEATS and time.perf_counter() - began < budget_seconds
     ):
-        _synchronize(device)
+        synchronize(device)
         if cuda:
             marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         start = time.perf_counter()
@@ -139,7 +139,7 @@ def time_repeats(
         call()
         if cuda:
             marks[1].record()
-        _synchronize(device)
+        synchronize(device)
         host.append(1e3 * (time.perf_counter() - start))
         if cuda:
             events.append(marks[0].elapsed_time(marks[1]))
@@ -154,7 +154,7 @@ def measure(
     began = time.perf_counter()
     while time.perf_counter() - began < WARM_UP_SECONDS:
         call()
-        _synchronize(device)
+        synchronize(device)
     for leaf in potentials.parameters().values():
         leaf.grad = None
     peak = peak_extra_bytes(call, device)
@@ -191,7 +191,7 @@ def check(name: str, device: str) -> float:
         T=min(CHECK_POSITIONS, whole.T),
         K=min(CHECK_DURATIONS, whole.K),
     )
-    check_against_reference(small, device)
+    check_against_reference(make_inputs(small), device)
     return check_whole(whole, device)
 
 

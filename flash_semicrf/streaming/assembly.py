@@ -35,7 +35,7 @@ def running_total(parts: Tensor) -> Tensor:
     return torch.nn.functional.pad(parts.to(wide).cumsum(1), (1, 0))
 
 
-def without_masks(potentials: Potentials) -> tuple[Potentials, Tensor]:
+def without_masks(potentials: Potentials) -> tuple[Potentials, Tensor] | None:
     """The problem with -inf in place of masks, and what log Z has to reach for it to be the same.
 
     Returns
@@ -45,18 +45,27 @@ def without_masks(potentials: Potentials) -> tuple[Potentials, Tensor]:
     least : Tensor of shape (B,)
         If log Z is at least this, the segmentations left out have less than e^-50 of Z. There are
         at most (1 + C e^g)^T of a sequence, weighted by what their segments get, g at most each,
-        and a position of each gets the largest mask at best; -inf for a sequence without masks.
+        and a position of each gets the largest mask at best; -inf for a sequence without masks,
+        NaN where that is not known.
+
+    None where no score is a mask.
     """
     p = potentials
     scores = p.scores.detach()
     inside = torch.arange(scores.shape[1], device=scores.device) < p.lengths[:, None]
-    masked = (scores <= -HUGE) & inside[..., None]
-    mask = scores.masked_fill(~masked | (scores <= NEG_INF), -math.inf).amax((1, 2)).double()
+    masked = (scores <= -HUGE) & (scores > NEG_INF) & inside[..., None]
+    if not bool(masked.any()):
+        return None
+    mask = scores.masked_fill(~masked, -math.inf).amax((1, 2)).double()
     rest = scores.amax(-1).clamp(min=0.0).masked_fill(~inside, 0.0).double().sum(1)
-    gains = [p.transition, p.duration_bias, p.start_scores, p.end_scores, p.duration_tail]
-    gain = sum(max(0.0, float(x.detach().max())) for x in gains if x is not None)
-    ends = [x for x in (p.initial_scores, p.final_scores) if x is not None]
-    once = sum(max(0.0, float(x.detach().max())) for x in ends) + math.log(p.num_labels)
-    segments = p.lengths * (gain + math.log(1 + p.num_labels))
+    gains = (p.transition, p.duration_bias, p.start_scores, p.end_scores, p.duration_tail)
+    once = _gain(p.initial_scores, p.final_scores) + math.log(p.num_labels)
+    segments = p.lengths * (_gain(*gains) + math.log(1 + p.num_labels))
     least = mask + rest + segments + once + 50.0
     return p.replace(scores=scores.masked_fill(masked, -math.inf)), least
+
+
+def _gain(*parameters: Tensor | None) -> float:
+    """The most that a segmentation gets from an entry of each; NaN if any entry is."""
+    given = [value.detach() for value in parameters if value is not None]
+    return sum(float(value.max().clamp(min=0.0)) for value in given)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -12,12 +11,7 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import BY_POSITION, Potentials
 from flash_semicrf.problem.segments import SegmentTable
-from flash_semicrf.streaming.assembly import (
-    HUGE,
-    common_parts,
-    running_total,
-    without_masks,
-)
+from flash_semicrf.streaming.assembly import HUGE, common_parts, running_total, without_masks
 from flash_semicrf.streaming.cpu.batches import gradients_by_length
 from flash_semicrf.streaming.pieces.plan import Slots
 from flash_semicrf.streaming.tilt import tilted
@@ -144,12 +138,12 @@ def _kernels(potentials: Potentials) -> ModuleType:
 
 def _avoiding_masks(problem: Potentials, run: Callable, log_z_of: Callable) -> Any:
     """``run(problem)``; if possible without the segmentations that pass a mask, which are slow."""
-    if problem.score_range[0] <= -HUGE:
-        allowed, least = without_masks(problem)
-        if bool((least > -math.inf).any()):
-            found = run(allowed)
-            if bool((log_z_of(found) >= least).all()):
-                return found
+    without = without_masks(problem) if problem.score_range[0] <= -HUGE else None
+    if without is not None:
+        allowed, least = without
+        found = run(allowed)
+        if bool((log_z_of(found) >= least).all()):
+            return found
     return run(problem)
 
 

@@ -121,7 +121,8 @@ def test_bound_of_what_passes_a_mask(monkeypatch, tail, by_duration, seed):
     hit = torch.rand(problem.scores.shape, generator=generator) < 0.3
     hit[2] = False
     problem = problem.replace(scores=torch.where(hit, -20.0 - 9 * seed, problem.scores))
-    allowed, least = without_masks(problem)
+    assert (found := without_masks(problem)) is not None
+    allowed, least = found
     for b in range(3):
         _, everything = enumerate_scores(problem, b)
         _, kept = enumerate_scores(allowed, b)
@@ -130,6 +131,15 @@ def test_bound_of_what_passes_a_mask(monkeypatch, tail, by_duration, seed):
             assert least[b] == -math.inf
         else:
             assert left_out.logsumexp(0) <= least[b] - 50.0
+
+
+def test_nothing_is_certified_beside_padding_that_is_not_a_number():
+    problem = random_problem(2, 6, 3, 2, boundary=True)
+    assert without_masks(problem) is None
+    problem.scores[0, 1, 1] = -1e9
+    problem.start_scores[1, -1] = math.nan
+    _, least = without_masks(problem)
+    assert least[0].isnan()
 
 
 @pytest.mark.parametrize("mask", [-1e4, -1e9, -1e30])

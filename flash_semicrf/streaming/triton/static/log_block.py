@@ -64,6 +64,7 @@ def _lower_window(logs_ptr, deep, step, K, ring, label, CP, R):
         source = first + tl.arange(0, _TOGETHER)[:, None]
         row = logs_ptr + source % (ring * R) * CP + label[None, :]
         lowered = tl.load(row, mask=source <= step, other=0.0) + deep[None, :]
+        tl.debug_barrier()  # no warp reads what another has written
         tl.store(row, lowered, mask=source <= step)
     tl.debug_barrier()
 

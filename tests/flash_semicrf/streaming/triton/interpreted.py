@@ -106,6 +106,17 @@ def test_any_layout_agrees_with_reference(rows, groups, monkeypatch):
     assert viterbi(problem, "triton") == viterbi(problem, "reference")
 
 
+@pytest.mark.parametrize("mask", [None, -1e9])
+def test_kernels_of_many_programs_agree_with_reference(mask, monkeypatch):
+    from flash_semicrf.streaming.triton.static import gradient
+
+    monkeypatch.setattr(gradient, "_FEW_PROGRAMS", 0)  # as if these were many
+    problem = Case(33, 17, 3, True, True, 0.02).problem()
+    if mask is not None:
+        problem.scores[:, 9:12, 1] = mask
+    assert_agrees_with_reference(problem)
+
+
 def test_long_windows_in_parts_agree_with_reference(monkeypatch):
     from flash_semicrf.streaming.triton.static import plan
 
