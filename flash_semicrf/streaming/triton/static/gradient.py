@@ -21,7 +21,7 @@ from flash_semicrf.streaming.triton.static.duration_gradient import (
     duration_gradient_kernel,
     longer_gradient_kernel,
 )
-from flash_semicrf.streaming.triton.static.launch import run_passes
+from flash_semicrf.streaming.triton.static.launch import run_halves, run_passes
 from flash_semicrf.streaming.triton.static.passes import Messages
 from flash_semicrf.streaming.triton.static.plan import SPAN, Plan, plan_of
 from flash_semicrf.streaming.triton.static.prepare import Tables
@@ -31,8 +31,11 @@ __all__ = ["Core", "gradients", "gradients_from", "log_partition"]
 
 def log_partition(potentials: Potentials, always_log: bool = False) -> Tensor:
     """Log Z (B,) in float64; workspace O(KC) per sequence."""
-    problem, plan = problem_of(potentials), plan_of(potentials)
-    return run_passes(potentials, problem, plan, False, always_log)[1].log_z[1]
+    p = potentials
+    problem, plan = problem_of(p), plan_of(p)
+    if plan.pays_in_halves(p.batch_size, p.num_positions, p.max_duration):
+        return run_halves(p, problem, plan, always_log)[1]
+    return run_passes(p, problem, plan, False, always_log)[1].log_z[1]
 
 
 def gradients(

@@ -8,11 +8,12 @@ from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.records import Problem, Sizes, parameters_of
 from flash_semicrf.streaming.triton.static.far import far_kernel
+from flash_semicrf.streaming.triton.static.halves import BLOCKS, join_kernel, total_kernel
 from flash_semicrf.streaming.triton.static.passes import Messages, pass_kernel
-from flash_semicrf.streaming.triton.static.plan import SPAN, Plan
+from flash_semicrf.streaming.triton.static.plan import SPAN, Part, Plan
 from flash_semicrf.streaming.triton.static.prepare import Tables, prepare_kernel
 
-__all__ = ["run_passes", "tables_of"]
+__all__ = ["run_halves", "run_passes", "tables_of"]
 
 
 def tables_of(p: Potentials, sizes: Sizes, plan: Plan, maximum: bool = False) -> Tables:
@@ -61,19 +62,49 @@ def run_passes(
         kept += [empty(directions, B, T), empty(B, blocks, C)]
         kept.append(empty(B, blocks, C, dtype=torch.int32))
     messages = Messages(empty(2, B), empty(B, dtype=torch.int32), *kept)
+    _launch_parts(problem, plan, (tables, workspace, messages), parts, directions, halves=False)
+    return tables, messages
+
+
+def _launch_parts(
+    problem: Problem,
+    plan: Plan,
+    memory: tuple[Tables, torch.Tensor, Messages],
+    parts: list[Part],
+    directions: int,
+    halves: bool,
+) -> None:
+    B = len(problem.scores)
+    tables, workspace, messages = memory
+    options = {"HALVES": halves, "SPAN": SPAN, **plan.options}
     for part in parts:
         if plan.in_parts:
             grid = (plan.blocks_of_part, B * directions)
-            launch(
-                far_kernel,
-                grid,
-                tables.window,
-                None,
-                workspace,
-                part,
-                MAX=False,
-                **plan.far_options,
-            )
+            arguments = (tables.window, None, workspace, part)
+            launch(far_kernel, grid, *arguments, MAX=False, **plan.far_options)
         arguments = (problem, tables, workspace, messages, part)
-        launch(pass_kernel, (B, directions), *arguments, SPAN=SPAN, **plan.options)
-    return tables, messages
+        launch(pass_kernel, (B, directions), *arguments, **options)
+
+
+def run_halves(
+    p: Potentials, problem: Problem, plan: Plan, always_log: bool = False
+) -> torch.Tensor:
+    """Log Z (2, B), as in `Messages`, by two passes that meet; not with a duration tail."""
+    tables = tables_of(p, problem.sizes, plan)
+    B, T, _ = problem.scores.shape
+    parts = plan.parts(plan.longest_half(T), always_log=always_log)
+    ring, count = plan.ring, -(-plan.ring // BLOCKS)
+    sizes = [B * count * ring, 2 * B * parts[0].stride]
+    buffer = torch.empty(sum(sizes), dtype=torch.float64, device=p.device)
+    joined, workspace = buffer.split(sizes)
+    log_z = buffer.new_empty(2, B)  # apart from the buffer, which would otherwise be kept with it
+    messages = Messages(log_z, *[None] * 6)
+    _launch_parts(problem, plan, (tables, workspace, messages), parts, 2, halves=True)
+    constants = {"CP": plan.labels, "R": plan.rows}
+    arguments = (problem, tables.log_window, workspace, parts[0], joined)
+    warps = max(1, min(4, plan.rows * plan.rows * plan.labels // 256))
+    grid = (ring, count, B)
+    launch(join_kernel, grid, *arguments, COUNT=BLOCKS, **constants, num_warps=warps)
+    arguments = (problem.sizes, workspace, parts[0], joined, count * ring, log_z)
+    launch(total_kernel, (B,), *arguments, **constants, TILE=512, num_warps=4)
+    return log_z

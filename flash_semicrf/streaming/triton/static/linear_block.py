@@ -73,14 +73,14 @@ class Rows(NamedTuple):
 
 
 @triton.jit
-def load_rows(row_ptr, step, length, direction, label, C, R):
-    """Rows of the R positions after `step`, at least float32; -inf outside."""
+def load_rows(row_ptr, step, length, direction, label, C, R, outside=float("-inf")):
+    """Rows of the R positions after `step`, at least float32; `outside` where there are none."""
     rows = ()
     first = row_ptr + step * direction * C + label
     within = label < C
     for i in tl.static_range(R):
         inside = (i < length - step) & within
-        row = tl.load(first + i * direction * C, mask=inside, other=float("-inf"))
+        row = tl.load(first + i * direction * C, mask=inside, other=outside)
         if row.dtype.primitive_bitwidth < 32:
             row = row.to(tl.float32)
         rows = rows + (row,)

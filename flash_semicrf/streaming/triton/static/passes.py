@@ -39,7 +39,7 @@ from flash_semicrf.streaming.triton.static.linear_block import (
     score_factors,
 )
 from flash_semicrf.streaming.triton.static.log_block import load_state, log_steps, save_state
-from flash_semicrf.streaming.triton.static.plan import workspace_at
+from flash_semicrf.streaming.triton.static.plan import steps_of_halves, workspace_at
 from flash_semicrf.streaming.triton.static.tail import add_block
 
 __all__ = ["Messages", "pass_kernel"]
@@ -49,7 +49,7 @@ class Messages(NamedTuple):
     """Log Z and the messages of both passes as `pass_kernel` writes them."""
 
     log_z: Tensor  # (2, B): without the common parts of the scores, as the messages; with them
-    has_deep: Tensor  # (B,), int32
+    has_deep: Tensor | None  # (B,), int32; None with halves
     forward: Tensor | None  # (B, T, C), alpha_{p+1} in row p; None like all that follow, or none
     backward: Tensor | None  # (B, T, C), eta_p
     offset: Tensor | None  # (2, B, T)
@@ -60,8 +60,8 @@ class Messages(NamedTuple):
 
 
 @triton.jit
-def _exponentials(row_ptr, step, length, direction, label, C, R):
-    rows = load_rows(row_ptr, step, length, direction, label, C, R)
+def _exponentials(row_ptr, step, length, direction, label, C, R, outside):
+    rows = load_rows(row_ptr, step, length, direction, label, C, R, outside)
     exponents = ()
     for i in tl.static_range(R):
         x = rows[i].to(tl.float64)
@@ -83,16 +83,18 @@ def _log_z(work, last, label, C):
 
 @labels_last
 @triton.jit
-def pass_kernel(problem, tables, workspace_ptr, messages, part, PARTS, CP, R, G, SPAN):
+def pass_kernel(problem, tables, workspace_ptr, messages, part, PARTS, HALVES, CP, R, G, SPAN):
     """Run the steps of a part of one pass; program (b, direction).
 
     Scores in any floating dtype; `tables` by `prepare_kernel`; `messages` get log Z, and both
     passes' messages, which come with log Z alone where there is no room for them. float64 inside.
     With PARTS the pass comes in several launches: each but the first goes on from the state that
     the one before left in the workspace, and reads there what `far_kernel` summed. With a tail,
-    `longer` in the workspace holds what came before the window; see `add_block`.
+    `longer` in the workspace holds what came before the window; see `add_block`. With HALVES each
+    direction stops where it meets the other, and leaves its state in place of log Z: see `halves`.
     """
     KEEP: tl.constexpr = messages.forward is not None
+    TWO: tl.constexpr = KEEP or HALVES
     HAS_BOUNDARY: tl.constexpr = problem.start is not None
     HAS_TAIL: tl.constexpr = tables.tail is not None
     b = tl.program_id(0).to(tl.int64)
@@ -102,7 +104,7 @@ def pass_kernel(problem, tables, workspace_ptr, messages, part, PARTS, CP, R, G,
     inside = label < C
     length = tl.load(problem.sizes.lengths + b).to(tl.int32)
     direction = 1
-    if KEEP:
+    if TWO:
         direction = tl.where(tl.program_id(1) == 0, 1, -1)
     is_backward = direction < 0
     origin = tl.where(is_backward, length - 1, 0)
@@ -116,15 +118,23 @@ def pass_kernel(problem, tables, workspace_ptr, messages, part, PARTS, CP, R, G,
     if KEEP:
         message_ptr = messages.forward + base
         offset_ptr = messages.offset + b * T + origin
+    if TWO:
         if is_backward:
             if HAS_BOUNDARY:
                 opening_ptr, closing_ptr = closing_ptr, opening_ptr
-            message_ptr = messages.backward + base
-            offset_ptr += tl.num_programs(0) * T
+            if KEEP:
+                message_ptr = messages.backward + base
+                offset_ptr += tl.num_programs(0) * T
             first_row, last_row = last_row, first_row
             matrix_ptr += CP * CP
             log_matrix_ptr += CP * CP
     rows = Rows(score_ptr, opening_ptr, closing_ptr, message_ptr, offset_ptr, direction)
+    outside = float("-inf")
+    if HALVES:
+        left, right = steps_of_halves(length, R)
+        length = tl.where(is_backward, right, left)
+        # Positions of the other half that fill the last block forbid nothing.
+        outside = tl.where(inside, 0.0, float("-inf"))
 
     program = b * tl.num_programs(1) + tl.program_id(1)
     work = workspace_at(workspace_ptr + program * part.stride, ring, False, HAS_TAIL, CP, R)
@@ -153,7 +163,7 @@ def pass_kernel(problem, tables, workspace_ptr, messages, part, PARTS, CP, R, G,
             tl.store(work.longer + label, tl.full([CP], float("-inf"), tl.float64))
 
     # Rows are loaded one block ahead: nothing waits for memory between the blocks.
-    ahead = load_rows(score_ptr, part.begin, length, direction, label, C, R)
+    ahead = load_rows(score_ptr, part.begin, length, direction, label, C, R, outside)
     for step in range(part.begin, tl.minimum(part.end, length), R):
         block = step // R
         slot = block % ring
@@ -171,11 +181,11 @@ def pass_kernel(problem, tables, workspace_ptr, messages, part, PARTS, CP, R, G,
                 tl.store(messages.born + place, born, mask=inside)
         x, factors, shifts, out, ok = score_factors(ahead, R)
         common += out
-        ahead = load_rows(score_ptr, step + R, length, direction, label, C, R)
+        ahead = load_rows(score_ptr, step + R, length, direction, label, C, R, outside)
         opening, closing = None, None
         if HAS_BOUNDARY:
-            opening = _exponentials(opening_ptr, step, length, direction, label, C, R)
-            closing = _exponentials(closing_ptr, step, length, direction, label, C, R)
+            opening = _exponentials(opening_ptr, step, length, direction, label, C, R, outside)
+            closing = _exponentials(closing_ptr, step, length, direction, label, C, R, outside)
         known, older_ptr = block, None
         if PARTS:
             known = block - part.begin // R
@@ -220,13 +230,14 @@ def pass_kernel(problem, tables, workspace_ptr, messages, part, PARTS, CP, R, G,
             g, prefix, newest, born, offset, common, has_deep = load_state(work.state, CP)
         tl.debug_barrier()
 
-    if PARTS:
+    if PARTS or HALVES:
         save_state(work.state, g, prefix, newest, born, offset, common, has_deep, CP)
-    if (part.begin < length) & (part.end >= length) & (direction > 0):
-        if KEEP:
-            place = (b * (T // SPAN + 2) + tl.cdiv(length, SPAN)) * C + label
-            tl.store(messages.prefix + place, prefix, mask=inside)
-        log_z = _log_z(work, tl.load(last_row + label), label, C)
-        tl.store(messages.log_z + b, log_z)
-        tl.store(messages.log_z + tl.num_programs(0) + b, log_z + common)
-        tl.store(messages.has_deep + b, has_deep)
+    if not HALVES:
+        if (part.begin < length) & (part.end >= length) & (direction > 0):
+            if KEEP:
+                place = (b * (T // SPAN + 2) + tl.cdiv(length, SPAN)) * C + label
+                tl.store(messages.prefix + place, prefix, mask=inside)
+            log_z = _log_z(work, tl.load(last_row + label), label, C)
+            tl.store(messages.log_z + b, log_z)
+            tl.store(messages.log_z + tl.num_programs(0) + b, log_z + common)
+            tl.store(messages.has_deep + b, has_deep)

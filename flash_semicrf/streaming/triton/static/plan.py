@@ -11,7 +11,16 @@ from torch import Tensor
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.triton.records import power_of_two_above
 
-__all__ = ["PART", "SPAN", "Part", "Plan", "Workspace", "plan_of", "workspace_at"]
+__all__ = [
+    "PART",
+    "SPAN",
+    "Part",
+    "Plan",
+    "Workspace",
+    "plan_of",
+    "steps_of_halves",
+    "workspace_at",
+]
 
 SPAN = 32
 """Positions between the running scores that the passes leave for the gradients."""
@@ -21,6 +30,15 @@ PART = 128
 
 _LONG_WINDOW = 40
 """Blocks in a window from which it pays to run a pass in parts."""
+
+_SHORTEST = 128
+"""Positions below which the launches that join two halves take longer than half a pass."""
+
+_SEQUENCES = 128
+"""Sequences of which a device runs two halves as fast as one."""
+
+_TERMS = 1 << 16
+"""Twice the terms of a join, for each position, that take half of the time that halves save."""
 
 
 class Workspace(NamedTuple):
@@ -59,6 +77,16 @@ def workspace_at(start, ring, MAX: tl.constexpr, HAS_TAIL: tl.constexpr, CP, R):
         if HAS_TAIL:
             older = longer + ring * CP
     return Workspace(start, rates, state, longer, scratch, final, prefix, raw, raw_offset, older)
+
+
+@triton.jit
+def steps_of_halves(length, R):
+    """Steps of both halves of a sequence: whole blocks of R from the left, the rest from the right.
+
+    Numbers of a kernel or of the host.
+    """
+    left = length // (2 * R) * R
+    return left, length - left
 
 
 class Part(NamedTuple):
@@ -125,6 +153,17 @@ class Plan(NamedTuple):
         groups = min(4, 8 // self.warps)
         constants = {"CP": self.labels, "R": self.rows, "G": groups}
         return {**constants, "num_warps": groups * self.warps}
+
+    def pays_in_halves(self, B: int, T: int, K: int) -> bool:
+        """Whether log Z of B sequences of T positions comes sooner from two halves."""
+        window = min(K, T // 2)
+        terms = B * window * window * self.labels
+        short = T < _SHORTEST or B > _SEQUENCES
+        return not (short or self.has_tail) and terms <= _TERMS * T
+
+    def longest_half(self, T: int) -> int:
+        """Most steps that `steps_of_halves` gives a half of up to T positions."""
+        return min(T, T // 2 + self.rows)
 
     def workspace(self, maximum: bool) -> int:
         """float64 elements that one program needs."""

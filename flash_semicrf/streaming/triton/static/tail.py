@@ -17,14 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flash_semicrf.streaming.triton.numerics import (
-    allowed,
-    decode_log,
-    exp_wide,
-    finite,
-    is_deep,
-    settled,
-)
+from flash_semicrf.streaming.triton.numerics import exp_wide, finite, is_deep, settled
+from flash_semicrf.streaming.triton.static.sources import source_logs
 
 __all__ = ["add_block", "add_longer", "deep_window"]
 
@@ -40,8 +34,7 @@ def add_block(work, tail_ptr, score_ptr, first, ring, direction, C, CP, R):
     work : Workspace
         Three rows of `longer`: itself; the first step whose source no forbidden position cut off;
         the running score less the offset, which becomes what `longer` adds to a block's first
-        output, relative to the offset. The raw sources are relative to an offset, or, where that is
-        NaN, in logarithms less the running score.
+        output, relative to the offset. The raw sources as `source_logs` reads them.
     tail_ptr
         Table of the tail, by `prepare_kernel`.
     score_ptr
@@ -49,16 +42,9 @@ def add_block(work, tail_ptr, score_ptr, first, ring, direction, C, CP, R):
     """
     label = tl.arange(0, CP)
     if first >= 0:
-        slot = first // R % ring
         row = tl.arange(0, R)[:, None]
-        place = (first + row) * direction * C + label[None, :]
-        x = tl.load(score_ptr + place, mask=label[None, :] < C, other=float("-inf"))
-        x = settled(x, tl.max(x, 1)[:, None])
-        x = tl.where(allowed(x), x, 0.0)
-        before = tl.load(work.prefix + slot * CP + label)[None, :] + (tl.cumsum(x, 0) - x)
-        offset = tl.load(work.raw_offset + slot * R + row)
-        source = tl.load(work.raw + (slot * R + row) * CP + label[None, :])
-        h = tl.where(offset == offset, decode_log(source) + (offset - before), source)
+        inside = (label < C)[None, :]
+        h = source_logs(work, score_ptr, first, ring, inside, direction, label, C, CP, R)
         born = tl.load(work.longer + CP + label).to(tl.int32)
         tail = tl.load(tail_ptr + label)
         h = tl.where(first + row >= born[None, :], h + (R - row) * tail[None, :], float("-inf"))

@@ -56,6 +56,7 @@ SPILLS = {
     "far_kernel of maxima": 0,
     "far_kernel of maxima with a tail": 48,  # 32 measured
     "flags_kernel": 0,
+    "join_kernel": 0,
     "last_segment_kernel": 0,
     "last_segment_kernel with a tail": 0,
     "log_messages_kernel": 0,
@@ -64,6 +65,7 @@ SPILLS = {
     "max_pass_kernel": 0,
     "max_pass_kernel with a tail": 0,
     "pass_kernel": 600,  # 310 to 470 measured, at 255 registers; half without boundary scores
+    "pass_kernel of halves": 600,  # 390 measured
     "pass_kernel with a tail": 600,
     "position_kernel": 0,
     "prefix_kernel": 0,
@@ -76,6 +78,7 @@ SPILLS = {
     "tail_tangent_kernel with a tail": 0,
     "tangent_pass_kernel": 32,  # 16 measured, at 8.9
     "tangent_pass_kernel with a tail": 0,
+    "total_kernel": 0,
     "traceback_kernel": 0,
     "transition_tangent_kernel": 0,
     "transition_tangent_kernel with a tail": 0,
@@ -131,6 +134,7 @@ def record_launches() -> dict[str, Launch]:
         signature, values = signature_of(kernel, arguments, constants)
         name = kernel.fn.__name__
         key = f"{name} of maxima" if name == "far_kernel" and constants["MAX"] else name
+        key = f"{name} of halves" if constants.get("HALVES") else key
         # The second, if any, is that of a direction: zeros where the problem has none.
         named = dict(zip(kernel.arg_names, arguments, strict=False))
         if named.get("tail_ptr", next(tails(arguments), None)) is not None:
@@ -150,6 +154,7 @@ def record_launches() -> dict[str, Launch]:
                 tail=tail, dtype=torch.float32,
             )  # fmt: skip
             BACKENDS["triton"].viterbi(problem)
+            BACKENDS["triton"].log_partition(problem)
             BACKENDS["triton"].gradients(problem, set(problem.parameters()))
             BACKENDS["triton"].messages(problem)
             BACKENDS["triton"].sample(problem, 2, 0)
