@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.triton.jit import launch
-from flash_semicrf.streaming.triton.records import Problem, power_of_two_above, problem_of
+from flash_semicrf.streaming.triton.records import Problem, form_of, power_of_two_above, problem_of
 from flash_semicrf.streaming.triton.static.boundary_gradient import (
     Marginals,
     boundary_kernel,
@@ -145,13 +145,15 @@ def _boundary_gradients(
         "DOT": 16 <= labels <= 64,
         "num_warps": 4 if labels <= (32 if chunks * B > _FEW_PROGRAMS else 16) else 8,
     }
+    form = (form_of(p), want_ends, transition is None)
     arguments = (problem, tables.log_matrix, tables.first, messages, to, tiles)
-    launch(boundary_kernel, (chunks, B), *arguments, CP=labels, TT=SPAN, **options)
+    launch(boundary_kernel, (chunks, B), *arguments, form=form, CP=labels, TT=SPAN, **options)
     if chunks > 1:
-        launch(carry_kernel, (B,), carry, problem.sizes, chunks, CP=labels, ROWS=64, num_warps=4)
+        options = {"form": "carry", "CP": labels, "num_warps": 4}
+        launch(carry_kernel, (B,), carry, problem.sizes, chunks, ROWS=64, **options)
+        options["form"] = scores.dtype
         arguments = (to.position, carry, problem.sizes, chunks, span)
-        grid = (-(-T // SPAN), B)
-        launch(position_kernel, grid, *arguments, CP=labels, TT=SPAN, num_warps=4)
+        launch(position_kernel, (-(-T // SPAN), B), *arguments, TT=SPAN, **options)
     found = {"scores": to.position, "start_scores": start, "end_scores": end}
     found["initial_scores"], found["final_scores"] = edges
     if transition is not None:
@@ -173,6 +175,7 @@ def _duration_gradient(
     given = (problem.scores, problem.sizes, tables.log_window, messages, bounds)
     grid = (-(-K // tile), chunks, B)
     groups = 4 if math.prod(grid) <= _FEW_PROGRAMS else 1
-    options = {"CP": labels, "KT": tile, "G": groups, "num_warps": 4 * groups}
+    form = (problem.scores.dtype, core is None)
+    options = {"form": form, "CP": labels, "KT": tile, "G": groups, "num_warps": 4 * groups}
     launch(duration_gradient_kernel, grid, *given, gradient, span, **options)
     return gradient[:, 0] if chunks == 1 else gradient.sum(1)

@@ -6,7 +6,7 @@ import torch
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.triton.jit import launch
-from flash_semicrf.streaming.triton.records import Problem, Sizes, parameters_of
+from flash_semicrf.streaming.triton.records import Problem, Sizes, form_of, parameters_of
 from flash_semicrf.streaming.triton.static.far import far_kernel
 from flash_semicrf.streaming.triton.static.passes import Messages, pass_kernel
 from flash_semicrf.streaming.triton.static.plan import SPAN, Plan
@@ -27,7 +27,8 @@ def tables_of(p: Potentials, sizes: Sizes, plan: Plan, maximum: bool = False) ->
     block = 32
     arguments = (parameters_of(p), tables, sizes, rows, plan.rows)
     grid = (1 + -(-rows // block),)
-    launch(prepare_kernel, grid, *arguments, MAX=maximum, CP=CP, ROWS=block, num_warps=4)
+    options = {"MAX": maximum, "CP": CP, "ROWS": block, "num_warps": 4}
+    launch(prepare_kernel, grid, *arguments, form=form_of(p), **options)
     return tables
 
 
@@ -61,6 +62,7 @@ def run_passes(
         kept += [empty(directions, B, T), empty(B, blocks, C)]
         kept.append(empty(B, blocks, C, dtype=torch.int32))
     messages = Messages(empty(2, B), empty(B, dtype=torch.int32), *kept)
+    form = (form_of(p), keep)
     for part in parts:
         if plan.in_parts:
             grid = (plan.blocks_of_part, B * directions)
@@ -75,5 +77,5 @@ def run_passes(
                 **plan.far_options,
             )
         arguments = (problem, tables, workspace, messages, part)
-        launch(pass_kernel, (B, directions), *arguments, SPAN=SPAN, **plan.options)
+        launch(pass_kernel, (B, directions), *arguments, form=form, SPAN=SPAN, **plan.options)
     return tables, messages
