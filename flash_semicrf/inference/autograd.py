@@ -27,7 +27,6 @@ __all__ = [
     "SemiCRFStreaming",
     "apply",
     "named",
-    "needs_graph",
     "needs_graph_of",
     "once",
     "scaled_by_torch",
@@ -85,16 +84,13 @@ class Once(torch.autograd.Function):
         raise RuntimeError(ctx.reason)
 
 
-def needs_graph(potentials: Potentials) -> bool:
-    """Whether a function of a problem has to be differentiable."""
-    return needs_graph_of(*potentials.parameters().values())
-
-
-def needs_graph_of(*values: Tensor) -> bool:
-    """Whether a function of tensors has to be differentiable."""
+def needs_graph_of(*values: Tensor | None) -> bool:
+    """Whether a function of tensors, some of which may be missing, has to be differentiable."""
     if forward_ad._current_level >= 0:  # forward-mode derivatives have a mode of their own
         return True
-    return torch.is_grad_enabled() and any(value.requires_grad for value in values)
+    if not torch.is_grad_enabled():
+        return False
+    return any([value is not None and value.requires_grad for value in values])
 
 
 def apply(function: type[torch.autograd.Function], *arguments: object) -> Any:
@@ -152,8 +148,7 @@ class LogPartition(torch.autograd.Function):
         log_z = poisoned(log_z, bad)
         ctx.by_triton = chosen.name == _TRITON.name
         ctx.wanted = [name for name in NAMES if name in wanted]
-        given = potentials.parameters()
-        ctx.dtypes = {name: given[name].dtype for name in wanted}
+        ctx.dtypes = {name: getattr(potentials, name).dtype for name in wanted}
         ctx.save_for_backward(log_z, bad, *(gradients[name] for name in ctx.wanted))
         return log_z
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.inference.autograd import LogPartition, apply, needs_graph
+from flash_semicrf.inference.autograd import LogPartition, apply, needs_graph_of
 from flash_semicrf.inference.flags import validated
 from flash_semicrf.inference.operators import traced_log_partition
 from flash_semicrf.problem.constraints import Constraints, constrain
@@ -73,7 +73,8 @@ def log_partition_of_checked(p: Potentials, backend: str, bad: Tensor | None = N
     if chosen.name == "reference":
         # Differentiable any number of times.
         return poisoned(reference.log_partition(p), bad)
-    if not needs_graph(p):
+    values = [getattr(p, name) for name in NAMES]
+    if not needs_graph_of(*values):
         return poisoned(chosen.log_partition(p), bad)
-    log_z: Tensor = apply(LogPartition, chosen, p.lengths, bad, *map(p.parameters().get, NAMES))
+    log_z: Tensor = apply(LogPartition, chosen, p.lengths, bad, *values)
     return log_z

@@ -23,7 +23,7 @@ def tables_of(p: Potentials, sizes: Sizes, plan: Plan, maximum: bool = False) ->
     if plan.has_tail:
         elements.append(3 * CP)
     buffer = torch.empty(sum(elements), dtype=torch.float64, device=p.device)
-    tables = Tables(*buffer.split(elements))
+    tables = Tables(*torch.split_with_sizes(buffer, elements))
     block = 32
     arguments = (parameters_of(p), tables, sizes, rows, plan.rows)
     grid = (1 + -(-rows // block),)
@@ -50,18 +50,21 @@ def run_passes(
     B, T, C = problem.scores.shape
     parts = plan.parts(T, always_log=always_log)
 
-    def empty(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=p.device)
+    def empty(elements: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        return torch.empty(elements, dtype=dtype, device=p.device)
 
-    workspace = empty(B * directions * parts[0].stride)
+    # Apart, as they are needed for different times.
+    workspace, log_z = empty(B * directions * parts[0].stride), empty(2 * B).view(2, B)
     kept = [None] * 5
+    blocks = T // SPAN + 2 if keep else 0
+    integers = [B, B * blocks * C]
+    has_deep, born = torch.split_with_sizes(empty(sum(integers), torch.int32), integers)
     if keep:
-        blocks = T // SPAN + 2
-        kept = [empty(B, T, C)]
-        kept += [empty(B, T, C) if directions == 2 else kept[0]]
-        kept += [empty(directions, B, T), empty(B, blocks, C)]
-        kept.append(empty(B, blocks, C, dtype=torch.int32))
-    messages = Messages(empty(2, B), empty(B, dtype=torch.int32), *kept)
+        each = [B * T * C] * directions
+        elements = [*each, directions * B * T, B * blocks * C]
+        *rows, offset, prefix = torch.split_with_sizes(empty(sum(elements)), elements)
+        kept = [rows[0], rows[-1], offset, prefix, born]
+    messages = Messages(log_z, has_deep, *kept)
     form = (form_of(p), keep)
     for part in parts:
         if plan.in_parts:
