@@ -90,7 +90,7 @@ def needs_graph_of(*values: Tensor | None) -> bool:
         return True
     if not torch.is_grad_enabled():
         return False
-    return any([value is not None and value.requires_grad for value in values])
+    return any(value is not None and value.requires_grad for value in values)
 
 
 def apply(function: type[torch.autograd.Function], *arguments: object) -> Any:
@@ -136,7 +136,7 @@ class LogPartition(torch.autograd.Function):
         bad: Tensor | None,
         *parameters: Tensor | None,
     ) -> Tensor:
-        """Compute log Z, NaN for `bad` sequences, and the gradients that the backward pass needs."""
+        """Log Z, NaN for `bad` sequences, and the gradients that the backward pass needs."""
         potentials = named(parameters, lengths)
         chosen = choose(backend, potentials) if isinstance(backend, str) else backend
         ctx.given = NAMES[: len(parameters)]

@@ -123,7 +123,7 @@ def poisoned(value: Tensor, bad: Tensor | None, poison: float = torch.nan) -> Te
 
 
 def poisoned_gradient(upstream: Tensor, bad: Tensor | None) -> Tensor:
-    """Upstream gradient of `poisoned` as what it is computed from sees it; both shapes broadcast."""
+    """Upstream gradient of `poisoned`, as the values before it see it; the shapes broadcast."""
     if bad is None:
         return upstream
     return upstream.masked_fill(torch.logical_and(bad, upstream), torch.nan)

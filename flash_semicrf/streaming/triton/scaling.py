@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flash_semicrf.problem.potentials import BY_POSITION
+from flash_semicrf.problem.potentials import BY_POSITION, NAMES
 from flash_semicrf.streaming.triton.jit import launch
 
 __all__ = ["Weights", "scale_kernel", "scaled"]
@@ -49,6 +49,30 @@ def _times(gradient, weight):
 
 
 @triton.jit
+def _weigh(rows, given, b, part, size, BLOCK):
+    """Weigh BLOCK entries of a sequence."""
+    i = part * BLOCK + tl.arange(0, BLOCK)
+    weight = _weights(given, b, True)
+    for n in tl.static_range(len(rows)):
+        x = tl.load(rows[n][0] + b * size + i, mask=i < size, other=0.0)
+        tl.store(rows[n][1] + b * size + i, _times(x, weight), mask=i < size)
+
+
+@triton.jit
+def _sum_up(gradient_ptr, to_ptr, entries, given, block, ROWS, COLUMNS):
+    """Sum COLUMNS entries over the sequences."""
+    i = block * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros([COLUMNS], tl.float64)
+    for first in range(0, given.batch, ROWS):
+        b = (first + tl.arange(0, ROWS)[:, None]).to(tl.int64)
+        inside = b < given.batch
+        place = gradient_ptr + b * entries + i[None, :]
+        x = tl.load(place, mask=inside & (i < entries)[None, :], other=0.0)
+        total += tl.sum(_times(x, _weights(given, b, inside)).to(tl.float64), 0)
+    tl.store(to_ptr + i, total, mask=i < entries)
+
+
+@triton.jit
 def scale_kernel(rows, shared, given, size, parts, BLOCK, ROWS, COLUMNS):
     """Weigh gradients by position, and sum those of shared parameters over the sequences.
 
@@ -58,29 +82,14 @@ def scale_kernel(rows, shared, given, size, parts, BLOCK, ROWS, COLUMNS):
     are in the dtype of the gradient, sums in float64, in a fixed order.
     """
     program = tl.program_id(0)
-    batch = given.batch
-    if program < batch * parts:
-        b = (program // parts).to(tl.int64)
-        i = program % parts * BLOCK + tl.arange(0, BLOCK)
-        weight = _weights(given, b, True)
-        for n in tl.static_range(len(rows)):
-            x = tl.load(rows[n][0] + b * size + i, mask=i < size, other=0.0)
-            tl.store(rows[n][1] + b * size + i, _times(x, weight), mask=i < size)
+    block = program - given.batch * parts
+    if block < 0:
+        _weigh(rows, given, (program // parts).to(tl.int64), program % parts, size, BLOCK)
     else:
-        block = program - batch * parts
         for n in tl.static_range(len(shared)):
             entries = shared[n][2]
-            i = block * COLUMNS + tl.arange(0, COLUMNS)
-            within = (block >= 0) & (i < entries)
             if (block >= 0) & (block * COLUMNS < entries):
-                total = tl.zeros([COLUMNS], tl.float64)
-                for first in range(0, batch, ROWS):
-                    b = (first + tl.arange(0, ROWS)[:, None]).to(tl.int64)
-                    inside = b < batch
-                    place = shared[n][0] + b * entries + i[None, :]
-                    x = tl.load(place, mask=inside & within[None, :], other=0.0)
-                    total += tl.sum(_times(x, _weights(given, b, inside)).to(tl.float64), 0)
-                tl.store(shared[n][1] + i, total, mask=within)
+                _sum_up(shared[n][0], shared[n][1], entries, given, block, ROWS, COLUMNS)
             block -= tl.cdiv(entries, COLUMNS)
 
 
@@ -110,8 +119,8 @@ def scaled(
     """
     found, rows, shared = {}, [], []
     size = programs = 0
-    for name, gradient in gradients.items():
-        gradient = gradient.contiguous()
+    for name in [name for name in NAMES if name in gradients]:
+        gradient = gradients[name].contiguous()
         shape = gradient.shape if name in BY_POSITION else gradient.shape[1:]
         to = torch.empty(shape, dtype=dtypes[name], device=gradient.device)
         found[name] = to
@@ -124,7 +133,7 @@ def scaled(
             programs += -(-entries // _COLUMNS)
     batch, parts = len(weight), -(-size // _BLOCK)
     given = Weights(weight, weight.stride(0), bad, batch)
-    kinds = [(x.dtype, found[name].dtype, name in BY_POSITION) for name, x in gradients.items()]
+    kinds = [(gradients[name].dtype, x.dtype, name in BY_POSITION) for name, x in found.items()]
     large = max([size, *[entries for _, _, entries in shared]]) >> 31
     form = None if large else (*kinds, weight.dtype, bad is None)
     options = {"BLOCK": _BLOCK, "ROWS": _ROWS, "COLUMNS": _COLUMNS, "num_warps": 4}

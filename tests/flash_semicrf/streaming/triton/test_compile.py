@@ -124,6 +124,7 @@ def record_launches() -> dict[str, Launch]:
     Kernels that have a variant for duration tails come with and without, as "... with a tail".
     """
     from flash_semicrf.streaming.triton.jit import launch, signature_of
+    from flash_semicrf.streaming.triton.static import chunks
     from flash_semicrf.streaming.triton.values import flags_of, values_are_allowed
 
     launches = {}
@@ -151,6 +152,9 @@ def record_launches() -> dict[str, Launch]:
                 tail=tail, dtype=torch.float32,
             )  # fmt: skip
             BACKENDS["triton"].viterbi(problem)
+            with monkeypatch.context() as many:
+                many.setattr(chunks, "FEW", 1)
+                BACKENDS["triton"].gradients(problem, set(problem.parameters()))
             log_z, found = BACKENDS["triton"].gradients(problem, set(problem.parameters()))
             dtypes = {name: value.dtype for name, value in problem.parameters().items()}
             BACKENDS["triton"].scaled(found, log_z, log_z > 0, dtypes)
