@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from flash_semicrf.problem.flags import poisoned, poisoned_gradient
 from flash_semicrf.problem.potentials import BY_POSITION, NAMES, Potentials
 from flash_semicrf.streaming.dispatch import Backend, choose
+from flash_semicrf.streaming.triton.backend import TritonBackend
 
 __all__ = [
     "LogPartition",
@@ -25,12 +27,13 @@ __all__ = [
     "SemiCRFStreaming",
     "apply",
     "named",
-    "needs_graph",
     "needs_graph_of",
     "once",
     "scaled_by_torch",
     "scaled_gradient",
 ]
+
+_TRITON = TritonBackend()
 
 ONCE_ONLY = (
     'log_partition() is differentiable once by this backend; pass backend="reference" for second '
@@ -81,16 +84,13 @@ class Once(torch.autograd.Function):
         raise RuntimeError(ctx.reason)
 
 
-def needs_graph(potentials: Potentials) -> bool:
-    """Whether a function of a problem has to be differentiable."""
-    return needs_graph_of(*potentials.parameters().values())
-
-
-def needs_graph_of(*values: Tensor) -> bool:
-    """Whether a function of tensors has to be differentiable."""
+def needs_graph_of(*values: Tensor | None) -> bool:
+    """Whether a function of tensors, some of which may be missing, has to be differentiable."""
     if forward_ad._current_level >= 0:  # forward-mode derivatives have a mode of their own
         return True
-    return torch.is_grad_enabled() and any(value.requires_grad for value in values)
+    if not torch.is_grad_enabled():
+        return False
+    return any(value is not None and value.requires_grad for value in values)
 
 
 def apply(function: type[torch.autograd.Function], *arguments: object) -> Any:
@@ -130,34 +130,43 @@ class LogPartition(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, backend: str | Backend, lengths: Tensor, *parameters: Tensor | None
+        ctx: Any,
+        backend: str | Backend,
+        lengths: Tensor,
+        bad: Tensor | None,
+        *parameters: Tensor | None,
     ) -> Tensor:
-        """Compute log Z, and the gradients that the backward pass needs."""
+        """Log Z, NaN for `bad` sequences, and the gradients that the backward pass needs."""
         potentials = named(parameters, lengths)
         chosen = choose(backend, potentials) if isinstance(backend, str) else backend
         ctx.given = NAMES[: len(parameters)]
-        needs = dict(zip(ctx.given, ctx.needs_input_grad[2:], strict=True))
+        needs = dict(zip(ctx.given, ctx.needs_input_grad[3:], strict=True))
         wanted = {name for name, needed in needs.items() if needed}
         if not wanted:
-            return chosen.log_partition(potentials)
+            return poisoned(chosen.log_partition(potentials), bad)
         log_z, gradients = chosen.gradients(potentials, wanted)
+        log_z = poisoned(log_z, bad)
+        ctx.by_triton = chosen.name == _TRITON.name
         ctx.wanted = [name for name in NAMES if name in wanted]
-        given = potentials.parameters()
-        ctx.dtypes = {name: given[name].dtype for name in wanted}
-        ctx.save_for_backward(log_z, *(gradients[name] for name in ctx.wanted))
+        ctx.dtypes = {name: getattr(potentials, name).dtype for name in wanted}
+        ctx.save_for_backward(log_z, bad, *(gradients[name] for name in ctx.wanted))
         return log_z
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Scale each sequence's gradient; sum those of shared parameters over the batch."""
-        log_z, *gradients = ctx.saved_tensors
-        found: dict[str, Tensor] = {}
-        for name, gradient in zip(ctx.wanted, gradients, strict=True):
-            scaled = scaled_gradient(gradient, upstream.to(gradient.dtype), name in BY_POSITION)
-            found[name] = scaled.to(ctx.dtypes[name])
-            if torch.is_grad_enabled():  # create_graph=True
-                found[name] = once(found[name], log_z, ONCE_ONLY)
-        return (None, None, *(found.get(name) for name in ctx.given))
+        log_z, bad, *gradients = ctx.saved_tensors
+        found = dict(zip(ctx.wanted, gradients, strict=True))
+        if ctx.by_triton:
+            found = _TRITON.scaled(found, upstream, bad, ctx.dtypes)
+        else:
+            weight = poisoned_gradient(upstream, bad)
+            for name, gradient in found.items():
+                scaled = scaled_gradient(gradient, weight.to(gradient.dtype), name in BY_POSITION)
+                found[name] = scaled.to(ctx.dtypes[name])
+        if torch.is_grad_enabled():  # create_graph=True
+            found = {name: once(value, log_z, ONCE_ONLY) for name, value in found.items()}
+        return (None, None, None, *map(found.get, ctx.given))
 
 
 class SemiCRFStreaming(LogPartition):
@@ -175,5 +184,5 @@ class SemiCRFStreaming(LogPartition):
     @classmethod
     def apply(cls, backend: str | Backend, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
         """Compute log Z, and the gradients that the backward pass needs."""
-        log_z: Tensor = apply(LogPartition, backend, lengths, *parameters)
+        log_z: Tensor = apply(LogPartition, backend, lengths, None, *parameters)
         return log_z

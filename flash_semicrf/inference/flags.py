@@ -50,7 +50,9 @@ def validated(
         return Flagged(check_potentials(potentials), None)
     check_eager()
     p = check_form(potentials)
-    p = p.replace(lengths=with_lengths_on_device(p.lengths, p.num_positions, p.device))
+    lengths = with_lengths_on_device(p.lengths, p.num_positions, p.device)
+    if lengths is not p.lengths:
+        p = p.replace(lengths=lengths)
     may_run = backend == "triton" or (backend == "auto" and p.device.type == "cuda")
     if may_run and _TRITON.why_not(p) is None:
         return _TRITON.flagged(p)

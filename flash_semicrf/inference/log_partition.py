@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.inference.autograd import LogPartition, apply, needs_graph
+from flash_semicrf.inference.autograd import LogPartition, apply, needs_graph_of
 from flash_semicrf.inference.flags import validated
 from flash_semicrf.inference.operators import traced_log_partition
 from flash_semicrf.problem.constraints import Constraints, constrain
@@ -64,15 +64,17 @@ def log_partition(
     if torch.compiler.is_compiling() and constraints is None:
         return traced_log_partition(potentials, backend)
     p, bad = validated(potentials, backend, validate, constraints)
-    return poisoned(log_partition_of_checked(constrain(p, constraints), backend), bad)
+    return log_partition_of_checked(constrain(p, constraints), backend, bad)
 
 
-def log_partition_of_checked(p: Potentials, backend: str) -> Tensor:
-    """`log_partition` of a checked problem."""
+def log_partition_of_checked(p: Potentials, backend: str, bad: Tensor | None = None) -> Tensor:
+    """`log_partition` of a checked problem, NaN for sequences that are flagged as bad."""
     chosen = choose(backend, p)
     if chosen.name == "reference":
-        return reference.log_partition(p)  # differentiable any number of times
-    if not needs_graph(p):
-        return chosen.log_partition(p)
-    log_z: Tensor = apply(LogPartition, chosen, p.lengths, *map(p.parameters().get, NAMES))
+        # Differentiable any number of times.
+        return poisoned(reference.log_partition(p), bad)
+    values = [getattr(p, name) for name in NAMES]
+    if not needs_graph_of(*values):
+        return poisoned(chosen.log_partition(p), bad)
+    log_z: Tensor = apply(LogPartition, chosen, p.lengths, bad, *values)
     return log_z

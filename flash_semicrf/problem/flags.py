@@ -21,6 +21,7 @@ __all__ = [
     "Validate",
     "flag_values",
     "poisoned",
+    "poisoned_gradient",
     "reads_values",
     "with_lengths_on_device",
 ]
@@ -116,7 +117,16 @@ def poisoned(value: Tensor, bad: Tensor | None, poison: float = torch.nan) -> Te
     """
     if bad is None:
         return value
+    if not (value.requires_grad and torch.is_grad_enabled()):
+        return value.masked_fill(bad.view(-1, *(1,) * (value.dim() - 1)), poison)
     return _poison(value, bad.view(-1, *(1,) * (value.dim() - 1)), poison)
+
+
+def poisoned_gradient(upstream: Tensor, bad: Tensor | None) -> Tensor:
+    """Upstream gradient of `poisoned`, as the values before it see it; the shapes broadcast."""
+    if bad is None:
+        return upstream
+    return upstream.masked_fill(torch.logical_and(bad, upstream), torch.nan)
 
 
 class _Poison(torch.autograd.Function):
@@ -130,7 +140,7 @@ class _Poison(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         (bad,) = ctx.saved_tensors
-        return upstream.masked_fill(torch.logical_and(bad, upstream), torch.nan), None, None
+        return poisoned_gradient(upstream, bad), None, None
 
 
 _poison: Callable[[Tensor, Tensor, float], Tensor] = _Poison.apply

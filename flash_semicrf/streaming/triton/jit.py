@@ -9,21 +9,22 @@ gives them by name.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-from triton.compiler import ASTSource, CompiledKernel
+from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
 from flash_semicrf.streaming.triton.compiler import compile_kernels
+from flash_semicrf.streaming.triton.launcher import Launcher, launcher_of
 
 __all__ = ["is_rehearsal", "launch", "launched_if_compiled", "launched_together", "signature_of"]
 
 _T = TypeVar("_T")
 
-_compiled: dict[tuple, CompiledKernel] = {}
+_compiled: dict[tuple, Launcher] = {}
 
 _later: dict[int, dict[tuple, tuple[ASTSource, int]]] = {}
 """By device: kernels to compile when others are."""
@@ -37,6 +38,7 @@ def launch(
     grid: tuple[int, ...],
     *arguments: Tensor | int | tuple | None,
     num_warps: int,
+    form: Hashable = None,
     **constants: int,
 ) -> None:
     """Launch a kernel on the current device and stream.
@@ -45,28 +47,35 @@ def launch(
     call would compile again for numbers that are 1 or multiples of 16 and for pointers that are
     not aligned, and these kernels gain nothing from either; and it takes some 50 microseconds of
     Python to find out what it knows from the call before.
+
+    To look at every argument takes longer than to launch. A caller that knows what the dtypes, and
+    what is None, depend on gives that as `form`: with the same kernel, form and constants they are
+    the same, and whole numbers are below 2^31.
     """
     if not isinstance(function, JITFunction):  # in Triton's interpreter
         function.rewrite().__annotations__.update(dict.fromkeys(constants, "constexpr"))
         function[grid](*arguments, **constants)
         return
     device = torch.cuda.current_device()
-    key = (function, device, num_warps, *constants.items(), *_kinds(arguments))
-    compiled = _compiled.get(key)
+    kinds = _kinds(arguments) if form is None else form
+    # By the function: a kernel of Triton hashes what it was made from.
+    key = (function.fn, device, num_warps, form is None, kinds, *constants.items())
+    launcher = _compiled.get(key)
     missing = getattr(_this_thread, "missing", None)
-    if compiled is None:
+    if launcher is None:
         source = ASTSource(function, *signature_of(function, arguments, constants))
         if missing is None or torch.cuda.is_current_stream_capturing():
             _compile({key: (source, num_warps)})
-            compiled = _compiled[key]
+            launcher = _compiled[key]
         else:
             missing[key] = source, num_warps
-    if not missing:
-        compiled[(*grid, 1, 1)[:3]](*arguments, *constants.values())
+    if launcher is not None and not missing:
+        launcher(device, (*grid, 1, 1)[:3], (*arguments, *constants.values()))
 
 
 def _compile(missing: dict[tuple, tuple[ASTSource, int]]) -> None:
-    _compiled.update(zip(missing, compile_kernels([*missing.values()]), strict=True))
+    compiled = compile_kernels([*missing.values()])
+    _compiled.update(zip(missing, map(launcher_of, compiled), strict=True))
 
 
 def _launched(call: Callable[[], _T]) -> tuple[_T, dict[tuple, tuple[ASTSource, int]]]:

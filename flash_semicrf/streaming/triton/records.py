@@ -14,6 +14,7 @@ __all__ = [
     "Problem",
     "Sizes",
     "State",
+    "form_of",
     "parameters_of",
     "power_of_two_above",
     "problem_of",
@@ -74,6 +75,25 @@ def problem_of(p: Potentials) -> Problem:
         )
     _, T, C = scores.shape
     return Problem(scores, start, end, Sizes(p.lengths.contiguous(), T, C, p.max_duration))
+
+
+def form_of(p: Potentials) -> tuple[torch.dtype | None, ...]:
+    """What kernels are compiled for: the dtype of each parameter, None where there is none.
+
+    With start scores alone the problem's records have both, and likewise with end scores.
+    """
+    s, e = p.start_scores, p.end_scores
+    i, f, t = p.initial_scores, p.final_scores, p.duration_tail
+    return (
+        p.scores.dtype,
+        p.transition.dtype,
+        p.duration_bias.dtype,
+        None if s is None else s.dtype,
+        None if e is None else e.dtype,
+        None if i is None else i.dtype,
+        None if f is None else f.dtype,
+        None if t is None else t.dtype,
+    )
 
 
 def parameters_of(p: Potentials) -> Parameters:

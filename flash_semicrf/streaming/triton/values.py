@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.triton.jit import launch
-from flash_semicrf.streaming.triton.records import Sizes
+from flash_semicrf.streaming.triton.records import Sizes, form_of
 
 __all__ = ["flags_kernel", "flags_of", "values_are_allowed", "values_kernel"]
 
@@ -124,11 +124,13 @@ def flags_of(potentials: Potentials) -> tuple[Tensor, Tensor]:
     B, T, C = p.scores.shape
     lengths = torch.empty(B, dtype=torch.int64, device=p.device)
     parts = -(-T * C // _PART)
-    bad = torch.empty((parts, B), dtype=torch.bool, device=p.device)
+    shape = (B,) if parts == 1 else (parts, B)
+    bad = torch.empty(shape, dtype=torch.bool, device=p.device)
     arguments = (rows, flat, Sizes(p.lengths.contiguous(), T, C, 0), lengths, bad, _PART)
-    launch(flags_kernel, (B, parts), *arguments, BLOCK=_WIDE_BLOCK, num_warps=8)
+    form = None if any(size >> 31 for _, size in flat) else form_of(p)
+    launch(flags_kernel, (B, parts), *arguments, form=form, BLOCK=_WIDE_BLOCK, num_warps=8)
     if parts == 1:
-        return lengths, bad[0]
+        return lengths, bad
     found = bad.any(0)
     return lengths.masked_fill(found, 0), found
 

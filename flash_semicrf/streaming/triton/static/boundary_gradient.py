@@ -33,7 +33,7 @@ from flash_semicrf.streaming.triton.numerics import (
     wide,
 )
 
-__all__ = ["Marginals", "boundary_kernel", "carry_kernel", "position_kernel"]
+__all__ = ["Marginals", "boundary_kernel"]
 
 _STEEP = tl.constexpr(300.0)
 
@@ -237,35 +237,3 @@ def boundary_kernel(
     if tl.num_programs(0) > 1:
         place = (b * tl.num_programs(0) + chunk) * C + tl.arange(0, CP)
         tl.store(to.carry + place, running, mask=tl.arange(0, CP) < C)
-
-
-@triton.jit
-def carry_kernel(carry_ptr, sizes, chunks, CP, ROWS):
-    """Replace `carry` (B, chunks, C) by its sums over the chunks before; program (b,)."""
-    b = tl.program_id(0).to(tl.int64)
-    C = sizes.C
-    label = tl.arange(0, CP)[None, :]
-    running = tl.zeros([CP], tl.float64)
-    for first in range(0, chunks, ROWS):
-        row = first + tl.arange(0, ROWS)[:, None]
-        inside = (row < chunks) & (label < C)
-        place = carry_ptr + (b * chunks + row) * C + label
-        value = tl.load(place, mask=inside, other=0.0)
-        total = tl.cumsum(value, 0)
-        tl.store(place, total - value + running[None, :], mask=inside)
-        running += tl.sum(value, 0)
-
-
-@triton.jit
-def position_kernel(position_ptr, carry_ptr, sizes, chunks, span, CP, TT):
-    """Add what was open at the start of each chunk of `span` positions; program (tile, b)."""
-    b = tl.program_id(1).to(tl.int64)
-    t = tl.program_id(0) * TT + tl.arange(0, TT)[:, None]
-    T, C = sizes.T, sizes.C
-    label = tl.arange(0, CP)[None, :]
-    length = tl.load(sizes.lengths + b).to(tl.int32)
-    inside = (t < length) & (label < C)
-    place = position_ptr + (b * T + t) * C + label
-    carried = tl.load(carry_ptr + (b * chunks + t // span) * C + label, mask=inside, other=0.0)
-    value = tl.load(place, mask=inside, other=0.0).to(tl.float64) + carried
-    tl.store(place, tl.minimum(tl.maximum(value, 0.0), 1.0), mask=inside)

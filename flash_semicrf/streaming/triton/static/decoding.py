@@ -33,7 +33,7 @@ def _run_pass(p: Potentials, problem: Problem, plan: Plan) -> tuple[Tables, MaxM
     parts = plan.parts(T, maximum=True)
     sizes = [B * T * C, B * T * C, B, B * parts[0].stride]
     buffer = torch.empty(sum(sizes), dtype=torch.float64, device=p.device)
-    *outputs, workspace = buffer.split(sizes)
+    *outputs, workspace = torch.split_with_sizes(buffer, sizes)
     found = MaxMessages(*outputs, torch.empty(B, dtype=torch.int32, device=p.device))
     for part in parts:
         if plan.in_parts:

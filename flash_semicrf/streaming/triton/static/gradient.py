@@ -10,13 +10,9 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.triton.jit import launch
-from flash_semicrf.streaming.triton.records import Problem, power_of_two_above, problem_of
-from flash_semicrf.streaming.triton.static.boundary_gradient import (
-    Marginals,
-    boundary_kernel,
-    carry_kernel,
-    position_kernel,
-)
+from flash_semicrf.streaming.triton.records import Problem, form_of, power_of_two_above, problem_of
+from flash_semicrf.streaming.triton.static.boundary_gradient import Marginals, boundary_kernel
+from flash_semicrf.streaming.triton.static.chunks import finish
 from flash_semicrf.streaming.triton.static.duration_gradient import (
     duration_gradient_kernel,
     longer_gradient_kernel,
@@ -102,13 +98,11 @@ def gradients_from(
     return {name: found[name] for name in wanted}
 
 
-def _in_core(parts: Tensor, core: Core | None) -> Tensor:
+def _in_core(parts: Tensor, core: Core) -> Tensor:
     """Sum over the chunks of each sequence's core, (B, chunks, ...) to (B, ...)."""
-    if core is not None:
-        begin = torch.arange(parts.shape[1], device=parts.device) * core.span
-        own = (begin >= core.bounds[:, :1]) & (begin < core.bounds[:, 1:])
-        parts = torch.where(own.view(*own.shape, *(1,) * (parts.dim() - 2)), parts, 0.0)
-    return parts.sum(1)
+    begin = torch.arange(parts.shape[1], device=parts.device) * core.span
+    own = (begin >= core.bounds[:, :1]) & (begin < core.bounds[:, 1:])
+    return torch.where(own.view(*own.shape, *(1,) * (parts.dim() - 2)), parts, 0.0).sum(1)
 
 
 def _span(positions: int, shortest: int) -> int:
@@ -134,12 +128,9 @@ def _boundary_gradients(
     tiles, chunks = span // SPAN, -(-(T + 1) // span)
     want_ends = bool(wanted & {"start_scores", "end_scores"})
     start, end = (torch.empty_like(scores) if want_ends else None for _ in range(2))
-    sizes = [B * chunks * C, B * chunks * C * C if "transition" in wanted else 0]
-    buffer = torch.empty(sum(sizes), dtype=torch.float64, device=scores.device)
-    carry, transition = buffer.split(sizes)
-    # Apart from the buffer, which would otherwise be kept with them.
+    carry = torch.empty((B, chunks, C), dtype=torch.float64, device=scores.device)
     edges = torch.empty((2, B, C), dtype=torch.float64, device=scores.device)
-    transition = transition.view(B, chunks, C, C) if "transition" in wanted else None
+    transition = carry.new_empty((B, chunks, C, C)) if "transition" in wanted else None
     to = Marginals(torch.empty_like(scores), start, end, carry, transition, *edges)
     options = {
         "HAS_INITIAL": p.initial_scores is not None,
@@ -148,17 +139,17 @@ def _boundary_gradients(
         "DOT": 16 <= labels <= 64,
         "num_warps": 4 if labels <= (32 if chunks * B > _FEW_PROGRAMS else 16) else 8,
     }
+    form = (form_of(p), want_ends, transition is None)
     arguments = (problem, tables.log_matrix, tables.first, messages, to, tiles)
-    launch(boundary_kernel, (chunks, B), *arguments, CP=labels, TT=SPAN, **options)
-    if chunks > 1:
-        launch(carry_kernel, (B,), carry, problem.sizes, chunks, CP=labels, ROWS=64, num_warps=4)
-        arguments = (to.position, carry, problem.sizes, chunks, span)
-        grid = (-(-T // SPAN), B)
-        launch(position_kernel, grid, *arguments, CP=labels, TT=SPAN, num_warps=4)
+    launch(boundary_kernel, (chunks, B), *arguments, form=form, CP=labels, TT=SPAN, **options)
     found = {"scores": to.position, "start_scores": start, "end_scores": end}
     found["initial_scores"], found["final_scores"] = edges
+    pairs = transition if core is None else None
+    total = None if transition is None else transition[:, 0]
+    if chunks > 1:
+        total = finish(to.position, carry, pairs, problem.sizes, span, labels)
     if transition is not None:
-        found["transition"] = _in_core(transition, core)  # a copy, also of one chunk
+        found["transition"] = total if core is None else _in_core(transition, core)
     return found
 
 
@@ -176,6 +167,7 @@ def _duration_gradient(
     given = (problem.scores, problem.sizes, tables.log_window, messages, bounds)
     grid = (-(-K // tile), chunks, B)
     groups = 4 if math.prod(grid) <= _FEW_PROGRAMS else 1
-    options = {"CP": labels, "KT": tile, "G": groups, "num_warps": 4 * groups}
+    form = (problem.scores.dtype, core is None)
+    options = {"form": form, "CP": labels, "KT": tile, "G": groups, "num_warps": 4 * groups}
     launch(duration_gradient_kernel, grid, *given, gradient, span, **options)
     return gradient[:, 0] if chunks == 1 else gradient.sum(1)

@@ -6,7 +6,7 @@ import torch
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.triton.jit import launch
-from flash_semicrf.streaming.triton.records import Problem, Sizes, parameters_of
+from flash_semicrf.streaming.triton.records import Problem, Sizes, form_of, parameters_of
 from flash_semicrf.streaming.triton.static.far import far_kernel
 from flash_semicrf.streaming.triton.static.halves import BLOCKS, join_kernel, total_kernel
 from flash_semicrf.streaming.triton.static.passes import Messages, pass_kernel
@@ -24,11 +24,12 @@ def tables_of(p: Potentials, sizes: Sizes, plan: Plan, maximum: bool = False) ->
     if plan.has_tail:
         elements.append(3 * CP)
     buffer = torch.empty(sum(elements), dtype=torch.float64, device=p.device)
-    tables = Tables(*buffer.split(elements))
+    tables = Tables(*torch.split_with_sizes(buffer, elements))
     block = 32
     arguments = (parameters_of(p), tables, sizes, rows, plan.rows)
     grid = (1 + -(-rows // block),)
-    launch(prepare_kernel, grid, *arguments, MAX=maximum, CP=CP, ROWS=block, num_warps=4)
+    options = {"MAX": maximum, "CP": CP, "ROWS": block, "num_warps": 4}
+    launch(prepare_kernel, grid, *arguments, form=form_of(p), **options)
     return tables
 
 
@@ -50,19 +51,23 @@ def run_passes(
     B, T, C = problem.scores.shape
     parts = plan.parts(T, always_log=always_log)
 
-    def empty(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=p.device)
+    def empty(elements: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        return torch.empty(elements, dtype=dtype, device=p.device)
 
-    workspace = empty(B * directions * parts[0].stride)
+    # Apart, as they are needed for different times.
+    workspace, log_z = empty(B * directions * parts[0].stride), empty(2 * B).view(2, B)
     kept = [None] * 5
+    blocks = T // SPAN + 2 if keep else 0
+    integers = [B, B * blocks * C]
+    has_deep, born = torch.split_with_sizes(empty(sum(integers), torch.int32), integers)
     if keep:
-        blocks = T // SPAN + 2
-        kept = [empty(B, T, C)]
-        kept += [empty(B, T, C) if directions == 2 else kept[0]]
-        kept += [empty(directions, B, T), empty(B, blocks, C)]
-        kept.append(empty(B, blocks, C, dtype=torch.int32))
-    messages = Messages(empty(2, B), empty(B, dtype=torch.int32), *kept)
-    _launch_parts(problem, plan, (tables, workspace, messages), parts, directions, halves=False)
+        each = [B * T * C] * directions
+        elements = [*each, directions * B * T, B * blocks * C]
+        *rows, offset, prefix = torch.split_with_sizes(empty(sum(elements)), elements)
+        kept = [rows[0], rows[-1], offset, prefix, born]
+    messages = Messages(log_z, has_deep, *kept)
+    memory = tables, workspace, messages
+    _launch_parts(problem, plan, memory, parts, directions, (form_of(p), keep, False))
     return tables, messages
 
 
@@ -72,18 +77,20 @@ def _launch_parts(
     memory: tuple[Tables, torch.Tensor, Messages],
     parts: list[Part],
     directions: int,
-    halves: bool,
+    form: tuple,
 ) -> None:
+    """Launch a pass, its far windows where it comes in parts; the last of `form` says whether the
+    directions meet in the middle."""
     B = len(problem.scores)
     tables, workspace, messages = memory
-    options = {"HALVES": halves, "SPAN": SPAN, **plan.options}
+    options = {"HALVES": form[-1], "SPAN": SPAN, **plan.options}
     for part in parts:
         if plan.in_parts:
             grid = (plan.blocks_of_part, B * directions)
             arguments = (tables.window, None, workspace, part)
             launch(far_kernel, grid, *arguments, MAX=False, **plan.far_options)
         arguments = (problem, tables, workspace, messages, part)
-        launch(pass_kernel, (B, directions), *arguments, **options)
+        launch(pass_kernel, (B, directions), *arguments, form=form, **options)
 
 
 def run_halves(
@@ -99,7 +106,7 @@ def run_halves(
     joined, workspace = buffer.split(sizes)
     log_z = buffer.new_empty(2, B)  # apart from the buffer, which would otherwise be kept with it
     messages = Messages(log_z, *[None] * 6)
-    _launch_parts(problem, plan, (tables, workspace, messages), parts, 2, halves=True)
+    _launch_parts(problem, plan, (tables, workspace, messages), parts, 2, (form_of(p), False, True))
     constants = {"CP": plan.labels, "R": plan.rows}
     arguments = (problem, tables.log_window, workspace, parts[0], joined)
     warps = max(1, min(4, plan.rows * plan.rows * plan.labels // 256))

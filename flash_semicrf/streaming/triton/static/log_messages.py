@@ -97,10 +97,11 @@ def log_messages(p: Potentials, problem: Problem, plan: Plan) -> LogMessages:
     eta, beta = torch.empty((2, B, T + 1, C), dtype=torch.float64, device=p.device)
     tile = max(1, 1024 // plan.labels)
     grid, options = (-(-(T + 1) // tile), B), {"CP": plan.labels, "TT": tile, "num_warps": 4}
+    offsets = stored.offset.view(2, -1)
     matrices, edges = tables.log_matrix.view(2, -1), tables.first.view(2, -1)
     for direction, to in enumerate([(alpha, gamma), (eta, beta)]):
         given = (matrices[direction], edges[direction])
-        rows = (stored.backward if direction else stored.forward, stored.offset[direction])
+        rows = (stored.backward if direction else stored.forward, offsets[direction])
         arguments = (problem.sizes, *given, *rows, *to)
         launch(log_messages_kernel, grid, *arguments, FORWARD=direction == 0, **options)
     return LogMessages(stored.log_z[0], alpha, gamma, eta, beta, alpha)

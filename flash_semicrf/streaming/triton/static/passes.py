@@ -46,7 +46,10 @@ __all__ = ["Messages", "pass_kernel"]
 
 
 class Messages(NamedTuple):
-    """Log Z and the messages of both passes as `pass_kernel` writes them."""
+    """Log Z and the messages of both passes as `pass_kernel` writes them.
+
+    All but log Z are flat: parts of two buffers.
+    """
 
     log_z: Tensor  # (2, B): without the common parts of the scores, as the messages; with them
     has_deep: Tensor | None  # (B,), int32; None with halves

@@ -52,12 +52,14 @@ def _windows(p: Potentials, core: Tensor, messages: Messages, both: bool) -> Win
     lengths = p.lengths[:, None, None]
     place = before(core, p.max_duration)
     valid = (place > 0) & (place <= lengths)
-    alpha = _logs(messages.forward, messages.offset[0], place - 1, valid)
+    shape = p.scores.shape
+    offset = messages.offset.view(-1, *shape[:2])
+    alpha = _logs(messages.forward.view(shape), offset[0], place - 1, valid)
     eta = None
     if both:
         place = after(core, p.max_duration)
         valid = (place > 0) & (place < lengths)
-        eta = _logs(messages.backward, messages.offset[1], place, valid)
+        eta = _logs(messages.backward.view(shape), offset[1], place, valid)
     return Windows(alpha, eta, _left_out(p, core))
 
 

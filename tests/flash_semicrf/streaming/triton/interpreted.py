@@ -117,6 +117,13 @@ def test_kernels_of_many_programs_agree_with_reference(mask, monkeypatch):
     assert_agrees_with_reference(problem)
 
 
+def test_gradients_of_many_chunks_agree_with_reference(monkeypatch):
+    from flash_semicrf.streaming.triton.static import chunks
+
+    monkeypatch.setattr(chunks, "FEW", 1)  # as if two were many
+    assert_agrees_with_reference(LONG.problem())
+
+
 def test_long_windows_in_parts_agree_with_reference(monkeypatch):
     from flash_semicrf.streaming.triton.static import plan
 

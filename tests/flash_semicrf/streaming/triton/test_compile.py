@@ -55,6 +55,7 @@ SPILLS = {
     "far_kernel": 0,
     "far_kernel of maxima": 0,
     "far_kernel of maxima with a tail": 48,  # 32 measured
+    "finish_kernel": 0,
     "flags_kernel": 0,
     "join_kernel": 0,
     "last_segment_kernel": 0,
@@ -67,13 +68,13 @@ SPILLS = {
     "pass_kernel": 600,  # 310 to 470 measured, at 255 registers; half without boundary scores
     "pass_kernel of halves": 600,  # 390 measured
     "pass_kernel with a tail": 600,
-    "position_kernel": 0,
     "prefix_kernel": 0,
     "prepare_kernel": 0,
     "prepare_kernel with a tail": 0,
     "previous_segment_kernel": 0,
     "sample_kernel": 0,
     "sample_kernel with a tail": 0,
+    "scale_kernel": 0,
     "table_kernel": 0,
     "tail_tangent_kernel with a tail": 0,
     "tangent_pass_kernel": 32,  # 16 measured, at 8.9
@@ -126,11 +127,12 @@ def record_launches() -> dict[str, Launch]:
     Kernels that have a variant for duration tails come with and without, as "... with a tail".
     """
     from flash_semicrf.streaming.triton.jit import launch, signature_of
+    from flash_semicrf.streaming.triton.static import chunks
     from flash_semicrf.streaming.triton.values import flags_of, values_are_allowed
 
     launches = {}
 
-    def record(kernel, grid, *arguments, num_warps, **constants):
+    def record(kernel, grid, *arguments, num_warps, form=None, **constants):
         signature, values = signature_of(kernel, arguments, constants)
         name = kernel.fn.__name__
         key = f"{name} of maxima" if name == "far_kernel" and constants["MAX"] else name
@@ -155,7 +157,12 @@ def record_launches() -> dict[str, Launch]:
             )  # fmt: skip
             BACKENDS["triton"].viterbi(problem)
             BACKENDS["triton"].log_partition(problem)
-            BACKENDS["triton"].gradients(problem, set(problem.parameters()))
+            with monkeypatch.context() as many:
+                many.setattr(chunks, "FEW", 1)
+                BACKENDS["triton"].gradients(problem, set(problem.parameters()))
+            log_z, found = BACKENDS["triton"].gradients(problem, set(problem.parameters()))
+            dtypes = {name: value.dtype for name, value in problem.parameters().items()}
+            BACKENDS["triton"].scaled(found, log_z, log_z > 0, dtypes)
             BACKENDS["triton"].messages(problem)
             BACKENDS["triton"].sample(problem, 2, 0)
             BACKENDS["triton"].tangents(problem, problem, set(problem.parameters()))

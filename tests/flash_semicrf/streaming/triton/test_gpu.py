@@ -14,7 +14,7 @@ from flash_semicrf.problem.unroll import unrolled
 from flash_semicrf.problem.validation import check_table
 from flash_semicrf.streaming.compilation import watched
 from flash_semicrf.streaming.dispatch import BACKENDS, choose
-from tests.flash_semicrf.cases import LONG_CASES, LONG_SHAPES
+from tests.flash_semicrf.cases import LONG_CASES, LONG_SHAPES, with_gradients
 from tests.flash_semicrf.streaming.triton.gpu_cases import (
     BY_POSITION,
     CONDITIONS,
@@ -274,7 +274,7 @@ def test_unwritten_memory_is_not_read(setting):
 
 @USUAL
 def test_kernels_of_an_operation_are_compiled_before_any_is_launched(monkeypatch):
-    from triton.compiler import CompiledKernel
+    from triton import knobs
 
     from flash_semicrf.streaming.triton import jit
 
@@ -282,13 +282,7 @@ def test_kernels_of_an_operation_are_compiled_before_any_is_launched(monkeypatch
     expected = viterbi(problem)
     monkeypatch.setattr(jit, "_compiled", {})  # those on disk are loaded again
     launched, compiled = [], []
-    launch = CompiledKernel.__getitem__
-
-    def launch_and_list(kernel, grid):
-        launched.append(grid)
-        return launch(kernel, grid)
-
-    monkeypatch.setattr(CompiledKernel, "__getitem__", launch_and_list)
+    monkeypatch.setattr(knobs.runtime.launch_enter_hook, "calls", [launched.append])
     with watched(lambda cost: compiled.append(len(launched))):
         found = viterbi(problem)
     assert found.segments == expected.segments
@@ -296,6 +290,53 @@ def test_kernels_of_an_operation_are_compiled_before_any_is_launched(monkeypatch
     assert len(launched) == 6 and set(compiled) == {0}
     assert viterbi(problem).segments == expected.segments
     assert len(compiled) == 7 and len(launched) == 13
+
+
+@USUAL
+def test_the_backward_pass_is_compiled_with_the_forward_pass(monkeypatch):
+    from flash_semicrf.streaming.triton import jit
+
+    problem = with_gradients(draw("usual").to("cuda"))
+    monkeypatch.setattr(jit, "_compiled", {})
+    compiled = []
+    with watched(compiled.append):
+        log_z = log_partition(problem)
+        before = len(compiled)
+        log_z.sum().backward()
+    assert len(compiled) == before > 0
+
+
+@USUAL
+def test_hooks_of_triton_see_every_launch(monkeypatch):
+    from triton import knobs
+
+    problem = with_gradients(draw("usual").to("cuda"))
+
+    def results() -> list[torch.Tensor]:
+        log_z = log_partition(problem)
+        given = list(problem.parameters().values())
+        return [log_z.detach(), *torch.autograd.grad(log_z.sum(), given)]
+
+    expected = results()
+    entered, left = [], []
+    monkeypatch.setattr(knobs.runtime.launch_enter_hook, "calls", [entered.append])
+    monkeypatch.setattr(knobs.runtime.launch_exit_hook, "calls", [left.append])
+    found = results()
+    assert_equal_results(found, expected)
+    names = [metadata.get()["name"] for metadata in entered]
+    assert {"flags_kernel", "prepare_kernel", "pass_kernel", "scale_kernel"} <= set(names)
+    assert len(entered) == len(left)
+
+
+@USUAL
+def test_kernels_are_launched_by_the_function_in_c():
+    import triton
+
+    from flash_semicrf.streaming.triton import jit
+
+    log_partition(draw("usual").to("cuda"))
+    if triton.__version__.startswith("3.6."):
+        assert all(launcher.run is not None for launcher in jit._compiled.values())
 
 
 @USUAL
