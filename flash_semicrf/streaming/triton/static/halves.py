@@ -8,7 +8,8 @@ as many steps one after the other. Either a segment ends at m, or one spans it:
 
 where h_s is a source of the left pass with the scores of positions s to m, and u_t one of the right
 pass with those of m to t: both are in the rings of the passes. Every term is taken as it is, in the
-log domain, so no range is too wide. Cost K² C / 2 for a sequence, in parallel; float64.
+log domain, so no range is too wide. Cost K² C / 2 for a sequence, in parallel, and K² / 4R² sums of
+programs, for blocks of R steps; float64.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ CASES = [
     Case(23, 40, 3, True, True, 0.03),
     Case(31, 9, 1, False, True, scale=10.0),
     Case(33, 17, 17, forbid=0.1),
+    Case(27, 10, 33, True),
     Case(40, 12, 3, True, True, 0.03, 100.0),
     Case(50, 20, 3, scale=3.0, dtype=torch.float32),
 ]
