@@ -9,7 +9,7 @@ from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.posterior import common_before
-from flash_semicrf.streaming.triton.records import Problem, problem_of
+from flash_semicrf.streaming.triton.records import Problem, form_of, problem_of
 from flash_semicrf.streaming.triton.static.far import far_kernel
 from flash_semicrf.streaming.triton.static.launch import tables_of
 from flash_semicrf.streaming.triton.static.max_pass import MaxMessages, max_pass_kernel
@@ -35,12 +35,14 @@ def _run_pass(p: Potentials, problem: Problem, plan: Plan) -> tuple[Tables, MaxM
     buffer = torch.empty(sum(sizes), dtype=torch.float64, device=p.device)
     *outputs, workspace = torch.split_with_sizes(buffer, sizes)
     found = MaxMessages(*outputs, torch.empty(B, dtype=torch.int32, device=p.device))
+    form = form_of(p)
     for part in parts:
         if plan.in_parts:
             grid = (plan.blocks_of_part, B)
             arguments = (tables.log_window, tables.tail, workspace, part)
             launch(far_kernel, grid, *arguments, MAX=True, **plan.far_options)
-        launch(max_pass_kernel, (B,), problem, tables, workspace, found, part, **plan.options)
+        arguments = (problem, tables, workspace, found, part)
+        launch(max_pass_kernel, (B,), *arguments, form=form, **plan.options)
     return tables, found
 
 
@@ -64,11 +66,14 @@ def decoded(p: Potentials) -> tuple[Tensor, SegmentTable, Tensor]:
         launch(longer_segment_kernel, (B,), *given, longer, pointers, CP=CP, num_warps=warps)
     tile = max(1, 1024 // CP)
     grid, options = (-(-T // tile), B), {"CP": CP, "TT": tile, "num_warps": 4}
-    launch(last_segment_kernel, grid, *given, longer, pointers, codes, **options)
+    form = (scores.dtype, plan.has_tail)
+    launch(last_segment_kernel, grid, *given, longer, pointers, codes, form=form, **options)
     tables_before = (tables.log_matrix, tables.first)
-    launch(previous_segment_kernel, grid, sizes, *tables_before, m, codes, pointers, **options)
+    arguments = (sizes, *tables_before, m, codes, pointers)
+    launch(previous_segment_kernel, grid, *arguments, form=(), **options)
     walks = walks_of(B, T, p.device)
-    launch(traceback_kernel, (B,), sizes, m.best, pointers, walks, CP=CP, num_warps=1)
+    arguments = (sizes, m.best, pointers, walks)
+    launch(traceback_kernel, (B,), *arguments, form=(), CP=CP, num_warps=1)
     return m.best, collect_table(walks, sizes), m.alpha
 
 

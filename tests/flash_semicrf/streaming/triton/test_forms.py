@@ -40,9 +40,9 @@ def problems():
 @pytest.fixture(scope="module")
 def launches():
     """By kernel, form, warps and constants, the signatures of the launches of all problems."""
-    from flash_semicrf.streaming.triton import scaling, values
+    from flash_semicrf.streaming.triton import scaling, table, values
     from flash_semicrf.streaming.triton.jit import signature_of
-    from flash_semicrf.streaming.triton.static import chunks, gradient, launch
+    from flash_semicrf.streaming.triton.static import chunks, decoding, gradient, launch
 
     found = defaultdict(set)
 
@@ -54,11 +54,14 @@ def launches():
             found[key].add((str(signature), str(nones)))
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for module in (chunks, gradient, launch, scaling, values):
+        for module in (chunks, decoding, gradient, launch, scaling, table, values):
             monkeypatch.setattr(module, "launch", record)
         for p in problems():
             values.flags_of(p)
             TRITON.log_partition(p)
+            with monkeypatch.context() as nothing_found:
+                nothing_found.setattr(torch, "empty", torch.zeros)  # numbers of segments are read
+                TRITON.viterbi(p)
             given = p.parameters()
             for wanted in (set(given), {"scores"}, {"transition", "duration_bias"}):
                 for few in (1, 64):
@@ -74,14 +77,18 @@ def test_form_and_constants_say_what_is_compiled(launches):
     assert not {key: found for key, found in launches.items() if len(found) > 1}
 
 
-def test_every_kernel_of_a_gradient_has_a_form(launches):
+def test_kernels_of_usual_calls_have_a_form(launches):
     assert {key[0] for key in launches} == {
         "boundary_kernel",
         "carry_kernel",
         "duration_gradient_kernel",
         "finish_kernel",
         "flags_kernel",
+        "last_segment_kernel",
+        "max_pass_kernel",
         "pass_kernel",
         "prepare_kernel",
+        "previous_segment_kernel",
         "scale_kernel",
+        "traceback_kernel",
     }
