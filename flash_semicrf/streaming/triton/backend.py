@@ -19,7 +19,7 @@ from flash_semicrf.problem.flags import Flagged, flag_values
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.pieces.plan import Slots
-from flash_semicrf.streaming.windows import Windows
+from flash_semicrf.streaming.windows import Forward, Windows
 
 __all__ = ["HAS_TRITON", "MAX_LABELS", "TritonBackend"]
 
@@ -163,8 +163,18 @@ class TritonBackend:
         """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
         return _run("sample", potentials, num_samples, seed)
 
+    def forward(self, potentials: Potentials) -> Forward:
+        """Messages; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
+        return _run("forward", potentials)
+
+    def sample_from(
+        self, potentials: Potentials, forward: Forward, num_samples: int, seed: int
+    ) -> SegmentTable:
+        """Draw segmentations; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
+        return _run("sample_from", potentials, forward, num_samples, seed)
+
     def slots(self, potentials: Potentials) -> Slots | None:
-        """What the device does at once; see `flash_semicrf.streaming.pieces.backend.Cutting`.
+        """What the device does at once; see `flash_semicrf.streaming.pieces.cutting.Cutting`.
 
         None while a CUDA graph is captured: to compare pieces is to wait for them.
         """
@@ -180,17 +190,17 @@ class TritonBackend:
     def log_partition_of_pieces(
         self, potentials: Potentials, core: Tensor
     ) -> tuple[Tensor, Windows]:
-        """Log Z and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+        """Log Z and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
         return _run("log_partition_of_pieces", potentials, core)
 
     def gradients_of_pieces(
         self, potentials: Potentials, wanted: set[str], core: Tensor, span: int
     ) -> tuple[Tensor, dict[str, Tensor], Windows]:
-        """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+        """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
         return _run("gradients_of_pieces", potentials, wanted, core, span)
 
     def viterbi_of_pieces(
         self, potentials: Potentials, core: Tensor
     ) -> tuple[Tensor, SegmentTable, Windows]:
-        """Best segmentations and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+        """Best segmentations and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
         return _run("viterbi_of_pieces", potentials, core)

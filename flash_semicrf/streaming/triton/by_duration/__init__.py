@@ -2,19 +2,23 @@
 
 from flash_semicrf.streaming.triton.by_duration.decoding import max_messages, viterbi
 from flash_semicrf.streaming.triton.by_duration.gradient import (
+    forward,
     gradients,
     log_partition,
     messages,
     sample,
 )
 from flash_semicrf.streaming.triton.by_duration.tangent import tangents
+from flash_semicrf.streaming.triton.sampling import sample_from
 
 __all__ = [
+    "forward",
     "gradients",
     "log_partition",
     "max_messages",
     "messages",
     "sample",
+    "sample_from",
     "tangents",
     "viterbi",
 ]

@@ -23,8 +23,9 @@ from flash_semicrf.streaming.triton.posterior import (
 from flash_semicrf.streaming.triton.prefixes import Inputs, inputs_of
 from flash_semicrf.streaming.triton.records import Parameters, State
 from flash_semicrf.streaming.triton.sampling import draw
+from flash_semicrf.streaming.windows import Forward
 
-__all__ = ["gradients", "log_partition", "messages", "run_passes", "sample"]
+__all__ = ["forward", "gradients", "log_partition", "messages", "run_passes", "sample"]
 
 
 def run_passes(inputs: Inputs, both: bool, maximum: bool = False) -> State:
@@ -59,6 +60,12 @@ def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
     inputs = inputs_of(potentials)
     found = run_passes(inputs, both=False).messages
     return draw(inputs, (found.alpha, None, found.log_z), num_samples, seed)
+
+
+def forward(p: Potentials) -> Forward:
+    """Messages; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
+    found = run_passes(inputs_of(p), both=False).messages
+    return Forward(found.log_z, found.alpha[:, 1:], None)
 
 
 def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Operations on the pieces of long sequences; see `flash_semicrf.streaming.pieces.backend.Cutting`.
+"""Operations on the pieces of long sequences; see `flash_semicrf.streaming.pieces.cutting.Cutting`.
 
 Windows are read from the messages in plain PyTorch, before the gradients overwrite them.
 """
