@@ -34,13 +34,14 @@ class Certificate(NamedTuple):
     scale : float64 Tensor of shape (N,)
         What to add to log Z of the piece for what precedes its warm-up; 0 for the first piece, and
         where nothing is certain.
-    back : float64 Tensor of shape (N,), or None
-        What to add to beta of the piece before for what follows its row; without left-out parts.
+    back : float64 Tensor of shape (N,)
+        What to add to beta of the piece before for what follows its row, without left-out parts; 0
+        without backward windows.
     """
 
     certain: Tensor
     scale: Tensor
-    back: Tensor | None
+    back: Tensor
 
 
 def certificate_of(windows: Windows, follows: Tensor) -> Certificate:
@@ -55,7 +56,7 @@ def certificate_of(windows: Windows, follows: Tensor) -> Certificate:
     """
     certain, level = _constant(_previous(windows.alpha[:, 1]), windows.alpha[:, 0])
     level = level + _previous(windows.left_out[:, 1]) - windows.left_out[:, 0]
-    back = None
+    back = torch.zeros_like(level)
     if windows.beta is not None:
         agrees, back = _constant(windows.beta[:, 0], _previous(windows.beta[:, 1]))
         certain = certain & agrees

@@ -43,15 +43,14 @@ def messages(inner: Cutting, p: Potentials, cuts: tuple[Cut, ...]) -> tuple[Tens
     if len(failed) == p.batch_size:
         return messages(inner, p, cuts[1:])
     level = running(certificate.scale, pieces)
-    alpha += level[:, None, None]
-    beta += running(torch.roll(certificate.back, -1), pieces, from_end=True)[:, None, None]
+    rest = running(torch.roll(certificate.back, -1), pieces, from_end=True)
     total = last_rows(log_z + level, pieces)
-    found = (total, *(by_boundary(x, pieces, p.num_positions) for x in (alpha, beta)))
+    alpha = _put_together(alpha, level, pieces, p)
+    beta = _put_together(beta, rest, pieces, p)
     if len(failed):
         others = messages(inner, part_of(p, failed), cuts[1:])
-        for whole, part in zip(found, others, strict=True):
-            whole[failed] = part
-    return found
+        total[failed], alpha[failed], beta[failed] = others
+    return total, alpha, beta
 
 
 def max_messages(inner: Cutting, p: Potentials, cuts: tuple[Cut, ...]) -> Tensor:
@@ -65,8 +64,7 @@ def max_messages(inner: Cutting, p: Potentials, cuts: tuple[Cut, ...]) -> Tensor
     failed = failed_of(certificate.certain, pieces)
     if len(failed) == p.batch_size:
         return max_messages(inner, p, cuts[1:])
-    alpha += running(certificate.scale, pieces)[:, None, None]
-    found = by_boundary(alpha, pieces, p.num_positions)
+    found = _put_together(alpha, running(certificate.scale, pieces), pieces, p)
     if len(failed):
         found[failed] = max_messages(inner, part_of(p, failed), cuts[1:])
     return found
@@ -97,19 +95,25 @@ def _forward(inner: Cutting, p: Potentials, cuts: tuple[Cut, ...]) -> Forward | 
     if len(failed) == p.batch_size:
         return _forward(inner, p, cuts[1:])
     level = running(certificate.scale, pieces)
-    whole = [last_rows(log_z + level, pieces)]
-    for x in (alpha, gamma):
-        if x is not None:
-            x += level[:, None, None]
-            whole.append(rows_of_positions(x, pieces, p.num_positions))
-    found = Forward(*whole, None) if gamma is None else Forward(*whole)
+    total = last_rows(log_z + level, pieces)
+    alpha += level[:, None, None]
+    alpha = rows_of_positions(alpha, pieces, p.num_positions)
+    if gamma is not None:
+        gamma += level[:, None, None]
+        gamma = rows_of_positions(gamma, pieces, p.num_positions)
     if len(failed):
         rest = part_of(p, failed)
         others = _forward(inner, rest, cuts[1:]) or inner.forward(rest)
-        for x, part in zip(found, others, strict=True):
-            if x is not None:
-                x[failed] = part
-    return found
+        total[failed], alpha[failed] = others.log_z, others.alpha
+        if gamma is not None and others.gamma is not None:
+            gamma[failed] = others.gamma
+    return Forward(total, alpha, gamma)
+
+
+def _put_together(rows: Tensor, level: Tensor, pieces: Pieces, p: Potentials) -> Tensor:
+    """Messages (B, T + 1, C) from those of the pieces, which get their constants."""
+    rows += level[:, None, None]
+    return by_boundary(rows, pieces, p.num_positions)
 
 
 def _certificate(

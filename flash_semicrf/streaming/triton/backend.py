@@ -179,7 +179,7 @@ class TritonBackend:
         None while a CUDA graph is captured: to compare pieces is to wait for them.
         """
         p = potentials
-        if p.transition.dim() == 3 or p.duration_tail is not None:
+        if p.duration_tail is not None:
             return None
         if p.device.type != "cuda":  # in Triton's interpreter
             return Slots(1, 0, patient=False)

@@ -8,17 +8,25 @@ from flash_semicrf.streaming.triton.by_duration.gradient import (
     messages,
     sample,
 )
+from flash_semicrf.streaming.triton.by_duration.pieces import (
+    gradients_of_pieces,
+    log_partition_of_pieces,
+    viterbi_of_pieces,
+)
 from flash_semicrf.streaming.triton.by_duration.tangent import tangents
 from flash_semicrf.streaming.triton.sampling import sample_from
 
 __all__ = [
     "forward",
     "gradients",
+    "gradients_of_pieces",
     "log_partition",
+    "log_partition_of_pieces",
     "max_messages",
     "messages",
     "sample",
     "sample_from",
     "tangents",
     "viterbi",
+    "viterbi_of_pieces",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from flash_semicrf.streaming.cpu.backend import NumbaBackend
@@ -24,9 +25,17 @@ class InShortPieces(InPieces):
         return (Cut(length=64, warm=32, span=32),)
 
 
-def test_results_are_those_of_the_whole():
-    p = random_problem(2, 300, 4, 3, boundary=True, ends=True)
-    p = p.replace(lengths=torch.tensor([300, 40]))
+def problem(by_duration: bool = False):
+    p = random_problem(2, 230, 3, 3, by_duration=by_duration, boundary=True, ends=True)
+    return p.replace(lengths=torch.tensor([230, 40]))
+
+
+BOTH = pytest.mark.parametrize("by_duration", [False, True], ids=["static", "by duration"])
+
+
+@BOTH
+def test_results_are_those_of_the_whole(by_duration):
+    p = problem(by_duration)
     plain, backend = NumbaBackend(), InShortPieces(OnlyPieces())
     log_z, gradients = plain.gradients(p, WANTED)
     torch.testing.assert_close(backend.log_partition(p), log_z, rtol=1e-12, atol=1e-9)
@@ -39,6 +48,35 @@ def test_results_are_those_of_the_whole():
     torch.testing.assert_close(best, scores, rtol=1e-12, atol=1e-9)
     for x, y in zip(table, expected, strict=True):
         assert torch.equal(x, y)
+
+
+@BOTH
+def test_messages_and_samples_are_those_of_the_whole(by_duration):
+    p = problem(by_duration)
+    if not by_duration:  # a label that no segmentation has, and what the passes leave out
+        p.transition[:, 2] = -torch.inf
+        p.initial_scores[2] = -torch.inf
+        p.scores[0, 100:170] -= 30_000.0
+    plain, backend = NumbaBackend(), InShortPieces(OnlyPieces())
+    found, expected = backend.messages(p), plain.messages(p)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-13, atol=1e-9)
+    best, expected_best = backend.max_messages(p), plain.max_messages(p)
+    for x, y in [*zip(found[1:], expected[1:], strict=True), (best, expected_best)]:
+        for b, length in enumerate(p.lengths.tolist()):
+            x_b, y_b = x[b, 1 : length + 1], y[b, 1 : length + 1]
+            torch.testing.assert_close(x_b, y_b, rtol=1e-13, atol=1e-9)
+    for x, y in zip(backend.sample(p, 2, 3), plain.sample(p, 2, 3), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_initial_scores_by_duration():
+    p = problem(by_duration=True)
+    p = p.replace(initial_scores=torch.randn(3, 3, dtype=torch.float64))
+    plain, backend = NumbaBackend(), InShortPieces(OnlyPieces())
+    wanted = {"initial_scores", "final_scores", "transition"}
+    (_, found), (_, expected) = backend.gradients(p, wanted), plain.gradients(p, wanted)
+    for name in wanted:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-7, atol=1e-9)
 
 
 def test_the_interpreter_is_no_device_to_fill():

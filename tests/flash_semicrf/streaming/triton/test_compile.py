@@ -66,6 +66,7 @@ SPILLS = {
     "pass_kernel": 600,  # 310 to 470 measured, at 255 registers; half without boundary scores
     "pass_kernel with a tail": 600,
     "position_kernel": 0,
+    "prefix_carry_kernel": 0,
     "prefix_kernel": 0,
     "prepare_kernel": 0,
     "prepare_kernel with a tail": 0,
