@@ -16,6 +16,7 @@ from tests.flash_semicrf.streaming.triton.only_pieces import OnlyPieces
 pytestmark = INTERPRETED
 
 WANTED = {"scores", "start_scores", "end_scores", "transition", "duration_bias"}
+WANTED |= {"initial_scores", "final_scores"}
 
 
 class InShortPieces(InPieces):
@@ -26,8 +27,10 @@ class InShortPieces(InPieces):
 
 
 def problem(by_duration: bool = False):
-    p = random_problem(2, 230, 3, 3, by_duration=by_duration, boundary=True, ends=True)
-    return p.replace(lengths=torch.tensor([230, 40]))
+    p = random_problem(2, 170, 2, 2, by_duration=by_duration, boundary=True, ends=True)
+    if by_duration:
+        p = p.replace(initial_scores=torch.tensor([[0.3, -1.2], [0.8, 0.1]], dtype=torch.float64))
+    return p.replace(lengths=torch.tensor([170, 40]))
 
 
 BOTH = pytest.mark.parametrize("by_duration", [False, True], ids=["static", "by duration"])
@@ -53,10 +56,8 @@ def test_results_are_those_of_the_whole(by_duration):
 @BOTH
 def test_messages_and_samples_are_those_of_the_whole(by_duration):
     p = problem(by_duration)
-    if not by_duration:  # a label that no segmentation has, and what the passes leave out
-        p.transition[:, 2] = -torch.inf
-        p.initial_scores[2] = -torch.inf
-        p.scores[0, 100:170] -= 30_000.0
+    if not by_duration:  # what the passes leave out
+        p.scores[0, 90:120] -= 30_000.0
     plain, backend = NumbaBackend(), InShortPieces(OnlyPieces())
     found, expected = backend.messages(p), plain.messages(p)
     torch.testing.assert_close(found[0], expected[0], rtol=1e-13, atol=1e-9)
@@ -67,16 +68,6 @@ def test_messages_and_samples_are_those_of_the_whole(by_duration):
             torch.testing.assert_close(x_b, y_b, rtol=1e-13, atol=1e-9)
     for x, y in zip(backend.sample(p, 2, 3), plain.sample(p, 2, 3), strict=True):
         assert torch.equal(x, y)
-
-
-def test_initial_scores_by_duration():
-    p = problem(by_duration=True)
-    p = p.replace(initial_scores=torch.randn(3, 3, dtype=torch.float64))
-    plain, backend = NumbaBackend(), InShortPieces(OnlyPieces())
-    wanted = {"initial_scores", "final_scores", "transition"}
-    (_, found), (_, expected) = backend.gradients(p, wanted), plain.gradients(p, wanted)
-    for name in wanted:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-7, atol=1e-9)
 
 
 def test_the_interpreter_is_no_device_to_fill():

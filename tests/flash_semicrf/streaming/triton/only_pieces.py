@@ -6,7 +6,7 @@ from flash_semicrf.streaming.triton.backend import TritonBackend
 
 __all__ = ["OnlyPieces"]
 
-WHOLE = (230, 30_000)
+WHOLE = (170, 30_000)
 """Positions of the sequences of these tests."""
 
 
