@@ -18,7 +18,7 @@ from torch import Tensor
 from flash_semicrf.problem.flags import Flagged, flag_values
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import SegmentTable
-from flash_semicrf.streaming.pieces.plan import Slots
+from flash_semicrf.streaming.pieces.plan import Slots, within_memory
 from flash_semicrf.streaming.windows import Forward, Windows
 
 __all__ = ["HAS_TRITON", "MAX_LABELS", "TritonBackend"]
@@ -185,7 +185,8 @@ class TritonBackend:
             return Slots(1, 0, patient=False)
         if torch.cuda.is_current_stream_capturing():
             return None
-        return Slots(_PASSES * _multiprocessors(p.device.index), _OVERHEAD, patient=False)
+        slots = Slots(_PASSES * _multiprocessors(p.device.index), _OVERHEAD, patient=False)
+        return within_memory(slots, p.transition.numel())
 
     def log_partition_of_pieces(
         self, potentials: Potentials, core: Tensor
