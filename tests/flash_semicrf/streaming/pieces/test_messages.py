@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from benchmarks.forgetting import FORGETFUL, MODELS, draw
+from flash_semicrf.inference.nbest import n_best_table
 from flash_semicrf.inference.posterior import segment_probabilities
 from flash_semicrf.inference.sampling import sample_table
-from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.potentials import Potentials, score_segments
+from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.cpu.backend import NumbaBackend
 from flash_semicrf.streaming.pieces.backend import InPieces
 from flash_semicrf.streaming.pieces.plan import Slots
@@ -188,3 +190,29 @@ def test_public_functions(monkeypatch):
     found = segment_probabilities(p, some)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     torch.testing.assert_close(found, segment_probabilities(p, some), rtol=1e-8, atol=1e-10)
+
+
+def test_n_best_from_max_messages_in_pieces(monkeypatch):
+    p = draw("random", [24_000], 8, 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    lengths = []
+    original = NumbaBackend.max_messages
+
+    def counted(self, potentials):
+        lengths.append(potentials.num_positions)
+        return original(self, potentials)
+
+    monkeypatch.setattr(NumbaBackend, "max_messages", counted)
+    scores, table = n_best_table(p, 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    _, whole = n_best_table(p, 4)
+    assert len(lengths) == 2 and lengths[0] < 24_000 == lengths[1]
+
+    def scores_of(found):
+        ranks = [SegmentTable(*(x[found.sequence == rank] for x in found)) for rank in range(4)]
+        zero = [rank._replace(sequence=torch.zeros_like(rank.sequence)) for rank in ranks]
+        return torch.cat([score_segments(p, rank) for rank in zero])
+
+    # The search adds up 20,000 segments, one rounding after the other.
+    torch.testing.assert_close(scores[0], scores_of(table), rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(scores_of(table), scores_of(whole), rtol=1e-13, atol=0.0)
