@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Windows", "after", "before", "taken"]
+__all__ = ["Forward", "Windows", "after", "before", "taken"]
 
 
 class Windows(NamedTuple):
@@ -31,6 +31,23 @@ class Windows(NamedTuple):
     alpha: Tensor
     beta: Tensor | None
     left_out: Tensor
+
+
+class Forward(NamedTuple):
+    """Logarithms of all messages of a forward pass, without the common parts of the scores.
+
+    Attributes
+    ----------
+    log_z : float64 Tensor of shape (B,)
+    alpha : float64 Tensor of shape (B, T, C)
+        alpha_{p+1} in row p; rows after the end of a sequence are arbitrary.
+    gamma : float64 Tensor of shape (B, T, C), or None
+        Sum over the labels before a segment that begins at p; None with transitions by duration.
+    """
+
+    log_z: Tensor
+    alpha: Tensor
+    gamma: Tensor | None
 
 
 def before(bounds: Tensor, max_duration: int) -> Tensor:

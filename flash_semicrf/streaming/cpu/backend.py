@@ -15,7 +15,7 @@ from flash_semicrf.streaming.assembly import HUGE, common_parts, running_total, 
 from flash_semicrf.streaming.cpu.batches import gradients_by_length
 from flash_semicrf.streaming.pieces.plan import Slots
 from flash_semicrf.streaming.tilt import tilted
-from flash_semicrf.streaming.windows import Windows
+from flash_semicrf.streaming.windows import Forward, Windows
 
 __all__ = ["NumbaBackend"]
 
@@ -86,8 +86,20 @@ class NumbaBackend:
         problem, _ = _prepared(potentials)
         return _kernels(potentials).sample(problem, num_samples, seed)
 
+    def forward(self, potentials: Potentials) -> Forward:
+        """Messages; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
+        problem, _ = _prepared(potentials)
+        return _kernels(potentials).forward(problem)
+
+    def sample_from(
+        self, potentials: Potentials, forward: Forward, num_samples: int, seed: int
+    ) -> SegmentTable:
+        """Draw segmentations; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
+        problem, _ = _prepared(potentials)
+        return _kernels(potentials).sample_from(problem, forward, num_samples, seed)
+
     def slots(self, potentials: Potentials) -> Slots | None:
-        """What the threads do at once; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+        """What the threads do at once; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
         if potentials.duration_tail is not None:
             return None
         return Slots(torch.get_num_threads(), _OVERHEAD, patient=True)
@@ -95,7 +107,7 @@ class NumbaBackend:
     def log_partition_of_pieces(
         self, potentials: Potentials, core: Tensor
     ) -> tuple[Tensor, Windows]:
-        """Log Z and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+        """Log Z and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
         problem, offset = _prepared(potentials)
         log_z, windows = _kernels(problem).log_partition_of_pieces(problem, core)
         return log_z + offset[:, -1], _with_offset(windows, core, offset)
@@ -103,7 +115,7 @@ class NumbaBackend:
     def gradients_of_pieces(
         self, potentials: Potentials, wanted: set[str], core: Tensor, span: int
     ) -> tuple[Tensor, dict[str, Tensor], Windows]:
-        """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+        """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
         problem, offset = _prepared(potentials)
         log_z, found, windows = _kernels(problem).gradients_of_pieces(problem, wanted, core)
         for name in wanted & set(BY_POSITION):
@@ -113,7 +125,7 @@ class NumbaBackend:
     def viterbi_of_pieces(
         self, potentials: Potentials, core: Tensor
     ) -> tuple[Tensor, SegmentTable, Windows]:
-        """Best segmentations and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+        """Best segmentations and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
         problem, offset = _prepared(potentials, sums=False)
         scores, table, windows = _kernels(problem).viterbi_of_pieces(problem, core)
         return scores + offset[:, -1], table, _with_offset(windows, core, offset)

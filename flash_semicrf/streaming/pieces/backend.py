@@ -2,92 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias
-
 import torch
 from torch import Tensor
 
 from flash_semicrf.problem.potentials import BY_POSITION, Potentials
 from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.streaming.pieces import messages
 from flash_semicrf.streaming.pieces.certificate import certificate_of
+from flash_semicrf.streaming.pieces.cutting import Cutting, Decoded, Gradients
 from flash_semicrf.streaming.pieces.paths import joined
 from flash_semicrf.streaming.pieces.plan import Cut, Slots, cuts_of
 from flash_semicrf.streaming.pieces.rows import (
     Pieces,
     by_position,
     by_sequence,
+    failed_of,
     last_rows,
     part_of,
     pieces_of,
     problem_of,
 )
-from flash_semicrf.streaming.windows import Windows
 
-__all__ = ["Cutting", "InPieces"]
-
-Gradients: TypeAlias = tuple[Tensor, dict[str, Tensor]]
-Decoded: TypeAlias = tuple[Tensor, SegmentTable]
-
-
-class Cutting(Protocol):
-    """What a backend offers for sequences that are pieces, beside its operations on whole ones.
-
-    `core` (N, 2) are the boundaries of each sequence at which its messages are handed out.
-    """
-
-    name: str
-
-    def slots(self, potentials: Potentials) -> Slots | None:
-        """What its device does at once; None if it takes no pieces of this problem."""
-
-    def log_partition_of_pieces(
-        self, potentials: Potentials, core: Tensor
-    ) -> tuple[Tensor, Windows]:
-        """Log Z (N,) and the messages of the forward pass."""
-
-    def gradients_of_pieces(
-        self, potentials: Potentials, wanted: set[str], core: Tensor, span: int
-    ) -> tuple[Tensor, dict[str, Tensor], Windows]:
-        """Log Z and gradients as of whole sequences, but those of parameters that sequences share
-        are summed over the core: segments that end in it. Its bounds are multiples of `span`, or
-        the end of a sequence."""
-
-    def viterbi_of_pieces(
-        self, potentials: Potentials, core: Tensor
-    ) -> tuple[Tensor, SegmentTable, Windows]:
-        """Best scores and segments, and the messages of the max pass."""
-
-    def log_partition(self, potentials: Potentials) -> Tensor:
-        """See `flash_semicrf.streaming.dispatch.Backend`, as for the others."""
-
-    def gradients(self, potentials: Potentials, wanted: set[str]) -> Gradients:
-        """Log Z and gradients."""
-
-    def messages(self, potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
-        """Messages."""
-
-    def tangents(
-        self, potentials: Potentials, direction: Potentials, wanted: set[str]
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Derivatives of gradients."""
-
-    def max_messages(self, potentials: Potentials) -> Tensor:
-        """Messages of the max pass."""
-
-    def viterbi(self, potentials: Potentials) -> Decoded:
-        """Best segmentations."""
-
-    def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
-        """Samples."""
+__all__ = ["InPieces"]
 
 
 class InPieces:
-    """Backend whose log Z, gradients and decoding cut sequences where that pays.
+    """Backend that cuts sequences where that pays.
 
     Parameters
     ----------
     inner : Cutting
-        Does the pieces, the sequences whose pieces do not fit, and all other operations.
+        Does the pieces, the sequences whose pieces do not fit, and the tangents.
     slots : Slots, optional
         By default those of `inner`.
     """
@@ -121,7 +66,7 @@ class InPieces:
 
     def messages(self, potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
         """Forward and backward messages; see `flash_semicrf.streaming.dispatch.Backend`."""
-        return self.inner.messages(potentials)
+        return messages.messages(self.inner, potentials, self.cuts(potentials, 2))
 
     def tangents(
         self, potentials: Potentials, direction: Potentials, wanted: set[str]
@@ -131,7 +76,7 @@ class InPieces:
 
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
-        return self.inner.max_messages(potentials)
+        return messages.max_messages(self.inner, potentials, self.cuts(potentials, 1))
 
     def viterbi(self, potentials: Potentials) -> Decoded:
         """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
@@ -139,13 +84,8 @@ class InPieces:
 
     def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
         """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
-        return self.inner.sample(potentials, num_samples, seed)
-
-
-def _failed(certain: Tensor, pieces: Pieces) -> Tensor:
-    """Sequences of which a piece does not fit; waits for the device."""
-    wrong = by_sequence((~certain).double(), pieces)
-    return wrong.nonzero()[:, 0]
+        p = potentials
+        return messages.sample(self.inner, p, num_samples, seed, self.cuts(p, 1))
 
 
 def _log_partition(inner: Cutting, p: Potentials, cuts: tuple[Cut, ...]) -> Tensor:
@@ -155,7 +95,7 @@ def _log_partition(inner: Cutting, p: Potentials, cuts: tuple[Cut, ...]) -> Tens
     log_z, windows = inner.log_partition_of_pieces(problem_of(p, pieces), pieces.core)
     certificate = certificate_of(windows, pieces.follows)
     total = last_rows(log_z, pieces) + by_sequence(certificate.scale, pieces)
-    failed = _failed(certificate.certain, pieces)
+    failed = failed_of(certificate.certain, pieces)
     if len(failed):
         total[failed] = _log_partition(inner, _rest(p, failed), cuts[1:])
     return total
@@ -187,7 +127,7 @@ def _gradients_in_pieces(
     rows = problem_of(p, pieces)
     log_z, found, windows = inner.gradients_of_pieces(rows, wanted, pieces.core, span)
     certificate = certificate_of(windows, pieces.follows)
-    failed = _failed(certificate.certain, pieces)
+    failed = failed_of(certificate.certain, pieces)
     if len(failed) == p.batch_size:
         return None
     for name in wanted:
@@ -212,7 +152,7 @@ def _viterbi(inner: Cutting, p: Potentials, cuts: tuple[Cut, ...]) -> Decoded:
     certificate = certificate_of(windows, pieces.follows)
     table, met = joined(table, pieces)
     best = last_rows(scores, pieces) + by_sequence(certificate.scale, pieces)
-    failed = _failed(certificate.certain & met, pieces)
+    failed = failed_of(certificate.certain & met, pieces)
     if len(failed) == p.batch_size:
         return _viterbi(inner, p, cuts[1:])
     if len(failed):

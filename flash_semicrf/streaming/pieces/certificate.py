@@ -32,11 +32,16 @@ class Certificate(NamedTuple):
     certain : bool Tensor of shape (N,)
         True for the first piece of a sequence.
     scale : float64 Tensor of shape (N,)
-        What to add to log Z of the piece for what precedes its warm-up; 0 for the first piece.
+        What to add to log Z of the piece for what precedes its warm-up; 0 for the first piece, and
+        where nothing is certain.
+    back : float64 Tensor of shape (N,)
+        What to add to beta of the piece before for what follows its row, without left-out parts; 0
+        without backward windows.
     """
 
     certain: Tensor
     scale: Tensor
+    back: Tensor
 
 
 def certificate_of(windows: Windows, follows: Tensor) -> Certificate:
@@ -50,11 +55,13 @@ def certificate_of(windows: Windows, follows: Tensor) -> Certificate:
         False for the first piece of a sequence; True where the row before is its left neighbour.
     """
     certain, level = _constant(_previous(windows.alpha[:, 1]), windows.alpha[:, 0])
+    level = level + _previous(windows.left_out[:, 1]) - windows.left_out[:, 0]
+    back = torch.zeros_like(level)
     if windows.beta is not None:
-        beta, _ = _constant(_previous(windows.beta[:, 1]), windows.beta[:, 0])
-        certain = certain & beta
-    scale = level + _previous(windows.left_out[:, 1]) - windows.left_out[:, 0]
-    return Certificate(certain | ~follows, torch.where(follows, scale, 0.0))
+        agrees, back = _constant(windows.beta[:, 0], _previous(windows.beta[:, 1]))
+        certain = certain & agrees
+        back = torch.where(certain & follows, back, 0.0)
+    return Certificate(certain | ~follows, torch.where(certain & follows, level, 0.0), back)
 
 
 def _previous(rows: Tensor) -> Tensor:
@@ -62,16 +69,19 @@ def _previous(rows: Tensor) -> Tensor:
 
 
 def _constant(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether x - y is one number for each row, to rounding, and its mean; (N, K, C) to (N,).
+    """Whether x - y is one number for each row, to rounding, and that number; (N, K, C) to (N,).
 
-    Entries of -inf in both agree; rows without another entry do not count as constant.
+    Entries of -inf in both agree; rows without another entry do not count as constant. An entry may
+    be off by the rounding of its size and of that of the most probable one, and counts for as much
+    in the mean: a finite mask in one does not hide what the others differ by.
     """
     x, y = x.flatten(1), y.flatten(1)
     dead = (x == -torch.inf) & (y == -torch.inf)
-    alive = (~dead).sum(1)
     difference = torch.where(dead, 0.0, x - y)
-    mean = difference.sum(1) / alive
-    largest = torch.where(dead, 0.0, torch.maximum(x.abs(), y.abs())).amax(1)
-    rounding = _ROUNDINGS * torch.finfo(x.dtype).eps * largest
-    spread = torch.where(dead, 0.0, difference - mean[:, None]).abs().amax(1)
-    return (alive > 0) & (spread <= _TOLERANCE + rounding), mean
+    top = torch.maximum(x.amax(1).abs(), y.amax(1).abs())[:, None]
+    largest = torch.where(dead, 0.0, torch.maximum(torch.maximum(x.abs(), y.abs()), top))
+    allowed = _TOLERANCE + _ROUNDINGS * torch.finfo(x.dtype).eps * largest
+    weight = torch.where(dead, 0.0, allowed**-2)
+    number = (weight * difference).sum(1) / weight.sum(1)
+    fits = dead | ((difference - number[:, None]).abs() <= allowed)
+    return fits.all(1) & (~dead).any(1), number

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["SHORTEST", "Cut", "Slots", "cuts_of"]
+__all__ = ["SHORTEST", "Cut", "Slots", "cuts_of", "within_memory"]
 
 SHORTEST = 1000
 """Positions below which nothing is cut on any device."""
@@ -34,6 +34,23 @@ class Slots(NamedTuple):
     passes: int
     overhead: int
     patient: bool
+
+
+_SUMMED = 2**25
+"""float64 numbers that all passes together may leave to be summed."""
+
+
+def within_memory(slots: Slots, summed: int) -> Slots:
+    """Fewer passes, where each of them leaves so many numbers that they would take much memory.
+
+    Examples
+    --------
+    >>> within_memory(Slots(528, 1500, False), 100 * 24 * 24).passes
+    528
+    >>> within_memory(Slots(528, 1500, False), 1000 * 64 * 64).passes
+    8
+    """
+    return slots._replace(passes=max(1, min(slots.passes, _SUMMED // summed)))
 
 
 class Cut(NamedTuple):

@@ -12,12 +12,16 @@ from flash_semicrf.streaming.pieces.plan import Cut
 
 __all__ = [
     "Pieces",
+    "by_boundary",
     "by_position",
     "by_sequence",
+    "failed_of",
     "last_rows",
     "part_of",
     "pieces_of",
     "problem_of",
+    "rows_of_positions",
+    "running",
 ]
 
 
@@ -113,12 +117,51 @@ def part_of(p: Potentials, sequences: Tensor) -> Potentials:
 def by_position(rows: Tensor, pieces: Pieces, lengths: Tensor, num_positions: int) -> Tensor:
     """Entries (N, width, C) of the pieces put together: (B, T, C), zeros as padding."""
     t = torch.arange(num_positions, device=rows.device)
-    first_row = pieces.pieces_of_each.cumsum(0) - pieces.pieces_of_each
-    piece = torch.minimum(t // pieces.length, pieces.pieces_of_each[:, None] - 1)
-    row = first_row[:, None] + piece
-    column = (t - pieces.first[row]).clamp(max=pieces.width - 1)
     inside = t < lengths[:, None]
-    return torch.where(inside[..., None], rows[row, column], 0.0)
+    return torch.where(inside[..., None], rows_of_positions(rows, pieces, num_positions), 0.0)
+
+
+def rows_of_positions(rows: Tensor, pieces: Pieces, num_positions: int) -> Tensor:
+    """Entries (N, width, C) of the pieces put together: (B, T, C), arbitrary as padding."""
+    t = torch.arange(num_positions, device=rows.device)
+    return _together(rows, pieces, t, t)
+
+
+def by_boundary(rows: Tensor, pieces: Pieces, num_positions: int) -> Tensor:
+    """Entries (N, width + 1, C) of boundaries put together: (B, T + 1, C), arbitrary as padding.
+
+    Boundaries are those of the positions before them; boundary 0 is the first piece's.
+    """
+    t = torch.arange(num_positions + 1, device=rows.device)
+    return _together(rows, pieces, t, (t - 1).clamp(min=0))
+
+
+def _together(rows: Tensor, pieces: Pieces, t: Tensor, position: Tensor) -> Tensor:
+    """Entries t of the pieces that hold some positions, of the last piece where none does."""
+    first_row = pieces.pieces_of_each.cumsum(0) - pieces.pieces_of_each
+    piece = torch.minimum(position // pieces.length, pieces.pieces_of_each[:, None] - 1)
+    row = first_row[:, None] + piece
+    column = (t - pieces.first[row]).clamp(max=rows.shape[1] - 1)
+    place = (row * rows.shape[1] + column).flatten()
+    return rows.flatten(0, 1).index_select(0, place).view(*row.shape, *rows.shape[2:])
+
+
+def running(scales: Tensor, pieces: Pieces, from_end: bool = False) -> Tensor:
+    """Sums (N,) of the entries of each sequence's pieces up to each, or from each on."""
+    counts = pieces.pieces_of_each
+    number = torch.arange(len(scales), device=scales.device)
+    number -= (counts.cumsum(0) - counts)[pieces.sequence]
+    if from_end:
+        number = counts[pieces.sequence] - 1 - number
+    table = scales.new_zeros(len(counts), int(counts.max()))
+    table[pieces.sequence, number] = scales
+    return table.cumsum(1)[pieces.sequence, number]
+
+
+def failed_of(certain: Tensor, pieces: Pieces) -> Tensor:
+    """Sequences of which a piece does not fit; waits for the device."""
+    wrong = by_sequence((~certain).double(), pieces)
+    return wrong.nonzero()[:, 0]
 
 
 def by_sequence(rows: Tensor, pieces: Pieces) -> Tensor:

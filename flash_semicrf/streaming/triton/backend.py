@@ -18,8 +18,8 @@ from torch import Tensor
 from flash_semicrf.problem.flags import Flagged, flag_values
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import SegmentTable
-from flash_semicrf.streaming.pieces.plan import Slots
-from flash_semicrf.streaming.windows import Windows
+from flash_semicrf.streaming.pieces.plan import Slots, within_memory
+from flash_semicrf.streaming.windows import Forward, Windows
 
 __all__ = ["HAS_TRITON", "MAX_LABELS", "TritonBackend"]
 
@@ -191,34 +191,45 @@ class TritonBackend:
         """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
         return _run("sample", potentials, num_samples, seed)
 
+    def forward(self, potentials: Potentials) -> Forward:
+        """Messages; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
+        return _run("forward", potentials)
+
+    def sample_from(
+        self, potentials: Potentials, forward: Forward, num_samples: int, seed: int
+    ) -> SegmentTable:
+        """Draw segmentations; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
+        return _run("sample_from", potentials, forward, num_samples, seed)
+
     def slots(self, potentials: Potentials) -> Slots | None:
-        """What the device does at once; see `flash_semicrf.streaming.pieces.backend.Cutting`.
+        """What the device does at once; see `flash_semicrf.streaming.pieces.cutting.Cutting`.
 
         None while a CUDA graph is captured: to compare pieces is to wait for them.
         """
         p = potentials
-        if p.transition.dim() == 3 or p.duration_tail is not None:
+        if p.duration_tail is not None:
             return None
         if p.device.type != "cuda":  # in Triton's interpreter
             return Slots(1, 0, patient=False)
         if torch.cuda.is_current_stream_capturing():
             return None
-        return Slots(_PASSES * _multiprocessors(p.device.index), _OVERHEAD, patient=False)
+        slots = Slots(_PASSES * _multiprocessors(p.device.index), _OVERHEAD, patient=False)
+        return within_memory(slots, p.transition.numel())
 
     def log_partition_of_pieces(
         self, potentials: Potentials, core: Tensor
     ) -> tuple[Tensor, Windows]:
-        """Log Z and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+        """Log Z and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
         return _run("log_partition_of_pieces", potentials, core)
 
     def gradients_of_pieces(
         self, potentials: Potentials, wanted: set[str], core: Tensor, span: int
     ) -> tuple[Tensor, dict[str, Tensor], Windows]:
-        """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+        """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
         return _run("gradients_of_pieces", potentials, wanted, core, span)
 
     def viterbi_of_pieces(
         self, potentials: Potentials, core: Tensor
     ) -> tuple[Tensor, SegmentTable, Windows]:
-        """Best segmentations and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+        """Best segmentations and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
         return _run("viterbi_of_pieces", potentials, core)

@@ -17,6 +17,7 @@ __all__ = [
     "covered",
     "direction_of",
     "end_tangents",
+    "left_out",
     "with_common_parts",
 ]
 
@@ -26,13 +27,18 @@ def common_before(p: Potentials) -> Tensor:
     return running_total(common_parts(p.scores, p.lengths))[..., None]
 
 
+def left_out(p: Potentials, bounds: Tensor) -> Tensor:
+    """Sum of the common parts before each of some boundaries, (B, 2)."""
+    return common_before(p)[..., 0].gather(1, bounds)
+
+
 def with_common_parts(
     p: Potentials, log_z: Tensor, alpha: Tensor, beta: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log Z and messages with the common parts of the scores, which the kernels leave out."""
-    left_out = common_before(p)
-    total = left_out[:, -1:]
-    return log_z + total[:, 0, 0], alpha + left_out, beta + (total - left_out)
+    common = common_before(p)
+    total = common[:, -1:]
+    return log_z + total[:, 0, 0], alpha + common, beta + (total - common)
 
 
 def _inside(p: Potentials) -> Tensor:

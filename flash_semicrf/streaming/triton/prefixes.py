@@ -28,7 +28,21 @@ from flash_semicrf.streaming.triton.records import (
     problem_of,
 )
 
-__all__ = ["Inputs", "Prefixes", "inputs_of", "prefix_kernel", "prefixes_of", "rows_from"]
+__all__ = [
+    "Inputs",
+    "Prefixes",
+    "inputs_of",
+    "prefix_carry_kernel",
+    "prefix_kernel",
+    "prefixes_of",
+    "rows_from",
+]
+
+_CHUNK, _MOST_CHUNKS = 256, 1024
+"""Fewest boundaries of a chunk of a sequence, and most chunks."""
+
+_MANY = 256
+"""Sequences that keep a GPU busy without chunks."""
 
 
 class Prefixes(NamedTuple):
@@ -39,6 +53,15 @@ class Prefixes(NamedTuple):
     deep: Tensor
     born: Tensor  # int32
     common: Tensor  # (B,)
+
+
+class Ends(NamedTuple):
+    """Sums over each of n chunks of the sequences."""
+
+    total: Tensor  # (B, n, C)
+    deep: Tensor
+    born: Tensor  # int32, the last `born`
+    common: Tensor  # (B, n)
 
 
 class Inputs(NamedTuple):
@@ -56,14 +79,16 @@ class Inputs(NamedTuple):
 
 
 @triton.jit
-def prefix_kernel(problem, to, CP):
-    """Row t of `sink`, `source`, `deep` and `born` (B, T+1, C), and `common` (B,); program (b,).
+def prefix_kernel(problem, to, ends, chunk_size, CP):
+    """Row t of `sink`, `source`, `deep` and `born` (B, T+1, C), summed from the beginning of its
+    chunk, and what is summed up at the chunk's end; program (chunk, b).
 
     `sink` S_t + end_{t-1}, `source` start_t - S_t, `born` the first start that no forbidden
     position before t cut off. What forbids counts 0 in S. The common parts of the scores are left
     out, and the deep ones summed apart: a segment without any has a difference of exactly 0.
     """
-    b = tl.program_id(0).to(tl.int64)
+    b = tl.program_id(1).to(tl.int64)
+    first = tl.program_id(0) * chunk_size
     T, C = problem.sizes.T, problem.sizes.C
     label = tl.arange(0, CP)
     inside = label < C
@@ -72,7 +97,7 @@ def prefix_kernel(problem, to, CP):
     below = tl.zeros([CP], tl.float64)
     common = tl.zeros([], tl.float64)
     born = tl.zeros([CP], tl.int32)
-    for t in range(length + 1):
+    for t in range(first, tl.minimum(first + chunk_size, length + 1)):
         row = (b * (T + 1) + t) * C + label
         position = (b * T + t) * C + label
         here = inside & (t < length)
@@ -95,7 +120,47 @@ def prefix_kernel(problem, to, CP):
         total += tl.where(allowed(x) & (deep == 0), x, 0.0)
         below += tl.where(deep, x, 0.0)
         born = tl.where(allowed(x), born, t + 1)
-    tl.store(to.common + b, common)
+    chunk = b * tl.num_programs(0) + tl.program_id(0)
+    tl.store(ends.total + chunk * C + label, total, mask=inside)
+    tl.store(ends.deep + chunk * C + label, below, mask=inside)
+    tl.store(ends.born + chunk * C + label, born, mask=inside)
+    tl.store(ends.common + chunk, common)
+
+
+@triton.jit
+def prefix_carry_kernel(sizes, to, ends, chunk_size, CP, ROWS):
+    """Add the sums over the chunks before to the rows of a chunk; program (chunk - 1, b).
+
+    One chunk after the other: a part that a chunk lacks adds exactly nothing.
+    """
+    b = tl.program_id(1).to(tl.int64)
+    chunk = tl.program_id(0) + 1
+    T, C = sizes.T, sizes.C
+    label = tl.arange(0, CP)
+    inside = label < C
+    length = tl.load(sizes.lengths + b).to(tl.int32)
+    total = tl.zeros([CP], tl.float64)
+    below = tl.zeros([CP], tl.float64)
+    born = tl.zeros([CP], tl.int32)
+    for i in range(chunk):
+        place = (b * (tl.num_programs(0) + 1) + i) * C + label
+        total += tl.load(ends.total + place, mask=inside, other=0.0)
+        below += tl.load(ends.deep + place, mask=inside, other=0.0)
+        born = tl.maximum(born, tl.load(ends.born + place, mask=inside, other=0))
+    first = chunk * chunk_size
+    stop = tl.minimum(first + chunk_size, length + 1)
+    for tile in range(first, stop, ROWS):
+        t = tile + tl.arange(0, ROWS)[:, None]
+        row = (b * (T + 1) + t) * C + label[None, :]
+        mask = inside[None, :] & (t < stop)
+        sink = tl.load(to.sink + row, mask=mask, other=0.0) + total[None, :]
+        source = tl.load(to.source + row, mask=mask, other=0.0) - total[None, :]
+        deep = tl.load(to.deep + row, mask=mask, other=0.0) + below[None, :]
+        later = tl.maximum(tl.load(to.born + row, mask=mask, other=0), born[None, :])
+        tl.store(to.sink + row, sink, mask=mask)
+        tl.store(to.source + row, source, mask=mask)
+        tl.store(to.deep + row, deep, mask=mask)
+        tl.store(to.born + row, later, mask=mask)
 
 
 @triton.jit
@@ -108,12 +173,21 @@ def prefixes_of(problem: Problem, labels: int) -> Prefixes:
     """Prefixes of a problem whose labels are padded to `labels`."""
     B, T, C = problem.scores.shape
     device = problem.scores.device
+    size = T + 1 if B > _MANY else max(_CHUNK, -(-(T + 1) // _MOST_CHUNKS))
+    chunks = -(-(T + 1) // size)
     sink, source, deep = torch.empty((3, B, T + 1, C), dtype=torch.float64, device=device)
-    common = torch.empty(B, dtype=torch.float64, device=device)
     born = torch.empty((B, T + 1, C), dtype=torch.int32, device=device)
+    total, below = torch.empty((2, B, chunks, C), dtype=torch.float64, device=device)
+    last_born = torch.empty((B, chunks, C), dtype=torch.int32, device=device)
+    common = torch.empty((B, chunks), dtype=torch.float64, device=device)
+    ends = Ends(total, below, last_born, common)
     found = Prefixes(sink, source, deep, born, common)
-    launch(prefix_kernel, (B,), problem, found, CP=labels, num_warps=1)
-    return found
+    launch(prefix_kernel, (chunks, B), problem, found, ends, size, CP=labels, num_warps=1)
+    if chunks > 1:
+        given = (problem.sizes, found, ends, size)
+        options = {"CP": labels, "ROWS": max(1, 512 // labels), "num_warps": 4}
+        launch(prefix_carry_kernel, (chunks - 1, B), *given, **options)
+    return found._replace(common=common.sum(1))
 
 
 def inputs_of(p: Potentials) -> Inputs:

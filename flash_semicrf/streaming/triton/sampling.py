@@ -20,16 +20,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.streams import streams
 from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.log_rows import load_row, sum_over
 from flash_semicrf.streaming.triton.numerics import exp_wide, wide
-from flash_semicrf.streaming.triton.prefixes import Inputs, rows_from
+from flash_semicrf.streaming.triton.prefixes import Inputs, inputs_of, rows_from
 from flash_semicrf.streaming.triton.records import power_of_two_above
 from flash_semicrf.streaming.triton.table import collect_table, walks_of
+from flash_semicrf.streaming.windows import Forward
 
-__all__ = ["draw", "sample_kernel"]
+__all__ = ["draw", "sample_from", "sample_kernel"]
 
 _DURATIONS = 128
 """Most durations whose probabilities are summed up at once."""
@@ -189,3 +191,12 @@ def draw(
         table = collect_table(walks, sizes._replace(lengths=sizes.lengths.repeat(part.shape[1])))
         tables.append(table._replace(sequence=table.sequence + first * B))
     return SegmentTable(*map(torch.cat, zip(*tables, strict=True)))
+
+
+def sample_from(p: Potentials, forward: Forward, num_samples: int, seed: int) -> SegmentTable:
+    """Draw from messages; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
+    log_z, alpha, gamma = forward
+    alpha = torch.nn.functional.pad(alpha, (0, 0, 1, 0))
+    if gamma is not None:
+        gamma = torch.nn.functional.pad(gamma, (0, 0, 0, 1))
+    return draw(inputs_of(p), (alpha, gamma, log_z), num_samples, seed)

@@ -1,21 +1,23 @@
 """Kernels for transitions that depend on the duration of the segment arrived in.
 
 The functions of a `flash_semicrf.streaming.dispatch.Backend` and of a
-`flash_semicrf.streaming.pieces.backend.Cutting`, for float32 or float64 problems.
+`flash_semicrf.streaming.pieces.cutting.Cutting`, for float32 or float64 problems.
 """
 
 from flash_semicrf.streaming.cpu.by_duration.batch import (
+    forward,
     gradients,
     gradients_of_pieces,
     log_partition,
     log_partition_of_pieces,
     messages,
 )
-from flash_semicrf.streaming.cpu.by_duration.sampling import sample
+from flash_semicrf.streaming.cpu.by_duration.sampling import sample, sample_from
 from flash_semicrf.streaming.cpu.by_duration.tangents import tangents
 from flash_semicrf.streaming.cpu.by_duration.viterbi import max_messages, viterbi, viterbi_of_pieces
 
 __all__ = [
+    "forward",
     "gradients",
     "gradients_of_pieces",
     "log_partition",
@@ -23,6 +25,7 @@ __all__ = [
     "max_messages",
     "messages",
     "sample",
+    "sample_from",
     "tangents",
     "viterbi",
     "viterbi_of_pieces",

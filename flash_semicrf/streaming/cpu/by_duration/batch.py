@@ -39,11 +39,12 @@ from flash_semicrf.streaming.cpu.jit import kernel_of_loops
 from flash_semicrf.streaming.cpu.parameters import cost_of, forbid
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.windows import forward_windows, windows_of
-from flash_semicrf.streaming.windows import Windows
+from flash_semicrf.streaming.windows import Forward, Windows
 
 __all__ = [
     "Batch",
     "batch_of",
+    "forward",
     "gradients",
     "gradients_of",
     "gradients_of_pieces",
@@ -113,15 +114,23 @@ def log_partition(potentials: Potentials) -> Tensor:
 
 
 def log_partition_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, Windows]:
-    """Log Z and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+    """Log Z and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
     rows = batch_of(p, backward=False).messages
     return torch.from_numpy(rows.total.sum(1)), forward_windows(rows.alpha, rows.forward, p, core)
+
+
+def forward(p: Potentials) -> Forward:
+    """Messages as `sample_from` takes them."""
+    rows = batch_of(p, backward=False).messages
+    alpha, offsets = torch.from_numpy(rows.alpha), torch.from_numpy(rows.forward)
+    alpha += offsets[:, 1:, None]
+    return Forward(torch.from_numpy(rows.total.sum(1)), alpha, None)
 
 
 def gradients_of_pieces(
     p: Potentials, wanted: set[str], core: Tensor
 ) -> tuple[Tensor, dict[str, Tensor], Windows]:
-    """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+    """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
     batch = batch_of(p)
     windows = windows_of(batch.messages, p, core)
     return (*gradients_of(p, batch, wanted, core.numpy()), windows)

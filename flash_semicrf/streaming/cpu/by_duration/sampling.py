@@ -14,18 +14,20 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 
 from flash_semicrf.problem.potentials import NEG_INF, Potentials
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.cpu.by_duration.batch import batch_of
-from flash_semicrf.streaming.cpu.by_duration.model import sequence_of
+from flash_semicrf.streaming.cpu.by_duration.model import model_of, sequence_of, sequences_of
 from flash_semicrf.streaming.cpu.by_duration.tail import reach
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.parts import helper, inlined
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.walks import NEGLIGIBLE, draw, sample_walks
+from flash_semicrf.streaming.windows import Forward
 
-__all__ = ["sample"]
+__all__ = ["sample", "sample_from"]
 
 
 @helper
@@ -130,3 +132,13 @@ def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
     rows = batch.messages
     given = (batch.sequences, batch.model, (rows.alpha, rows.forward, rows.total))
     return sample_walks(potentials, num_samples, seed, rows.total[:, 1], _run, given)
+
+
+def sample_from(p: Potentials, forward: Forward, num_samples: int, seed: int) -> SegmentTable:
+    """Draw from messages; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
+    double = p.to(torch.float64)
+    offsets = np.zeros((p.batch_size, p.num_positions + 1))
+    log_z = forward.log_z.numpy()
+    messages = (forward.alpha.numpy(), offsets, np.stack([np.zeros_like(log_z), log_z], 1))
+    given = (sequences_of(double), model_of(double), messages)
+    return sample_walks(p, num_samples, seed, log_z, _run, given)

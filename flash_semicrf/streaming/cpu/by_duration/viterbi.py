@@ -214,7 +214,7 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
 
 
 def viterbi_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, SegmentTable, Windows]:
-    """Best segmentations and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+    """Best segmentations and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
     found, best, counts = _decoded(p, decode=True)
     table = table_of_walks(found.starts, found.labels, counts, array_of(p.lengths))
     windows = forward_windows(found.alpha, found.offsets, p, core)

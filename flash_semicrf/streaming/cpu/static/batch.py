@@ -51,10 +51,12 @@ from flash_semicrf.streaming.cpu.static.records import (
 from flash_semicrf.streaming.cpu.static.tail import tail_gradient
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.windows import forward_windows, windows_of
-from flash_semicrf.streaming.windows import Windows
+from flash_semicrf.streaming.windows import Forward, Windows
 
 __all__ = [
+    "batch_of",
     "chunks_of",
+    "forward",
     "forward_messages",
     "gradients",
     "gradients_of_pieces",
@@ -63,6 +65,7 @@ __all__ = [
     "log_partition_of_pieces",
     "message_rows",
     "messages",
+    "rows_of",
 ]
 
 
@@ -88,7 +91,7 @@ class _Sums(NamedTuple):
     transition: np.ndarray
 
 
-def _batch_of(p: Potentials, backward: bool = True) -> Batch:
+def batch_of(p: Potentials, backward: bool = True) -> Batch:
     """The arrays that kernels read; without `backward` not those of the backward pass."""
     scores = array_of(p.scores)
     has_boundary, start, end = boundary_arrays(p, scores)
@@ -176,14 +179,14 @@ def log_partition(potentials: Potentials) -> Tensor:
 
 
 def _log_partition(potentials: Potentials) -> Tensor:
-    batch = _batch_of(potentials, backward=False)
+    batch = batch_of(potentials, backward=False)
     rows = _empty_rows(potentials, keep=False)
     _run_forward(potentials, batch, rows, False)
     return torch.from_numpy(rows.total.sum(1))
 
 
 def log_partition_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, Windows]:
-    """Log Z and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+    """Log Z and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
     _, rows = forward_messages(p)
     return torch.from_numpy(rows.total.sum(1)), forward_windows(rows.alpha, rows.forward, p, core)
 
@@ -191,7 +194,7 @@ def log_partition_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, Window
 def gradients_of_pieces(
     p: Potentials, wanted: set[str], core: Tensor
 ) -> tuple[Tensor, dict[str, Tensor], Windows]:
-    """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+    """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
     batch, rows = message_rows(p)
     windows = windows_of(rows, p, core)
     return (*gradients_of_rows(p, batch, rows, wanted, array_of(core)), windows)
@@ -199,10 +202,28 @@ def gradients_of_pieces(
 
 def forward_messages(potentials: Potentials) -> tuple[Batch, Rows]:
     """The batch as kernels read it, and the messages of its forward pass alone."""
-    batch = _batch_of(potentials)
+    batch = batch_of(potentials)
     rows = _empty_rows(potentials, keep=True)
     _run_forward(potentials, batch, rows, True)
     return batch, rows
+
+
+def forward(p: Potentials) -> Forward:
+    """Messages as `sample_from` takes them."""
+    _, rows = forward_messages(p)
+    alpha, gamma, offsets = map(torch.from_numpy, (rows.alpha, rows.gamma, rows.forward))
+    alpha += offsets[:, 1:, None]
+    gamma += offsets[:, :-1, None]
+    return Forward(torch.from_numpy(rows.total.sum(1)), alpha, gamma)
+
+
+def rows_of(p: Potentials, found: Forward) -> Rows:
+    """Messages of the forward pass in the form in which kernels read them."""
+    log_z, alpha, gamma = (x.numpy() for x in found)
+    offsets = np.zeros((p.batch_size, p.num_positions + 1))
+    total = np.stack([np.zeros_like(log_z), log_z], 1)
+    given = {"alpha": alpha, "gamma": gamma, "forward": offsets, "total": total}
+    return _empty_rows(p, keep=False)._replace(**given)
 
 
 def _run_forward(potentials: Potentials, batch: Batch, rows: Rows, keep: bool) -> None:
@@ -216,7 +237,7 @@ def message_rows(potentials: Potentials, longer_of: int = 0) -> tuple[Batch, Row
 
     `longer_of` is 1 to keep, with a duration tail, the G of the forward pass, 2 that of both.
     """
-    batch = _batch_of(potentials)
+    batch = batch_of(potentials)
     rows = _empty_rows(potentials, True, longer_of)
     costs = np.repeat(batch.lengths, 2) * cost_of(potentials)
     threads.run(_run_passes, np.arange(len(costs)), costs, (batch, rows, True))

@@ -30,14 +30,15 @@ from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.parameters import CERTAIN, padded_labels
 from flash_semicrf.streaming.cpu.parts import helper, inlined
-from flash_semicrf.streaming.cpu.static.batch import forward_messages
-from flash_semicrf.streaming.cpu.static.records import sequence_of
+from flash_semicrf.streaming.cpu.static.batch import batch_of, forward_messages, rows_of
+from flash_semicrf.streaming.cpu.static.records import Batch, Rows, sequence_of
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.vector import exp_row
 from flash_semicrf.streaming.cpu.vector_search import count_below
 from flash_semicrf.streaming.cpu.walks import NEGLIGIBLE, draw, sample_walks
+from flash_semicrf.streaming.windows import Forward
 
-__all__ = ["sample"]
+__all__ = ["sample", "sample_from"]
 
 _BLOCK = 32  # positions whose rows are prepared at once
 
@@ -265,8 +266,15 @@ def _run(queue, shares, batch, messages, model, stream, counts, starts, labels):
 
 def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
     """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
-    p = potentials
-    batch, rows = forward_messages(p)
+    return _drawn(potentials, *forward_messages(potentials), num_samples, seed)
+
+
+def sample_from(p: Potentials, forward: Forward, num_samples: int, seed: int) -> SegmentTable:
+    """Draw from messages; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
+    return _drawn(p, batch_of(p), rows_of(p, forward), num_samples, seed)
+
+
+def _drawn(p: Potentials, batch: Batch, rows: Rows, num_samples: int, seed: int) -> SegmentTable:
     num_labels, padded = p.num_labels, padded_labels(p.num_labels)
     into = np.vstack([np.ascontiguousarray(batch.forward.scores.T), batch.last])
     weights = np.zeros((num_labels, padded))

@@ -324,7 +324,7 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
 
 
 def viterbi_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, SegmentTable, Windows]:
-    """Best segmentations and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+    """Best segmentations and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
     rows, walks = _decode(p, decode=True)
     lengths = array_of(p.lengths)
     table = table_of_walks(walks.starts, walks.labels, walks.counts, lengths)

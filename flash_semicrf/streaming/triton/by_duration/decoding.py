@@ -24,7 +24,13 @@ from flash_semicrf.streaming.triton.prefixes import inputs_of, rows_from
 from flash_semicrf.streaming.triton.records import State
 from flash_semicrf.streaming.triton.table import collect_table, walks_of
 
-__all__ = ["duration_last_segment_kernel", "duration_traceback_kernel", "max_messages", "viterbi"]
+__all__ = [
+    "decoded",
+    "duration_last_segment_kernel",
+    "duration_traceback_kernel",
+    "max_messages",
+    "viterbi",
+]
 
 
 @triton.jit
@@ -97,6 +103,11 @@ def max_messages(potentials: Potentials) -> Tensor:
 
 def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
+    return decoded(potentials)[:2]
+
+
+def decoded(potentials: Potentials) -> tuple[Tensor, SegmentTable, Tensor]:
+    """Best scores, segments, and the messages of the max pass, (B, T + 1, C)."""
     p = explicit_start(potentials)
     B, T, C = p.scores.shape
     inputs = inputs_of(p)
@@ -108,4 +119,4 @@ def viterbi(potentials: Potentials) -> tuple[Tensor, SegmentTable]:
     options = {**inputs.options, "num_warps": 1}
     launch(duration_traceback_kernel, (B,), state, sizes, codes, walks, **options)
     best = state.messages.log_z + inputs.prefixes.common
-    return best, collect_table(walks, sizes)
+    return best, collect_table(walks, sizes), state.messages.alpha

@@ -23,8 +23,17 @@ from flash_semicrf.streaming.triton.posterior import (
 from flash_semicrf.streaming.triton.prefixes import Inputs, inputs_of
 from flash_semicrf.streaming.triton.records import Parameters, State
 from flash_semicrf.streaming.triton.sampling import draw
+from flash_semicrf.streaming.windows import Forward
 
-__all__ = ["gradients", "log_partition", "messages", "run_passes", "sample"]
+__all__ = [
+    "forward",
+    "gradients",
+    "gradients_from",
+    "log_partition",
+    "messages",
+    "run_passes",
+    "sample",
+]
 
 
 def run_passes(inputs: Inputs, both: bool, maximum: bool = False) -> State:
@@ -61,12 +70,29 @@ def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
     return draw(inputs, (found.alpha, None, found.log_z), num_samples, seed)
 
 
+def forward(p: Potentials) -> Forward:
+    """Messages; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
+    found = run_passes(inputs_of(p), both=False).messages
+    return Forward(found.log_z, found.alpha[:, 1:], None)
+
+
 def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
     """Log Z and its gradient for each sequence; see `flash_semicrf.streaming.dispatch.Backend`."""
-    p = potentials
-    B, T, C = p.scores.shape
-    inputs = inputs_of(p)
+    inputs = inputs_of(potentials)
     state = run_passes(inputs, both=True)
+    found = gradients_from(potentials, inputs, state, wanted)
+    return state.messages.log_z + inputs.prefixes.common, found
+
+
+def gradients_from(
+    p: Potentials, inputs: Inputs, state: State, wanted: set[str], bounds: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Gradients from the messages of both passes.
+
+    With `bounds` (B, 2) int64 those of the transitions and durations are of the segments that end
+    inside; of problems without a tail.
+    """
+    B, T, C = p.scores.shape
     log_z, _, _, longer, onward = state.messages
     found = {}
     if "duration_tail" in wanted:  # the positions beyond the K-th of their segment
@@ -75,7 +101,8 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
     if wanted & {"transition", "duration_bias"} or initial_by_duration:
         K = p.max_duration
         to = Parameters(log_z.new_empty((B, K, C, C)), *log_z.new_empty((2, B, K, C)), None, None)
-        launch(duration_terms_kernel, (K, B), state, inputs.sizes, to, **inputs.options)
+        given = (state, inputs.sizes, bounds, to)
+        launch(duration_terms_kernel, (K, B), *given, **inputs.options)
         found["transition"], found["duration_bias"] = to.transition, to.bias
     if wanted - found.keys():
         start, end = log_z.new_empty((2, B, T, C))
@@ -84,4 +111,4 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
         found["start_scores"], found["end_scores"] = start.to(p.dtype), end.to(p.dtype)
         found["initial_scores"] = to.initial if initial_by_duration else start[:, 0]
         found["final_scores"] = at_ends(p, end)
-    return log_z + inputs.prefixes.common, {name: found[name] for name in wanted}
+    return {name: found[name] for name in wanted}

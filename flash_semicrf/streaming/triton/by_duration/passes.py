@@ -178,10 +178,11 @@ def duration_pass_kernel(state, sizes, MAX, CP):
 
 
 @triton.jit
-def duration_terms_kernel(state, sizes, to, CP):
+def duration_terms_kernel(state, sizes, bounds_ptr, to, CP):
     """Gradients by A_k (B, K, C, C), D_k and, if given, initial scores (B, K, C).
 
-    Row K counts longer segments too. Program (k - 1, b).
+    Row K counts longer segments too. Only segments that end inside `bounds` (B, 2) count, if given;
+    none is longer than K then. Program (k - 1, b).
     """
     k = tl.program_id(0) + 1
     b = tl.program_id(1).to(tl.int64)
@@ -201,7 +202,12 @@ def duration_terms_kernel(state, sizes, to, CP):
     initial = first
     if given.initial is not None:
         initial = load_row(given.initial + (k - 1) * C, label, C)
-    for s in range(length - k + 1):
+    begin = 0
+    stop = length - k + 1
+    if bounds_ptr is not None:
+        begin = tl.maximum(begin, tl.load(bounds_ptr + 2 * b).to(tl.int32) - k + 1)
+        stop = tl.minimum(stop, tl.load(bounds_ptr + 2 * b + 1).to(tl.int32) - k + 1)
+    for s in range(begin, stop):
         x = bias + load_row(p.source + s * C, label, C)
         x += onward_row(state, s + k, k, K, label, C)
         x += deep_content(p.deep, s, s + k, label, C)

@@ -1,8 +1,9 @@
 """Kernels for transitions that do not depend on the duration."""
 
+from flash_semicrf.streaming.triton.sampling import sample_from
 from flash_semicrf.streaming.triton.static.decoding import max_messages, viterbi
 from flash_semicrf.streaming.triton.static.gradient import gradients, log_partition
-from flash_semicrf.streaming.triton.static.log_messages import messages, sample
+from flash_semicrf.streaming.triton.static.log_messages import forward, messages, sample
 from flash_semicrf.streaming.triton.static.pieces import (
     gradients_of_pieces,
     log_partition_of_pieces,
@@ -11,6 +12,7 @@ from flash_semicrf.streaming.triton.static.pieces import (
 from flash_semicrf.streaming.triton.static.tangent import tangents
 
 __all__ = [
+    "forward",
     "gradients",
     "gradients_of_pieces",
     "log_partition",
@@ -18,6 +20,7 @@ __all__ = [
     "max_messages",
     "messages",
     "sample",
+    "sample_from",
     "tangents",
     "viterbi",
     "viterbi_of_pieces",

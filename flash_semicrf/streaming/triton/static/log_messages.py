@@ -27,9 +27,19 @@ from flash_semicrf.streaming.triton.prefixes import inputs_of
 from flash_semicrf.streaming.triton.records import Problem, problem_of
 from flash_semicrf.streaming.triton.sampling import draw
 from flash_semicrf.streaming.triton.static.launch import run_passes
+from flash_semicrf.streaming.triton.static.passes import Messages
 from flash_semicrf.streaming.triton.static.plan import Plan, plan_of
+from flash_semicrf.streaming.triton.static.prepare import Tables
+from flash_semicrf.streaming.windows import Forward
 
-__all__ = ["LogMessages", "log_messages", "log_messages_kernel", "messages", "sample"]
+__all__ = [
+    "LogMessages",
+    "forward",
+    "log_messages",
+    "log_messages_kernel",
+    "messages",
+    "sample",
+]
 
 
 class LogMessages(NamedTuple):
@@ -89,22 +99,29 @@ def log_messages_kernel(
     tl.store(across_ptr + place, across, mask=listed)
 
 
-def log_messages(p: Potentials, problem: Problem, plan: Plan) -> LogMessages:
-    """Run both passes and take the logarithms of their messages."""
-    tables, stored = run_passes(p, problem, plan, True)
+def _logarithms(
+    p: Potentials, plan: Plan, problem: Problem, passes: tuple[Tables, Messages], direction: int
+) -> tuple[Tensor, Tensor]:
+    """Alpha and gamma, or of direction 1 eta and beta, from what the passes store."""
+    tables, stored = passes
     B, T, C = problem.scores.shape
-    alpha, gamma = torch.empty((2, B, T + 1, C), dtype=torch.float64, device=p.device)
-    eta, beta = torch.empty((2, B, T + 1, C), dtype=torch.float64, device=p.device)
+    to = torch.empty((2, B, T + 1, C), dtype=torch.float64, device=p.device).unbind()
     tile = max(1, 1024 // plan.labels)
     grid, options = (-(-(T + 1) // tile), B), {"CP": plan.labels, "TT": tile, "num_warps": 4}
-    offsets = stored.offset.view(2, -1)
+    offsets = stored.offset.view(-1, B * T)
     matrices, edges = tables.log_matrix.view(2, -1), tables.first.view(2, -1)
-    for direction, to in enumerate([(alpha, gamma), (eta, beta)]):
-        given = (matrices[direction], edges[direction])
-        rows = (stored.backward if direction else stored.forward, offsets[direction])
-        arguments = (problem.sizes, *given, *rows, *to)
-        launch(log_messages_kernel, grid, *arguments, FORWARD=direction == 0, **options)
-    return LogMessages(stored.log_z[0], alpha, gamma, eta, beta, alpha)
+    rows = (stored.backward if direction else stored.forward, offsets[direction])
+    arguments = (problem.sizes, matrices[direction], edges[direction], *rows, *to)
+    launch(log_messages_kernel, grid, *arguments, FORWARD=direction == 0, **options)
+    return to
+
+
+def log_messages(p: Potentials, problem: Problem, plan: Plan) -> LogMessages:
+    """Run both passes and take the logarithms of their messages."""
+    passes = run_passes(p, problem, plan, True)
+    alpha, gamma = _logarithms(p, plan, problem, passes, 0)
+    eta, beta = _logarithms(p, plan, problem, passes, 1)
+    return LogMessages(passes[1].log_z[0], alpha, gamma, eta, beta, alpha)
 
 
 def messages(potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,8 +131,19 @@ def messages(potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
     return with_common_parts(p, found.log_z, found.alpha, found.beta)
 
 
+def _forward(p: Potentials) -> tuple[Tensor, Tensor, Tensor]:
+    """Alpha, gamma and log Z, by the forward pass alone."""
+    plan, problem = plan_of(p), problem_of(p)
+    passes = run_passes(p, problem, plan, True, directions=1)
+    return (*_logarithms(p, plan, problem, passes, 0), passes[1].log_z[0])
+
+
 def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
     """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
-    p = potentials
-    found = log_messages(p, problem_of(p), plan_of(p))
-    return draw(inputs_of(p), (found.alpha, found.gamma, found.log_z), num_samples, seed)
+    return draw(inputs_of(potentials), _forward(potentials), num_samples, seed)
+
+
+def forward(p: Potentials) -> Forward:
+    """Messages; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
+    alpha, gamma, log_z = _forward(p)
+    return Forward(log_z, alpha[:, 1:], gamma[:, :-1])

@@ -1,4 +1,4 @@
-"""Operations on the pieces of long sequences; see `flash_semicrf.streaming.pieces.backend.Cutting`.
+"""Operations on the pieces of long sequences; see `flash_semicrf.streaming.pieces.cutting.Cutting`.
 
 Windows are read from the messages in plain PyTorch, before the gradients overwrite them.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import SegmentTable
-from flash_semicrf.streaming.triton.posterior import common_before
+from flash_semicrf.streaming.triton.posterior import left_out
 from flash_semicrf.streaming.triton.records import problem_of
 from flash_semicrf.streaming.triton.static.decoding import decoded
 from flash_semicrf.streaming.triton.static.gradient import Core, gradients_from
@@ -45,7 +45,7 @@ def viterbi_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, SegmentTable
     place = before(core, p.max_duration)
     valid = (place > 0) & (place <= p.lengths[:, None, None])
     alpha = taken(alpha.view(p.scores.shape), place - 1, valid)
-    return best, table, Windows(alpha, None, _left_out(p, core))
+    return best, table, Windows(alpha, None, left_out(p, core))
 
 
 def _windows(p: Potentials, core: Tensor, messages: Messages, both: bool) -> Windows:
@@ -60,7 +60,7 @@ def _windows(p: Potentials, core: Tensor, messages: Messages, both: bool) -> Win
         place = after(core, p.max_duration)
         valid = (place > 0) & (place < lengths)
         eta = _logs(messages.backward.view(shape), offset[1], place, valid)
-    return Windows(alpha, eta, _left_out(p, core))
+    return Windows(alpha, eta, left_out(p, core))
 
 
 def _logs(rows: Tensor, offsets: Tensor, place: Tensor, valid: Tensor) -> Tensor:
@@ -68,7 +68,3 @@ def _logs(rows: Tensor, offsets: Tensor, place: Tensor, valid: Tensor) -> Tensor
     value = taken(rows, place, valid)
     log = torch.where(value < 0, value + 1.0, value.log())
     return log + taken(offsets, place, valid)[..., None]
-
-
-def _left_out(p: Potentials, core: Tensor) -> Tensor:
-    return common_before(p)[..., 0].gather(1, core)

@@ -53,3 +53,21 @@ def test_large_logarithms_may_differ_by_their_rounding():
     assert certificate_of(windows(left, right), FOLLOWS).certain.all()
     right[0, 0] += 1e-3
     assert not certificate_of(windows(left, right), FOLLOWS).certain.all()
+
+
+def test_a_mask_does_not_hide_what_others_differ_by():
+    left = torch.randn(4, 3, dtype=torch.float64)
+    left[:, 2] -= 1e9
+    right = left.clone()
+    right[:, 2] += 3e-7
+    found = certificate_of(windows(left, right - 2.0), FOLLOWS)
+    assert found.certain.all() and found.scale[1].item() == pytest.approx(7.0, abs=1e-13)
+    right[1, 0] += 1e-9
+    assert not certificate_of(windows(left, right), FOLLOWS).certain.all()
+
+
+def test_constants_of_both_directions():
+    left = torch.randn(4, 3, dtype=torch.float64)
+    found = certificate_of(windows(left, left + 2.5, backward=True), FOLLOWS)
+    assert found.back.tolist() == [0.0, pytest.approx(2.5)]
+    assert certificate_of(windows(left, left), FOLLOWS).back.tolist() == [0.0, 0.0]

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from flash_semicrf.streaming.pieces.plan import SHORTEST, Slots, cuts_of
+from flash_semicrf.streaming.pieces.plan import SHORTEST, Slots, cuts_of, within_memory
 
 GPU = Slots(528, 1500, patient=False)
 SIZES = [*itertools.product([1, 3, 40], [1, 1000, 30_000, 10**6], [1, 20, 100, 3000])]
@@ -48,3 +48,11 @@ def test_two_threads_take_half_of_a_sequence_each():
 def test_a_gpu_tries_a_short_warm_up_first():
     first, second = cuts_of(1, 10**6, 100, 2, GPU)
     assert first.warm < 500 and second.warm > 3000
+
+
+def test_gradients_of_all_pieces_fit_into_memory():
+    assert within_memory(GPU, 24 * 24) == GPU
+    for size in (10**5, 10**6, 10**7, 10**8):
+        slots = within_memory(GPU, size)
+        assert slots.passes == 1 or slots.passes * size * 8 <= 2**28
+    assert cuts_of(1, 10**6, 100, 2, within_memory(GPU, 10**8)) == ()

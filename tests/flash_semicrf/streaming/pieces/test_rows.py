@@ -5,11 +5,13 @@ import torch
 from benchmarks.forgetting import draw
 from flash_semicrf.streaming.pieces.plan import Cut
 from flash_semicrf.streaming.pieces.rows import (
+    by_boundary,
     by_position,
     by_sequence,
     last_rows,
     pieces_of,
     problem_of,
+    running,
 )
 
 CUT = Cut(length=64, warm=32, span=32)
@@ -59,3 +61,27 @@ def test_sums_and_ends_of_sequences():
     assert torch.equal(last_rows(values, pieces), values[[4, 5, 8, 12]])
     alone = pieces_of(torch.tensor([300]), CUT, both=True)
     assert torch.equal(by_sequence(values[:5], alone), values[:5].sum(0, keepdim=True))
+
+
+def test_boundaries_belong_to_the_position_before():
+    pieces = pieces_of(torch.tensor(LENGTHS), CUT, both=True)
+    number = torch.arange(13.0).view(-1, 1, 1).expand(13, pieces.width + 1, 1)
+    found = by_boundary(number, pieces, 300)[..., 0]
+    assert found.shape == (4, 301)
+    assert found[0, [0, 1, 64, 65, 128, 129, 256, 257, 300]].tolist() == [0, 0, 0, 1, 1, 2, 3, 4, 4]
+    assert found[2, [0, 64, 65, 129]].tolist() == [6, 6, 7, 8]
+    t = pieces.first[:, None] + torch.arange(pieces.width + 1)
+    together = by_boundary(t[..., None], pieces, 300)[..., 0]
+    for b, n in enumerate(LENGTHS):
+        assert torch.equal(together[b, : n + 1], torch.arange(n + 1))
+
+
+def test_running_sums_of_each_sequence():
+    pieces = pieces_of(torch.tensor(LENGTHS), CUT, both=True)
+    values = torch.tensor([1.0, 2, 3, 4, 5, 100, 1, 1, 1, 0, 2, 0, 7], dtype=torch.float64)
+    sums = [1.0, 3, 6, 10, 15, 100, 1, 2, 3, 0, 2, 2, 9]
+    assert running(values, pieces).tolist() == sums
+    sums = [15.0, 14, 12, 9, 5, 100, 3, 2, 1, 9, 9, 7, 7]
+    assert running(values, pieces, from_end=True).tolist() == sums
+    values[5] = torch.nan
+    assert running(values, pieces)[6:].isfinite().all()

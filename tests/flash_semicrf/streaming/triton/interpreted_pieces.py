@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from flash_semicrf.streaming.cpu.backend import NumbaBackend
@@ -15,6 +16,7 @@ from tests.flash_semicrf.streaming.triton.only_pieces import OnlyPieces
 pytestmark = INTERPRETED
 
 WANTED = {"scores", "start_scores", "end_scores", "transition", "duration_bias"}
+WANTED |= {"initial_scores", "final_scores"}
 
 
 class InShortPieces(InPieces):
@@ -24,9 +26,19 @@ class InShortPieces(InPieces):
         return (Cut(length=64, warm=32, span=32),)
 
 
-def test_results_are_those_of_the_whole():
-    p = random_problem(2, 300, 4, 3, boundary=True, ends=True)
-    p = p.replace(lengths=torch.tensor([300, 40]))
+def problem(by_duration: bool = False):
+    p = random_problem(2, 170, 2, 2, by_duration=by_duration, boundary=True, ends=True)
+    if by_duration:
+        p = p.replace(initial_scores=torch.tensor([[0.3, -1.2], [0.8, 0.1]], dtype=torch.float64))
+    return p.replace(lengths=torch.tensor([170, 40]))
+
+
+BOTH = pytest.mark.parametrize("by_duration", [False, True], ids=["static", "by duration"])
+
+
+@BOTH
+def test_results_are_those_of_the_whole(by_duration):
+    p = problem(by_duration)
     plain, backend = NumbaBackend(), InShortPieces(OnlyPieces())
     log_z, gradients = plain.gradients(p, WANTED)
     torch.testing.assert_close(backend.log_partition(p), log_z, rtol=1e-12, atol=1e-9)
@@ -38,6 +50,23 @@ def test_results_are_those_of_the_whole():
     scores, expected = plain.viterbi(p)
     torch.testing.assert_close(best, scores, rtol=1e-12, atol=1e-9)
     for x, y in zip(table, expected, strict=True):
+        assert torch.equal(x, y)
+
+
+@BOTH
+def test_messages_and_samples_are_those_of_the_whole(by_duration):
+    p = problem(by_duration)
+    if not by_duration:  # what the passes leave out
+        p.scores[0, 90:120] -= 30_000.0
+    plain, backend = NumbaBackend(), InShortPieces(OnlyPieces())
+    found, expected = backend.messages(p), plain.messages(p)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-13, atol=1e-9)
+    best, expected_best = backend.max_messages(p), plain.max_messages(p)
+    for x, y in [*zip(found[1:], expected[1:], strict=True), (best, expected_best)]:
+        for b, length in enumerate(p.lengths.tolist()):
+            x_b, y_b = x[b, 1 : length + 1], y[b, 1 : length + 1]
+            torch.testing.assert_close(x_b, y_b, rtol=1e-13, atol=1e-9)
+    for x, y in zip(backend.sample(p, 2, 3), plain.sample(p, 2, 3), strict=True):
         assert torch.equal(x, y)
 
 

@@ -6,6 +6,9 @@ from flash_semicrf.streaming.triton.backend import TritonBackend
 
 __all__ = ["OnlyPieces"]
 
+WHOLE = (170, 30_000)
+"""Positions of the sequences of these tests."""
+
 
 class OnlyPieces(TritonBackend):
     """Refuses sequences that are not pieces: a certificate that fails must not go unnoticed."""
@@ -18,3 +21,22 @@ class OnlyPieces(TritonBackend):
 
     def viterbi(self, potentials):
         raise AssertionError("decoded as a whole")
+
+    def messages(self, potentials):
+        self._check_short(potentials)
+        return super().messages(potentials)
+
+    def max_messages(self, potentials):
+        self._check_short(potentials)
+        return super().max_messages(potentials)
+
+    def forward(self, potentials):
+        self._check_short(potentials)
+        return super().forward(potentials)
+
+    def sample(self, potentials, num_samples, seed):
+        raise AssertionError("samples were drawn from messages of the whole")
+
+    @staticmethod
+    def _check_short(potentials):
+        assert potentials.num_positions not in WHOLE, "messages were computed as a whole"

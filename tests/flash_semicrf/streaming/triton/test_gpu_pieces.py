@@ -59,6 +59,37 @@ def test_models_that_forget_slowly_or_never(model):
 
 
 @THREE_LABELS
+@pytest.mark.parametrize("by_duration", [False, True])
+def test_messages_and_samples_are_those_of_the_whole(by_duration):
+    p = long_problem(by_duration=by_duration)
+    plain, backend = TritonBackend(), InPieces(OnlyPieces())
+    found, expected = backend.messages(p), plain.messages(p)
+    assert_near(found[0], expected[0], 1e-9)
+    for x, y in [*zip(found[1:], expected[1:], strict=True)]:
+        for b, length in enumerate(p.lengths.tolist()):
+            assert_near(x[b, 1 : length + 1], y[b, 1 : length + 1], 1e-9)
+    best, expected_best = backend.max_messages(p), plain.max_messages(p)
+    assert_near(best[0], expected_best[0], 1e-9)
+    for x, y in zip(backend.sample(p, 3, 7), plain.sample(p, 3, 7), strict=True):
+        assert torch.equal(x, y)
+
+
+@THREE_LABELS
+def test_results_by_duration():
+    p = long_problem(by_duration=True, boundary=True, ends=True)
+    plain, backend = TritonBackend(), InPieces(OnlyPieces())
+    log_z, gradients = plain.gradients(p, WANTED)
+    assert_near(backend.log_partition(p), log_z, 1e-9)
+    found, others = backend.gradients(p, WANTED)
+    assert_near(found, log_z, 1e-9)
+    for name in WANTED:
+        assert_near(others[name], gradients[name], 1e-7)
+    best, table = backend.viterbi(p)
+    assert_near(best, plain.viterbi(p)[0], 1e-9)
+    assert_near(score_segments(p, table), best, 1e-9)
+
+
+@THREE_LABELS
 def test_public_functions_cut():
     p = long_problem()
     leaf = p.scores.clone().requires_grad_()
