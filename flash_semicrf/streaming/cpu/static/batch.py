@@ -21,7 +21,7 @@ from flash_semicrf.streaming.cpu.batches import (
     whole_messages,
 )
 from flash_semicrf.streaming.cpu.jit import kernel
-from flash_semicrf.streaming.cpu.lanes import batch as short
+from flash_semicrf.streaming.cpu.lanes import batch as lanes
 from flash_semicrf.streaming.cpu.parameters import (
     array_of,
     boundary_arrays,
@@ -171,7 +171,7 @@ def _run_carries(queue, chunks, position, carry):
 
 def log_partition(potentials: Potentials) -> Tensor:
     """Log Z (B,) in float64; workspace O(KC) per thread."""
-    found = short.log_partition(potentials, _log_partition)
+    found = lanes.log_partition(potentials, _log_partition)
     return _log_partition(potentials) if found is None else found
 
 
@@ -184,6 +184,11 @@ def _log_partition(potentials: Potentials) -> Tensor:
 
 def log_partition_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, Windows]:
     """Log Z and windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+    found = lanes.log_partition_of_pieces(p, core, _log_partition_of_pieces)
+    return _log_partition_of_pieces(p, core) if found is None else found
+
+
+def _log_partition_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, Windows]:
     _, rows = forward_messages(p)
     return torch.from_numpy(rows.total.sum(1)), forward_windows(rows.alpha, rows.forward, p, core)
 
@@ -192,6 +197,13 @@ def gradients_of_pieces(
     p: Potentials, wanted: set[str], core: Tensor
 ) -> tuple[Tensor, dict[str, Tensor], Windows]:
     """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.backend.Cutting`."""
+    found = lanes.gradients_of_pieces(p, wanted, core, _gradients_of_pieces)
+    return _gradients_of_pieces(p, wanted, core) if found is None else found
+
+
+def _gradients_of_pieces(
+    p: Potentials, wanted: set[str], core: Tensor
+) -> tuple[Tensor, dict[str, Tensor], Windows]:
     batch, rows = message_rows(p)
     windows = windows_of(rows, p, core)
     return (*gradients_of_rows(p, batch, rows, wanted, array_of(core)), windows)
@@ -246,7 +258,7 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
         Of "scores", "start_scores" and "end_scores": (B, T, C) in the dtype of the scores. Of the
         others: a float64 gradient per sequence, (B, ...). All zero where log Z is -inf.
     """
-    found = short.gradients(potentials, wanted, _gradients)
+    found = lanes.gradients(potentials, wanted, _gradients)
     return _gradients(potentials, wanted) if found is None else found
 
 
