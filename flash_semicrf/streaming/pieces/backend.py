@@ -37,8 +37,9 @@ class Cutting(Protocol):
 
     name: str
 
-    def slots(self, potentials: Potentials) -> Slots | None:
-        """What its device does at once; None if it takes no pieces of this problem."""
+    def slots(self, potentials: Potentials, sums: bool) -> Slots | None:
+        """What its device does at once, of sums over segmentations or of searches for the best;
+        None if it takes no pieces of this problem."""
 
     def log_partition_of_pieces(
         self, potentials: Potentials, core: Tensor
@@ -101,10 +102,10 @@ class InPieces:
         """None: whoever wraps a backend has asked it."""
         return None
 
-    def cuts(self, potentials: Potentials, directions: int) -> tuple[Cut, ...]:
+    def cuts(self, potentials: Potentials, directions: int, sums: bool = True) -> tuple[Cut, ...]:
         """Attempts for a problem, with 1 or 2 passes over each piece."""
         p = potentials
-        slots = self.inner.slots(p)
+        slots = self.inner.slots(p, sums)
         if slots is None:
             return ()
         sizes = (p.batch_size, p.num_positions, p.max_duration)
@@ -135,7 +136,7 @@ class InPieces:
 
     def viterbi(self, potentials: Potentials) -> Decoded:
         """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
-        return _viterbi(self.inner, potentials, self.cuts(potentials, 1))
+        return _viterbi(self.inner, potentials, self.cuts(potentials, 1, sums=False))
 
     def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
         """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""

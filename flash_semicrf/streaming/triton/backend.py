@@ -163,7 +163,7 @@ class TritonBackend:
         """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
         return _run("sample", potentials, num_samples, seed)
 
-    def slots(self, potentials: Potentials) -> Slots | None:
+    def slots(self, potentials: Potentials, sums: bool) -> Slots | None:
         """What the device does at once; see `flash_semicrf.streaming.pieces.backend.Cutting`.
 
         None while a CUDA graph is captured: to compare pieces is to wait for them.

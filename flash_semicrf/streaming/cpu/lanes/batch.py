@@ -48,8 +48,8 @@ _WORKSPACE = 4 << 20
 _SEQUENCES = 4
 """Fewest sequences. A group of eight costs the same whatever its lanes hold."""
 
-_DURATIONS = 64
-"""Largest K. The window sum of the other kernels is the faster one for long windows."""
+_DURATIONS = 512
+"""Largest K: the windows of eight sequences should be held by a cache of the thread."""
 
 
 def model_of(p: Potentials) -> Model | None:
@@ -69,10 +69,13 @@ def model_of(p: Potentials) -> Model | None:
     duration, transition, first, last = (np.exp(part) for part in parts)
     allowed = duration > 0
     from_one = (allowed[:, :-1] | ~allowed[:, 1:]).all(1)
-    window = np.pad(duration, ((0, 0), (1, STEPS)))
-    columns = ((0, 0), (0, multiple(p.num_labels, WIDTH) - p.num_labels))
-    ways = (np.pad(way, columns).ravel() for way in (transition, transition.T))
-    return Model(window.ravel(), *ways, first, last, *map(float, peaks), from_one)
+    window = np.zeros((p.num_labels, 1 + p.max_duration + STEPS))
+    window[:, 1 : 1 + p.max_duration] = duration
+    ways = np.zeros((2, p.num_labels, multiple(p.num_labels, WIDTH)))
+    ways[:, :, : p.num_labels] = transition, transition.T
+    return Model(
+        window.ravel(), ways[0].ravel(), ways[1].ravel(), first, last, *map(float, peaks), from_one
+    )
 
 
 def _mirrored(model: Model) -> Model:

@@ -52,10 +52,6 @@ _AFTER = -1e5
 _TINY = 1e-250
 """A sum over sources below this, after a frame has moved, is taken for 0."""
 
-_SMALLEST, _OUTWEIGHS = FRAME**-3, 1e-70
-"""A source below the first is dropped if the newest one of its label is above the second: with
-W >= 1e-60 that gives 1e20 times as much to every output that both reach."""
-
 
 @helper
 def _exponentials(lanes):
@@ -78,35 +74,40 @@ def _exponentials(lanes):
 
 
 @helper
-def _moved(work, place, shift, smallest, outweighed, highest):
-    """Multiply a number by the shift of its frame, if the result is 0 or within range."""
-    value = work[place] * shift
-    if work[place] != 0.0 and shift != 0.0 and not value >= smallest:
-        value = 0.0
-        if not outweighed:
-            work[highest] = math.inf
-    elif not value <= 1 / smallest:
-        work[highest] = math.inf
-    work[place] = value
+def _recentre(lanes, from_one, newest, count, done, most):
+    """Bring back the frames that are not within ``[1 / most, most]`` of any lane.
+
+    With them go the `count` sources up to the one in row `newest`, and the sums of the block after
+    its first `done` ones. Shifts are powers of two: nothing is rounded.
+    """
+    work, at = lanes.work, lanes.at
+    fill(work, at.astray, LANES, 0.0)
+    for c in range(from_one.shape[0]):
+        column, near = c * LANES, True
+        for i in range(at.frame + column, at.frame + column + LANES):
+            near = near and 1 / most <= work[i] <= most
+        if near:
+            continue
+        frame = (at.frame + column, at.shift, newest + column, at.outweighed, at.highest)
+        rows.split_frame(work, frame, 1)
+        if not from_one[c]:
+            fill(work, at.outweighed, LANES, 0.0)
+        moved = (at.shift, at.outweighed, at.highest)
+        sources = (newest + column, -at.row)
+        rows.move_rows(work, sources, count, rows.SMALLEST, *moved)
+        sums = (at.far + done * at.row + column, at.row)
+        rows.move_rows(work, sums, STEPS - done, _TINY, *moved)
 
 
 @helper
-def _recentre(lanes, from_one, newest, count, done):
-    """Bring frames back to 1, and with them the `count` sources up to the one in row `newest`, and
-    the sums of the block after its first `done` ones."""
+def _recentre_block(lanes, from_one, block, source):
+    """Bring back the frames that might leave their range in a block, whose sources begin in row
+    `source`."""
     work, at = lanes.work, lanes.at
-    fill(work, at.astray, LANES, 0.0)
-    for c in range(from_one.shape[0] * LANES):
-        shift = work[at.frame + c]
-        if shift >= 1 / FRAME and shift <= FRAME:
-            continue
-        work[at.frame + c] = 1.0
-        highest = at.highest + c % LANES
-        outweighed = from_one[c // LANES] and work[newest + c] * shift >= _OUTWEIGHS
-        for i in range(count):
-            _moved(work, newest + c - i * at.row, shift, _SMALLEST, outweighed, highest)
-        for j in range(done, STEPS):
-            _moved(work, at.far + j * at.row + c, shift, _TINY, outweighed, highest)
+    rows.strays(work, (at.frame, at.astray), lanes.num_labels)
+    if rows.largest(work, at.astray) > 0.0:
+        count = min(block, lanes.longest - 1)
+        _recentre(lanes, from_one, source - at.row, count, STEPS, rows.STRAYED)
 
 
 @helper
@@ -176,6 +177,7 @@ def _backward(lanes, model, batch, messages):
     for block in range(0, num_positions, STEPS):
         base = _make_room(lanes, block, base)
         source = at.source + (block - base) * at.row
+        _recentre_block(lanes, model.from_one, block, source)
         _sum_far(lanes, window, block, source)
         for j in range(min(STEPS, num_positions - block)):
             i = num_positions - 1 - block - j
@@ -204,7 +206,7 @@ def _backward(lanes, model, batch, messages):
                 hand_alpha(lanes, sink, i, batch, model.last_peak, messages)
             if rows.largest(work, at.astray) > 0.0:
                 used = min(block + j + 1, longest - 1)
-                _recentre(lanes, model.from_one, newest, used, j + 1)
+                _recentre(lanes, model.from_one, newest, used, j + 1, FRAME)
             _pass_transition(lanes, back, sink)
     for lane in range(LANES):
         work[at.exponents + lane] = work[at.scale + lane]
@@ -292,6 +294,7 @@ def _forward(lanes, model, batch, want, messages):
         source = at.source + (block - base) * at.row
         steps = min(STEPS, num_positions - block)
         counts = _count_lanes(lanes, batch.core, block)
+        _recentre_block(lanes, model.from_one, block, source)
         _sum_far(lanes, window, block, source)
         for j in range(steps):
             i = block + j
@@ -318,7 +321,8 @@ def _forward(lanes, model, batch, want, messages):
             if rows.largest(work, at.astray) > 0.0:
                 if want[1] and counts:
                     _correlate(lanes, block, source, j + 1)
-                _recentre(lanes, model.from_one, newest, min(i + 1, longest - 1), j + 1)
+                used = min(i + 1, longest - 1)
+                _recentre(lanes, model.from_one, newest, used, j + 1, FRAME)
             _pass_transition(lanes, onward, at.alpha)
         if want[1] and counts:
             _correlate(lanes, block, source, steps)

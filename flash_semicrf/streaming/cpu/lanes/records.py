@@ -157,6 +157,8 @@ class Places(NamedTuple):
     peak: int
     total: int
     counted: int
+    shift: int
+    outweighed: int
     duration: int  # C vectors for each of the durations 1..K, rounded up to STEPS
     transition: int  # C * C vectors
     size: int
@@ -175,7 +177,7 @@ def places_of(
     vectors = (num_positions + 1) * LANES
     sizes = [block, opening, closing, kept, kept, vectors, vectors, columns * row]
     sizes += [STEPS * row] * 3 + [(STEPS + 1) * row]
-    sizes += [row, multiple(num_labels, WIDTH) * LANES, row, row] + [LANES] * 13
+    sizes += [row, multiple(num_labels, WIDTH) * LANES, row, row] + [LANES] * 15
     sizes += [before * row, num_labels * row]
     steps = (row, row if has_boundary else 0, row if gradient else 0)
     return Places(*steps, before, columns, *accumulate(sizes, initial=0))

@@ -30,6 +30,13 @@ LOW, HIGH = 1e-100, 1e100
 FRAME = 1e50
 """Frames are kept within ``[1 / FRAME, FRAME]``."""
 
+STRAYED = 1e25
+"""Frames beyond it, or its inverse, are brought back before a block."""
+
+SMALLEST, _OUTWEIGHS = FRAME**-3, 1e-70
+"""A source below the first is dropped if the newest one of its label is above the second: with
+W >= 1e-60 that gives 1e20 times as much to every output that both reach."""
+
 GAP = 92.0
 """Largest difference of scores at one position: a factor of 1e-40."""
 
@@ -190,6 +197,61 @@ def _normalise(builder, _, scale, top):
 normalise = _operation((0,), _normalise, 2)
 """(factor; scale, top): factor is the power of two that brings top to [1, 2), and scale is
 increased by minus its exponent. Where top is 0 nothing changes. top becomes 0."""
+
+
+def _split_frame(builder, frame, _, newest, __, highest):
+    bits = builder.and_(builder.bitcast(frame, llvm.INTEGERS), llvm.integer(0x7FF0000000000000))
+    shift = builder.bitcast(bits, llvm.VECTOR)
+    none = builder.fcmp_ordered("==", shift, llvm.constant(0.0))
+    lost = builder.and_(none, builder.fcmp_ordered(">", frame, llvm.constant(0.0)))
+    frame = builder.select(none, llvm.constant(1.0), builder.fdiv(frame, shift))
+    some = builder.fcmp_ordered(">=", builder.fmul(newest, shift), llvm.constant(_OUTWEIGHS))
+    outweighed = builder.select(some, llvm.constant(1.0), llvm.constant(0.0))
+    highest = builder.select(lost, llvm.constant(math.inf), highest)
+    return {0: frame, 1: shift, 3: outweighed}, [highest]
+
+
+split_frame = _operation((0, 0, 0, 0), _split_frame, 1)
+"""(frame, shift, newest, outweighed; highest): a frame of [1, 2) and the power of two that it is
+less; outweighed is 1 where the source `newest`, moved by it, is large enough for others to be
+dropped. A frame of 0 becomes 1, by a shift of 0."""
+
+
+def _strays(builder, frame, astray):
+    near = _within(builder, frame, 1 / STRAYED, STRAYED)
+    return {}, [builder.select(near, astray, llvm.constant(1.0))]
+
+
+strays = _operation((1,), _strays, 1)
+"""(frame; astray): astray is 1 where a frame would have little room for a block of positions."""
+
+
+@llvm.routine(types.void)
+def move_rows(builder, work, place, count, smallest, shift, outweighed, highest):
+    """Multiply `count` vectors at ``place = (offset, step)`` by `shift`, a vector.
+
+    What falls below `smallest` becomes 0; where not `outweighed`, or where a result is too large,
+    highest becomes infinite. The last three are offsets.
+    """
+    factor, heavy = llvm.load(builder, work, shift), llvm.load(builder, work, outweighed)
+    zero, least = llvm.constant(0.0), llvm.splat(builder, smallest)
+    most = builder.fdiv(llvm.constant(1.0), least)
+    shifts = builder.fcmp_ordered("!=", factor, zero)
+    light = builder.fcmp_ordered("==", heavy, zero)
+
+    def move(_: ir.Value, at: ir.Value, top: ir.Value) -> list[ir.Value]:
+        before = llvm.load(builder, work, at)
+        value = builder.fmul(before, factor)
+        some = builder.and_(builder.fcmp_unordered("!=", before, zero), shifts)
+        small = builder.and_(some, builder.fcmp_unordered("<", value, least))
+        lost = builder.or_(builder.and_(small, light), builder.fcmp_unordered(">", value, most))
+        llvm.store(builder, builder.select(small, zero, value), work, at)
+        top = builder.select(lost, llvm.constant(math.inf), top)
+        return [builder.add(at, place[1]), top]
+
+    starts = [place[0], llvm.load(builder, work, highest)]
+    _, top = llvm.loop(builder, count, 1, starts, move)
+    llvm.store(builder, top, work, highest)
 
 
 def _close_backward(builder, sums, frame, closing, factor, _, lowest, highest, astray):

@@ -125,7 +125,7 @@ def add_correlation(builder, work, weights, source, row, out, out_row, labels, t
         def of_tile(_: ir.Value, newest: ir.Value, target: ir.Value) -> list[ir.Value]:
             places = [builder.add(target, llvm.I64(LANES * i)) for i in range(STEPS)]
             sums = [llvm.load(builder, work, place) for place in places]
-            for apart in range(STEPS - 1, -STEPS, -1):
+            for apart in range(1 - STEPS, STEPS):  # the sums are in the order of j
                 at = builder.add(newest, builder.mul(row, llvm.I64(apart)))
                 vector = llvm.load(builder, work, at)
                 for i in range(max(0, -apart), min(STEPS, STEPS - apart)):

@@ -7,6 +7,7 @@ The functions of a `flash_semicrf.streaming.dispatch.Backend` and of a
 from flash_semicrf.streaming.cpu.static.batch import (
     gradients,
     gradients_of_pieces,
+    in_lanes,
     log_partition,
     log_partition_of_pieces,
     messages,
@@ -18,6 +19,7 @@ from flash_semicrf.streaming.cpu.static.viterbi import max_messages, viterbi, vi
 __all__ = [
     "gradients",
     "gradients_of_pieces",
+    "in_lanes",
     "log_partition",
     "log_partition_of_pieces",
     "max_messages",

@@ -59,6 +59,7 @@ __all__ = [
     "gradients",
     "gradients_of_pieces",
     "gradients_of_rows",
+    "in_lanes",
     "log_partition",
     "log_partition_of_pieces",
     "message_rows",
@@ -180,6 +181,11 @@ def _log_partition(potentials: Potentials) -> Tensor:
     rows = _empty_rows(potentials, keep=False)
     _run_forward(potentials, batch, rows, False)
     return torch.from_numpy(rows.total.sum(1))
+
+
+def in_lanes(p: Potentials) -> bool:
+    """Whether the pieces of a problem are done eight at a time, as far as it can be seen."""
+    return lanes.model_of(p) is not None
 
 
 def log_partition_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, Windows]:
