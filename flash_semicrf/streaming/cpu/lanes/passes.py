@@ -49,28 +49,36 @@ __all__ = ["run_lanes"]
 _AFTER = -1e5
 """Binary exponent of what follows a sequence's end: nothing."""
 
+_PORTION = 16
+"""Positions of one lane that are read before those of the next: a cache holds their factors."""
+
 _TINY = 1e-250
 """A sum over sources below this, after a frame has moved, is taken for 0."""
 
 
 @helper
-def _exponentials(lanes):
-    """Turn scores into factors, and add up what was taken out of them."""
+def _read(lanes, batch):
+    """Read the scores as factors, and add up what was taken out of them."""
     work, at, num_labels = lanes.work, lanes.at, lanes.num_labels
     num_positions = lanes.lengths[LANES - 1]
     fill(work, at.offsets, LANES, 0.0)
-    for i in range(num_positions):
-        row = at.factor + i * at.row
-        fill(work, at.peak, LANES, -math.inf)
-        rows.peak_of(work, (row, at.peak), num_labels)
-        rows.settle_peak(work, (at.peak, at.offsets + (i + 1) * LANES, at.offset), 1)
-        rows.exp_below(work, (row, at.peak, at.lowest), num_labels)
-    if at.step:
-        count = num_positions * num_labels
-        rows.exp_within(work, (at.opening, at.zero, at.lowest), count)
-        rows.exp_within(work, (at.closing, at.zero, at.lowest), count)
-    else:
+    if not at.step:
         fill(work, at.opening, at.row, 1.0)
+    for begin in range(0, num_positions, _PORTION):
+        stop = min(begin + _PORTION, num_positions)
+        load_lanes(lanes, at.factor, batch.scores, batch.mirrored, begin, stop)
+        for i in range(begin, stop):
+            row = at.factor + i * at.row
+            fill(work, at.peak, LANES, -math.inf)
+            rows.peak_of(work, (row, at.peak), num_labels)
+            rows.settle_peak(work, (at.peak, at.offsets + (i + 1) * LANES, at.offset), 1)
+            rows.exp_below(work, (row, at.peak, at.lowest), num_labels)
+        if at.step:
+            load_lanes(lanes, at.opening, batch.opening, batch.mirrored, begin, stop)
+            load_lanes(lanes, at.closing, batch.closing, batch.mirrored, begin, stop)
+            count = (stop - begin) * num_labels
+            for first in (at.opening, at.closing):
+                rows.exp_within(work, (first + begin * at.row, at.zero, at.lowest), count)
 
 
 @helper
@@ -270,7 +278,27 @@ def _add_transitions(lanes, steps):
 
 
 @helper
-def _forward(lanes, model, batch, want, messages):
+def _write_marginals(lanes, count, begin, stop, want, sums):
+    """Hand out the marginals of a block's positions for the first `count` lanes."""
+    work, at, num_labels = lanes.work, lanes.at, lanes.num_labels
+    store_lanes(lanes, at.covered, sums.position, count, begin, stop)
+    if want[0]:
+        store_lanes(lanes, at.start, sums.start, count, begin, stop)
+        store_lanes(lanes, at.end, sums.end, count, begin, stop)
+    for lane in range(count):
+        b, last = lanes.sequences[lane], lanes.lengths[lane] - 1
+        for c in range(num_labels):
+            place = c * LANES + lane
+            if begin == 0:
+                sums.initial[b, c] = work[at.start + place]
+            if begin <= last < stop:
+                place += (last - begin) * at.row
+                work[at.complete + lane] += work[at.covered + place]
+                sums.final[b, c] = work[at.end + place]
+
+
+@helper
+def _forward(lanes, model, batch, want, messages, count, sums):
     """Run the forward pass and add up the gradient."""
     work, at, window, onward = lanes.work, lanes.at, model.window, model.onward
     num_labels, longest, handed = lanes.num_labels, lanes.longest, lanes.handed
@@ -300,18 +328,19 @@ def _forward(lanes, model, batch, want, messages):
             i = block + j
             opening, closing = at.opening + i * at.step, at.closing + i * at.step
             factor, newest = at.factor + i * at.row, source + j * at.row
-            output, sink = at.output + i * at.row, at.sink + i * at.row
-            begun = (at.counted, at.begun + j * at.row, at.lowest, at.highest)
+            output, sink, row = at.output + i * at.row, at.sink + i * at.row, j * at.row
+            begun = (at.counted, at.begun + row, at.start + row, at.covered + row)
             taken = (at.incoming, opening, at.frame, factor, newest, sink, at.posterior, at.inside)
-            rows.take_forward(work, taken + begun, num_labels)
+            rows.take_forward(work, taken + begun + (at.lowest, at.highest), num_labels)
             _sum_near(lanes, window, source, j)
-            sums = at.far + j * at.row
-            rows.total_window(work, (sums, at.frame, at.lowest, at.highest, at.top), num_labels)
+            total = at.far + row
+            rows.total_window(work, (total, at.frame, at.lowest, at.highest, at.top), num_labels)
             rows.normalise(work, (at.power, at.scale, at.top), 1)
             exponent = at.exponents + (i + 1) * LANES
             rows.posterior_scale(work, (at.posterior, at.scale, exponent) + scaled, 1)
-            closed = (sums, at.frame, closing, at.power, output, at.posterior, at.inside)
-            written = (at.counted, at.alpha, at.weight + j * at.row, at.ended + (j + 1) * at.row)
+            closed = (total, at.frame, closing, at.power, output, at.posterior, at.inside)
+            ended = (at.ended + row + at.row, at.end + row)
+            written = (at.counted, at.alpha, at.weight + row) + ended
             watched = (at.lowest, at.highest, at.astray)
             rows.close_forward(work, closed + written + watched, num_labels)
             if handed[i + 1]:
@@ -324,6 +353,7 @@ def _forward(lanes, model, batch, want, messages):
                 used = min(i + 1, longest - 1)
                 _recentre(lanes, model.from_one, newest, used, j + 1, FRAME)
             _pass_transition(lanes, onward, at.alpha)
+        _write_marginals(lanes, count, block, block + steps, want, sums)
         if want[1] and counts:
             _correlate(lanes, block, source, steps)
         if want[2]:
@@ -334,25 +364,14 @@ def _forward(lanes, model, batch, want, messages):
 
 
 @helper
-def _write(lanes, model, count, want, sums):
-    """Hand out the results of the first `count` lanes; check that their counts agree."""
-    work, at, sequences, lengths = lanes.work, lanes.at, lanes.sequences, lanes.lengths
+def _write_sums(lanes, model, count, want, sums):
+    """Hand out what is summed up of the first `count` lanes; check that their counts agree."""
+    work, at, sequences = lanes.work, lanes.at, lanes.sequences
     num_labels, longest = lanes.num_labels, lanes.longest
     window, onward = model.window, model.onward
     padded = -(-num_labels // WIDTH) * WIDTH
-    store_lanes(lanes, at.factor, sums.position, count)
-    if want[0]:
-        store_lanes(lanes, at.sink, sums.start, count)
-        store_lanes(lanes, at.output, sums.end, count)
     for lane in range(count):
-        b = sequences[lane]
-        last = (lengths[lane] - 1) * at.row
-        covered = 0.0
-        for c in range(num_labels):
-            place = c * LANES + lane
-            covered += work[at.factor + last + place]
-            sums.initial[b, c] = work[at.sink + place]
-            sums.final[b, c] = work[at.output + last + place]
+        b, covered = sequences[lane], work[at.complete + lane]
         if want[1]:
             for c in range(num_labels):
                 for k in range(longest):
@@ -402,24 +421,20 @@ def run_lanes(queue, batch, model, at, stride, longest, want, sums, messages):
         for lane in range(LANES):
             b = batch.order[LANES * task + min(lane, count - 1)]
             sequences[lane], lengths[lane] = b, batch.lengths[b]
-        load_lanes(lanes, at.factor, batch.scores, batch.mirrored)
-        if batch.has_boundary:
-            load_lanes(lanes, at.opening, batch.opening, batch.mirrored)
-            load_lanes(lanes, at.closing, batch.closing, batch.mirrored)
         if messages.alpha.shape[0] > 0:
             note_handed(lanes, batch)
         fill(work, at.zero, at.duration - at.zero, 0.0)
         fill(work, at.lowest, LANES, 1.0)
-        _exponentials(lanes)
+        _read(lanes, batch)
         _backward(lanes, model, batch, messages)
         _close(lanes, model, log_z)
         if at.kept:
-            _forward(lanes, model, batch, want, messages)
+            _forward(lanes, model, batch, want, messages, count, sums)
         for lane in range(count):
             b = sequences[lane]
             sums.log_z[b] = log_z[lane]
             low, high = work[at.lowest + lane], work[at.highest + lane]
             sums.certain[b] = low >= LOW and high <= HIGH
         if at.kept:
-            _write(lanes, model, count, want, sums)
+            _write_sums(lanes, model, count, want, sums)
         task = take(queue)

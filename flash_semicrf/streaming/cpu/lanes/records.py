@@ -128,17 +128,20 @@ class Places(NamedTuple):
     kept: int  # the same of output and sink; 0 for log Z alone
     before: int  # rows of sources before the first
     columns: int  # rows of sources
-    factor: int  # block: exp(scores), then the position marginals
+    factor: int  # block: exp(scores)
     opening: int  # block, or a row of ones: exp(start scores)
     closing: int  # the same of end scores
-    output: int  # block, or a row: closing beta, then the end marginals
-    sink: int  # block, or a row: opening eta, then the start marginals
+    output: int  # block, or a row: closing beta
+    sink: int  # block, or a row: opening eta
     exponents: int  # a vector per boundary: scale of the backward pass
     offsets: int  # a vector per boundary: what is taken out of the scores before it
     source: int  # `columns` rows: E
     far: int  # STEPS rows: sums over the sources before a block, then over all
     weight: int  # STEPS rows
     begun: int  # STEPS rows: sinks of a block
+    start: int  # STEPS rows, as the next two: marginals of starts
+    covered: int  # of positions
+    end: int  # of ends
     ended: int  # STEPS + 1 rows: alpha q of the boundaries of a block
     frame: int
     incoming: int  # padded to a multiple of WIDTH vectors
@@ -159,6 +162,7 @@ class Places(NamedTuple):
     counted: int
     shift: int
     outweighed: int
+    complete: int  # sum of the marginals of the last position
     duration: int  # C vectors for each of the durations 1..K, rounded up to STEPS
     transition: int  # C * C vectors
     size: int
@@ -176,8 +180,8 @@ def places_of(
     columns = before + min(multiple(num_positions, STEPS), max(4 * before, 128))
     vectors = (num_positions + 1) * LANES
     sizes = [block, opening, closing, kept, kept, vectors, vectors, columns * row]
-    sizes += [STEPS * row] * 3 + [(STEPS + 1) * row]
-    sizes += [row, multiple(num_labels, WIDTH) * LANES, row, row] + [LANES] * 15
+    sizes += [STEPS * row] * 6 + [(STEPS + 1) * row]
+    sizes += [row, multiple(num_labels, WIDTH) * LANES, row, row] + [LANES] * 16
     sizes += [before * row, num_labels * row]
     steps = (row, row if has_boundary else 0, row if gradient else 0)
     return Places(*steps, before, columns, *accumulate(sizes, initial=0))

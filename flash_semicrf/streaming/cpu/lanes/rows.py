@@ -144,22 +144,22 @@ exp_within = _operation((1, 0), _exp_within(-EXPONENT, EXPONENT), 1)
 
 
 def _take_forward(builder, gamma, opening, frame, factor, _, sink, q, inside, counted, *others):
-    _, *watched = others
+    *_, lowest, highest = others
     source = _product(builder, gamma, opening)
     start = _product(builder, gamma, sink, q)
     inside = builder.fadd(inside, start)
     frames = builder.fmul(frame, factor)
     begun = builder.fmul(sink, counted)
-    stores = {2: frames, 3: inside, 4: builder.fdiv(source, frame), 5: start, 7: inside, 9: begun}
-    return stores, _watch(builder, source, *watched)
+    stores = {2: frames, 4: builder.fdiv(source, frame), 7: inside}
+    return {**stores, 9: begun, 10: start, 11: inside}, _watch(builder, source, lowest, highest)
 
 
-take_forward = _operation((1, 1, 1, 1, 1, 1, 0, 1, 0, 1), _take_forward, 2)
-"""(gamma, opening, frame, factor, E, sink, q, inside, counted, begun; lowest, highest): take up the
-sources.
+take_forward = _operation((1, 1, 1, 1, 1, 1, 0, 1, 0, 1, 1, 1), _take_forward, 2)
+"""(gamma, opening, frame, factor, E, sink, q, inside, counted, begun, start, covered; lowest,
+highest): take up the sources.
 
-``E = gamma opening / frame``, ``frame *= factor``, ``begun = sink counted``; sink becomes the
-marginal of starts ``gamma sink q``, inside increases by it, and factor becomes a copy of inside.
+``E = gamma opening / frame``, ``frame *= factor``, ``begun = sink counted``; start becomes the
+marginal of starts ``gamma sink q``, inside increases by it, and covered becomes a copy of inside.
 """
 
 
@@ -269,7 +269,7 @@ close_backward = _operation((1, 1, 1, 0, 1), _close_backward, 3)
 
 
 def _close_forward(builder, sums, frame, closing, factor, sink, q, inside, counted, *others):
-    _, _, _, lowest, highest, astray = others
+    *_, lowest, highest, astray = others
     frame = builder.fmul(frame, factor)
     total = builder.fmul(sums, factor)
     alpha = builder.fmul(total, closing)
@@ -277,16 +277,16 @@ def _close_forward(builder, sums, frame, closing, factor, sink, q, inside, count
     weight = _product(builder, frame, sink, q, counted)
     inside = builder.fsub(inside, end)
     ended = builder.fmul(alpha, q)
-    stores = {1: frame, 4: end, 6: inside, 8: alpha, 9: weight, 10: ended}
+    stores = {1: frame, 6: inside, 8: alpha, 9: weight, 10: ended, 11: end}
     watched = _watch(builder, alpha, lowest, highest)
     return stores, [*watched, _astray(builder, frame, astray)]
 
 
-close_forward = _operation((1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1), _close_forward, 3)
-"""(sums, frame, closing, factor, sink, q, inside, counted, alpha, weight, ended; lowest, highest,
-astray): outputs of the forward pass.
+close_forward = _operation((1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1, 1), _close_forward, 3)
+"""(sums, frame, closing, factor, sink, q, inside, counted, alpha, weight, ended, end; lowest,
+highest, astray): outputs of the forward pass.
 
-``frame *= factor``, ``alpha = sums factor closing``, ``ended = alpha q``; sink becomes the marginal
+``frame *= factor``, ``alpha = sums factor closing``, ``ended = alpha q``; end becomes the marginal
 of ends ``sums factor sink q``, inside decreases by it, and ``weight = frame sink q counted`` is
 what the window's sources have to be multiplied by for their posterior.
 """
