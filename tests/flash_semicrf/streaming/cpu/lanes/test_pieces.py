@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.forgetting import FORGETFUL, MODELS, draw
+from benchmarks.forgetting import MODELS, draw
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu.backend import NumbaBackend
 from flash_semicrf.streaming.cpu.lanes import batch as lanes
 from flash_semicrf.streaming.cpu.static import batch as static
 from flash_semicrf.streaming.dispatch import choose
 from flash_semicrf.streaming.pieces.backend import InPieces
+from flash_semicrf.streaming.pieces.plan import Slots
 from flash_semicrf.testing import assert_close, random_problem
 
 WANTED = {
@@ -152,17 +153,29 @@ class Watched(NumbaBackend):
 @pytest.mark.kernels
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_models_against_the_loop(model):
-    # By the slots of the CPU itself; the shorter sequence stays whole.
-    p = draw(model, [12_000, 300], 6, 3)
+    p = draw(model, [1600, 90], 6, 3)
     watched = Watched()
-    backend = InPieces(watched)
-    log_z, found = backend.gradients(p, WANTED)
-    pieces = -(-12_000 // backend.cuts(p, 2)[0].length)
-    assert watched.pieces[0] == pieces + 1 and pieces >= 8
-    assert len(watched.pieces) == 1 or model not in FORGETFUL
-    expected_log_z, expected = choose("reference", p).gradients(p, WANTED)
+    backend = InPieces(watched, Slots(64, 0, patient=False, together=8))
+    wanted = WANTED - {"final_scores"}
+    log_z, found = backend.gradients(p, wanted)
+    pieces = -(-1600 // backend.cuts(p, 2)[0].length)
+    assert watched.pieces[0] == pieces + 1 and pieces >= 4
+    expected_log_z, expected = choose("reference", p).gradients(p, wanted)
     torch.testing.assert_close(log_z, expected_log_z, rtol=1e-12, atol=1e-9)
-    torch.testing.assert_close(backend.log_partition(p), expected_log_z, rtol=1e-12, atol=1e-9)
+    sums = backend.log_partition(p)
+    torch.testing.assert_close(sums, expected_log_z, rtol=1e-12, atol=1e-9)
+    for name in wanted:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-7, atol=1e-9)
+
+
+def test_pieces_are_those_of_the_lanes():
+    p = draw("random", [9000, 300], 6, 3)
+    watched = Watched()
+    log_z, found = InPieces(watched).gradients(p, WANTED)
+    (pieces,) = watched.pieces
+    assert pieces >= 9
+    expected_log_z, expected = NumbaBackend().gradients(p, WANTED)
+    torch.testing.assert_close(log_z, expected_log_z, rtol=1e-12, atol=1e-9)
     for name in WANTED:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-7, atol=1e-9)
 
