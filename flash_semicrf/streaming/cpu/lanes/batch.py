@@ -1,4 +1,4 @@
-"""Log Z and its gradients for batches of short sequences, eight to a vector.
+"""Log Z and its gradients for short sequences and for pieces of long ones, eight to a vector.
 
 For static transitions without a tail. Long sequences of a batch, and those whose messages leave the
 range of the kernel, as with masks of -1e9 or scores of +-100, are done by
