@@ -98,10 +98,12 @@ class NumbaBackend:
         problem, _ = _prepared(potentials)
         return _kernels(potentials).sample_from(problem, forward, num_samples, seed)
 
-    def slots(self, potentials: Potentials) -> Slots | None:
+    def slots(self, potentials: Potentials, sums: bool) -> Slots | None:
         """What the threads do at once; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
         if potentials.duration_tail is not None:
             return None
+        if sums and _kernels(potentials).in_lanes(potentials):
+            return _LANES
         return Slots(torch.get_num_threads(), _OVERHEAD, patient=True)
 
     def log_partition_of_pieces(
@@ -109,7 +111,10 @@ class NumbaBackend:
     ) -> tuple[Tensor, Windows]:
         """Log Z and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
         problem, offset = _prepared(potentials)
-        log_z, windows = _kernels(problem).log_partition_of_pieces(problem, core)
+        kernels = _kernels(problem)
+        log_z, windows = _avoiding_masks(
+            problem, lambda p: kernels.log_partition_of_pieces(p, core), lambda found: found[0]
+        )
         return log_z + offset[:, -1], _with_offset(windows, core, offset)
 
     def gradients_of_pieces(
@@ -117,7 +122,12 @@ class NumbaBackend:
     ) -> tuple[Tensor, dict[str, Tensor], Windows]:
         """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
         problem, offset = _prepared(potentials)
-        log_z, found, windows = _kernels(problem).gradients_of_pieces(problem, wanted, core)
+        kernels = _kernels(problem)
+        log_z, found, windows = _avoiding_masks(
+            problem,
+            lambda p: kernels.gradients_of_pieces(p, wanted, core),
+            lambda found: found[0],
+        )
         for name in wanted & set(BY_POSITION):
             found[name] = found[name].to(potentials.dtype)
         return log_z + offset[:, -1], found, _with_offset(windows, core, offset)
@@ -133,6 +143,10 @@ class NumbaBackend:
 
 _OVERHEAD = 1000
 """Steps of a pass that take as long as cutting and comparing."""
+
+_LANES = Slots(256, _OVERHEAD, patient=False, together=16, least=8, slower=3)
+"""Eight pieces in the lanes of vectors, and some for a second thread; on however many threads, so
+that results do not depend on their number."""
 
 _NO_OFFSET = torch.zeros(1, 1, dtype=torch.float64, device="cpu")
 

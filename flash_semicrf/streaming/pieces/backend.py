@@ -46,10 +46,10 @@ class InPieces:
         """None: whoever wraps a backend has asked it."""
         return None
 
-    def cuts(self, potentials: Potentials, directions: int) -> tuple[Cut, ...]:
+    def cuts(self, potentials: Potentials, directions: int, sums: bool = True) -> tuple[Cut, ...]:
         """Attempts for a problem, with 1 or 2 passes over each piece."""
         p = potentials
-        slots = self.inner.slots(p)
+        slots = self.inner.slots(p, sums)
         if slots is None:
             return ()
         sizes = (p.batch_size, p.num_positions, p.max_duration)
@@ -66,7 +66,7 @@ class InPieces:
 
     def messages(self, potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
         """Forward and backward messages; see `flash_semicrf.streaming.dispatch.Backend`."""
-        return messages.messages(self.inner, potentials, self.cuts(potentials, 2))
+        return messages.messages(self.inner, potentials, self.cuts(potentials, 2, sums=False))
 
     def tangents(
         self, potentials: Potentials, direction: Potentials, wanted: set[str]
@@ -76,16 +76,16 @@ class InPieces:
 
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
-        return messages.max_messages(self.inner, potentials, self.cuts(potentials, 1))
+        return messages.max_messages(self.inner, potentials, self.cuts(potentials, 1, sums=False))
 
     def viterbi(self, potentials: Potentials) -> Decoded:
         """Best segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
-        return _viterbi(self.inner, potentials, self.cuts(potentials, 1))
+        return _viterbi(self.inner, potentials, self.cuts(potentials, 1, sums=False))
 
     def sample(self, potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
         """Draw segmentations; see `flash_semicrf.streaming.dispatch.Backend`."""
         p = potentials
-        return messages.sample(self.inner, p, num_samples, seed, self.cuts(p, 1))
+        return messages.sample(self.inner, p, num_samples, seed, self.cuts(p, 1, sums=False))
 
 
 def _log_partition(inner: Cutting, p: Potentials, cuts: tuple[Cut, ...]) -> Tensor:

@@ -25,8 +25,9 @@ class Cutting(Protocol):
 
     name: str
 
-    def slots(self, potentials: Potentials) -> Slots | None:
-        """What its device does at once; None if it takes no pieces of this problem."""
+    def slots(self, potentials: Potentials, sums: bool) -> Slots | None:
+        """What its device does at once, of log Z and gradients or of everything else; None if it
+        takes no pieces of this problem."""
 
     def log_partition_of_pieces(
         self, potentials: Potentials, core: Tensor

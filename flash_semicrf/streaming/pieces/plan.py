@@ -29,11 +29,20 @@ class Slots(NamedTuple):
         Steps of a pass that take as long as cutting, comparing and putting together.
     patient : bool
         One pass more costs as much as the passes save: attempts that may fail do not pay.
+    together : int
+        Pieces that are done together, at the price of one: their number is a multiple.
+    least : int
+        Least length of a piece, in warm-ups.
+    slower : int
+        Steps of a sequence alone that a step of its pieces takes as long as.
     """
 
     passes: int
     overhead: int
     patient: bool
+    together: int = 1
+    least: int = 2
+    slower: int = 1
 
 
 _SUMMED = 2**25
@@ -100,9 +109,14 @@ def cuts_of(
     cuts = []
     for times, least in (_LONG,) if slots.patient else (_SHORT, _LONG):
         warm = _multiple(max(times * max_duration, least), span)
-        even = -(-batch_size * num_positions // max(1, pieces))
-        length = _multiple(even if slots.patient else max(even, 2 * warm), span)
-        steps = length + (1 if directions == 1 else 2) * warm
+        total = batch_size * num_positions
+        even = -(-total // max(1, pieces))
+        length = even if slots.patient else max(even, slots.least * warm)
+        if slots.together > 1:
+            groups = max(1, -(-total // length) // slots.together)
+            length = -(-total // (groups * slots.together))
+        length = _multiple(length, span)
+        steps = slots.slower * (length + (1 if directions == 1 else 2) * warm)
         if batch_size < pieces and 3 * (steps + slots.overhead) <= 2 * num_positions:
             cuts.append(Cut(length, warm, span))
     return tuple(cuts)

@@ -99,12 +99,27 @@ def problem_of(p: Potentials, pieces: Pieces) -> Potentials:
 
     Where a row begins or ends inside its sequence, a segment does.
     """
+    given = {name: value for name, value in p.parameters().items() if name in BY_POSITION}
+    lengths = pieces.last - pieces.first
+    rows: dict[str, Tensor | None]
+    if p.device.type == "cpu":
+        rows = {name: _rows_of(value.detach(), pieces) for name, value in given.items()}
+        return p.replace(lengths=lengths, **rows)
     position = pieces.first[:, None] + torch.arange(pieces.width, device=p.device)
     position = position.clamp(max=p.num_positions - 1)
-    given = {name: value for name, value in p.parameters().items() if name in BY_POSITION}
     sequence = pieces.sequence[:, None]
-    rows: dict[str, Tensor | None] = {n: v[sequence, position] for n, v in given.items()}
-    return p.replace(lengths=pieces.last - pieces.first, **rows)
+    rows = {name: value[sequence, position] for name, value in given.items()}
+    return p.replace(lengths=lengths, **rows)
+
+
+def _rows_of(values: Tensor, pieces: Pieces) -> Tensor:
+    """Rows (N, width, C) of values (B, T, C) in main memory, slice by slice; zeros as padding."""
+    rows = values.new_empty(len(pieces.first), pieces.width, values.shape[2])
+    places = zip(*(x.tolist() for x in (pieces.sequence, pieces.first, pieces.last)), strict=True)
+    for row, (sequence, first, last) in zip(rows, places, strict=True):
+        row[: last - first] = values[sequence, first:last]
+        row[last - first :] = 0.0
+    return rows
 
 
 def part_of(p: Potentials, sequences: Tensor) -> Potentials:
@@ -116,6 +131,13 @@ def part_of(p: Potentials, sequences: Tensor) -> Potentials:
 
 def by_position(rows: Tensor, pieces: Pieces, lengths: Tensor, num_positions: int) -> Tensor:
     """Entries (N, width, C) of the pieces put together: (B, T, C), zeros as padding."""
+    if rows.device.type == "cpu":
+        whole = rows.new_zeros(len(lengths), num_positions, rows.shape[2])
+        columns = (pieces.sequence, pieces.begin, pieces.stop, pieces.first)
+        places = zip(*(x.tolist() for x in columns), strict=True)
+        for row, (sequence, begin, stop, first) in zip(rows, places, strict=True):
+            whole[sequence, begin:stop] = row[begin - first : stop - first]
+        return whole
     t = torch.arange(num_positions, device=rows.device)
     inside = t < lengths[:, None]
     return torch.where(inside[..., None], rows_of_positions(rows, pieces, num_positions), 0.0)

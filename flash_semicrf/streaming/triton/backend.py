@@ -201,7 +201,7 @@ class TritonBackend:
         """Draw segmentations; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
         return _run("sample_from", potentials, forward, num_samples, seed)
 
-    def slots(self, potentials: Potentials) -> Slots | None:
+    def slots(self, potentials: Potentials, sums: bool) -> Slots | None:
         """What the device does at once; see `flash_semicrf.streaming.pieces.cutting.Cutting`.
 
         None while a CUDA graph is captured: to compare pieces is to wait for them.

@@ -48,6 +48,7 @@ __all__ = [
     "gradients",
     "gradients_of",
     "gradients_of_pieces",
+    "in_lanes",
     "log_partition",
     "log_partition_of_pieces",
     "messages",
@@ -111,6 +112,11 @@ def log_partition(potentials: Potentials) -> Tensor:
     """Log Z (B,) in float64; workspace O(KC) per thread."""
     batch = batch_of(potentials, keep=False, backward=False)
     return torch.from_numpy(batch.messages.total.sum(1))
+
+
+def in_lanes(p: Potentials) -> bool:
+    """False: there are no kernels for eight sequences at a time."""
+    return False
 
 
 def log_partition_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, Windows]:

@@ -1,1 +1,1 @@
-"""Kernels that run eight short sequences at once, one in each lane of a vector."""
+"""Kernels that run eight sequences at once, one in each lane of a vector."""

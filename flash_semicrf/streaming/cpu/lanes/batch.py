@@ -1,4 +1,4 @@
-"""Log Z and its gradients for batches of short sequences, eight to a vector.
+"""Log Z and its gradients for short sequences and for pieces of long ones, eight to a vector.
 
 For static transitions without a tail. Long sequences of a batch, and those whose messages leave the
 range of the kernel, as with masks of -1e9 or scores of +-100, are done by
@@ -16,13 +16,28 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu import threads
-from flash_semicrf.streaming.cpu.lanes.passes import run_short
-from flash_semicrf.streaming.cpu.lanes.records import Model, Sequences, Sums, places_of
+from flash_semicrf.streaming.cpu.lanes.passes import run_lanes
+from flash_semicrf.streaming.cpu.lanes.records import (
+    Messages,
+    Model,
+    Sequences,
+    Sums,
+    multiple,
+    places_of,
+)
 from flash_semicrf.streaming.cpu.lanes.rows import EXPONENT
+from flash_semicrf.streaming.cpu.lanes.tiles import STEPS, WIDTH
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.parameters import array_of, cost_of, end_term, forbid, start_term
+from flash_semicrf.streaming.windows import Windows
 
-__all__ = ["gradients", "log_partition", "model_of"]
+__all__ = [
+    "gradients",
+    "gradients_of_pieces",
+    "log_partition",
+    "log_partition_of_pieces",
+    "model_of",
+]
 
 _POSITIONS = 256
 """Longest sequence. The other kernels give the passes of a long one to several threads."""
@@ -33,8 +48,8 @@ _WORKSPACE = 4 << 20
 _SEQUENCES = 4
 """Fewest sequences. A group of eight costs the same whatever its lanes hold."""
 
-_DURATIONS = 64
-"""Largest K. The window sum of the other kernels is the faster one for long windows."""
+_DURATIONS = 512
+"""Largest K: the windows of eight sequences should be held by a cache of the thread."""
 
 
 def model_of(p: Potentials) -> Model | None:
@@ -51,11 +66,28 @@ def model_of(p: Potentials) -> Model | None:
     for part in parts:
         if bool((np.abs(part[part > -np.inf]) > EXPONENT).any()):
             return None
-    window, transition, first, last = (np.exp(part) for part in parts)
-    allowed = window > 0
+    duration, transition, first, last = (np.exp(part) for part in parts)
+    allowed = duration > 0
     from_one = (allowed[:, :-1] | ~allowed[:, 1:]).all(1)
-    matrices = (window.ravel(), window[:, ::-1].ravel(), transition.ravel())
-    return Model(*matrices, first, last, float(sum(peaks)), from_one)
+    window = np.zeros((p.num_labels, 1 + p.max_duration + STEPS))
+    window[:, 1 : 1 + p.max_duration] = duration
+    ways = np.zeros((2, p.num_labels, multiple(p.num_labels, WIDTH)))
+    ways[:, :, : p.num_labels] = transition, transition.T
+    return Model(
+        window.ravel(), ways[0].ravel(), ways[1].ravel(), first, last, *map(float, peaks), from_one
+    )
+
+
+def _mirrored(model: Model) -> Model:
+    """The model of sequences that are read from their ends."""
+    return model._replace(
+        onward=model.back,
+        back=model.onward,
+        first=model.last,
+        last=model.first,
+        first_peak=model.last_peak,
+        last_peak=model.first_peak,
+    )
 
 
 def _finite_peak(values: np.ndarray, axis: int) -> np.ndarray:
@@ -67,27 +99,60 @@ def _finite_peak(values: np.ndarray, axis: int) -> np.ndarray:
 def _short_ones(p: Potentials) -> np.ndarray:
     """Indices of the sequences that are short enough, by length; whatever else is in the batch."""
     boundary = p.start_scores is not None or p.end_scores is not None
-    bytes_per_position = (6 if boundary else 4) * p.num_labels * LANES * 8
+    bytes_per_position = (5 if boundary else 3) * p.num_labels * LANES * 8
     lengths = array_of(p.lengths)
     order = np.argsort(lengths, kind="stable")
     return order[lengths[order] <= min(_POSITIONS, _WORKSPACE // bytes_per_position)]
 
 
-def _run(p: Potentials, gradient: bool, want: np.ndarray) -> Sums | None:
-    """Run the kernel, or return None where it does not take the problem."""
+def _run(p: Potentials, want: np.ndarray | None) -> Sums | None:
+    """Run the kernel on short sequences, or return None where it does not take the problem."""
     order = _short_ones(p)
     model = model_of(p) if len(order) >= _SEQUENCES else None
     if model is None:
         return None
-    scores = array_of(p.scores)
+    return _launch(p, model, order, want)[0]
+
+
+def _launch(
+    p: Potentials,
+    model: Model,
+    order: np.ndarray,
+    want: np.ndarray | None,
+    core: np.ndarray | None = None,
+) -> tuple[Sums, Messages]:
+    """Run the kernel on some sequences, the shortest first.
+
+    Parameters
+    ----------
+    p : Potentials
+    model : Model
+    order : int64 array of shape (N,)
+    want : bool array of shape (3,), or None
+        Gradients as `run_lanes` has them; None for log Z alone.
+    core : int64 array of shape (B, 2), optional
+        Sequences are pieces, whose messages are handed out at these boundaries.
+    """
+    gradient = want is not None
+    want = np.zeros(3, np.bool_) if want is None else want
+    scores, lengths = array_of(p.scores), array_of(p.lengths)
     dtype, shape, num_labels = scores.dtype, (p.batch_size,), p.num_labels
-    given = (p.start_scores, p.end_scores)
+    given = (p.start_scores, p.end_scores) if gradient else (p.end_scores, p.start_scores)
     has_boundary = any(x is not None for x in given)
-    start, end = np.zeros((2, 0), dtype)
+    opening, closing = np.zeros((2, 0), dtype)
     if has_boundary:
-        start, end = (np.zeros_like(scores) if x is None else array_of(x) for x in given)
-    lengths = array_of(p.lengths)
-    batch = Sequences(scores.ravel(), start.ravel(), end.ravel(), has_boundary, lengths, order)
+        opening, closing = (np.zeros_like(scores) if x is None else array_of(x) for x in given)
+    whole = np.stack([np.zeros_like(lengths), lengths], 1)
+    batch = Sequences(
+        scores.ravel(),
+        opening.ravel(),
+        closing.ravel(),
+        has_boundary,
+        lengths,
+        order,
+        whole if core is None else core,
+        not gradient,
+    )
     position = np.zeros(scores.size if gradient else 0, dtype)
     ends = np.zeros((2, scores.size if want[0] else 0), dtype)
     by_duration = (p.max_duration, num_labels) if want[1] else (0, 0)
@@ -95,12 +160,17 @@ def _run(p: Potentials, gradient: bool, want: np.ndarray) -> Sums | None:
     by_label = np.zeros((2, *shape, num_labels))
     shared = (np.zeros((*shape, *by_duration)), np.zeros((*shape, *by_transition)))
     sums = Sums(np.empty(shape), np.zeros(shape, np.bool_), position, *ends, *by_label, *shared)
-    at = places_of(int(lengths[order[-1]]), num_labels, p.max_duration, has_boundary)
+    sides = (0 if core is None else p.batch_size, 2, p.max_duration)
+    values = [np.zeros((*sides, num_labels)) for _ in range(2)]
+    messages = Messages(*values, *(np.zeros(sides) for _ in range(2)))
+    sizes = (int(lengths[order[-1]]), num_labels, p.max_duration)
+    at = places_of(*sizes, has_boundary, gradient)
     last = np.append(np.arange(LANES - 1, len(order) - 1, LANES), len(order) - 1)
     costs = lengths[order[last]] * cost_of(p)
-    given = (batch, model, at, p.num_positions, p.max_duration, gradient, want, sums)
-    threads.run(run_short, np.arange(len(costs)), costs, given)
-    return sums
+    model = model if gradient else _mirrored(model)
+    rest = (batch, model, at, p.num_positions, p.max_duration, want, sums, messages)
+    threads.run(run_lanes, np.arange(len(costs)), costs, rest)
+    return sums, messages
 
 
 def log_partition(p: Potentials, general: Callable[[Potentials], Tensor]) -> Tensor | None:
@@ -112,7 +182,7 @@ def log_partition(p: Potentials, general: Callable[[Potentials], Tensor]) -> Ten
     general : callable
         Computes it for sequences that leave the kernel's range.
     """
-    sums = _run(p, False, np.zeros(3, np.bool_))
+    sums = _run(p, None)
     if sums is None:
         return None
     log_z = torch.from_numpy(sums.log_z)
@@ -128,31 +198,96 @@ def gradients(
     general: Callable[[Potentials, set[str]], tuple[Tensor, dict[str, Tensor]]],
 ) -> tuple[Tensor, dict[str, Tensor]] | None:
     """As `static.batch.gradients`; None where `log_partition` returns None."""
-    ends = bool(wanted & {"start_scores", "end_scores"})
-    want = np.array([ends, "duration_bias" in wanted, "transition" in wanted])
-    sums = _run(p, True, want)
+    sums = _run(p, _want(wanted))
     if sums is None:
         return None
-    shape = tuple(p.scores.shape)
-    found = {
-        "scores": sums.position.reshape(shape),
-        "start_scores": sums.start.reshape(shape) if ends else None,
-        "end_scores": sums.end.reshape(shape) if ends else None,
-        "duration_bias": sums.duration,
-        "transition": sums.transition,
-        "initial_scores": sums.initial,
-        "final_scores": sums.final,
-    }
-    if want[2] and p.initial_scores is None:
-        found["transition"] += sums.initial[:, None, :] * _free_sources(p)
-    log_z = torch.from_numpy(sums.log_z)
-    result = {name: torch.from_numpy(found[name]) for name in wanted}
+    log_z, result = _results(p, sums, wanted)
     rest = np.flatnonzero(~sums.certain)
     if len(rest):
         log_z[rest], others = general(_part(p, rest), wanted)
         for name, values in others.items():
             result[name][rest] = values
     return log_z, result
+
+
+def log_partition_of_pieces(
+    p: Potentials, core: Tensor, general: Callable[..., tuple[Tensor, Windows]]
+) -> tuple[Tensor, Windows] | None:
+    """As `static.batch.log_partition_of_pieces`; None where the kernel does not take the problem.
+
+    `general` computes it for pieces that leave the kernel's range.
+    """
+    model = model_of(p)
+    if model is None:
+        return None
+    order = np.argsort(array_of(p.lengths), kind="stable")
+    sums, messages = _launch(p, model, order, None, array_of(core))
+    log_z, windows = torch.from_numpy(sums.log_z), _windows(messages, both=False)
+    rest = np.flatnonzero(~sums.certain)
+    if len(rest):
+        log_z[rest], others = general(_part(p, rest), core[torch.from_numpy(rest)])
+        windows.alpha[rest] = others.alpha
+    return log_z, windows
+
+
+def gradients_of_pieces(
+    p: Potentials,
+    wanted: set[str],
+    core: Tensor,
+    general: Callable[..., tuple[Tensor, dict[str, Tensor], Windows]],
+) -> tuple[Tensor, dict[str, Tensor], Windows] | None:
+    """As `static.batch.gradients_of_pieces`; None where the kernel does not take the problem."""
+    model = model_of(p)
+    if model is None:
+        return None
+    order = np.argsort(array_of(p.lengths), kind="stable")
+    sums, messages = _launch(p, model, order, _want(wanted), array_of(core))
+    log_z, result = _results(p, sums, wanted, array_of(core))
+    windows = _windows(messages, both=True)
+    rest = np.flatnonzero(~sums.certain)
+    if len(rest):
+        own = core[torch.from_numpy(rest)]
+        log_z[rest], found, others = general(_part(p, rest), wanted, own)
+        for name, values in found.items():
+            result[name][rest] = values
+        windows.alpha[rest], windows.beta[rest] = others.alpha, others.beta
+    return log_z, result, windows
+
+
+def _want(wanted: set[str]) -> np.ndarray:
+    ends = bool(wanted & {"start_scores", "end_scores"})
+    return np.array([ends, "duration_bias" in wanted, "transition" in wanted])
+
+
+def _results(
+    p: Potentials, sums: Sums, wanted: set[str], core: np.ndarray | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log Z and the gradients wanted, from what the kernel has summed up."""
+    shape = tuple(p.scores.shape)
+    found = {
+        "scores": sums.position.reshape(shape),
+        "start_scores": sums.start,
+        "end_scores": sums.end,
+        "duration_bias": sums.duration,
+        "transition": sums.transition,
+        "initial_scores": sums.initial,
+        "final_scores": sums.final,
+    }
+    if "transition" in wanted and p.initial_scores is None:
+        first = sums.initial[:, None, :] * _free_sources(p)
+        found["transition"] += first if core is None else first * (core[:, 0] == 0)[:, None, None]
+    for name in wanted & {"start_scores", "end_scores"}:
+        found[name] = found[name].reshape(shape)
+    return torch.from_numpy(sums.log_z), {name: torch.from_numpy(found[name]) for name in wanted}
+
+
+def _windows(messages: Messages, both: bool) -> Windows:
+    """Logarithms of the messages that were handed out."""
+    parts = [(messages.alpha, messages.alpha_level), (messages.beta, messages.beta_level)]
+    with np.errstate(divide="ignore"):
+        logs = [torch.from_numpy(np.log(x) + level[..., None]) for x, level in parts[: 1 + both]]
+    left_out = torch.zeros(len(logs[0]), 2, dtype=torch.float64)
+    return Windows(logs[0], logs[1] if both else None, left_out)
 
 
 def _free_sources(p: Potentials) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Both passes and the gradient of eight short sequences at once, one to each lane.
+"""Both passes and the gradient of eight sequences at once, one to each lane.
 
 The recurrences are those of `flash_semicrf.streaming.cpu.static.passes`, on exponentials
 throughout: no logarithm is taken between a sequence's scores and its log Z. With f the frames, one
@@ -15,6 +15,10 @@ goes: with q the power of two and 1 / Z that turn products of messages into prob
     d log Z / d D_k(c)     = sum_t E_{t-k}(c) W_k(c) f_t(c) end_{t-1}(c) beta_t(c) q_t
     d log Z / d A[c', c]   = sum_s alpha_s(c') exp(A[c', c]) sink_s(c) q_s
 
+Positions are done in blocks of `STEPS`: the sources before a block are swept once for all of its
+outputs, and the sums over durations and transitions of a block are added up together
+(`flash_semicrf.streaming.cpu.lanes.tiles`).
+
 Every factor and every message must be exactly 0, because something forbids it, or within ranges
 whose products neither overflow nor vanish (`flash_semicrf.streaming.cpu.lanes.rows`). Then sums of
 them are right to float64's precision. Only a source that a later one of its label outweighs
@@ -29,130 +33,189 @@ import math
 import numpy as np
 
 from flash_semicrf.streaming.cpu.jit import kernel
-from flash_semicrf.streaming.cpu.lanes import rows
+from flash_semicrf.streaming.cpu.lanes import rows, tiles
+from flash_semicrf.streaming.cpu.lanes.loading import load_lanes, store_lanes
 from flash_semicrf.streaming.cpu.lanes.records import Lanes
 from flash_semicrf.streaming.cpu.lanes.rows import FRAME, HIGH, LOW
+from flash_semicrf.streaming.cpu.lanes.tiles import STEPS, WIDTH
+from flash_semicrf.streaming.cpu.lanes.windows import hand_alpha, hand_beta, note_handed
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.parts import helper
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.vector import fill
 
-__all__ = ["run_short"]
+__all__ = ["run_lanes"]
 
 _AFTER = -1e5
 """Binary exponent of what follows a sequence's end: nothing."""
 
-_SMALLEST, _OUTWEIGHS = FRAME**-3, 1e-70
-"""A source below the first is dropped if the newest one of its label is above the second: with
-W >= 1e-60 that gives 1e20 times as much to every output that both reach."""
+_PORTION = 16
+"""Positions of one lane that are read before those of the next: a cache holds their factors."""
+
+_TINY = 1e-250
+"""A sum over sources below this, after a frame has moved, is taken for 0."""
 
 
 @helper
-def _load_lanes(lanes, place, values):
-    """Put rows of eight sequences side by side; zeros after their ends."""
-    work, sequences, lengths = lanes.work, lanes.sequences, lanes.lengths
-    stride, num_labels = lanes.stride, lanes.num_labels
-    size = lengths[LANES - 1] * num_labels
-    for lane in range(LANES):
-        first = sequences[lane] * stride * num_labels
-        count = lengths[lane] * num_labels
-        at = place + lane
-        for i in range(count):
-            work[at + i * LANES] = values[first + i]
-        for i in range(count, size):
-            work[at + i * LANES] = 0.0
-
-
-@helper
-def _store_lanes(lanes, place, values, count):
-    """Write the marginals of the first `count` lanes."""
-    work, sequences, lengths = lanes.work, lanes.sequences, lanes.lengths
-    stride, num_labels = lanes.stride, lanes.num_labels
-    for lane in range(count):
-        first = sequences[lane] * stride * num_labels
-        at = place + lane
-        for i in range(lengths[lane] * num_labels):
-            values[first + i] = min(max(work[at + i * LANES], 0.0), 1.0)
-
-
-@helper
-def _exponentials(lanes):
-    """Turn scores into factors, and add up what was taken out of them."""
+def _read(lanes, batch):
+    """Read the scores as factors, and add up what was taken out of them."""
     work, at, num_labels = lanes.work, lanes.at, lanes.num_labels
     num_positions = lanes.lengths[LANES - 1]
-    fill(work, at.peaks, num_positions * LANES, -math.inf)
-    for i in range(num_positions):
-        row, peak = at.factor + i * at.row, at.peaks + i * LANES
-        rows.peak_of(work, (row, peak), num_labels)
-        rows.settle_peak(work, (peak, at.offset), 1)
-        rows.exp_below(work, (row, peak, at.lowest), num_labels)
-    if at.step:
-        count = num_positions * num_labels
-        rows.exp_within(work, (at.opening, at.zero, at.lowest), count)
-        rows.exp_within(work, (at.closing, at.zero, at.lowest), count)
-    else:
+    fill(work, at.offsets, LANES, 0.0)
+    if not at.step:
         fill(work, at.opening, at.row, 1.0)
+    for begin in range(0, num_positions, _PORTION):
+        stop = min(begin + _PORTION, num_positions)
+        load_lanes(lanes, at.factor, batch.scores, batch.mirrored, begin, stop)
+        for i in range(begin, stop):
+            row = at.factor + i * at.row
+            fill(work, at.peak, LANES, -math.inf)
+            rows.peak_of(work, (row, at.peak), num_labels)
+            rows.settle_peak(work, (at.peak, at.offsets + (i + 1) * LANES, at.offset), 1)
+            rows.exp_below(work, (row, at.peak, at.lowest), num_labels)
+        if at.step:
+            load_lanes(lanes, at.opening, batch.opening, batch.mirrored, begin, stop)
+            load_lanes(lanes, at.closing, batch.closing, batch.mirrored, begin, stop)
+            count = (stop - begin) * num_labels
+            for first in (at.opening, at.closing):
+                rows.exp_within(work, (first + begin * at.row, at.zero, at.lowest), count)
 
 
 @helper
-def _recentre(work, at, from_one, oldest, count, newest):
-    """Bring frames back to 1, and with them the sources of `count` positions from `oldest` on."""
+def _recentre(lanes, from_one, newest, count, done, most):
+    """Bring back the frames that are not within ``[1 / most, most]`` of any lane.
+
+    With them go the `count` sources up to the one in row `newest`, and the sums of the block after
+    its first `done` ones. Shifts are powers of two: nothing is rounded.
+    """
+    work, at = lanes.work, lanes.at
     fill(work, at.astray, LANES, 0.0)
-    for c in range(from_one.shape[0] * LANES):
-        shift = work[at.frame + c]
-        if shift >= 1 / FRAME and shift <= FRAME:
+    for c in range(from_one.shape[0]):
+        column, near = c * LANES, True
+        for i in range(at.frame + column, at.frame + column + LANES):
+            near = near and 1 / most <= work[i] <= most
+        if near:
             continue
-        work[at.frame + c] = 1.0
-        outweighed = from_one[c // LANES] and (
-            work[at.source + newest * at.row + c] * shift >= _OUTWEIGHS
-        )
-        first = at.source + oldest * at.row + c
-        for i in range(first, first + count * at.row, at.row):
-            value = work[i] * shift
-            if work[i] != 0.0 and shift != 0.0 and not value >= _SMALLEST:
-                value = 0.0
-                if not outweighed:
-                    work[at.highest + c % LANES] = math.inf
-            elif not value <= 1 / _SMALLEST:
-                work[at.highest + c % LANES] = math.inf
-            work[i] = value
+        frame = (at.frame + column, at.shift, newest + column, at.outweighed, at.highest)
+        rows.split_frame(work, frame, 1)
+        if not from_one[c]:
+            fill(work, at.outweighed, LANES, 0.0)
+        moved = (at.shift, at.outweighed, at.highest)
+        sources = (newest + column, -at.row)
+        rows.move_rows(work, sources, count, rows.SMALLEST, *moved)
+        sums = (at.far + done * at.row + column, at.row)
+        rows.move_rows(work, sums, STEPS - done, _TINY, *moved)
 
 
 @helper
-def _backward(lanes, model):
+def _recentre_block(lanes, from_one, block, source):
+    """Bring back the frames that might leave their range in a block, whose sources begin in row
+    `source`."""
+    work, at = lanes.work, lanes.at
+    rows.strays(work, (at.frame, at.astray), lanes.num_labels)
+    if rows.largest(work, at.astray) > 0.0:
+        count = min(block, lanes.longest - 1)
+        _recentre(lanes, from_one, source - at.row, count, STEPS, rows.STRAYED)
+
+
+@helper
+def _clear_sources(lanes):
+    """No sources, those before the first included."""
+    fill(lanes.work, lanes.at.source, lanes.at.columns * lanes.at.row, 0.0)
+
+
+@helper
+def _make_room(lanes, block, base):
+    """Drop old sources if a block has no room; return the step of the first row."""
+    work, at = lanes.work, lanes.at
+    if block + STEPS - base <= at.columns:
+        return base
+    old = at.source + (block - at.before - base) * at.row
+    for i in range(at.before * at.row):
+        work[at.source + i] = work[old + i]
+    return block - at.before
+
+
+@helper
+def _sum_far(lanes, window, block, source):
+    """Sums of a block over the sources before it, which end before row `source`."""
+    work, at, longest = lanes.work, lanes.at, lanes.longest
+    count = min(block, longest - 1)
+    factors = (count + 1, longest + 1 + STEPS, -1)
+    oldest = (source - count * at.row, LANES, at.row)
+    sums = (at.far, LANES, at.row)
+    tiles.sum_tile(window, factors, work, oldest, sums, count, lanes.num_labels)
+
+
+@helper
+def _sum_near(lanes, window, source, j):
+    """Complete output j of a block by the sources in it, which begin in row `source`."""
+    at = lanes.at
+    factors = (j + 1, lanes.longest + 1 + STEPS, -1)
+    sums = at.far + j * at.row
+    own = (source, LANES, at.row)
+    tiles.add_products(window, factors, lanes.work, own, sums, lanes.num_labels, j + 1)
+
+
+@helper
+def _pass_transition(lanes, matrix, row):
+    """``incoming = row matrix``, the matrix [from, to] with padded rows."""
+    work, at, num_labels = lanes.work, lanes.at, lanes.num_labels
+    padded = -(-num_labels // WIDTH) * WIDTH
+    whole = padded // STEPS
+    vectors, out = (row, 0, LANES), (at.incoming, STEPS * LANES, LANES)
+    tiles.sum_tile(matrix, (0, STEPS, padded), work, vectors, out, num_labels, whole)
+    if padded % STEPS:
+        factors = (whole * STEPS, 0, padded)
+        out = (at.incoming + whole * STEPS * LANES, 0, LANES)
+        tiles.sum_narrow_tile(matrix, factors, work, vectors, out, num_labels, 1)
+
+
+@helper
+def _backward(lanes, model, batch, messages):
     """Keep the outputs and the sinks of all positions, and their exponents."""
-    work, at, lengths, from_one = lanes.work, lanes.at, lanes.lengths, model.from_one
-    rising, transition, last = model.rising, model.transition, model.last
+    work, at, lengths = lanes.work, lanes.at, lanes.lengths
     num_labels, longest, num_positions = lanes.num_labels, lanes.longest, lengths[LANES - 1]
+    handed, last, window, back = lanes.handed, model.last, model.window, model.back
     fill(work, at.frame, at.row, 1.0)
     fill(work, at.incoming, at.row, 0.0)
     fill(work, at.scale, LANES, 0.0)
-    for i in range(num_positions - 1, -1, -1):
-        for lane in range(LANES):
-            work[at.exponents + (i + 1) * LANES + lane] = work[at.scale + lane]
-            if lengths[lane] == i + 1:
-                for c in range(num_labels):
-                    work[at.incoming + c * LANES + lane] = last[c]
-            elif lengths[lane] <= i:
-                work[at.exponents + (i + 1) * LANES + lane] = _AFTER
-        block, opening, closing = i * at.row, at.opening + i * at.step, at.closing + i * at.step
-        factor, source = at.factor + block, at.source + block
-        output, sink = at.output + block, at.sink + block
-        taken = (at.incoming, closing, at.frame, factor, source, output, at.lowest, at.highest)
-        rows.take_backward(work, taken, num_labels)
-        count = min(longest, num_positions - i)
-        window, reached = (0, longest, 1), (source, LANES, at.row)
-        rows.sum_products(rising, window, work, reached, at.sums, num_labels, count)
-        rows.total_window(work, (at.sums, at.frame, at.lowest, at.highest, at.top), num_labels)
-        rows.normalise(work, (at.power, at.scale, at.top), 1)
-        watched = (at.lowest, at.highest, at.astray)
-        rows.close_backward(
-            work, (at.sums, at.frame, opening, at.power, sink) + watched, num_labels
-        )
-        if rows.largest(work, at.astray) > 0.0:
-            _recentre(work, at, from_one, i, min(count, longest - 1), i)
-        matrix, sinks = (0, num_labels, 1), (sink, 0, LANES)
-        rows.sum_products(transition, matrix, work, sinks, at.incoming, num_labels, num_labels)
+    _clear_sources(lanes)
+    base = -at.before
+    for block in range(0, num_positions, STEPS):
+        base = _make_room(lanes, block, base)
+        source = at.source + (block - base) * at.row
+        _recentre_block(lanes, model.from_one, block, source)
+        _sum_far(lanes, window, block, source)
+        for j in range(min(STEPS, num_positions - block)):
+            i = num_positions - 1 - block - j
+            for lane in range(LANES):
+                work[at.exponents + (i + 1) * LANES + lane] = work[at.scale + lane]
+                if lengths[lane] == i + 1:
+                    for c in range(num_labels):
+                        work[at.incoming + c * LANES + lane] = last[c]
+                elif lengths[lane] <= i:
+                    work[at.exponents + (i + 1) * LANES + lane] = _AFTER
+            if handed[i + 1] and not batch.mirrored:
+                hand_beta(lanes, i + 1, batch.core, model.last_peak, messages)
+            opening, closing = at.opening + i * at.step, at.closing + i * at.step
+            factor, newest = at.factor + i * at.row, source + j * at.row
+            output, sink = at.output + i * at.kept, at.sink + i * at.kept
+            taken = (at.incoming, closing, at.frame, factor, newest, output, at.lowest, at.highest)
+            rows.take_backward(work, taken, num_labels)
+            _sum_near(lanes, window, source, j)
+            sums = at.far + j * at.row
+            rows.total_window(work, (sums, at.frame, at.lowest, at.highest, at.top), num_labels)
+            rows.normalise(work, (at.power, at.scale, at.top), 1)
+            watched = (at.lowest, at.highest, at.astray)
+            closed = (sums, at.frame, opening, at.power, sink)
+            rows.close_backward(work, closed + watched, num_labels)
+            if handed[i] and batch.mirrored:
+                hand_alpha(lanes, sink, i, batch, model.last_peak, messages)
+            if rows.largest(work, at.astray) > 0.0:
+                used = min(block + j + 1, longest - 1)
+                _recentre(lanes, model.from_one, newest, used, j + 1, FRAME)
+            _pass_transition(lanes, back, sink)
     for lane in range(LANES):
         work[at.exponents + lane] = work[at.scale + lane]
 
@@ -160,7 +223,8 @@ def _backward(lanes, model):
 @helper
 def _close(lanes, model, log_z):
     """Log Z of each lane, and 1 / Z of its scaled messages."""
-    work, at, first, peaks = lanes.work, lanes.at, model.first, model.peaks
+    work, at, first = lanes.work, lanes.at, model.first
+    peaks = model.first_peak + model.last_peak
     for lane in range(LANES):
         total = 0.0
         for c in range(lanes.num_labels):
@@ -177,83 +241,142 @@ def _close(lanes, model, log_z):
 
 
 @helper
-def _forward(lanes, model, want):
-    """Run the forward pass and add up the gradient."""
-    work, at, from_one = lanes.work, lanes.at, model.from_one
-    first, falling, transition = model.first, model.falling, model.transition
-    num_labels, longest = lanes.num_labels, lanes.longest
-    num_positions = lanes.lengths[LANES - 1]
-    fill(work, at.frame, at.row, 1.0)
-    fill(work, at.inside, at.row, 0.0)
-    fill(work, at.duration, (longest + num_labels) * at.row, 0.0)
-    fill(work, at.astray, LANES, 0.0)
-    total = at.peaks  # exponent of Z, where the peaks were
+def _count_lanes(lanes, core, position):
+    """Note which lanes count the block at a position; whether any does."""
+    some = False
     for lane in range(LANES):
-        work[total + lane] = work[at.exponents + lane]
-        work[at.scale + lane] = 0.0
-        for c in range(num_labels):
-            work[at.incoming + c * LANES + lane] = first[c]
-    scaled = (total, at.inverse, at.highest)
-    rows.posterior_scale(work, (at.posterior, at.scale, at.exponents) + scaled, 1)
-    for i in range(num_positions):
-        block, opening, closing = i * at.row, at.opening + i * at.step, at.closing + i * at.step
-        factor, source = at.factor + block, at.source + block
-        output, sink = at.output + block, at.sink + block
-        shared = (at.posterior, at.inside)
-        taken = (at.incoming, opening, at.frame, factor, source, sink)
-        rows.take_forward(work, taken + shared + (at.lowest, at.highest), num_labels)
-        count = min(longest, i + 1)
-        oldest = (source + (1 - count) * at.row, LANES, at.row)
-        window = (longest - count, longest, 1)
-        rows.sum_products(falling, window, work, oldest, at.sums, num_labels, count)
-        rows.total_window(work, (at.sums, at.frame, at.lowest, at.highest, at.top), num_labels)
-        rows.normalise(work, (at.power, at.scale, at.top), 1)
-        exponent = at.exponents + (i + 1) * LANES
-        rows.posterior_scale(work, (at.posterior, at.scale, exponent) + scaled, 1)
-        closed = (at.sums, at.frame, closing, at.power, output) + shared
-        written = (at.alpha, at.weight, at.lowest, at.highest, at.astray)
-        rows.close_forward(work, closed + written, num_labels)
-        if want[1]:
-            found = (at.duration + (longest - count) * LANES, longest * LANES, LANES)
-            rows.add_products(work, at.weight, oldest, found, num_labels, count)
-        if i + 1 == num_positions:
-            break
-        if rows.largest(work, at.astray) > 0.0:
-            used = min(count, longest - 1)
-            _recentre(work, at, from_one, i + 1 - used, used, i)
-        matrix, ended = (0, 1, num_labels), (at.alpha, 0, LANES)
-        rows.sum_products(transition, matrix, work, ended, at.incoming, num_labels, num_labels)
-        if want[2]:
-            found = (at.transition, at.row, LANES)
-            sinks = (sink + at.row, 0, LANES)
-            rows.add_products(work, at.sums, sinks, found, num_labels, num_labels)
+        b = lanes.sequences[lane]
+        counts = core[b, 0] <= position < core[b, 1]
+        lanes.work[lanes.at.counted + lane] = 1.0 if counts else 0.0
+        some = some or counts
+    return some
 
 
 @helper
-def _write(lanes, model, count, want, sums):
-    """Hand out the results of the first `count` lanes; check that their counts agree."""
-    work, at, sequences, lengths = lanes.work, lanes.at, lanes.sequences, lanes.lengths
-    num_labels, longest = lanes.num_labels, lanes.longest
-    falling, transition = model.falling, model.transition
-    _store_lanes(lanes, at.factor, sums.position, count)
+def _correlate(lanes, block, source, steps):
+    """Add the first `steps` outputs of a block, with its sources from row `source` on, to the
+    gradient by durations; the block is done with them."""
+    work, at = lanes.work, lanes.at
+    for place in (at.weight, source):
+        fill(work, place + steps * at.row, (STEPS - steps) * at.row, 0.0)
+    count = min(at.before, block + STEPS) // STEPS
+    out_row = at.before * LANES
+    rest = (at.duration, out_row, lanes.num_labels, count)
+    tiles.add_correlation(work, at.weight, source, at.row, *rest)
+    fill(work, at.weight, steps * at.row, 0.0)
+
+
+@helper
+def _add_transitions(lanes, steps):
+    """Add the boundaries of a block's first `steps` positions to the gradient by transitions."""
+    work, at, num_labels = lanes.work, lanes.at, lanes.num_labels
+    for place in (at.begun, at.ended):
+        fill(work, place + steps * at.row, (STEPS - steps) * at.row, 0.0)
+    given = (at.ended, at.begun, at.row, at.transition)
+    tiles.add_pair_outer(work, *given, 0, num_labels // 2, num_labels)
+    tiles.add_single_outer(work, *given, num_labels - 1, num_labels % 2, num_labels)
+
+
+@helper
+def _write_marginals(lanes, count, begin, stop, want, sums):
+    """Hand out the marginals of a block's positions for the first `count` lanes."""
+    work, at, num_labels = lanes.work, lanes.at, lanes.num_labels
+    store_lanes(lanes, at.covered, sums.position, count, begin, stop)
     if want[0]:
-        _store_lanes(lanes, at.sink, sums.start, count)
-        _store_lanes(lanes, at.output, sums.end, count)
+        store_lanes(lanes, at.start, sums.start, count, begin, stop)
+        store_lanes(lanes, at.end, sums.end, count, begin, stop)
     for lane in range(count):
-        b = sequences[lane]
-        last = (lengths[lane] - 1) * at.row
-        covered = 0.0
+        b, last = lanes.sequences[lane], lanes.lengths[lane] - 1
         for c in range(num_labels):
             place = c * LANES + lane
-            covered += work[at.factor + last + place]
-            sums.initial[b, c] = work[at.sink + place]
-            sums.final[b, c] = work[at.output + last + place]
+            if begin == 0:
+                sums.initial[b, c] = work[at.start + place]
+            if begin <= last < stop:
+                place += (last - begin) * at.row
+                work[at.complete + lane] += work[at.covered + place]
+                sums.final[b, c] = work[at.end + place]
+
+
+@helper
+def _forward(lanes, model, batch, want, messages, count, sums):
+    """Run the forward pass and add up the gradient."""
+    work, at, window, onward = lanes.work, lanes.at, model.window, model.onward
+    num_labels, longest, handed = lanes.num_labels, lanes.longest, lanes.handed
+    num_positions = lanes.lengths[LANES - 1]
+    fill(work, at.frame, at.row, 1.0)
+    fill(work, at.inside, at.row, 0.0)
+    fill(work, at.duration, at.size - at.duration, 0.0)
+    fill(work, at.astray, LANES, 0.0)
+    fill(work, at.ended, (STEPS + 1) * at.row, 0.0)
+    _clear_sources(lanes)
+    for lane in range(LANES):
+        work[at.total + lane] = work[at.exponents + lane]  # exponent of Z
+        work[at.scale + lane] = 0.0
+        for c in range(num_labels):
+            work[at.incoming + c * LANES + lane] = model.first[c]
+    scaled = (at.total, at.inverse, at.highest)
+    rows.posterior_scale(work, (at.posterior, at.scale, at.exponents) + scaled, 1)
+    base = -at.before
+    for block in range(0, num_positions, STEPS):
+        base = _make_room(lanes, block, base)
+        source = at.source + (block - base) * at.row
+        steps = min(STEPS, num_positions - block)
+        counts = _count_lanes(lanes, batch.core, block)
+        _recentre_block(lanes, model.from_one, block, source)
+        _sum_far(lanes, window, block, source)
+        for j in range(steps):
+            i = block + j
+            opening, closing = at.opening + i * at.step, at.closing + i * at.step
+            factor, newest = at.factor + i * at.row, source + j * at.row
+            output, sink, row = at.output + i * at.row, at.sink + i * at.row, j * at.row
+            begun = (at.counted, at.begun + row, at.start + row, at.covered + row)
+            taken = (at.incoming, opening, at.frame, factor, newest, sink, at.posterior, at.inside)
+            rows.take_forward(work, taken + begun + (at.lowest, at.highest), num_labels)
+            _sum_near(lanes, window, source, j)
+            total = at.far + row
+            rows.total_window(work, (total, at.frame, at.lowest, at.highest, at.top), num_labels)
+            rows.normalise(work, (at.power, at.scale, at.top), 1)
+            exponent = at.exponents + (i + 1) * LANES
+            rows.posterior_scale(work, (at.posterior, at.scale, exponent) + scaled, 1)
+            closed = (total, at.frame, closing, at.power, output, at.posterior, at.inside)
+            ended = (at.ended + row + at.row, at.end + row)
+            written = (at.counted, at.alpha, at.weight + row) + ended
+            watched = (at.lowest, at.highest, at.astray)
+            rows.close_forward(work, closed + written + watched, num_labels)
+            if handed[i + 1]:
+                hand_alpha(lanes, at.alpha, i + 1, batch, model.first_peak, messages)
+            if i + 1 == num_positions:
+                break
+            if rows.largest(work, at.astray) > 0.0:
+                if want[1] and counts:
+                    _correlate(lanes, block, source, j + 1)
+                used = min(i + 1, longest - 1)
+                _recentre(lanes, model.from_one, newest, used, j + 1, FRAME)
+            _pass_transition(lanes, onward, at.alpha)
+        _write_marginals(lanes, count, block, block + steps, want, sums)
+        if want[1] and counts:
+            _correlate(lanes, block, source, steps)
+        if want[2]:
+            if counts:
+                _add_transitions(lanes, steps)
+            for i in range(at.row):
+                work[at.ended + i] = work[at.ended + STEPS * at.row + i]
+
+
+@helper
+def _write_sums(lanes, model, count, want, sums):
+    """Hand out what is summed up of the first `count` lanes; check that their counts agree."""
+    work, at, sequences = lanes.work, lanes.at, lanes.sequences
+    num_labels, longest = lanes.num_labels, lanes.longest
+    window, onward = model.window, model.onward
+    padded = -(-num_labels // WIDTH) * WIDTH
+    for lane in range(count):
+        b, covered = sequences[lane], work[at.complete + lane]
         if want[1]:
             for c in range(num_labels):
                 for k in range(longest):
-                    place = c * longest + longest - 1 - k
-                    found = work[at.duration + place * LANES + lane]
-                    value = found * falling[place]
+                    found = work[at.duration + (c * at.before + k) * LANES + lane]
+                    value = found * window[c * (longest + 1 + STEPS) + k + 1]
                     covered += 0.0 * value
                     sums.duration[b, k, c] = value
         if want[2]:
@@ -261,7 +384,7 @@ def _write(lanes, model, count, want, sums):
                 for c in range(num_labels):
                     place = c_src * num_labels + c
                     found = work[at.transition + place * LANES + lane]
-                    value = found * transition[place]
+                    value = found * onward[c_src * padded + c]
                     covered += 0.0 * value
                     sums.transition[b, c_src, c] = value
         if sums.log_z[b] > -math.inf and not abs(covered - 1.0) < 1e-9:
@@ -269,7 +392,7 @@ def _write(lanes, model, count, want, sums):
 
 
 @kernel
-def run_short(queue, batch, model, at, stride, longest, gradient, want, sums):
+def run_lanes(queue, batch, model, at, stride, longest, want, sums, messages):
     """Do groups of eight sequences.
 
     Parameters
@@ -283,37 +406,35 @@ def run_short(queue, batch, model, at, stride, longest, gradient, want, sums):
         T.
     longest : int
         K.
-    gradient : bool
-        Of log Z, or log Z alone.
     want : bool array of shape (3,)
         Start and end marginals; gradients by durations; by transitions.
     sums : Sums
+    messages : Messages
     """
     work, log_z = np.zeros(at.size), np.zeros(LANES)
     sequences, lengths = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
-    lanes = Lanes(work, at, sequences, lengths, stride, model.first.shape[0], longest)
+    handed, num_labels = np.zeros(stride + 1, np.bool_), model.first.shape[0]
+    lanes = Lanes(work, at, sequences, lengths, handed, stride, num_labels, longest)
     task = take(queue)
     while task >= 0:
         count = min(LANES, batch.order.shape[0] - LANES * task)
         for lane in range(LANES):
             b = batch.order[LANES * task + min(lane, count - 1)]
             sequences[lane], lengths[lane] = b, batch.lengths[b]
-        _load_lanes(lanes, at.factor, batch.scores)
-        if batch.has_boundary:
-            _load_lanes(lanes, at.opening, batch.start_scores)
-            _load_lanes(lanes, at.closing, batch.end_scores)
-        fill(work, at.zero, 10 * LANES, 0.0)
+        if messages.alpha.shape[0] > 0:
+            note_handed(lanes, batch)
+        fill(work, at.zero, at.duration - at.zero, 0.0)
         fill(work, at.lowest, LANES, 1.0)
-        _exponentials(lanes)
-        _backward(lanes, model)
+        _read(lanes, batch)
+        _backward(lanes, model, batch, messages)
         _close(lanes, model, log_z)
-        if gradient:
-            _forward(lanes, model, want)
+        if at.kept:
+            _forward(lanes, model, batch, want, messages, count, sums)
         for lane in range(count):
             b = sequences[lane]
             sums.log_z[b] = log_z[lane]
             low, high = work[at.lowest + lane], work[at.highest + lane]
             sums.certain[b] = low >= LOW and high <= HIGH
-        if gradient:
-            _write(lanes, model, count, want, sums)
+        if at.kept:
+            _write_sums(lanes, model, count, want, sums)
         task = take(queue)

@@ -7,9 +7,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flash_semicrf.streaming.cpu.lanes.tiles import STEPS, WIDTH
 from flash_semicrf.streaming.cpu.llvm import LANES
 
-__all__ = ["Lanes", "Model", "Places", "Sequences", "Sums", "places_of"]
+__all__ = [
+    "Lanes",
+    "Messages",
+    "Model",
+    "Places",
+    "Sequences",
+    "Sums",
+    "multiple",
+    "places_of",
+]
 
 
 class Model(NamedTuple):
@@ -17,24 +27,24 @@ class Model(NamedTuple):
 
     Attributes
     ----------
-    rising, falling : float64 arrays of shape (C * K,)
-        W by label, then by duration 1..K and K..1.
-    transition : float64 array of shape (C * C,)
-        exp(A[c', c]).
+    window : float64 array of shape (C * (K + 1 + STEPS),)
+        W by label, W_k at index k, zeros where there is no such duration.
+    onward, back : float64 arrays of shape (C * padded C,)
+        exp(A[c', c]) and its transpose, rows padded to a multiple of `WIDTH` labels.
     first, last : float64 arrays of shape (C,)
         Of the first and the last segment, less their peaks.
-    peaks : float
-        Sum of those peaks.
+    first_peak, last_peak : float
     from_one : bool array of shape (C,)
         The durations allowed are 1..k for some k: what a source reaches, a later one does.
     """
 
-    rising: np.ndarray
-    falling: np.ndarray
-    transition: np.ndarray
+    window: np.ndarray
+    onward: np.ndarray
+    back: np.ndarray
     first: np.ndarray
     last: np.ndarray
-    peaks: float
+    first_peak: float
+    last_peak: float
     from_one: np.ndarray
 
 
@@ -43,24 +53,48 @@ class Sequences(NamedTuple):
 
     Attributes
     ----------
-    scores, start_scores, end_scores : arrays of shape (B * T * C,)
+    scores, opening, closing : arrays of shape (B * T * C,)
         The last two of size 0 without boundary scores.
     has_boundary : bool
     lengths : int64 array of shape (B,)
     order : int64 array of shape (B,)
         Sequences by length: eight neighbours are done together.
+    core : int64 array of shape (B, 2)
+        Boundaries between which positions count for what sequences share; multiples of `STEPS`, or
+        the end.
+    mirrored : bool
+        To be read from their ends, as `opening`, `closing` and the model are; log Z alone.
     """
 
     scores: np.ndarray
-    start_scores: np.ndarray
-    end_scores: np.ndarray
+    opening: np.ndarray
+    closing: np.ndarray
     has_boundary: bool
     lengths: np.ndarray
     order: np.ndarray
+    core: np.ndarray
+    mirrored: bool
+
+
+class Messages(NamedTuple):
+    """Messages beside the bounds of cores, as `flash_semicrf.streaming.windows.Windows` has them.
+
+    Attributes
+    ----------
+    alpha, beta : float64 arrays of shape (B, 2, K, C)
+        Exponentials of messages, less their levels; 0 where there is none. Of size 0 where they
+        are not wanted.
+    alpha_level, beta_level : float64 arrays of shape (B, 2, K)
+    """
+
+    alpha: np.ndarray
+    beta: np.ndarray
+    alpha_level: np.ndarray
+    beta_level: np.ndarray
 
 
 class Sums(NamedTuple):
-    """Results of `run_short`, for sequences that are certain.
+    """Results of `run_lanes`, for sequences that are certain.
 
     Attributes
     ----------
@@ -91,19 +125,27 @@ class Places(NamedTuple):
 
     row: int  # elements of a row
     step: int  # elements from an opening or closing row to the next; 0 without boundary scores
-    factor: int  # block: exp(scores), then the position marginals
+    kept: int  # the same of output and sink; 0 for log Z alone
+    before: int  # rows of sources before the first
+    columns: int  # rows of sources
+    factor: int  # block: exp(scores)
     opening: int  # block, or a row of ones: exp(start scores)
     closing: int  # the same of end scores
-    source: int  # block: E
-    output: int  # block: closing beta, then the end marginals
-    sink: int  # block: opening eta, then the start marginals
+    output: int  # block, or a row: closing beta
+    sink: int  # block, or a row: opening eta
     exponents: int  # a vector per boundary: scale of the backward pass
-    peaks: int  # a vector per position
+    offsets: int  # a vector per boundary: what is taken out of the scores before it
+    source: int  # `columns` rows: E
+    far: int  # STEPS rows: sums over the sources before a block, then over all
+    weight: int  # STEPS rows
+    begun: int  # STEPS rows: sinks of a block
+    start: int  # STEPS rows, as the next two: marginals of starts
+    covered: int  # of positions
+    end: int  # of ends
+    ended: int  # STEPS + 1 rows: alpha q of the boundaries of a block
     frame: int
-    sums: int
-    incoming: int
+    incoming: int  # padded to a multiple of WIDTH vectors
     alpha: int
-    weight: int
     inside: int
     zero: int  # vectors, from here on
     lowest: int
@@ -115,20 +157,39 @@ class Places(NamedTuple):
     inverse: int
     offset: int
     astray: int
-    duration: int  # C * K vectors, durations K..1
+    peak: int
+    total: int
+    counted: int
+    shift: int
+    outweighed: int
+    complete: int  # sum of the marginals of the last position
+    duration: int  # C vectors for each of the durations 1..K, rounded up to STEPS
     transition: int  # C * C vectors
     size: int
 
 
-def places_of(num_positions: int, num_labels: int, longest: int, has_boundary: bool) -> Places:
+def places_of(
+    num_positions: int, num_labels: int, longest: int, has_boundary: bool, gradient: bool
+) -> Places:
     """Offsets for sequences of up to `num_positions` positions and durations up to `longest`."""
     row = num_labels * LANES
     block = num_positions * row
     opening, closing = (block, block) if has_boundary else (0, row)
-    vectors = [(num_positions + 1) * LANES, num_positions * LANES]
-    sizes = [block, opening, closing, block, block, block, *vectors]
-    sizes += [row] * 6 + [LANES] * 10 + [longest * row, num_labels * row]
-    return Places(row, row if has_boundary else 0, *accumulate(sizes, initial=0))
+    kept = block if gradient else row
+    before = multiple(longest, STEPS)
+    columns = before + min(multiple(num_positions, STEPS), max(4 * before, 128))
+    vectors = (num_positions + 1) * LANES
+    sizes = [block, opening, closing, kept, kept, vectors, vectors, columns * row]
+    sizes += [STEPS * row] * 6 + [(STEPS + 1) * row]
+    sizes += [row, multiple(num_labels, WIDTH) * LANES, row, row] + [LANES] * 16
+    sizes += [before * row, num_labels * row]
+    steps = (row, row if has_boundary else 0, row if gradient else 0)
+    return Places(*steps, before, columns, *accumulate(sizes, initial=0))
+
+
+def multiple(number: int, of: int) -> int:
+    """The number, rounded up."""
+    return -(-number // of) * of
 
 
 class Lanes(NamedTuple):
@@ -140,6 +201,8 @@ class Lanes(NamedTuple):
     at : Places
     sequences, lengths : int64 arrays of shape (8,)
         The last sequence again where there are fewer.
+    handed : bool array of shape (T + 1,)
+        Boundaries at which a lane's messages are handed out.
     stride, num_labels, longest : int
         T, C and K.
     """
@@ -148,6 +211,7 @@ class Lanes(NamedTuple):
     at: Places
     sequences: np.ndarray
     lengths: np.ndarray
+    handed: np.ndarray
     stride: int
     num_labels: int
     longest: int

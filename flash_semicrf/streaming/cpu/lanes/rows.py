@@ -30,6 +30,13 @@ LOW, HIGH = 1e-100, 1e100
 FRAME = 1e50
 """Frames are kept within ``[1 / FRAME, FRAME]``."""
 
+STRAYED = 1e25
+"""Frames beyond it, or its inverse, are brought back before a block."""
+
+SMALLEST, _OUTWEIGHS = FRAME**-3, 1e-70
+"""A source below the first is dropped if the newest one of its label is above the second: with
+W >= 1e-60 that gives 1e20 times as much to every output that both reach."""
+
 GAP = 92.0
 """Largest difference of scores at one position: a factor of 1e-40."""
 
@@ -100,14 +107,21 @@ peak_of = _operation((1,), lambda builder, x, peak: ({}, [llvm.maximum(builder, 
 """(x; peak): ``peak = max(peak, x)``."""
 
 
-def _settle_peak(builder, peak, offset):
+_ROUND = 1.5 * 2.0**52
+"""A number of less than 2^51 is rounded to a whole one where this is added and taken off."""
+
+
+def _settle_peak(builder, peak, _, offset):
     some = builder.fcmp_ordered(">", peak, llvm.constant(NEG_INF))
-    peak = builder.select(some, peak, llvm.constant(0.0))
-    return {0: peak}, [builder.fadd(offset, peak)]
+    peak = builder.fadd(builder.select(some, peak, llvm.constant(0.0)), llvm.constant(_ROUND))
+    peak = builder.fsub(peak, llvm.constant(_ROUND))
+    offset = builder.fadd(offset, peak)
+    return {0: peak, 1: offset}, [offset]
 
 
-settle_peak = _operation((0,), _settle_peak, 1)
-"""(peak; offset): a peak that is -inf becomes 0; ``offset += peak``."""
+settle_peak = _operation((0, 0), _settle_peak, 1)
+"""(peak, sum; offset): a peak becomes a whole number, 0 where it is -inf; ``offset += peak``, of
+which sum becomes a copy. Whole numbers add up exactly."""
 
 
 def _exp_within(low: float, high: float) -> Callable:
@@ -122,27 +136,30 @@ def _exp_within(low: float, high: float) -> Callable:
     return body
 
 
-exp_below = _operation((1, 0), _exp_within(-GAP, 0.0), 1)
+exp_below = _operation((1, 0), _exp_within(-GAP, 1.0), 1)
 """(x, peak; lowest): ``x = exp(x - peak)``, 0 where x is forbidden; lowest = -1 below -GAP."""
 
 exp_within = _operation((1, 0), _exp_within(-EXPONENT, EXPONENT), 1)
 """The same for differences within +-EXPONENT."""
 
 
-def _take_forward(builder, gamma, opening, frame, factor, _, sink, q, inside, *watched):
+def _take_forward(builder, gamma, opening, frame, factor, _, sink, q, inside, counted, *others):
+    *_, lowest, highest = others
     source = _product(builder, gamma, opening)
     start = _product(builder, gamma, sink, q)
     inside = builder.fadd(inside, start)
     frames = builder.fmul(frame, factor)
-    stores = {2: frames, 3: inside, 4: builder.fdiv(source, frame), 5: start, 7: inside}
-    return stores, _watch(builder, source, *watched)
+    begun = builder.fmul(sink, counted)
+    stores = {2: frames, 4: builder.fdiv(source, frame), 7: inside}
+    return {**stores, 9: begun, 10: start, 11: inside}, _watch(builder, source, lowest, highest)
 
 
-take_forward = _operation((1, 1, 1, 1, 1, 1, 0, 1), _take_forward, 2)
-"""(gamma, opening, frame, factor, E, sink, q, inside; lowest, highest): take up the sources.
+take_forward = _operation((1, 1, 1, 1, 1, 1, 0, 1, 0, 1, 1, 1), _take_forward, 2)
+"""(gamma, opening, frame, factor, E, sink, q, inside, counted, begun, start, covered; lowest,
+highest): take up the sources.
 
-``E = gamma opening / frame``, ``frame *= factor``; sink becomes the marginal of starts
-``gamma sink q``, inside increases by it, and factor becomes a copy of inside.
+``E = gamma opening / frame``, ``frame *= factor``, ``begun = sink counted``; start becomes the
+marginal of starts ``gamma sink q``, inside increases by it, and covered becomes a copy of inside.
 """
 
 
@@ -182,6 +199,61 @@ normalise = _operation((0,), _normalise, 2)
 increased by minus its exponent. Where top is 0 nothing changes. top becomes 0."""
 
 
+def _split_frame(builder, frame, _, newest, __, highest):
+    bits = builder.and_(builder.bitcast(frame, llvm.INTEGERS), llvm.integer(0x7FF0000000000000))
+    shift = builder.bitcast(bits, llvm.VECTOR)
+    none = builder.fcmp_ordered("==", shift, llvm.constant(0.0))
+    lost = builder.and_(none, builder.fcmp_ordered(">", frame, llvm.constant(0.0)))
+    frame = builder.select(none, llvm.constant(1.0), builder.fdiv(frame, shift))
+    some = builder.fcmp_ordered(">=", builder.fmul(newest, shift), llvm.constant(_OUTWEIGHS))
+    outweighed = builder.select(some, llvm.constant(1.0), llvm.constant(0.0))
+    highest = builder.select(lost, llvm.constant(math.inf), highest)
+    return {0: frame, 1: shift, 3: outweighed}, [highest]
+
+
+split_frame = _operation((0, 0, 0, 0), _split_frame, 1)
+"""(frame, shift, newest, outweighed; highest): a frame of [1, 2) and the power of two that it is
+less; outweighed is 1 where the source `newest`, moved by it, is large enough for others to be
+dropped. A frame of 0 becomes 1, by a shift of 0."""
+
+
+def _strays(builder, frame, astray):
+    near = _within(builder, frame, 1 / STRAYED, STRAYED)
+    return {}, [builder.select(near, astray, llvm.constant(1.0))]
+
+
+strays = _operation((1,), _strays, 1)
+"""(frame; astray): astray is 1 where a frame would have little room for a block of positions."""
+
+
+@llvm.routine(types.void)
+def move_rows(builder, work, place, count, smallest, shift, outweighed, highest):
+    """Multiply `count` vectors at ``place = (offset, step)`` by `shift`, a vector.
+
+    What falls below `smallest` becomes 0; where not `outweighed`, or where a result is too large,
+    highest becomes infinite. The last three are offsets.
+    """
+    factor, heavy = llvm.load(builder, work, shift), llvm.load(builder, work, outweighed)
+    zero, least = llvm.constant(0.0), llvm.splat(builder, smallest)
+    most = builder.fdiv(llvm.constant(1.0), least)
+    shifts = builder.fcmp_ordered("!=", factor, zero)
+    light = builder.fcmp_ordered("==", heavy, zero)
+
+    def move(_: ir.Value, at: ir.Value, top: ir.Value) -> list[ir.Value]:
+        before = llvm.load(builder, work, at)
+        value = builder.fmul(before, factor)
+        some = builder.and_(builder.fcmp_unordered("!=", before, zero), shifts)
+        small = builder.and_(some, builder.fcmp_unordered("<", value, least))
+        lost = builder.or_(builder.and_(small, light), builder.fcmp_unordered(">", value, most))
+        llvm.store(builder, builder.select(small, zero, value), work, at)
+        top = builder.select(lost, llvm.constant(math.inf), top)
+        return [builder.add(at, place[1]), top]
+
+    starts = [place[0], llvm.load(builder, work, highest)]
+    _, top = llvm.loop(builder, count, 1, starts, move)
+    llvm.store(builder, top, work, highest)
+
+
 def _close_backward(builder, sums, frame, closing, factor, _, lowest, highest, astray):
     frame = builder.fmul(frame, factor)
     sink = _product(builder, sums, factor, closing)
@@ -196,25 +268,27 @@ close_backward = _operation((1, 1, 1, 0, 1), _close_backward, 3)
 """
 
 
-def _close_forward(builder, sums, frame, closing, factor, sink, q, inside, *others):
-    _, _, lowest, highest, astray = others
+def _close_forward(builder, sums, frame, closing, factor, sink, q, inside, counted, *others):
+    *_, lowest, highest, astray = others
     frame = builder.fmul(frame, factor)
     total = builder.fmul(sums, factor)
     alpha = builder.fmul(total, closing)
     end = _product(builder, total, sink, q)
-    weight = _product(builder, frame, sink, q)
+    weight = _product(builder, frame, sink, q, counted)
     inside = builder.fsub(inside, end)
-    stores = {0: builder.fmul(alpha, q), 1: frame, 4: end, 6: inside, 7: alpha, 8: weight}
+    ended = builder.fmul(alpha, q)
+    stores = {1: frame, 6: inside, 8: alpha, 9: weight, 10: ended, 11: end}
     watched = _watch(builder, alpha, lowest, highest)
     return stores, [*watched, _astray(builder, frame, astray)]
 
 
-close_forward = _operation((1, 1, 1, 0, 1, 0, 1, 1, 1), _close_forward, 3)
-"""(sums, frame, closing, factor, sink, q, inside, alpha, weight; lowest, highest, astray).
+close_forward = _operation((1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1, 1), _close_forward, 3)
+"""(sums, frame, closing, factor, sink, q, inside, counted, alpha, weight, ended, end; lowest,
+highest, astray): outputs of the forward pass.
 
-``frame *= factor``, ``alpha = sums factor closing``, ``sums = alpha q``; sink becomes the marginal
-of ends ``sums factor sink q``, inside decreases by it, and ``weight = frame sink q`` is what the
-window's sources have to be multiplied by for their posterior.
+``frame *= factor``, ``alpha = sums factor closing``, ``ended = alpha q``; end becomes the marginal
+of ends ``sums factor sink q``, inside decreases by it, and ``weight = frame sink q counted`` is
+what the window's sources have to be multiplied by for their posterior.
 """
 
 
@@ -245,56 +319,3 @@ def largest(builder, work, offset):
         pairs = zip(values[::2], values[1::2], strict=True)
         values = [llvm.maximum(builder, a, b) for a, b in pairs]
     return values[0]
-
-
-@llvm.routine(types.void)
-def sum_products(builder, x, x_place, y, y_place, out, count, length):
-    """``out[j] = sum_{i < length} x[j, i] * y[j, i]``, x of numbers, y and out of vectors.
-
-    `x_place` and `y_place` are (offset, step of j, step of i), `out` the offset in y of a row of
-    `count` vectors. `count` and `length` are at least 1.
-    """
-    places = (x_place, y_place)
-
-    def sum_row(j: ir.Value) -> list[ir.Value]:
-        def add(_: ir.Value, x_at: ir.Value, y_at: ir.Value, total: ir.Value) -> list[ir.Value]:
-            factor = llvm.splat(builder, builder.load(builder.gep(x, [x_at])))
-            total = llvm.multiply_add(builder, factor, llvm.load(builder, y, y_at), total)
-            return [builder.add(x_at, x_place[2]), builder.add(y_at, y_place[2]), total]
-
-        starts = [_row_of(builder, place, j) for place in places]
-        sums = llvm.loop(builder, length, 1, [*starts, llvm.constant(0.0)], add, True)
-        target = builder.add(out, builder.mul(j, llvm.I64(LANES)))
-        llvm.store(builder, sums[-1], y, target)
-        return []
-
-    llvm.loop(builder, count, 1, [], sum_row, at_least_once=True)
-
-
-@llvm.routine(types.void)
-def add_products(builder, work, x, y_place, out_place, count, length):
-    """``out[j, i] += x[j] * y[j, i]`` of vectors, j < count, i < length, both at least 1.
-
-    `x` is the offset of a row, `y_place` and `out_place` are (offset, step of j, step of i).
-    """
-    places = (y_place, out_place)
-
-    def add_row(j: ir.Value) -> list[ir.Value]:
-        factor = llvm.load(builder, work, builder.add(x, builder.mul(j, llvm.I64(LANES))))
-
-        def add(_: ir.Value, *at: ir.Value) -> list[ir.Value]:
-            value, before = (llvm.load(builder, work, place) for place in at)
-            value = llvm.multiply_add(builder, factor, value, before)
-            llvm.store(builder, value, work, at[1])
-            return [builder.add(start, place[2]) for start, place in zip(at, places, strict=True)]
-
-        starts = [_row_of(builder, place, j) for place in places]
-        llvm.loop(builder, length, 1, starts, add, at_least_once=True)
-        return []
-
-    llvm.loop(builder, count, 1, [], add_row, at_least_once=True)
-
-
-def _row_of(builder: ir.IRBuilder, place: list[ir.Value], j: ir.Value) -> ir.Value:
-    """Offset of row j of a place (offset, step of j, step of i)."""
-    return builder.add(place[0], builder.mul(j, place[1]))

@@ -21,7 +21,7 @@ from flash_semicrf.streaming.cpu.batches import (
     whole_messages,
 )
 from flash_semicrf.streaming.cpu.jit import kernel
-from flash_semicrf.streaming.cpu.lanes import batch as short
+from flash_semicrf.streaming.cpu.lanes import batch as lanes
 from flash_semicrf.streaming.cpu.parameters import (
     array_of,
     boundary_arrays,
@@ -61,6 +61,7 @@ __all__ = [
     "gradients",
     "gradients_of_pieces",
     "gradients_of_rows",
+    "in_lanes",
     "log_partition",
     "log_partition_of_pieces",
     "message_rows",
@@ -174,7 +175,7 @@ def _run_carries(queue, chunks, position, carry):
 
 def log_partition(potentials: Potentials) -> Tensor:
     """Log Z (B,) in float64; workspace O(KC) per thread."""
-    found = short.log_partition(potentials, _log_partition)
+    found = lanes.log_partition(potentials, _log_partition)
     return _log_partition(potentials) if found is None else found
 
 
@@ -185,8 +186,18 @@ def _log_partition(potentials: Potentials) -> Tensor:
     return torch.from_numpy(rows.total.sum(1))
 
 
+def in_lanes(p: Potentials) -> bool:
+    """Whether the pieces of a problem are done eight at a time, as far as it can be seen."""
+    return lanes.model_of(p) is not None
+
+
 def log_partition_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, Windows]:
     """Log Z and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
+    found = lanes.log_partition_of_pieces(p, core, _log_partition_of_pieces)
+    return _log_partition_of_pieces(p, core) if found is None else found
+
+
+def _log_partition_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, Windows]:
     _, rows = forward_messages(p)
     return torch.from_numpy(rows.total.sum(1)), forward_windows(rows.alpha, rows.forward, p, core)
 
@@ -195,6 +206,13 @@ def gradients_of_pieces(
     p: Potentials, wanted: set[str], core: Tensor
 ) -> tuple[Tensor, dict[str, Tensor], Windows]:
     """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
+    found = lanes.gradients_of_pieces(p, wanted, core, _gradients_of_pieces)
+    return _gradients_of_pieces(p, wanted, core) if found is None else found
+
+
+def _gradients_of_pieces(
+    p: Potentials, wanted: set[str], core: Tensor
+) -> tuple[Tensor, dict[str, Tensor], Windows]:
     batch, rows = message_rows(p)
     windows = windows_of(rows, p, core)
     return (*gradients_of_rows(p, batch, rows, wanted, array_of(core)), windows)
@@ -267,7 +285,7 @@ def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[st
         Of "scores", "start_scores" and "end_scores": (B, T, C) in the dtype of the scores. Of the
         others: a float64 gradient per sequence, (B, ...). All zero where log Z is -inf.
     """
-    found = short.gradients(potentials, wanted, _gradients)
+    found = lanes.gradients(potentials, wanted, _gradients)
     return _gradients(potentials, wanted) if found is None else found
 
 

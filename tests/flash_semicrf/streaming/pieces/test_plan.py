@@ -45,6 +45,27 @@ def test_two_threads_take_half_of_a_sequence_each():
     assert cuts_of(1, 10**6, 100, 2, Slots(2, 1000, patient=True)) == ()
 
 
+LANES = Slots(256, 1000, patient=False, together=16, least=8, slower=3)
+
+
+@pytest.mark.parametrize("num_positions", [20_000, 100_000, 10**6])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_pieces_that_are_done_together_fill_their_groups(num_positions, directions):
+    for cut in cuts_of(1, num_positions, 30, directions, LANES):
+        pieces = -(-num_positions // cut.length)
+        assert pieces <= LANES.passes // directions
+        # Rounding a piece up to whole spans may leave the last group with fewer.
+        groups = max(1, round(pieces / LANES.together))
+        assert groups * LANES.together - pieces < LANES.together / 2
+        least = LANES.slower * (cut.length + directions * cut.warm)
+        assert 3 * (least + LANES.overhead) <= 2 * num_positions
+
+
+def test_short_sequences_stay_out_of_lanes_that_are_mostly_warm_up():
+    assert cuts_of(1, 4000, 100, 2, LANES) == ()
+    assert len(cuts_of(1, 20_000, 30, 2, LANES)) == 1  # the longer warm-up would not pay
+
+
 def test_a_gpu_tries_a_short_warm_up_first():
     first, second = cuts_of(1, 10**6, 100, 2, GPU)
     assert first.warm < 500 and second.warm > 3000

@@ -72,5 +72,5 @@ def test_messages_and_samples_are_those_of_the_whole(by_duration):
 
 def test_the_interpreter_is_no_device_to_fill():
     p = random_problem(1, 9000, 4, 3)
-    slots = TritonBackend().slots(p)
+    slots = TritonBackend().slots(p, sums=True)
     assert slots is not None and cuts_of(1, 9000, 4, 1, slots) == ()
