@@ -117,7 +117,9 @@ def cuts_of(
             length = -(-total // (groups * slots.together))
         length = _multiple(length, span)
         steps = slots.slower * (length + (1 if directions == 1 else 2) * warm)
-        if batch_size < pieces and 3 * (steps + slots.overhead) <= 2 * num_positions:
+        # Fewer pieces than make up a group would be mostly warm-up.
+        worth = slots.together == 1 or 2 * length >= slots.least * warm
+        if worth and batch_size < pieces and 3 * (steps + slots.overhead) <= 2 * num_positions:
             cuts.append(Cut(length, warm, span))
     return tuple(cuts)
 

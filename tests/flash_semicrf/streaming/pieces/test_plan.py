@@ -63,7 +63,9 @@ def test_pieces_that_are_done_together_fill_their_groups(num_positions, directio
 
 def test_short_sequences_stay_out_of_lanes_that_are_mostly_warm_up():
     assert cuts_of(1, 4000, 100, 2, LANES) == ()
-    assert len(cuts_of(1, 20_000, 30, 2, LANES)) == 1  # the longer warm-up would not pay
+    for num_positions in (20_000, 100_000):
+        assert len(cuts_of(1, num_positions, 30, 2, LANES)) == 1  # the longer warm-up would not pay
+    assert len(cuts_of(1, 10**6, 30, 2, LANES)) == 2
 
 
 def test_a_gpu_tries_a_short_warm_up_first():

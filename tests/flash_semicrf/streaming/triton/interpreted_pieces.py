@@ -22,7 +22,7 @@ WANTED |= {"initial_scores", "final_scores"}
 class InShortPieces(InPieces):
     """Pieces shorter than would pay anywhere: the interpreter takes a millisecond a step."""
 
-    def cuts(self, potentials, directions):
+    def cuts(self, potentials, directions, sums=True):
         return (Cut(length=64, warm=32, span=32),)
 
 
