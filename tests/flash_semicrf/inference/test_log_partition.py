@@ -273,8 +273,13 @@ def test_log_partition_without_gradients_has_the_same_value():
     assert_close(inference.clone(), plain)
 
 
-def test_log_partition_without_gradients_keeps_no_messages():
-    problem = random_problem(2, 100_000, 50, 4, ragged=False)
+@pytest.mark.parametrize(
+    ("batch_size", "num_positions", "most"),
+    [(300, 700, 0.02), (2, 100_000, 1.0)],
+    ids=["whole", "in pieces, whose scores are read ahead"],
+)
+def test_log_partition_without_gradients_keeps_no_messages(batch_size, num_positions, most):
+    problem = random_problem(batch_size, num_positions, 50, 4, ragged=False)
     message_bytes = problem.scores.nbytes
     peaks = {}
     for wants in (False, True):
@@ -284,8 +289,8 @@ def test_log_partition_without_gradients_keeps_no_messages():
         log_partition(given)
         peaks[wants] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert peaks[True] > 2 * message_bytes  # numpy's memory is what is traced
-    assert peaks[False] < 0.02 * message_bytes
+    assert peaks[True] > 1.5 * message_bytes  # numpy's memory is what is traced
+    assert peaks[False] < most * message_bytes
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
