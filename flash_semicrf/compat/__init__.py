@@ -13,7 +13,7 @@ from flash_semicrf.compat.triton import (
     launch_streaming_triton_kernel_max_bp,
     semi_crf_streaming_viterbi_triton,
 )
-from flash_semicrf.inference.autograd import SemiCRFStreaming
+from flash_semicrf.inference.operators import SemiCRFStreaming
 from flash_semicrf.problem.potentials import NEG_INF
 
 __all__ = [

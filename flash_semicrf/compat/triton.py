@@ -18,11 +18,10 @@ from flash_semicrf.compat.cumulative import (
     potentials_of_cumulative,
     semi_crf_streaming_forward,
 )
-from flash_semicrf.inference.autograd import SemiCRFStreaming
+from flash_semicrf.inference.operators import SemiCRFStreaming
 from flash_semicrf.inference.viterbi import viterbi
 from flash_semicrf.problem.arguments import check_tensor
 from flash_semicrf.problem.segments import ViterbiResult
-from flash_semicrf.streaming.dispatch import Backend
 from flash_semicrf.streaming.triton.backend import HAS_TRITON
 
 __all__ = [
@@ -44,9 +43,7 @@ class SemiCRFStreamingTriton(SemiCRFStreaming):
     """
 
     @classmethod
-    def apply(
-        cls, backend: str | Backend | None, lengths: Tensor, *parameters: Tensor | None
-    ) -> Tensor:
+    def apply(cls, backend: str | None, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
         """Compute log Z, and the gradients that the backward pass needs.
 
         Raises

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flash_semicrf.inference.autograd import apply, named, once, scaled_gradient
+from flash_semicrf.inference.autograd import apply, once, scaled_gradient
+from flash_semicrf.inference.library import named
 from flash_semicrf.inference.marginals import IMPOSSIBLE, inner_product
 from flash_semicrf.problem.potentials import (
     BY_POSITION,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.inference.autograd import LogPartition, apply, needs_graph_of
+from flash_semicrf.inference import operators
 from flash_semicrf.inference.flags import validated
-from flash_semicrf.inference.operators import traced_log_partition
+from flash_semicrf.inference.library import check_traced, values_of
 from flash_semicrf.problem.constraints import Constraints, constrain
 from flash_semicrf.problem.flags import Validate, poisoned
-from flash_semicrf.problem.potentials import NAMES, Potentials
+from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming import reference
 from flash_semicrf.streaming.dispatch import choose
 
@@ -62,7 +62,10 @@ def log_partition(
     5.0
     """
     if torch.compiler.is_compiling() and constraints is None:
-        return traced_log_partition(potentials, backend)
+        check_traced(potentials, backend)
+        values = values_of(potentials)
+        found: Tensor = operators.log_partition(backend, False, potentials.lengths, None, *values)
+        return found
     p, bad = validated(potentials, backend, validate, constraints)
     return log_partition_of_checked(constrain(p, constraints), backend, bad)
 
@@ -71,10 +74,7 @@ def log_partition_of_checked(p: Potentials, backend: str, bad: Tensor | None = N
     """`log_partition` of a checked problem, NaN for sequences that are flagged as bad."""
     chosen = choose(backend, p)
     if chosen.name == "reference":
-        # Differentiable any number of times.
+        # Plain PyTorch, differentiable any number of times.
         return poisoned(reference.log_partition(p), bad)
-    values = [getattr(p, name) for name in NAMES]
-    if not needs_graph_of(*values):
-        return poisoned(chosen.log_partition(p), bad)
-    log_z: Tensor = apply(LogPartition, chosen, p.lengths, bad, *values)
+    log_z: Tensor = operators.log_partition(chosen.name, True, p.lengths, bad, *values_of(p))
     return log_z

@@ -1,19 +1,14 @@
-"""Operators of PyTorch that run the kernels inside compiled and exported models.
+"""Log Z and its gradient as operators of PyTorch, for eager code and for compiled models.
 
 ``torch.ops.flash_semicrf``:
 
-    log_partition                   log Z (B,)
-    log_partition_with_gradients    log Z and the gradients that its backward pass scales
-    viterbi                         best scores (B,), labels (B, T) and durations (B, T)
+    log_partition                   log Z (B,), a node of the autograd graph
+    log_partition_with_gradients    log Z and its gradient for each sequence
+    scaled_gradients                gradients of a weighted sum of log Z
 
-`torch.compile` and `torch.export` call an operator's "fake" to learn the shapes of its results, and
-leave a call of the operator in the program that they build. Whatever depends on values happens
-inside, when the program runs: the choice of a backend, and the check of the values, with the
-messages that the library gives elsewhere.
-
-Outside of traces, `flash_semicrf.log_partition` and the others do not come here: an operator's way
-through the dispatcher of PyTorch takes longer than a small problem's other Python code, see
-`flash_semicrf.inference.autograd`.
+The gradient of log Z costs little once the messages exist, and takes less memory than they do.
+Therefore it is computed in the forward pass, if any parameter requires it, and scaled in the
+backward pass.
 """
 
 from __future__ import annotations
@@ -25,219 +20,277 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from flash_semicrf.inference.autograd import ONCE_ONLY, named, once, scaled_by_torch
-from flash_semicrf.inference.viterbi import viterbi_of_checked
-from flash_semicrf.problem.dense import table_to_dense
-from flash_semicrf.problem.potentials import BY_POSITION, NAMES, Potentials, accumulator_dtype
-from flash_semicrf.problem.validation import (
-    check_choice,
-    check_form,
-    check_no_transform,
-    check_potentials,
+from flash_semicrf.inference.autograd import apply, needs_graph_of, once, scaled_gradient
+from flash_semicrf.inference.library import (
+    PARAMETERS,
+    named,
+    operator,
+    own,
+    values_of,
 )
-from flash_semicrf.streaming.dispatch import BACKENDS, choose
+from flash_semicrf.problem.flags import poisoned, poisoned_gradient
+from flash_semicrf.problem.potentials import BY_POSITION, NAMES, Potentials, accumulator_dtype
+from flash_semicrf.problem.validation import check_potentials
+from flash_semicrf.streaming.dispatch import Backend, choose, chosen_as
+from flash_semicrf.streaming.triton.backend import TritonBackend
 
 __all__ = [
-    "PARAMETERS",
-    "TAGS",
-    "best_labels",
+    "ONCE_ONLY",
+    "LogPartition",
+    "SemiCRFStreaming",
+    "checked_problem",
+    "gradients_by_name",
     "log_partition",
     "log_partition_with_gradients",
-    "traced_log_partition",
-    "traced_viterbi",
+    "scaled_gradients",
 ]
 
 Value = TypeVar("Value")
 
-_REQUIRED = ("scores", "transition", "duration_bias")
+_TRITON = TritonBackend()
 
-PARAMETERS = ", ".join(f"Tensor{'' if name in _REQUIRED else '?'} {name}" for name in NAMES)
-"""Parameters of a problem in the schema of an operator, in the order of `NAMES`."""
+_GIVEN = "str backend, bool checked, Tensor lengths, Tensor? bad"
+"""With `checked` the problem is so, `bad` flags its sequences, and `backend` is the name of what
+`choose` has returned for it. Otherwise, in compiled programs, the operator does both."""
 
-TAGS = (torch.Tag.cudagraph_unsafe,)
-"""Of every operator: it reads values on the host, which a CUDA graph cannot contain."""
+ONCE_ONLY = (
+    'log_partition() is differentiable once by this backend; pass backend="reference" for second '
+    "derivatives."
+)
 
 
-def traced_log_partition(potentials: Potentials, backend: str) -> Tensor:
-    """`flash_semicrf.log_partition` in a model that is being compiled or exported.
+def checked_problem(
+    backend: str, checked: bool, lengths: Tensor, parameters: Sequence[Tensor | None]
+) -> tuple[Potentials, Backend]:
+    """Problem and backend from the arguments of an operator."""
+    p = named(parameters, lengths)
+    if checked:
+        return p, chosen_as(backend, p)
+    p = check_potentials(p)
+    return p, choose(backend, p)
 
-    Parameters
-    ----------
-    potentials : Potentials
-    backend : str
 
-    Returns
-    -------
-    float64 Tensor of shape (B,)
+def gradients_by_name(
+    given: Potentials, backend: str, checked: bool, bad: Tensor | None, names: Sequence[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Results of `log_partition_with_gradients` for parameters given by name."""
+    wanted = [name in names for name in NAMES]
+    rest = (given.lengths, bad, wanted, *values_of(given))
+    log_z, found = log_partition_with_gradients(backend, checked, *rest)
+    return log_z, dict(zip(_names(wanted), found, strict=True))
 
-    Raises
-    ------
-    TypeError, ValueError
-        While tracing, if the form of an argument is invalid; when the program runs, if a value is.
-    """
-    values = _values(potentials, backend)
-    p = potentials
-    wanted = [value is not None and value.requires_grad for value in values]
-    if torch.is_grad_enabled() and any(wanted):
-        log_z, _ = log_partition_with_gradients(backend, p.lengths, wanted, *values)
+
+def _log_partition(
+    backend: str, checked: bool, lengths: Tensor, bad: Tensor | None, *parameters: Tensor | None
+) -> Tensor:
+    p, chosen = checked_problem(backend, checked, lengths, parameters)
+    log_z = poisoned(chosen.log_partition(p), bad)
+    return log_z if checked else own(log_z)
+
+
+def _fake_log_partition(
+    backend: str, checked: bool, lengths: Tensor, bad: Tensor | None, *parameters: Tensor | None
+) -> Tensor:
+    return _empty_log_z(parameters)
+
+
+def _differentiable_log_partition(
+    backend: str, checked: bool, lengths: Tensor, bad: Tensor | None, *parameters: Tensor | None
+) -> Tensor:
+    log_z: Tensor
+    if needs_graph_of(*parameters):
+        log_z = apply(LogPartition, backend, checked, lengths, bad, *parameters)
     else:
-        log_z = log_partition(backend, p.lengths, *values)
-    checked: Tensor = log_z
-    return checked
+        log_z, _ = log_partition_with_gradients(
+            backend, checked, lengths, bad, _NOTHING, *parameters
+        )
+    return log_z
 
 
-def traced_viterbi(potentials: Potentials, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    """`flash_semicrf.viterbi_labels` in a model that is being compiled or exported.
-
-    Parameters and errors are those of `traced_log_partition`.
-
-    Returns
-    -------
-    scores : float64 Tensor of shape (B,)
-    labels, durations : int64 Tensor of shape (B, T)
-    """
-    # Not by no_grad: an exported program that raises an error inside leaves gradients disabled.
-    values = [None if v is None else v.detach() for v in _values(potentials, backend)]
-    scores, labels, durations = best_labels(backend, potentials.lengths, *values)
-    return scores, labels, durations
+_NOTHING = (False,) * len(NAMES)
 
 
-def _values(potentials: Potentials, backend: str) -> list[Tensor | None]:
-    """Parameters of a problem of checked form, in the order of `NAMES`."""
-    check_no_transform()
-    check_choice("backend", backend, ("auto", *BACKENDS))
-    check_form(potentials)
-    return [getattr(potentials, name) for name in NAMES]
-
-
-@torch.library.custom_op(
-    "flash_semicrf::log_partition",
-    mutates_args=(),
-    tags=TAGS,
-    schema=f"(str backend, Tensor lengths, {PARAMETERS}) -> Tensor",
-)
-def log_partition(backend: str, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
-    """Log Z (B,) of a problem that is checked here; not differentiable."""
-    p = check_potentials(named(parameters, lengths))
-    return choose(backend, p).log_partition(p)
-
-
-@log_partition.register_fake
-def _(backend: str, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
-    return _empty_log_z(named(parameters, lengths))
-
-
-@torch.library.custom_op(
-    "flash_semicrf::log_partition_with_gradients",
-    mutates_args=(),
-    tags=TAGS,
-    schema=f"(str backend, Tensor lengths, bool[] wanted, {PARAMETERS}) -> (Tensor, Tensor[])",
-)
-def log_partition_with_gradients(
-    backend: str, lengths: Tensor, wanted: Sequence[bool], *parameters: Tensor | None
+def _log_partition_with_gradients(
+    backend: str,
+    checked: bool,
+    lengths: Tensor,
+    bad: Tensor | None,
+    wanted: Sequence[bool],
+    *parameters: Tensor | None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Log Z (B,) of a problem that is checked here, and its gradient for each wanted parameter.
-
-    The gradients are those of `flash_semicrf.streaming.dispatch.Backend.gradients`. Log Z is
-    differentiable once.
-    """
-    given = named(parameters, lengths)
-    p = check_potentials(given)
+    if True not in wanted:
+        return _log_partition(backend, checked, lengths, bad, *parameters), []
+    p, chosen = checked_problem(backend, checked, lengths, parameters)
     names = _names(wanted)
-    chosen = choose(backend, p)
     if chosen.name == "reference":
         log_z, found = _with_autograd(lambda: chosen.gradients(p, set(names)))
     else:
         log_z, found = chosen.gradients(p, set(names))
-    gradients = [found[name].to(_gradient_dtype(given, name)) for name in names]
-    return log_z, [_own(gradient) for gradient in gradients]
+    log_z = poisoned(log_z, bad)
+    gradients = [found[name].to(_gradient_dtype(p.scores, name)) for name in names]
+    if checked:
+        return log_z, gradients
+    return own(log_z), [own(gradient) for gradient in gradients]
 
 
-@log_partition_with_gradients.register_fake
-def _(
-    backend: str, lengths: Tensor, wanted: Sequence[bool], *parameters: Tensor | None
+def _fake_log_partition_with_gradients(
+    backend: str,
+    checked: bool,
+    lengths: Tensor,
+    bad: Tensor | None,
+    wanted: Sequence[bool],
+    *parameters: Tensor | None,
 ) -> tuple[Tensor, list[Tensor]]:
-    given = named(parameters, lengths)
-    values = given.parameters()
+    p = named(parameters, lengths)
+    given = p.parameters()
     gradients = []
     for name in _names(wanted):
-        each = () if name in BY_POSITION else (given.batch_size,)
-        shape = (*each, *values[name].shape)
-        gradients.append(given.scores.new_empty(shape, dtype=_gradient_dtype(given, name)))
-    return _empty_log_z(given), gradients
+        by_position = name in BY_POSITION
+        # Those of starts and ends may be asked for without being given.
+        shape = p.scores.shape if by_position else (p.batch_size, *given[name].shape)
+        gradients.append(p.scores.new_empty(shape, dtype=_gradient_dtype(p.scores, name)))
+    return _empty_log_z(parameters), gradients
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
-    _, _, wanted, *parameters = inputs
-    ctx.mark_non_differentiable(*output[1])
-    ctx.wanted = list(wanted)
-    ctx.dtypes = [None if value is None else value.dtype for value in parameters]
-    ctx.save_for_backward(output[0], *output[1])
+def _scaled_gradients(
+    backend: str,
+    upstream: Tensor,
+    bad: Tensor | None,
+    wanted: Sequence[bool],
+    gradients: list[Tensor],
+    dtypes: list[torch.dtype],
+) -> list[Tensor]:
+    names = _names(wanted)
+    if _TRITON.scales(backend, upstream.device):
+        given = dict(zip(names, gradients, strict=True))
+        found = _TRITON.scaled(given, upstream, bad, dict(zip(names, dtypes, strict=True)))
+        return [found[name] for name in names]
+    weight = poisoned_gradient(upstream, bad)
+    return [
+        scaled_gradient(gradient, weight.to(gradient.dtype), name in BY_POSITION).to(dtype)
+        for name, gradient, dtype in zip(names, gradients, dtypes, strict=True)
+    ]
 
 
-def _backward(ctx: Any, upstream: Tensor, _: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    log_z, *gradients = ctx.saved_tensors
-    found: list[Tensor | None] = [None] * len(NAMES)
-    wanted = [i for i, needed in enumerate(ctx.wanted) if needed]
-    for i, gradient in zip(wanted, gradients, strict=True):
-        by_position = NAMES[i] in BY_POSITION
-        scaled = scaled_by_torch(gradient, upstream.to(gradient.dtype), by_position)
-        scaled = scaled.to(ctx.dtypes[i])
-        found[i] = once(scaled, log_z, ONCE_ONLY) if torch.is_grad_enabled() else scaled
-    return (None, None, None, *found)
+def _fake_scaled_gradients(
+    backend: str,
+    upstream: Tensor,
+    bad: Tensor | None,
+    wanted: Sequence[bool],
+    gradients: list[Tensor],
+    dtypes: list[torch.dtype],
+) -> list[Tensor]:
+    found = []
+    for name, gradient, dtype in zip(_names(wanted), gradients, dtypes, strict=True):
+        shape = gradient.shape if name in BY_POSITION else gradient.shape[1:]
+        found.append(gradient.new_empty(shape, dtype=dtype))
+    return found
 
 
-log_partition_with_gradients.register_autograd(_backward, setup_context=_setup)
-
-
-@torch.library.custom_op(
-    "flash_semicrf::viterbi",
-    mutates_args=(),
-    tags=TAGS,
-    schema=f"(str backend, Tensor lengths, {PARAMETERS}) -> (Tensor, Tensor, Tensor)",
+log_partition_with_gradients = operator(
+    f"log_partition_with_gradients({_GIVEN}, bool[] wanted, {PARAMETERS}) -> (Tensor, Tensor[])",
+    _log_partition_with_gradients,
+    _fake_log_partition_with_gradients,
 )
-def best_labels(
-    backend: str, lengths: Tensor, *parameters: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Best scores (B,), labels and durations (B, T) of a problem that is checked here."""
-    p = check_potentials(named(parameters, lengths))
-    scores, table = viterbi_of_checked(p, backend)
-    return scores, *table_to_dense(table, p.batch_size, p.num_positions)
+"""Log Z (B,), and of the wanted parameters the gradients of a backend for each sequence."""
+
+scaled_gradients = operator(
+    "scaled_gradients(str backend, Tensor upstream, Tensor? bad, bool[] wanted, "
+    "Tensor[] gradients, ScalarType[] dtypes) -> Tensor[]",
+    _scaled_gradients,
+    _fake_scaled_gradients,
+)
+"""Gradients of the sum of log Z weighted by `upstream`, in dtypes of their own."""
+
+log_partition = operator(
+    f"log_partition({_GIVEN}, {PARAMETERS}) -> Tensor",
+    _log_partition,
+    _fake_log_partition,
+    _differentiable_log_partition,
+)
+"""Log Z (B,), NaN for bad sequences; differentiable once in every parameter."""
 
 
-@best_labels.register_fake
-def _(backend: str, lengths: Tensor, *parameters: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    p = named(parameters, lengths)
-    labels, durations = (
-        p.scores.new_empty((p.batch_size, p.num_positions), dtype=torch.int64) for _ in range(2)
-    )
-    return _empty_log_z(p), labels, durations
+class LogPartition(torch.autograd.Function):
+    """What `log_partition` is to autograd; call it with the operator's arguments."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        backend: str,
+        checked: bool,
+        lengths: Tensor,
+        bad: Tensor | None,
+        *parameters: Tensor | None,
+    ) -> Tensor:
+        """Log Z, and the gradients that the backward pass needs."""
+        wanted = ctx.needs_input_grad[4:]
+        log_z: Tensor
+        log_z, gradients = log_partition_with_gradients(
+            backend, checked, lengths, bad, wanted, *parameters
+        )
+        ctx.backend, ctx.wanted = backend, wanted
+        ctx.dtypes = [
+            value.dtype
+            for value, needed in zip(parameters, wanted, strict=True)
+            if needed and value is not None
+        ]
+        ctx.save_for_backward(log_z, bad, *gradients)
+        return log_z
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale each sequence's gradient; sum those of shared parameters over the batch."""
+        log_z, bad, *gradients = ctx.saved_tensors
+        given = (bad, ctx.wanted, gradients, ctx.dtypes)
+        found = scaled_gradients(ctx.backend, upstream.detach(), *given)
+        if torch.is_grad_enabled():  # create_graph=True
+            found = [once(gradient, log_z, ONCE_ONLY) for gradient in found]
+        rest = iter(found)
+        each = [next(rest) if needed else None for needed in ctx.wanted]
+        return (None, None, None, None, *each)
+
+
+class SemiCRFStreaming(LogPartition):
+    """Log Z of a batch by a streaming backend, with its gradient.
+
+    Call it as ``SemiCRFStreaming.apply(backend, lengths, scores, transition, duration_bias,
+    start_scores, end_scores, initial_scores, final_scores, duration_tail)``, where `backend` is a
+    name and the others are the parameters of `flash_semicrf.Potentials`; optional ones may be None
+    or, at the end, omitted. `flash_semicrf.log_partition` is the usual interface. Returns log Z of
+    shape (B,) in float64. If no parameter requires a gradient, and under `torch.no_grad`, only
+    O(KC) memory per sequence is used. Differentiable once: a second derivative raises RuntimeError.
+    """
+
+    @classmethod
+    def apply(cls, backend: str, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
+        """Compute log Z, and the gradients that the backward pass needs."""
+        p = named(parameters, lengths)
+        chosen = choose(backend, p)
+        log_z: Tensor = log_partition(chosen.name, True, lengths, None, *values_of(p))
+        return log_z
 
 
 def _names(wanted: Sequence[bool]) -> list[str]:
     return [name for name, needed in zip(NAMES, wanted, strict=True) if needed]
 
 
-def _empty_log_z(p: Potentials) -> Tensor:
-    return p.scores.new_empty((p.batch_size,), dtype=accumulator_dtype(p.device))
+def _empty_log_z(parameters: Sequence[Tensor | None]) -> Tensor:
+    scores = parameters[0]
+    if scores is None:
+        raise ValueError("`scores` must be a Tensor; got None.")
+    return scores.new_empty(scores.shape[:1], dtype=accumulator_dtype(scores.device))
 
 
-def _gradient_dtype(p: Potentials, name: str) -> torch.dtype:
+def _gradient_dtype(scores: Tensor, name: str) -> torch.dtype:
     """Dtype of a gradient before it is scaled, and summed over sequences if it is shared."""
     if name not in BY_POSITION:
-        return accumulator_dtype(p.device)
-    return torch.promote_types(p.parameters()[name].dtype, torch.float32)
-
-
-def _own(value: Tensor) -> Tensor:
-    """A contiguous tensor with a storage of its own: results of operators must not share one."""
-    if value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes:
-        return value
-    return value.clone(memory_format=torch.contiguous_format)
+        return accumulator_dtype(scores.device)
+    return torch.promote_types(scores.dtype, torch.float32)
 
 
 def _with_autograd(call: Callable[[], Value]) -> Value:
-    """Result of a call that needs autograd, which PyTorch switches off inside an operator.
+    """Result of a call that needs autograd, which PyTorch may switch off around an operator.
 
     It does so for the thread, so the call is made in another one.
     """

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.inference.flags import validated
+from flash_semicrf.inference.library import check_traced, constants_of
 from flash_semicrf.inference.marginals import SegmentMarginals, fold_marginals
+from flash_semicrf.inference.operators import gradients_by_name
 from flash_semicrf.problem.constraints import Constraints, constrain, unfold_table
 from flash_semicrf.problem.flags import Validate, poisoned
 from flash_semicrf.problem.potentials import (
+    NAMES,
     NEG_INF,
     Potentials,
     center_scores,
@@ -80,20 +83,32 @@ def segment_marginals(
     >>> marginals.boundary.tolist(), marginals.duration[0, :, 0].round(decimals=6).tolist()
     ([[1.0, 0.5]], [1.0, 0.5])
     """
+    if torch.compiler.is_compiling() and constraints is None:
+        check_traced(potentials, backend)
+        constants = dict(zip(NAMES, constants_of(potentials), strict=True))
+        return _marginals(potentials.replace(**constants), backend, False, None, counts)
     p, bad = validated(potentials, backend, validate, constraints)
-    names = ["scores", "start_scores", "end_scores"]
     with torch.no_grad():
         given = constrain(p, constraints)
-        if counts:
-            names += ["transition", "duration_bias"]
-            names += ["duration_tail"] if p.duration_tail is not None else []
-            given = explicit_start(given)
-        _, found = choose(backend, given).gradients(given, set(names))
+        marginals = _marginals(given, choose(backend, given).name, True, bad, counts)
+    same = given.num_labels == p.num_labels
+    return marginals if same else fold_marginals(marginals, p.num_labels)
+
+
+def _marginals(
+    p: Potentials, backend: str, checked: bool, bad: Tensor | None, counts: bool
+) -> SegmentMarginals:
+    """`segment_marginals` by the operator; see there for `checked`."""
+    names = ["scores", "start_scores", "end_scores"]
+    if counts:
+        names += ["transition", "duration_bias"]
+        names += ["duration_tail"] if p.duration_tail is not None else []
+        p = explicit_start(p)
+    _, found = gradients_by_name(p, backend, checked, bad, names)
     marginals = SegmentMarginals(*(poisoned(found[name], bad) for name in names))
     if counts and p.duration_tail is None:
         marginals = marginals._replace(tail=torch.zeros_like(found["duration_bias"][:, 0]))
-    same = given.num_labels == p.num_labels
-    return marginals if same else fold_marginals(marginals, p.num_labels)
+    return marginals
 
 
 def segment_probabilities(

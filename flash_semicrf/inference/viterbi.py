@@ -6,18 +6,19 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.inference.flags import validated
+from flash_semicrf.inference.library import PARAMETERS, named, operator, values_of
 from flash_semicrf.problem.complete_table import CompleteTable
 from flash_semicrf.problem.constraints import Constraints, constrain, fold_table
 from flash_semicrf.problem.flags import Validate, poisoned
-from flash_semicrf.problem.potentials import Potentials, score_rows
+from flash_semicrf.problem.potentials import Potentials, accumulator_dtype, score_rows
 from flash_semicrf.problem.segments import (
     SegmentTable,
     ViterbiResult,
     table_to_segments,
 )
-from flash_semicrf.streaming.dispatch import choose
+from flash_semicrf.streaming.dispatch import choose, chosen_as
 
-__all__ = ["check_feasible", "viterbi", "viterbi_of_checked", "viterbi_table"]
+__all__ = ["best_segments", "check_feasible", "viterbi", "viterbi_of_checked", "viterbi_table"]
 
 
 def viterbi(
@@ -91,17 +92,55 @@ def viterbi_of_checked(
     """`viterbi_table` of a problem that `flash_semicrf.inference.flags.validated` returned."""
     with torch.no_grad():
         constrained = constrain(p, constraints)
-        chosen = choose(backend, constrained)
-        scores, table = chosen.viterbi(constrained)
-        scores = poisoned(scores, bad)
-    if isinstance(table, CompleteTable):  # every sequence has a segmentation: no need to wait again
-        table = SegmentTable(*table)
-    else:
-        check_feasible(scores, constraints is not None)
+        name = choose(backend, constrained).name
+        has_constraints = constraints is not None
+        scores, *columns = best_segments(
+            name, has_constraints, constrained.lengths, bad, *values_of(constrained)
+        )
+    table = SegmentTable(*columns)
+    return scores, table if constrained is p else fold_table(table, p.num_labels)
+
+
+def _best_segments(
+    backend: str,
+    has_constraints: bool,
+    lengths: Tensor,
+    bad: Tensor | None,
+    *parameters: Tensor | None,
+) -> tuple[Tensor, ...]:
+    p = named(parameters, lengths)
+    chosen = chosen_as(backend, p)
+    scores, table = chosen.viterbi(p)
+    scores = poisoned(scores, bad)
+    if not isinstance(table, CompleteTable):  # else every sequence has a segmentation: do not wait
+        check_feasible(scores, has_constraints)
     if bad is not None and chosen.name != "triton":  # to which bad sequences have no positions
         kept = ~bad[table.sequence]
         table = SegmentTable(*(column[kept] for column in table))
-    return scores, table if constrained is p else fold_table(table, p.num_labels)
+    return (scores, *table)
+
+
+def _fake_best_segments(
+    backend: str,
+    has_constraints: bool,
+    lengths: Tensor,
+    bad: Tensor | None,
+    *parameters: Tensor | None,
+) -> tuple[Tensor, ...]:
+    p = named(parameters, lengths)
+    number = torch.library.get_ctx().new_dynamic_size()
+    rows = [p.scores.new_empty((number,), dtype=torch.int64) for _ in SegmentTable._fields]
+    return (p.scores.new_empty(p.batch_size, dtype=accumulator_dtype(p.device)), *rows)
+
+
+best_segments = operator(
+    "best_segments(str backend, bool has_constraints, Tensor lengths, Tensor? bad, "
+    f"{PARAMETERS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _best_segments,
+    _fake_best_segments,
+)
+"""Best scores (B,) and the columns of a `SegmentTable` (N,) of a checked problem, `backend` being
+the name of what `choose` has returned for it."""
 
 
 def check_feasible(scores: Tensor, constrained: bool = False) -> None:

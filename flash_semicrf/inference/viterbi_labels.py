@@ -5,13 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.inference.operators import traced_viterbi
-from flash_semicrf.inference.viterbi import viterbi_table
+from flash_semicrf.inference.library import (
+    PARAMETERS,
+    check_traced,
+    constants_of,
+    named,
+    operator,
+    own,
+)
+from flash_semicrf.inference.viterbi import viterbi_of_checked, viterbi_table
 from flash_semicrf.problem.constraints import Constraints
 from flash_semicrf.problem.dense import table_to_dense
-from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.potentials import Potentials, accumulator_dtype
+from flash_semicrf.problem.validation import check_potentials
 
-__all__ = ["viterbi_labels"]
+__all__ = ["best_labels", "viterbi_labels"]
 
 
 def viterbi_labels(
@@ -56,7 +64,38 @@ def viterbi_labels(
     (tensor([[ 0,  0,  1, -1]]), tensor([[2, 0, 1, 0]]))
     """
     if torch.compiler.is_compiling() and constraints is None:
-        return traced_viterbi(potentials, backend)
+        check_traced(potentials, backend)
+        given = (potentials.lengths, *constants_of(potentials))
+        scores, labels, durations = best_labels(backend, *given)
+        return scores, labels, durations
     scores, table = viterbi_table(potentials, backend, constraints=constraints)
     labels, durations = table_to_dense(table, *potentials.scores.shape[:2])
     return scores, labels, durations
+
+
+def _best_labels(
+    backend: str, lengths: Tensor, *parameters: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    p = check_potentials(named(parameters, lengths))
+    scores, table = viterbi_of_checked(p, backend)
+    labels, durations = table_to_dense(table, p.batch_size, p.num_positions)
+    return own(scores), labels, durations
+
+
+def _fake_best_labels(
+    backend: str, lengths: Tensor, *parameters: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    p = named(parameters, lengths)
+    labels, durations = (
+        p.scores.new_empty((p.batch_size, p.num_positions), dtype=torch.int64) for _ in range(2)
+    )
+    scores = p.scores.new_empty((p.batch_size,), dtype=accumulator_dtype(p.device))
+    return scores, labels, durations
+
+
+best_labels = operator(
+    f"best_labels(str backend, Tensor lengths, {PARAMETERS}) -> (Tensor, Tensor, Tensor)",
+    _best_labels,
+    _fake_best_labels,
+)
+"""Best scores (B,), labels and durations (B, T) of a problem that is checked here."""

@@ -194,7 +194,7 @@ class DecodingMixin:
         TypeError, ValueError
             If an argument is invalid.
         """
-        with torch.no_grad(), full_precision(hidden_states):
+        with _no_graph(), full_precision(hidden_states):
             problem, _, _, backend = self._prepare(hidden_states, lengths, backend)
             return self._run(segment_marginals, problem, backend, constraints)
 

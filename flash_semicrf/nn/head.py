@@ -41,7 +41,7 @@ from flash_semicrf.nn.inputs import (
     update_pruned,
 )
 from flash_semicrf.nn.loss import LossMixin, Reduction
-from flash_semicrf.nn.operators import checked_input
+from flash_semicrf.nn.operators import checked_lengths
 from flash_semicrf.problem.flags import Validate, reads_values, with_lengths_on_device
 from flash_semicrf.problem.potentials import (
     NEG_INF,
@@ -449,11 +449,11 @@ class SemiMarkovCRFHead(DecodingMixin, LossMixin, nn.Module):
         dtype = torch.promote_types(hidden_states.dtype, self.transition.dtype)
         hidden = hidden_states.to(torch.promote_types(dtype, torch.float32))
         if traced:
-            blank, checked = checked_input(hidden, lengths)
-            return blank, checked
-        if reads_values(self.validate, device):
+            lengths = checked_lengths(hidden.detach(), lengths)
+        elif reads_values(self.validate, device):
             return blank_padding(hidden, lengths)
-        lengths = with_lengths_on_device(lengths, shape[1], device)
+        else:
+            lengths = with_lengths_on_device(lengths, shape[1], device)
         padding = torch.arange(shape[1], device=device) >= lengths[:, None]
         return hidden.masked_fill(padding[..., None], 0.0), lengths
 

@@ -2,62 +2,39 @@
 
 ``torch.ops.flash_semicrf``:
 
-    checked_input       hidden states with zeros as padding, and lengths
+    checked_lengths     lengths of hidden states
     gold_labels         labels and durations per position of gold labels
-    checked_gold        scores of the gold segmentations
+    checked_gold        nothing, for gold segmentations that are allowed
 
-In compiled and exported models they raise the errors that the head otherwise raises; see
-`flash_semicrf.inference.operators`.
+They take the place of reads in compiled and exported models, and raise the errors that the head
+otherwise raises; none has a gradient. See `flash_semicrf.inference.library`.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from flash_semicrf.inference.autograd import named
-from flash_semicrf.inference.operators import PARAMETERS, TAGS
+from flash_semicrf.inference.library import PARAMETERS, constants_of, named, operator
 from flash_semicrf.nn.inputs import blank_padding
 from flash_semicrf.problem.dense import dense_to_table, score_dense, table_to_dense
-from flash_semicrf.problem.potentials import NAMES, Potentials
+from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import LongSegments, labels_to_table
 from flash_semicrf.problem.validation import check_gold, check_labels
 
-__all__ = ["checked_gold", "checked_input", "gold_labels", "traced_gold_score"]
+__all__ = ["checked_gold", "checked_lengths", "gold_labels", "traced_gold_score"]
 
 
-@torch.library.custom_op("flash_semicrf::checked_input", mutates_args=(), tags=TAGS)
-def checked_input(hidden: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """`flash_semicrf.nn.inputs.blank_padding`: new tensors (B, T, D) and (B,)."""
-    blank, checked = blank_padding(hidden, lengths)
-    blank = blank.clone() if blank is hidden else blank
-    checked = checked.clone() if checked is lengths else checked
-    return blank.contiguous(), checked.contiguous()
+def _checked_lengths(hidden: Tensor, lengths: Tensor) -> Tensor:
+    _, checked = blank_padding(hidden, lengths)
+    return checked.clone() if checked is lengths else checked
 
 
-@checked_input.register_fake
-def _(hidden: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    long = hidden.new_empty(lengths.shape, dtype=torch.int64)
-    return hidden.new_empty(hidden.shape), long
+def _fake_checked_lengths(hidden: Tensor, lengths: Tensor) -> Tensor:
+    return hidden.new_empty(lengths.shape, dtype=torch.int64)
 
 
-def _setup_input(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(output[1])
-
-
-def _backward_input(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None]:
-    (lengths,) = ctx.saved_tensors
-    padding = torch.arange(upstream.shape[1], device=upstream.device) >= lengths[:, None]
-    return upstream.masked_fill(padding[..., None], 0.0), None
-
-
-checked_input.register_autograd(_backward_input, setup_context=_setup_input)
-
-
-@torch.library.custom_op("flash_semicrf::gold_labels", mutates_args=(), tags=TAGS)
-def gold_labels(
+def _gold_labels(
     labels: Tensor,
     lengths: Tensor,
     unlimited: Tensor | None,
@@ -65,18 +42,13 @@ def gold_labels(
     max_duration: int,
     long_segments: str,
 ) -> tuple[Tensor, Tensor]:
-    """Labels and durations (B, T) of the maximal runs of checked labels (B, T).
-
-    The other arguments are those of `flash_semicrf.problem.segments.labels_to_table`.
-    """
     check_labels(labels, lengths, labels.shape[1], num_labels)
     treatment: LongSegments = "error" if long_segments == "error" else "split"
     table = labels_to_table(labels, lengths, max_duration, treatment, unlimited)
     return table_to_dense(table, labels.shape[0], labels.shape[1])
 
 
-@gold_labels.register_fake
-def _(
+def _fake_gold_labels(
     labels: Tensor,
     lengths: Tensor,
     unlimited: Tensor | None,
@@ -88,33 +60,42 @@ def _(
     return found, durations
 
 
-@torch.library.custom_op(
-    "flash_semicrf::checked_gold",
-    mutates_args=(),
-    tags=TAGS,
-    schema="(Tensor gold, Tensor labels, Tensor durations, Tensor lengths, "
-    f"{PARAMETERS}) -> Tensor",
-)
-def checked_gold(
+def _checked_gold(
     gold: Tensor, labels: Tensor, durations: Tensor, lengths: Tensor, *parameters: Tensor | None
 ) -> Tensor:
-    """Copy of the scores (B,) of gold segmentations; ValueError if the problem forbids one."""
     check_gold(gold, named(parameters, lengths), dense_to_table(labels, durations))
-    return gold.clone()
+    return torch.zeros_like(gold)
 
 
-@checked_gold.register_fake
-def _(
-    gold: Tensor, labels: Tensor, durations: Tensor, lengths: Tensor, *parameters: Tensor | None
-) -> Tensor:
+def _fake_checked_gold(gold: Tensor, *_: Tensor | None) -> Tensor:
     return torch.empty_like(gold)
 
 
-def _backward_gold(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-    return (upstream, None, None, None, *(None for _ in NAMES))
+checked_lengths = operator(
+    "checked_lengths(Tensor hidden, Tensor lengths) -> Tensor",
+    _checked_lengths,
+    _fake_checked_lengths,
+)
+"""Lengths (B,), int64, of hidden states (B, T, D) whose values are checked inside them."""
 
+gold_labels = operator(
+    "gold_labels(Tensor labels, Tensor lengths, Tensor? unlimited, int num_labels, "
+    "int max_duration, str long_segments) -> (Tensor, Tensor)",
+    _gold_labels,
+    _fake_gold_labels,
+)
+"""Labels and durations (B, T) of the maximal runs of checked labels (B, T).
 
-checked_gold.register_autograd(_backward_gold)
+The other arguments are those of `flash_semicrf.problem.segments.labels_to_table`."""
+
+checked_gold = operator(
+    f"checked_gold(Tensor gold, Tensor labels, Tensor durations, Tensor lengths, {PARAMETERS}) "
+    "-> Tensor",
+    _checked_gold,
+    _fake_checked_gold,
+)
+"""Zeros (B,), to be added to the scores of gold segmentations; ValueError if the problem forbids
+one."""
 
 
 def traced_gold_score(problem: Potentials, labels: Tensor, long_segments: LongSegments) -> Tensor:
@@ -141,6 +122,5 @@ def traced_gold_score(problem: Potentials, labels: Tensor, long_segments: LongSe
     limits = (p.num_labels, p.max_duration, long_segments)
     found, durations = gold_labels(labels, p.lengths, p.unlimited, *limits)
     gold = score_dense(p, found, durations)
-    parameters = [getattr(p, name) for name in NAMES]
-    checked: Tensor = checked_gold(gold, found, durations, p.lengths, *parameters)
-    return checked
+    given = (found, durations, p.lengths, *constants_of(p))
+    return gold + checked_gold(gold.detach(), *given)

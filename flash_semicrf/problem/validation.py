@@ -78,8 +78,9 @@ def check_eager() -> None:
         raise RuntimeError(
             "flash_semicrf cannot be traced or exported: the result would hold the answer to the "
             "example input as a constant. Trace the encoder alone and call the CRF on its output. "
-            "torch.export accepts log_partition and viterbi_labels without constraints, and of a "
-            "head `forward`, `compute_loss` with labels per position, `decode` and `decode_labels`."
+            "torch.export accepts log_partition, segment_marginals and viterbi_labels without "
+            "constraints, and of a head `forward`, `compute_loss` with labels per position, "
+            "`decode`, `decode_labels` and `marginals`."
         )
     check_no_transform()
 

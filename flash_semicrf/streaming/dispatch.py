@@ -23,7 +23,7 @@ from flash_semicrf.streaming.pieces.plan import SHORTEST
 from flash_semicrf.streaming.reference import ReferenceBackend
 from flash_semicrf.streaming.triton.backend import TritonBackend
 
-__all__ = ["BACKENDS", "Backend", "choose", "record_backends"]
+__all__ = ["BACKENDS", "Backend", "choose", "chosen_as", "record_backends"]
 
 
 class Backend(Protocol):
@@ -127,6 +127,15 @@ def choose(name: str, potentials: Potentials) -> Backend:
     record = _record.get()
     if record is not None:
         record.append(backend.name)
+    return _in_pieces(backend, potentials)
+
+
+def chosen_as(name: str, potentials: Potentials) -> Backend:
+    """What `choose` returned for a problem, by its name."""
+    return _in_pieces(BACKENDS[name], potentials)
+
+
+def _in_pieces(backend: Backend, potentials: Potentials) -> Backend:
     if potentials.num_positions < SHORTEST or not isinstance(backend, NumbaBackend | TritonBackend):
         return backend
     return InPieces(backend)

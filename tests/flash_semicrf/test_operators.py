@@ -21,7 +21,10 @@ from flash_semicrf import (
     viterbi_labels,
 )
 from flash_semicrf.inference import operators
-from flash_semicrf.nn.operators import checked_gold, checked_input, gold_labels
+from flash_semicrf.inference.flags import validated
+from flash_semicrf.inference.viterbi import best_segments, viterbi_table
+from flash_semicrf.inference.viterbi_labels import best_labels
+from flash_semicrf.nn.operators import checked_gold, checked_lengths, gold_labels
 from flash_semicrf.problem.dense import dense_to_table, score_dense, table_to_dense
 from flash_semicrf.problem.potentials import NAMES, score_segments
 from flash_semicrf.problem.segments import labels_to_table
@@ -162,6 +165,20 @@ def test_compiled_results_without_a_graph():
         assert_close(found, wanted, torch.float32)
 
 
+@pytest.mark.parametrize("name", ["static", "all options"])
+def test_compiled_marginals(name):
+    torch.manual_seed(0)
+    model, (x, lengths, _) = MODELS[name](), batch()
+
+    def marginals(x):
+        return tuple(model.head.marginals(model.encoder(x), lengths))
+
+    actual = torch.compile(marginals, fullgraph=True, backend="aot_eager")(x)
+    for found, wanted in zip(actual, marginals(x), strict=True):
+        assert found.dtype == wanted.dtype and not found.requires_grad
+        assert_close(found, wanted, torch.float32)
+
+
 def test_a_compiled_decoded_score_is_differentiable():
     model = Tagger(boundary_scores=True, final_scores=True, duration_tail=-0.5)
 
@@ -268,16 +285,16 @@ def test_wrong_forms_are_refused_while_tracing():
 
 def test_second_derivatives_are_refused():
     p = random_problem()
-    given = ["auto", p.lengths, [True, *[False] * 7], *map(p.parameters().get, NAMES)]
-    given[3] = p.scores.clone().requires_grad_()
-    log_z, _ = torch.ops.flash_semicrf.log_partition_with_gradients(*given)
-    (first,) = torch.autograd.grad(log_z.sum(), given[3], create_graph=True)
+    scores = p.scores.clone().requires_grad_()
+    rest = arguments(p)[1:]
+    log_z = torch.ops.flash_semicrf.log_partition("auto", False, p.lengths, None, scores, *rest)
+    (first,) = torch.autograd.grad(log_z.sum(), scores, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiable once"):
         first.sum().backward()
     compiled = torch.compile(
         lambda s: log_partition(p.replace(scores=s)).sum(), fullgraph=True, backend="aot_eager"
     )
-    (first,) = torch.autograd.grad(compiled(given[3]), given[3], create_graph=True)
+    (first,) = torch.autograd.grad(compiled(scores), scores, create_graph=True)
     with pytest.raises(RuntimeError):
         first.square().sum().backward()
 
@@ -302,15 +319,54 @@ def arguments(p: Potentials) -> list[Tensor | None]:
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_log_partition_is_an_operator(name, backend):
-    p = with_gradients(PROBLEMS[name])
-    opcheck(operators.log_partition, (backend, p.lengths, *arguments(PROBLEMS[name])))
-    wanted = [value is not None for value in arguments(p)]
-    opcheck(operators.log_partition_with_gradients, (backend, p.lengths, wanted, *arguments(p)))
+    p = PROBLEMS[name]
+    given = (backend, False, p.lengths, None)
+    opcheck(operators.log_partition, (*given, *arguments(p)))
+    opcheck(operators.log_partition, (*given, *arguments(with_gradients(p))))
     if name == "by duration":
-        wanted = [n == "transition" for n in NAMES]
-        only = PROBLEMS[name].replace(transition=p.transition)
-        given = (backend, p.lengths, wanted, *arguments(only))
-        opcheck(operators.log_partition_with_gradients, given)
+        only = p.replace(transition=p.transition.clone().requires_grad_())
+        opcheck(operators.log_partition, (*given, *arguments(only)))
+    wanted = [value is not None for value in arguments(p)]
+    opcheck(operators.log_partition_with_gradients, (*given, wanted, *arguments(p)))
+    # Those of starts and ends exist without scores of them.
+    wanted[3:5] = [True, True]
+    opcheck(operators.log_partition_with_gradients, (*given, wanted, *arguments(p)))
+
+
+@pytest.mark.parametrize("validate", ["values", "shapes"])
+@pytest.mark.parametrize("name", ["plain", "all options", "by duration", "float32"])
+def test_eager_code_calls_the_operators(name, validate):
+    p, bad = validated(with_gradients(PROBLEMS[name]), "auto", validate)
+    given = ("numba", True, p.lengths, bad)
+    opcheck(operators.log_partition, (*given, *arguments(p)))
+    log_z = operators.log_partition(*given, *arguments(p))
+    assert torch.equal(log_z, log_partition(PROBLEMS[name], validate=validate))
+    with torch.no_grad():
+        segments = best_segments("numba", False, p.lengths, bad, *arguments(p))
+        opcheck(best_segments, ("numba", False, p.lengths, bad, *arguments(p)))
+    for found, expected in zip(segments, [*flat_table(viterbi_table(p))], strict=True):
+        assert torch.equal(found, expected)
+
+
+def flat_table(found):
+    scores, table = found
+    return scores, *table
+
+
+@pytest.mark.parametrize("bad", [None, torch.tensor([False, True, False])])
+@pytest.mark.parametrize("backend", ["auto", "numba"])
+def test_gradients_are_scaled_by_an_operator(backend, bad):
+    wanted = [name in ("scores", "transition") for name in NAMES]
+    gradients = [torch.randn(3, 5, 2), torch.randn(3, 2, 2).double()]
+    weight = torch.tensor([1.0, 2.0, 0.0]).double()
+    dtypes = [torch.float32, torch.float32]
+    opcheck(operators.scaled_gradients, (backend, weight, bad, wanted, gradients, dtypes))
+    by_position, shared = operators.scaled_gradients(
+        backend, weight, bad, wanted, gradients, dtypes
+    )
+    assert shared.dtype == torch.float32 and torch.equal(by_position[0], gradients[0][0])
+    assert by_position[1].isnan().all() == shared.isnan().all() == (bad is not None)
+    assert by_position[2].eq(0.0).all()
 
 
 def test_gradients_that_share_memory_are_taken_apart(monkeypatch):
@@ -325,7 +381,7 @@ def test_gradients_that_share_memory_are_taken_apart(monkeypatch):
         return log_z, found | dict(zip(names, joined, strict=True))
 
     wanted = [value is not None for value in arguments(p)]
-    given = ("auto", p.lengths, wanted, *arguments(p))
+    given = ("auto", False, p.lengths, None, wanted, *arguments(p))
     _, expected = operators.log_partition_with_gradients(*given)
     monkeypatch.setattr(backend, "gradients", sharing)
     _, actual = operators.log_partition_with_gradients(*given)
@@ -336,8 +392,8 @@ def test_gradients_that_share_memory_are_taken_apart(monkeypatch):
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_viterbi_is_an_operator(name):
-    p = PROBLEMS[name].replace()
-    opcheck(operators.best_labels, ("auto", p.lengths, *arguments(p)))
+    p = PROBLEMS[name]
+    opcheck(best_labels, ("auto", p.lengths, *arguments(p)))
 
 
 @pytest.mark.parametrize("length", [T, 4])
@@ -345,13 +401,12 @@ def test_the_checks_of_the_head_are_operators(length):
     x, _, labels = batch()
     lengths = torch.tensor([length, 3, 2])
     labels = labels.clamp(min=0)
-    opcheck(checked_input, (x.requires_grad_(), lengths))
-    opcheck(checked_input, (x.transpose(0, 1).contiguous().transpose(0, 1), lengths.int()))
+    opcheck(checked_lengths, (x, lengths))
+    opcheck(checked_lengths, (x.transpose(0, 1).contiguous().transpose(0, 1), lengths.int()))
     opcheck(gold_labels, (labels, lengths, None, C, 20, "split"))
     p = random_problem(B, T, K, C, ragged=False)
     dense = gold_labels(labels, p.lengths, torch.ones(C, dtype=torch.bool), C, K, "split")
-    gold = torch.zeros(B, requires_grad=True)
-    opcheck(checked_gold, (gold, *dense, p.lengths, *arguments(p)))
+    opcheck(checked_gold, (torch.zeros(B), *dense, p.lengths, *arguments(p)))
 
 
 # Segmentations as tensors of static shape
@@ -464,7 +519,9 @@ LABELS = torch.arange(T).remainder(C).expand(B, T)
 TABLE = labels_to_table(LABELS, torch.full((B,), T), K)
 REFUSED = {
     "segments": lambda head, x, n: head.decode_with_traceback(x, n).scores,
-    "marginals": lambda head, x, n: head.marginals(x, n).position,
+    "marginals given facts": (
+        lambda head, x, n: head.marginals(x, n, constraints=Constraints()).position
+    ),
     "partial labels": lambda head, x, n: head.compute_loss(x, n, LABELS, ignore_index=-1),
     "a table": lambda head, x, n: head.compute_loss(x, n, TABLE),
     "constraints": lambda head, x, n: head.decode_labels(x, n, constraints=Constraints()),

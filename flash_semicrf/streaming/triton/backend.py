@@ -85,7 +85,13 @@ class TritonBackend:
 
     def why_not(self, potentials: Potentials) -> str | None:
         """Reason why this backend cannot run the problem, or None."""
-        device = potentials.device
+        reason = self._lacks(potentials.device)
+        if reason is None and potentials.num_labels > MAX_LABELS:
+            return f"it takes at most {MAX_LABELS} labels and these are {potentials.num_labels}"
+        return reason
+
+    def _lacks(self, device: torch.device) -> str | None:
+        """Reason why this backend cannot run on a device, or None."""
         if not HAS_TRITON:
             return "triton is not installed"
         if device.type != "cuda" and not _interpreted():
@@ -94,8 +100,6 @@ class TritonBackend:
             return "its kernels are written and tested for CUDA devices only"
         if device.type == "cuda" and _capability(device.index) < _CAPABILITY:
             return "it needs a device of compute capability 8.0 or newer"
-        if potentials.num_labels > MAX_LABELS:
-            return f"it takes at most {MAX_LABELS} labels and these are {potentials.num_labels}"
         return None
 
     def values_are_allowed(self, potentials: Potentials) -> bool:
@@ -154,6 +158,12 @@ class TritonBackend:
 
         with _on(p.device), torch.no_grad():
             return launched_together(call)
+
+    def scales(self, backend: str, device: torch.device) -> bool:
+        """Whether `scaled` is for gradients on a device, made by a backend of this name."""
+        if backend == "auto":
+            return device.type == "cuda" and self._lacks(device) is None
+        return backend == self.name
 
     def scaled(
         self,
