@@ -80,10 +80,10 @@ def operator(
 
 def named(values: Sequence[Tensor | None], lengths: Tensor) -> Potentials:
     """Problem from parameters in the order of `NAMES`; those at the end may be missing."""
-    given = zip(NAMES, values, strict=False)
-    return Potentials(
-        lengths=lengths, **{name: value for name, value in given if value is not None}
-    )
+    scores, transition, duration_bias, *optional = values
+    if scores is None or transition is None or duration_bias is None:
+        raise TypeError("`scores`, `transition` and `duration_bias` must be Tensors; got None.")
+    return Potentials(scores, transition, duration_bias, lengths, *optional)
 
 
 def values_of(potentials: Potentials) -> list[Tensor | None]:

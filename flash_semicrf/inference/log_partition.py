@@ -63,8 +63,8 @@ def log_partition(
     """
     if torch.compiler.is_compiling() and constraints is None:
         check_traced(potentials, backend)
-        values = values_of(potentials)
-        found: Tensor = operators.log_partition(backend, False, potentials.lengths, None, *values)
+        given = (potentials.lengths, None, *values_of(potentials))
+        found: Tensor = operators.log_partition(backend, False, (), *given)
         return found
     p, bad = validated(potentials, backend, validate, constraints)
     return log_partition_of_checked(constrain(p, constraints), backend, bad)
@@ -76,5 +76,6 @@ def log_partition_of_checked(p: Potentials, backend: str, bad: Tensor | None = N
     if chosen.name == "reference":
         # Plain PyTorch, differentiable any number of times.
         return poisoned(reference.log_partition(p), bad)
-    log_z: Tensor = operators.log_partition(chosen.name, True, p.lengths, bad, *values_of(p))
+    given = (p.known_range(), p.lengths, bad, *values_of(p))
+    log_z: Tensor = operators.log_partition(chosen.name, True, *given)
     return log_z

@@ -38,7 +38,6 @@ __all__ = [
     "ONCE_ONLY",
     "LogPartition",
     "SemiCRFStreaming",
-    "checked_problem",
     "gradients_by_name",
     "log_partition",
     "log_partition_with_gradients",
@@ -49,9 +48,10 @@ Value = TypeVar("Value")
 
 _TRITON = TritonBackend()
 
-_GIVEN = "str backend, bool checked, Tensor lengths, Tensor? bad"
-"""With `checked` the problem is so, `bad` flags its sequences, and `backend` is the name of what
-`choose` has returned for it. Otherwise, in compiled programs, the operator does both."""
+_GIVEN = "str backend, bool checked, float[] known, Tensor lengths, Tensor? bad"
+"""With `checked` the problem is so, with what is `known` of its scores, `bad` flags its sequences,
+and `backend` is the name of what `choose` has returned for it. Otherwise, in compiled programs, the
+operator checks and chooses."""
 
 ONCE_ONLY = (
     'log_partition() is differentiable once by this backend; pass backend="reference" for second '
@@ -59,13 +59,17 @@ ONCE_ONLY = (
 )
 
 
-def checked_problem(
-    backend: str, checked: bool, lengths: Tensor, parameters: Sequence[Tensor | None]
+def _problem_of(
+    backend: str,
+    checked: bool,
+    known: Sequence[float],
+    lengths: Tensor,
+    parameters: Sequence[Tensor | None],
 ) -> tuple[Potentials, Backend]:
     """Problem and backend from the arguments of an operator."""
     p = named(parameters, lengths)
     if checked:
-        return p, chosen_as(backend, p)
+        return p.with_known_range(known), chosen_as(backend, p)
     p = check_potentials(p)
     return p, choose(backend, p)
 
@@ -75,52 +79,70 @@ def gradients_by_name(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Results of `log_partition_with_gradients` for parameters given by name."""
     wanted = [name in names for name in NAMES]
-    rest = (given.lengths, bad, wanted, *values_of(given))
+    rest = (given.known_range(), given.lengths, bad, wanted, *values_of(given))
     log_z, found = log_partition_with_gradients(backend, checked, *rest)
     return log_z, dict(zip(_names(wanted), found, strict=True))
 
 
 def _log_partition(
-    backend: str, checked: bool, lengths: Tensor, bad: Tensor | None, *parameters: Tensor | None
+    backend: str,
+    checked: bool,
+    known: Sequence[float],
+    lengths: Tensor,
+    bad: Tensor | None,
+    *parameters: Tensor | None,
 ) -> Tensor:
-    p, chosen = checked_problem(backend, checked, lengths, parameters)
+    p, chosen = _problem_of(backend, checked, known, lengths, parameters)
     log_z = poisoned(chosen.log_partition(p), bad)
     return log_z if checked else own(log_z)
 
 
 def _fake_log_partition(
-    backend: str, checked: bool, lengths: Tensor, bad: Tensor | None, *parameters: Tensor | None
+    backend: str,
+    checked: bool,
+    known: Sequence[float],
+    lengths: Tensor,
+    bad: Tensor | None,
+    *parameters: Tensor | None,
 ) -> Tensor:
     return _empty_log_z(parameters)
 
 
 def _differentiable_log_partition(
-    backend: str, checked: bool, lengths: Tensor, bad: Tensor | None, *parameters: Tensor | None
+    backend: str,
+    checked: bool,
+    known: Sequence[float],
+    lengths: Tensor,
+    bad: Tensor | None,
+    *parameters: Tensor | None,
 ) -> Tensor:
     log_z: Tensor
     if needs_graph_of(*parameters):
-        log_z = apply(LogPartition, backend, checked, lengths, bad, *parameters)
+        log_z = apply(LogPartition, backend, checked, known, lengths, bad, *parameters)
     else:
         log_z, _ = log_partition_with_gradients(
-            backend, checked, lengths, bad, _NOTHING, *parameters
+            backend, checked, known, lengths, bad, _NOTHING, *parameters
         )
     return log_z
 
 
 _NOTHING = (False,) * len(NAMES)
 
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 def _log_partition_with_gradients(
     backend: str,
     checked: bool,
+    known: Sequence[float],
     lengths: Tensor,
     bad: Tensor | None,
     wanted: Sequence[bool],
     *parameters: Tensor | None,
 ) -> tuple[Tensor, list[Tensor]]:
     if True not in wanted:
-        return _log_partition(backend, checked, lengths, bad, *parameters), []
-    p, chosen = checked_problem(backend, checked, lengths, parameters)
+        return _log_partition(backend, checked, known, lengths, bad, *parameters), []
+    p, chosen = _problem_of(backend, checked, known, lengths, parameters)
     names = _names(wanted)
     if chosen.name == "reference":
         log_z, found = _with_autograd(lambda: chosen.gradients(p, set(names)))
@@ -136,6 +158,7 @@ def _log_partition_with_gradients(
 def _fake_log_partition_with_gradients(
     backend: str,
     checked: bool,
+    known: Sequence[float],
     lengths: Tensor,
     bad: Tensor | None,
     wanted: Sequence[bool],
@@ -158,17 +181,18 @@ def _scaled_gradients(
     bad: Tensor | None,
     wanted: Sequence[bool],
     gradients: list[Tensor],
-    dtypes: list[torch.dtype],
+    dtypes: Sequence[int],
 ) -> list[Tensor]:
     names = _names(wanted)
+    into = [_DTYPES[i] for i in dtypes]
     if _TRITON.scales(backend, upstream.device):
         given = dict(zip(names, gradients, strict=True))
-        found = _TRITON.scaled(given, upstream, bad, dict(zip(names, dtypes, strict=True)))
+        found = _TRITON.scaled(given, upstream, bad, dict(zip(names, into, strict=True)))
         return [found[name] for name in names]
     weight = poisoned_gradient(upstream, bad)
     return [
         scaled_gradient(gradient, weight.to(gradient.dtype), name in BY_POSITION).to(dtype)
-        for name, gradient, dtype in zip(names, gradients, dtypes, strict=True)
+        for name, gradient, dtype in zip(names, gradients, into, strict=True)
     ]
 
 
@@ -178,12 +202,12 @@ def _fake_scaled_gradients(
     bad: Tensor | None,
     wanted: Sequence[bool],
     gradients: list[Tensor],
-    dtypes: list[torch.dtype],
+    dtypes: Sequence[int],
 ) -> list[Tensor]:
     found = []
     for name, gradient, dtype in zip(_names(wanted), gradients, dtypes, strict=True):
         shape = gradient.shape if name in BY_POSITION else gradient.shape[1:]
-        found.append(gradient.new_empty(shape, dtype=dtype))
+        found.append(gradient.new_empty(shape, dtype=_DTYPES[dtype]))
     return found
 
 
@@ -196,11 +220,12 @@ log_partition_with_gradients = operator(
 
 scaled_gradients = operator(
     "scaled_gradients(str backend, Tensor upstream, Tensor? bad, bool[] wanted, "
-    "Tensor[] gradients, ScalarType[] dtypes) -> Tensor[]",
+    "Tensor[] gradients, int[] dtypes) -> Tensor[]",
     _scaled_gradients,
     _fake_scaled_gradients,
 )
-"""Gradients of the sum of log Z weighted by `upstream`, in dtypes of their own."""
+"""Gradients of the sum of log Z weighted by `upstream`, in dtypes given by their places in
+`_DTYPES`: tools that check schemas take no list of dtypes."""
 
 log_partition = operator(
     f"log_partition({_GIVEN}, {PARAMETERS}) -> Tensor",
@@ -219,19 +244,20 @@ class LogPartition(torch.autograd.Function):
         ctx: Any,
         backend: str,
         checked: bool,
+        known: Sequence[float],
         lengths: Tensor,
         bad: Tensor | None,
         *parameters: Tensor | None,
     ) -> Tensor:
         """Log Z, and the gradients that the backward pass needs."""
-        wanted = ctx.needs_input_grad[4:]
+        wanted = ctx.needs_input_grad[5:]
         log_z: Tensor
         log_z, gradients = log_partition_with_gradients(
-            backend, checked, lengths, bad, wanted, *parameters
+            backend, checked, known, lengths, bad, wanted, *parameters
         )
         ctx.backend, ctx.wanted = backend, wanted
         ctx.dtypes = [
-            value.dtype
+            _DTYPES.index(value.dtype)
             for value, needed in zip(parameters, wanted, strict=True)
             if needed and value is not None
         ]
@@ -248,7 +274,7 @@ class LogPartition(torch.autograd.Function):
             found = [once(gradient, log_z, ONCE_ONLY) for gradient in found]
         rest = iter(found)
         each = [next(rest) if needed else None for needed in ctx.wanted]
-        return (None, None, None, None, *each)
+        return (None, None, None, None, None, *each)
 
 
 class SemiCRFStreaming(LogPartition):
@@ -267,7 +293,7 @@ class SemiCRFStreaming(LogPartition):
         """Compute log Z, and the gradients that the backward pass needs."""
         p = named(parameters, lengths)
         chosen = choose(backend, p)
-        log_z: Tensor = log_partition(chosen.name, True, lengths, None, *values_of(p))
+        log_z: Tensor = log_partition(chosen.name, True, (), lengths, None, *values_of(p))
         return log_z
 
 

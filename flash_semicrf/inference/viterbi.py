@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -94,9 +96,8 @@ def viterbi_of_checked(
         constrained = constrain(p, constraints)
         name = choose(backend, constrained).name
         has_constraints = constraints is not None
-        scores, *columns = best_segments(
-            name, has_constraints, constrained.lengths, bad, *values_of(constrained)
-        )
+        given = (constrained.known_range(), constrained.lengths, bad, *values_of(constrained))
+        scores, *columns = best_segments(name, has_constraints, *given)
     table = SegmentTable(*columns)
     return scores, table if constrained is p else fold_table(table, p.num_labels)
 
@@ -104,11 +105,12 @@ def viterbi_of_checked(
 def _best_segments(
     backend: str,
     has_constraints: bool,
+    known: Sequence[float],
     lengths: Tensor,
     bad: Tensor | None,
     *parameters: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    p = named(parameters, lengths)
+    p = named(parameters, lengths).with_known_range(known)
     chosen = chosen_as(backend, p)
     scores, table = chosen.viterbi(p)
     scores = poisoned(scores, bad)
@@ -123,6 +125,7 @@ def _best_segments(
 def _fake_best_segments(
     backend: str,
     has_constraints: bool,
+    known: Sequence[float],
     lengths: Tensor,
     bad: Tensor | None,
     *parameters: Tensor | None,
@@ -134,8 +137,8 @@ def _fake_best_segments(
 
 
 best_segments = operator(
-    "best_segments(str backend, bool has_constraints, Tensor lengths, Tensor? bad, "
-    f"{PARAMETERS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "best_segments(str backend, bool has_constraints, float[] known, Tensor lengths, "
+    f"Tensor? bad, {PARAMETERS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _best_segments,
     _fake_best_segments,
 )

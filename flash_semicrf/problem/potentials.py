@@ -18,6 +18,7 @@ description for users.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -159,6 +160,16 @@ class Potentials:
         parts = [flat[i : i + _CACHED] for i in range(0, flat.size, _CACHED)]
         extremes = np.array([(part.min(), part.max()) for part in parts])
         return float(extremes[:, 0].min()), float(extremes[:, 1].max())
+
+    def known_range(self) -> list[float]:
+        """`score_range` if it has been looked for, else nothing."""
+        return [*vars(self).get("score_range", ())]
+
+    def with_known_range(self, known: Sequence[float]) -> Potentials:
+        """This problem, with what `known_range` returned for the same scores."""
+        if known:
+            vars(self)["score_range"] = tuple(known)
+        return self
 
     def parameters(self) -> dict[str, Tensor]:
         """Tensors that carry gradients, by name, without absent ones."""

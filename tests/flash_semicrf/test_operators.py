@@ -287,7 +287,7 @@ def test_second_derivatives_are_refused():
     p = random_problem()
     scores = p.scores.clone().requires_grad_()
     rest = arguments(p)[1:]
-    log_z = torch.ops.flash_semicrf.log_partition("auto", False, p.lengths, None, scores, *rest)
+    log_z = torch.ops.flash_semicrf.log_partition("auto", False, (), p.lengths, None, scores, *rest)
     (first,) = torch.autograd.grad(log_z.sum(), scores, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiable once"):
         first.sum().backward()
@@ -320,7 +320,7 @@ def arguments(p: Potentials) -> list[Tensor | None]:
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_log_partition_is_an_operator(name, backend):
     p = PROBLEMS[name]
-    given = (backend, False, p.lengths, None)
+    given = (backend, False, (), p.lengths, None)
     opcheck(operators.log_partition, (*given, *arguments(p)))
     opcheck(operators.log_partition, (*given, *arguments(with_gradients(p))))
     if name == "by duration":
@@ -337,13 +337,17 @@ def test_log_partition_is_an_operator(name, backend):
 @pytest.mark.parametrize("name", ["plain", "all options", "by duration", "float32"])
 def test_eager_code_calls_the_operators(name, validate):
     p, bad = validated(with_gradients(PROBLEMS[name]), "auto", validate)
-    given = ("numba", True, p.lengths, bad)
-    opcheck(operators.log_partition, (*given, *arguments(p)))
+    given = ("numba", True, p.known_range(), p.lengths, bad)
+    if name == "plain":  # others hold what forbids, and are changed after the check
+        assert (len(p.known_range()) == 2) == (validate == "values")
+    # Traced code checks the problem inside: see above for the other checks.
+    tests = ("test_schema", "test_autograd_registration")
+    opcheck(operators.log_partition, (*given, *arguments(p)), test_utils=tests)
     log_z = operators.log_partition(*given, *arguments(p))
-    assert torch.equal(log_z, log_partition(PROBLEMS[name], validate=validate))
+    assert_close(log_z, log_partition(PROBLEMS[name], validate=validate))
     with torch.no_grad():
-        segments = best_segments("numba", False, p.lengths, bad, *arguments(p))
-        opcheck(best_segments, ("numba", False, p.lengths, bad, *arguments(p)))
+        segments = best_segments("numba", False, (), p.lengths, bad, *arguments(p))
+        opcheck(best_segments, ("numba", False, (), p.lengths, bad, *arguments(p)))
     for found, expected in zip(segments, [*flat_table(viterbi_table(p))], strict=True):
         assert torch.equal(found, expected)
 
@@ -359,8 +363,9 @@ def test_gradients_are_scaled_by_an_operator(backend, bad):
     wanted = [name in ("scores", "transition") for name in NAMES]
     gradients = [torch.randn(3, 5, 2), torch.randn(3, 2, 2).double()]
     weight = torch.tensor([1.0, 2.0, 0.0]).double()
-    dtypes = [torch.float32, torch.float32]
-    opcheck(operators.scaled_gradients, (backend, weight, bad, wanted, gradients, dtypes))
+    dtypes = [1, 1]  # float32
+    finite = weight if bad is None else weight.masked_fill(bad, 0.0)
+    opcheck(operators.scaled_gradients, (backend, finite, bad, wanted, gradients, dtypes))
     by_position, shared = operators.scaled_gradients(
         backend, weight, bad, wanted, gradients, dtypes
     )
@@ -381,7 +386,7 @@ def test_gradients_that_share_memory_are_taken_apart(monkeypatch):
         return log_z, found | dict(zip(names, joined, strict=True))
 
     wanted = [value is not None for value in arguments(p)]
-    given = ("auto", False, p.lengths, None, wanted, *arguments(p))
+    given = ("auto", False, (), p.lengths, None, wanted, *arguments(p))
     _, expected = operators.log_partition_with_gradients(*given)
     monkeypatch.setattr(backend, "gradients", sharing)
     _, actual = operators.log_partition_with_gradients(*given)
