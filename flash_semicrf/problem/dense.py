@@ -18,7 +18,6 @@ from flash_semicrf.problem.potentials import (
     Potentials,
     accumulator_dtype,
     first_term,
-    table_rows,
 )
 from flash_semicrf.problem.segments import SegmentTable, table_to_labels
 
@@ -76,12 +75,13 @@ def score_dense(potentials: Potentials, labels: Tensor, durations: Tensor) -> Te
     """
     p = potentials
     opens, covered, label = durations > 0, labels >= 0, labels.clamp(min=0)
-    ends = torch.nn.functional.pad(~covered[:, 1:], (0, 1), value=True)  # of the sequence
-    closes = covered & (ends | torch.nn.functional.pad(opens[:, 1:], (0, 1)))
     total = _shared(p, opens, durations, label) + _picked(p.scores, label, covered)
     if p.start_scores is not None:
         total = total + _picked(p.start_scores, label, opens)
+    if p.end_scores is not None or p.final_scores is not None:
+        ends = torch.nn.functional.pad(~covered[:, 1:], (0, 1), value=True)  # of the sequence
     if p.end_scores is not None:
+        closes = covered & (ends | torch.nn.functional.pad(opens[:, 1:], (0, 1)))
         total = total + _picked(p.end_scores, label, closes)
     if p.final_scores is not None:
         last = torch.where(covered & ends, label, 0).sum(1)
@@ -102,23 +102,27 @@ def _shared(p: Potentials, opens: Tensor, durations: Tensor, label: Tensor) -> T
     duration and label, or pair of labels, is exact in whatever order it is counted, and is the
     gradient.
     """
-    C, is_first = p.num_labels, torch.arange(opens.shape[1], device=opens.device) == 0
-    row = table_rows(p, durations).clamp(min=0)
-    pair = label.roll(1, 1) * C + label
+    C, row = p.num_labels, durations.clamp(1, p.max_duration) - 1
+    by_row = row * C + label
+    pair = label[:, :-1] * C + label[:, 1:]
+    if p.transition.dim() == 3:
+        pair = row[:, 1:] * (C * C) + pair
     first = first_term(p)
     # Parameters, which of their entries a position counts, and how often.
     terms = [
-        (p.duration_bias, row * C + label, opens),
-        (p.transition, pair if p.transition.dim() == 2 else row * C * C + pair, opens & ~is_first),
-        (first, label if first.dim() == 1 else row * C + label, opens & is_first),
+        (p.duration_bias, by_row, opens),
+        (p.transition, pair, opens[:, 1:]),
+        (first, (label if first.dim() == 1 else by_row)[:, :1], opens[:, :1]),
     ]
     if p.duration_tail is not None:
         terms.append((p.duration_tail, label, (durations - p.max_duration).clamp(min=0)))
     wide = accumulator_dtype(p.device)
-    values = torch.cat([value.flatten().to(wide) for value, _, _ in terms])
+    values = torch.cat([value.flatten() for value, _, _ in terms]).to(wide)
     begin = itertools.accumulate((value.numel() for value, _, _ in terms), initial=0)
-    index = torch.cat([own + first for (_, own, _), first in zip(terms, begin, strict=False)], 1)
-    times = torch.cat([number.to(wide) for _, _, number in terms], 1)
-    counts = values.new_zeros((len(index), len(values))).scatter_add(1, index, times)
+    index = [
+        own + start if start else own for (_, own, _), start in zip(terms, begin, strict=False)
+    ]
+    times = torch.cat([number for _, _, number in terms], 1).to(wide)
+    counts = values.new_zeros((len(times), len(values))).scatter_add(1, torch.cat(index, 1), times)
     # 0 times -inf, which is no part of the sum, would be NaN.
     return (torch.where(counts > 0, values, 0.0) * counts).sum(1)

@@ -68,41 +68,35 @@ def score_labels(
     """
     p = potentials
     lengths = p.lengths.clamp(1, p.num_positions)
-    inside = torch.arange(p.num_positions, device=p.device) < lengths[:, None]
-    known = (labels >= 0) & (labels < p.num_labels)
-    label = torch.where(inside & known, labels, 0).long()
-    wrong = (lengths != p.lengths) | (inside & ~known).any(1)
-    durations, too_long = _durations(p, label, lengths, inside)
+    position = torch.arange(p.num_positions, device=p.device)
+    inside = position < lengths[:, None]
+    known = labels.clamp(0, p.num_labels - 1)
+    wrong = (lengths != p.lengths) | (inside & (known != labels)).any(1)
+    label = torch.where(inside, known, -1).long()
+    durations, pieces = _durations(p, label, position)
     if long_segments == "error":
-        wrong = wrong | too_long.any(1)
-    score = score_dense(p, torch.where(inside, label, -1), durations)
+        wrong = wrong | (inside & (pieces > 1)).any(1)
+    score = score_dense(p, label, torch.where(inside, durations, 0))
     return Gold(score, score.detach() == -torch.inf, wrong)
 
 
-def _durations(
-    p: Potentials, label: Tensor, lengths: Tensor, inside: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Durations of the segments, 0 where none starts, and which positions are in runs that are
-    longer than the model allows; both (B, T)."""
-    position = torch.arange(p.num_positions, device=p.device)
-    opens = inside & ((position == 0) | (label != label.roll(1, 1)))
-    start = torch.where(opens, position, 0).cummax(1).values
-    duration = _next(opens, lengths) - start  # of the run
-    too_long = inside & (duration > p.max_duration)
+def _durations(p: Potentials, label: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Durations of the segments, 0 where none starts, and the number of segments that the run of
+    each position is split into; both (B, T).
+
+    Padding is a run of its own. Few operations: on a GPU each takes as long as all arithmetic here.
+    """
+    opens = label != label.roll(1, 1)
+    opens[:, 0] = True
+    run = opens.cumsum(1) - 1
+    # Numbers of positions: exact in whatever order they are counted.
+    size = torch.zeros_like(run).scatter_add(1, run, torch.ones_like(run)).gather(1, run)
+    pieces = (size + (p.max_duration - 1)) // p.max_duration
     if p.unlimited is not None:
-        too_long = too_long & ~p.unlimited[label]
-    # Near-equal pieces: the j-th starts at position j * duration // pieces of its run.
-    pieces = torch.where(too_long, (duration + p.max_duration - 1) // p.max_duration, 1)
-    duration = duration.clamp(min=1)
-    offset = position - start
-    piece = (offset * pieces + duration - 1) // duration
-    opens = inside & (piece < pieces) & (piece * duration // pieces == offset)
-    return torch.where(opens, _next(opens, lengths) - position, 0), too_long
-
-
-def _next(opens: Tensor, lengths: Tensor) -> Tensor:
-    """Position after each one at which a segment starts, or else the length; (B, T)."""
-    position = torch.arange(opens.shape[1], device=opens.device)
-    end = lengths[:, None]
-    starts = torch.cat([torch.where(opens, position, end)[:, 1:], end], 1)
-    return starts.flip(1).cummin(1).values.flip(1)
+        pieces = torch.where(p.unlimited[label], 1, pieces)
+    offset = position - torch.where(opens, position, 0).cummax(1).values
+    # Near-equal pieces: the j-th starts at j * size // pieces.
+    piece = (offset * pieces + (size - 1)) // size
+    own = piece * size
+    duration = (own + size) // pieces - offset
+    return torch.where(own // pieces == offset, duration, 0), pieces
