@@ -123,4 +123,5 @@ def traced_gold_score(problem: Potentials, labels: Tensor, long_segments: LongSe
     found, durations = gold_labels(labels, p.lengths, p.unlimited, *limits)
     gold = score_dense(p, found, durations)
     given = (found, durations, p.lengths, *constants_of(p))
-    return gold + checked_gold(gold.detach(), *given)
+    checked: Tensor = gold + checked_gold(gold.detach(), *given)
+    return checked

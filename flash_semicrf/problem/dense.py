@@ -74,25 +74,26 @@ def score_dense(potentials: Potentials, labels: Tensor, durations: Tensor) -> Te
         Differentiable in every parameter; -inf for a segmentation that is forbidden.
     """
     p = potentials
-    opens, covered, label = durations > 0, labels >= 0, labels.clamp(min=0)
-    total = _shared(p, opens, durations, label) + _picked(p.scores, label, covered)
+    opens, label = durations > 0, labels.clamp(min=0)
+    total = _shared(p, opens, durations, label) + _picked(p.scores, label, labels < 0)
     if p.start_scores is not None:
-        total = total + _picked(p.start_scores, label, opens)
+        total = total + _picked(p.start_scores, label, durations <= 0)
     if p.end_scores is not None or p.final_scores is not None:
+        covered = labels >= 0
         ends = torch.nn.functional.pad(~covered[:, 1:], (0, 1), value=True)  # of the sequence
     if p.end_scores is not None:
         closes = covered & (ends | torch.nn.functional.pad(opens[:, 1:], (0, 1)))
-        total = total + _picked(p.end_scores, label, closes)
+        total = total + _picked(p.end_scores, label, ~closes)
     if p.final_scores is not None:
         last = torch.where(covered & ends, label, 0).sum(1)
         total = total + p.final_scores.to(total.dtype)[last]
     return total.masked_fill(total <= 0.5 * NEG_INF, -torch.inf)
 
 
-def _picked(values: Tensor, label: Tensor, used: Tensor) -> Tensor:
-    """Sum of the scores (B, T, C) of the labels of some positions, (B,)."""
+def _picked(values: Tensor, label: Tensor, unused: Tensor) -> Tensor:
+    """Sum of the scores (B, T, C) of the labels of all but the unused positions, (B,)."""
     found = values.gather(2, label[..., None])[..., 0].to(accumulator_dtype(values.device))
-    return torch.where(used, found, 0.0).sum(1)
+    return found.masked_fill(unused, 0.0).sum(1)
 
 
 def _shared(p: Potentials, opens: Tensor, durations: Tensor, label: Tensor) -> Tensor:
@@ -125,4 +126,4 @@ def _shared(p: Potentials, opens: Tensor, durations: Tensor, label: Tensor) -> T
     times = torch.cat([number for _, _, number in terms], 1).to(wide)
     counts = values.new_zeros((len(times), len(values))).scatter_add(1, torch.cat(index, 1), times)
     # 0 times -inf, which is no part of the sum, would be NaN.
-    return (torch.where(counts > 0, values, 0.0) * counts).sum(1)
+    return (values.masked_fill(counts == 0, 0.0) * counts).sum(1)

@@ -72,11 +72,11 @@ def score_labels(
     inside = position < lengths[:, None]
     known = labels.clamp(0, p.num_labels - 1)
     wrong = (lengths != p.lengths) | (inside & (known != labels)).any(1)
-    label = torch.where(inside, known, -1).long()
+    label = known.long().masked_fill(~inside, -1)
     durations, pieces = _durations(p, label, position)
     if long_segments == "error":
         wrong = wrong | (inside & (pieces > 1)).any(1)
-    score = score_dense(p, label, torch.where(inside, durations, 0))
+    score = score_dense(p, label, durations * inside)
     return Gold(score, score.detach() == -torch.inf, wrong)
 
 
@@ -94,9 +94,9 @@ def _durations(p: Potentials, label: Tensor, position: Tensor) -> tuple[Tensor, 
     pieces = (size + (p.max_duration - 1)) // p.max_duration
     if p.unlimited is not None:
         pieces = torch.where(p.unlimited[label], 1, pieces)
-    offset = position - torch.where(opens, position, 0).cummax(1).values
+    offset = position - (position * opens).cummax(1).values
     # Near-equal pieces: the j-th starts at j * size // pieces.
     piece = (offset * pieces + (size - 1)) // size
     own = piece * size
     duration = (own + size) // pieces - offset
-    return torch.where(own // pieces == offset, duration, 0), pieces
+    return duration * (own // pieces == offset), pieces

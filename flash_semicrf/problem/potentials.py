@@ -363,8 +363,8 @@ def initial_term(transition: Tensor) -> Tensor:
     # A column that is wholly forbidden has the value -inf and no gradient; log-sum-exp has NaN.
     dead = (transition <= NEG_INF).all(-2)
     wide = transition.to(accumulator_dtype(transition.device))
-    safe = torch.where(dead.unsqueeze(-2), 0.0, wide)
-    return torch.where(dead, -torch.inf, torch.logsumexp(safe, -2))
+    safe = wide.masked_fill(dead.unsqueeze(-2), 0.0)
+    return torch.logsumexp(safe, -2).masked_fill(dead, -torch.inf)
 
 
 def first_term(potentials: Potentials) -> Tensor:
