@@ -77,5 +77,4 @@ def log_partition_of_checked(p: Potentials, backend: str, bad: Tensor | None = N
         # Plain PyTorch, differentiable any number of times.
         return poisoned(reference.log_partition(p), bad)
     given = (p.known_range(), p.lengths, bad, *values_of(p))
-    log_z: Tensor = operators.log_partition(chosen.name, True, *given)
-    return log_z
+    return operators.differentiable_log_partition(chosen.name, True, *given)

@@ -38,6 +38,7 @@ __all__ = [
     "ONCE_ONLY",
     "LogPartition",
     "SemiCRFStreaming",
+    "differentiable_log_partition",
     "gradients_by_name",
     "log_partition",
     "log_partition_with_gradients",
@@ -108,7 +109,7 @@ def _fake_log_partition(
     return _empty_log_z(parameters)
 
 
-def _differentiable_log_partition(
+def differentiable_log_partition(
     backend: str,
     checked: bool,
     known: Sequence[float],
@@ -116,6 +117,11 @@ def _differentiable_log_partition(
     bad: Tensor | None,
     *parameters: Tensor | None,
 ) -> Tensor:
+    """`log_partition`, as autograd sees it.
+
+    Eager code calls this function itself: the operator, through which traces come here, would take
+    one more turn through the dispatcher.
+    """
     log_z: Tensor
     if needs_graph_of(*parameters):
         log_z = apply(LogPartition, backend, checked, known, lengths, bad, *parameters)
@@ -231,7 +237,7 @@ log_partition = operator(
     f"log_partition({_GIVEN}, {PARAMETERS}) -> Tensor",
     _log_partition,
     _fake_log_partition,
-    _differentiable_log_partition,
+    differentiable_log_partition,
 )
 """Log Z (B,), NaN for bad sequences; differentiable once in every parameter."""
 
@@ -293,8 +299,8 @@ class SemiCRFStreaming(LogPartition):
         """Compute log Z, and the gradients that the backward pass needs."""
         p = named(parameters, lengths)
         chosen = choose(backend, p)
-        log_z: Tensor = log_partition(chosen.name, True, (), lengths, None, *values_of(p))
-        return log_z
+        given = (chosen.name, True, (), lengths, None, *values_of(p))
+        return differentiable_log_partition(*given)
 
 
 def _names(wanted: Sequence[bool]) -> list[str]:

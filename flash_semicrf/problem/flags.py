@@ -63,7 +63,9 @@ def with_lengths_on_device(lengths: Tensor, num_positions: int, device: torch.de
     """
     if lengths.device.type == "cpu":
         lengths = check_lengths(lengths, len(lengths), num_positions)
-    return lengths.long().to(device, non_blocking=True)
+    if lengths.dtype == torch.int64 and lengths.device == device:
+        return lengths
+    return lengths.to(device, torch.int64, non_blocking=True)
 
 
 def flag_values(potentials: Potentials) -> Flagged:

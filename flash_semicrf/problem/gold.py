@@ -87,7 +87,7 @@ def _durations(p: Potentials, label: Tensor, position: Tensor) -> tuple[Tensor, 
     Padding is a run of its own. Few operations: on a GPU each takes as long as all arithmetic here.
     """
     opens = label != label.roll(1, 1)
-    opens[:, 0] = True
+    opens[:, :1].fill_(True)
     run = opens.cumsum(1) - 1
     # Numbers of positions: exact in whatever order they are counted.
     size = torch.zeros_like(run).scatter_add(1, run, torch.ones_like(run)).gather(1, run)

@@ -183,15 +183,17 @@ def check_form(potentials: Potentials) -> Potentials:
             raise TypeError(f"`{name}` must have a floating-point dtype; got {value.dtype}.")
     _check_shapes(p)
     check_data("scores", p.scores)
-    device = p.device
+    device, is_narrow = p.device, False
     for name, value in values.items():
         if value.device != device:
             raise ValueError(
                 f"`{name}` must be on the device of `scores`, {device}; got {value.device}."
             )
+        is_narrow = is_narrow or value.itemsize < 4
     check_form_of_lengths(p.lengths, p.batch_size)
-    narrow = {n: v.float() for n, v in values.items() if v.itemsize < 4}
-    return p.replace(**narrow) if narrow else p
+    if not is_narrow:
+        return p
+    return p.replace(**{n: v.float() for n, v in values.items() if v.itemsize < 4})
 
 
 def check_potentials(potentials: Potentials) -> Potentials:
@@ -255,6 +257,8 @@ def _check_shapes(p: Potentials) -> None:
             f"`transition` must have shape {square} or {(bias[0], *square)}; "
             f"got {tuple(p.transition.shape)}."
         )
+    if len(p.parameters()) == 3:
+        return
     first = p.initial_scores
     by_duration = p.transition.dim() == 3 and first is not None and first.dim() == 2
     expected = {

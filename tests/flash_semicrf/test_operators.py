@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 from torch.func import grad
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flash_semicrf import (
     Constraints,
     Potentials,
     SemiMarkovCRFHead,
     log_partition,
+    segment_marginals,
     viterbi,
     viterbi_labels,
 )
@@ -350,6 +352,40 @@ def test_eager_code_calls_the_operators(name, validate):
         opcheck(best_segments, ("numba", False, (), p.lengths, bad, *arguments(p)))
     for found, expected in zip(segments, [*flat_table(viterbi_table(p))], strict=True):
         assert torch.equal(found, expected)
+
+
+class Called(TorchDispatchMode):
+    """Names of the operators of this library that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "flash_semicrf":
+            self.names.append(function.__name__.partition(".")[0])
+        return function(*args, **(kwargs or {}))
+
+
+def test_eager_calls_make_one_turn_through_the_dispatcher():
+    p = random_problem()
+    leaves = with_gradients(p)
+    kernels = "log_partition_with_gradients"
+    calls = {
+        "log Z": (lambda: log_partition(p), [kernels]),
+        "gradient": (
+            lambda: torch.autograd.grad(log_partition(leaves).sum(), leaves.scores),
+            [kernels, "scaled_gradients"],
+        ),
+        "marginals": (lambda: segment_marginals(p), [kernels]),
+        "segments": (lambda: viterbi(p), ["best_segments"]),
+        "labels": (lambda: viterbi_labels(p), ["best_segments"]),
+        "reference": (lambda: log_partition(p, "reference"), []),
+    }
+    for name, (call, expected) in calls.items():
+        with Called() as called:
+            call()
+        assert called.names == expected, name
 
 
 def flat_table(found):

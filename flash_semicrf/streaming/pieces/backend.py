@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,8 @@ from flash_semicrf.streaming.pieces.rows import (
 )
 
 __all__ = ["InPieces"]
+
+_cuts_of = functools.lru_cache(maxsize=256)(cuts_of)
 
 
 class InPieces:
@@ -53,7 +57,7 @@ class InPieces:
         if slots is None:
             return ()
         sizes = (p.batch_size, p.num_positions, p.max_duration)
-        return cuts_of(*sizes, directions, self._slots or slots)
+        return _cuts_of(*sizes, directions, self._slots or slots)
 
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""

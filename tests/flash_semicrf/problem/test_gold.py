@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flash_semicrf.problem.gold import score_labels
 from flash_semicrf.problem.potentials import Potentials, score_segments
@@ -86,3 +87,26 @@ def test_what_is_wrong_and_what_is_forbidden_is_flagged():
     assert all(bool(value.isfinite().all()) for value in gradients.values())
     # Each of the others has a run longer than 3.
     assert score_labels(problem, labels, "error").wrong.all()
+
+
+class Counted(TorchDispatchMode):
+    """Number of operations of PyTorch that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_scores_take_few_operations():
+    """On a GPU each operation takes the host as long as all the arithmetic takes the device."""
+    problem = with_gradients(random_problem(4, 23, 5, 3, dtype=torch.float32))
+    labels = runs(4, 23, 3, 11)
+    with Counted() as forward:
+        score = score_labels(problem, labels).score
+    with Counted() as backward:
+        score.sum().backward()
+    assert 0 < forward.number <= 90 and 0 < backward.number <= 40

@@ -51,11 +51,11 @@ def run_passes(
     B, T, C = problem.scores.shape
     parts = plan.parts(T, always_log=always_log)
 
-    def empty(elements: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    def empty(elements: int | tuple[int, ...], dtype: torch.dtype = torch.float64) -> torch.Tensor:
         return torch.empty(elements, dtype=dtype, device=p.device)
 
     # Apart, as they are needed for different times.
-    workspace, log_z = empty(B * directions * parts[0].stride), empty(2 * B).view(2, B)
+    workspace, log_z = empty(B * directions * parts[0].stride), empty((2, B))
     kept = [None] * 5
     blocks = T // SPAN + 2 if keep else 0
     integers = [B, B * blocks * C]

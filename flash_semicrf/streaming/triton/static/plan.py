@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import triton
@@ -165,6 +166,7 @@ class Plan(NamedTuple):
         """Most steps that `steps_of_halves` gives a half of up to T positions."""
         return min(T, T // 2 + self.rows)
 
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - of plans, which are small and equal by value
     def workspace(self, maximum: bool) -> int:
         """float64 elements that one program needs."""
         parts = workspace_at.fn(0, self.ring, maximum, self.has_tail, self.labels, self.rows)
@@ -182,13 +184,26 @@ def plan_of(
     potentials: Potentials, decode: bool = False, rows: int | None = None, groups: int | None = None
 ) -> Plan:
     """Launch parameters by the numbers of labels and durations; the latter two are for tests."""
-    labels = max(4, power_of_two_above(potentials.num_labels))
+    p = potentials
+    sizes = (p.num_labels, p.max_duration, p.duration_tail is not None)
+    return _plan_of(*sizes, decode, rows, groups)
+
+
+@functools.lru_cache(maxsize=256)
+def _plan_of(
+    num_labels: int,
+    max_duration: int,
+    has_tail: bool,
+    decode: bool,
+    rows: int | None,
+    groups: int | None,
+) -> Plan:
+    labels = max(4, power_of_two_above(num_labels))
     if rows is None:
         rows = 8 if labels <= 32 else 4
-    blocks_back = -(-(potentials.max_duration - 1) // rows)
+    blocks_back = -(-(max_duration - 1) // rows)
     warps = {64: 2, 128: 8}.get(labels, 1)
     in_parts = groups is None and blocks_back >= _LONG_WINDOW
     if groups is None:
         groups = 2 if decode and 6 <= blocks_back < _LONG_WINDOW and warps == 1 else 1
-    has_tail = potentials.duration_tail is not None
     return Plan(labels, rows, blocks_back, warps, groups, in_parts, has_tail)
