@@ -76,5 +76,5 @@ def log_partition_of_checked(p: Potentials, backend: str, bad: Tensor | None = N
     if chosen.name == "reference":
         # Plain PyTorch, differentiable any number of times.
         return poisoned(reference.log_partition(p), bad)
-    given = (p.known_range(), p.lengths, bad, *values_of(p))
-    return operators.differentiable_log_partition(chosen.name, True, *given)
+    values, known = values_of(p), p.known_range()
+    return operators.differentiable_log_partition(chosen.name, True, known, p.lengths, bad, *values)

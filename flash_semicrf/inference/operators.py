@@ -275,8 +275,10 @@ class LogPartition(torch.autograd.Function):
         """Scale each sequence's gradient; sum those of shared parameters over the batch."""
         log_z, bad, *gradients = ctx.saved_tensors
         given = (bad, ctx.wanted, gradients, ctx.dtypes)
-        found = scaled_gradients(ctx.backend, upstream.detach(), *given)
-        if torch.is_grad_enabled():  # create_graph=True
+        is_graph = torch.is_grad_enabled()  # create_graph=True
+        weight = upstream.detach() if is_graph else upstream
+        found = scaled_gradients(ctx.backend, weight, *given)
+        if is_graph:
             found = [once(gradient, log_z, ONCE_ONLY) for gradient in found]
         rest = iter(found)
         each = [next(rest) if needed else None for needed in ctx.wanted]
@@ -298,9 +300,8 @@ class SemiCRFStreaming(LogPartition):
     def apply(cls, backend: str, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
         """Compute log Z, and the gradients that the backward pass needs."""
         p = named(parameters, lengths)
-        chosen = choose(backend, p)
-        given = (chosen.name, True, (), lengths, None, *values_of(p))
-        return differentiable_log_partition(*given)
+        name = choose(backend, p).name
+        return differentiable_log_partition(name, True, (), lengths, None, *values_of(p))
 
 
 def _names(wanted: Sequence[bool]) -> list[str]:

@@ -119,9 +119,10 @@ def poisoned(value: Tensor, bad: Tensor | None, poison: float = torch.nan) -> Te
     """
     if bad is None:
         return value
+    mask = bad if value.dim() == 1 else bad.view(-1, *(1,) * (value.dim() - 1))
     if not (value.requires_grad and torch.is_grad_enabled()):
-        return value.masked_fill(bad.view(-1, *(1,) * (value.dim() - 1)), poison)
-    return _poison(value, bad.view(-1, *(1,) * (value.dim() - 1)), poison)
+        return value.masked_fill(mask, poison)
+    return _poison(value, mask, poison)
 
 
 def poisoned_gradient(upstream: Tensor, bad: Tensor | None) -> Tensor:

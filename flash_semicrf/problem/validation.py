@@ -182,6 +182,8 @@ def check_form(potentials: Potentials) -> Potentials:
         if not value.is_floating_point():
             raise TypeError(f"`{name}` must have a floating-point dtype; got {value.dtype}.")
     _check_shapes(p)
+    if len(values) > 3:
+        _check_optional_shapes(p)
     check_data("scores", p.scores)
     device, is_narrow = p.device, False
     for name, value in values.items():
@@ -257,8 +259,10 @@ def _check_shapes(p: Potentials) -> None:
             f"`transition` must have shape {square} or {(bias[0], *square)}; "
             f"got {tuple(p.transition.shape)}."
         )
-    if len(p.parameters()) == 3:
-        return
+
+
+def _check_optional_shapes(p: Potentials) -> None:
+    bias, num_labels = tuple(p.duration_bias.shape), p.num_labels
     first = p.initial_scores
     by_duration = p.transition.dim() == 3 and first is not None and first.dim() == 2
     expected = {

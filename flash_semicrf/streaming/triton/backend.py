@@ -48,6 +48,11 @@ def _multiprocessors(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
+@functools.lru_cache
+def _slots(passes: int, summed: int) -> Slots:
+    return within_memory(Slots(passes, _OVERHEAD, patient=False), summed)
+
+
 def _interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, which takes tensors on the CPU."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -147,12 +152,12 @@ class TritonBackend:
         from flash_semicrf.streaming.triton.scaling import scaled
 
         p = potentials
-        given = {name: value.dtype for name, value in p.parameters().items() if name in wanted}
 
         def call() -> tuple[Tensor, dict[str, Tensor]]:
             log_z, found = _kind(p).gradients(p, wanted)
-            if is_rehearsal() and len(given) == len(wanted):
+            if is_rehearsal() and wanted <= p.parameters().keys():
                 # The kernel of the backward pass is compiled with the others.
+                given = {name: p.parameters()[name].dtype for name in wanted}
                 scaled(found, log_z, torch.empty_like(log_z, dtype=torch.bool), given)
             return log_z, found
 
@@ -223,8 +228,7 @@ class TritonBackend:
             return Slots(1, 0, patient=False)
         if torch.cuda.is_current_stream_capturing():
             return None
-        slots = Slots(_PASSES * _multiprocessors(p.device.index), _OVERHEAD, patient=False)
-        return within_memory(slots, p.transition.numel())
+        return _slots(_PASSES * _multiprocessors(p.device.index), p.transition.numel())
 
     def log_partition_of_pieces(
         self, potentials: Potentials, core: Tensor

@@ -131,7 +131,7 @@ def _boundary_gradients(
     carry = torch.empty((B, chunks, C), dtype=torch.float64, device=scores.device)
     edges = torch.empty((2, B, C), dtype=torch.float64, device=scores.device)
     transition = carry.new_empty((B, chunks, C, C)) if "transition" in wanted else None
-    to = Marginals(torch.empty_like(scores), start, end, carry, transition, *edges)
+    to = Marginals(torch.empty_like(scores), start, end, carry, transition, *edges.unbind())
     options = {
         "HAS_INITIAL": p.initial_scores is not None,
         "WANT_DURATION": bool(wanted & {"duration_bias", "duration_tail"}),
@@ -143,7 +143,7 @@ def _boundary_gradients(
     arguments = (problem, tables.log_matrix, tables.first, messages, to, tiles)
     launch(boundary_kernel, (chunks, B), *arguments, form=form, CP=labels, TT=SPAN, **options)
     found = {"scores": to.position, "start_scores": start, "end_scores": end}
-    found["initial_scores"], found["final_scores"] = edges
+    found["initial_scores"], found["final_scores"] = to.initial, to.final
     pairs = transition if core is None else None
     total = None if transition is None else transition[:, 0]
     if chunks > 1:
