@@ -5,6 +5,7 @@ from flash_semicrf.compat.cumulative import (
     compute_edge_block_streaming,
     semi_crf_streaming_forward,
 )
+from flash_semicrf.compat.streaming import SemiCRFStreaming
 from flash_semicrf.compat.triton import (
     HAS_TRITON,
     SemiCRFStreamingTriton,
@@ -13,7 +14,6 @@ from flash_semicrf.compat.triton import (
     launch_streaming_triton_kernel_max_bp,
     semi_crf_streaming_viterbi_triton,
 )
-from flash_semicrf.inference.operators import SemiCRFStreaming
 from flash_semicrf.problem.potentials import NEG_INF
 
 __all__ = [

@@ -18,7 +18,7 @@ from flash_semicrf.compat.cumulative import (
     potentials_of_cumulative,
     semi_crf_streaming_forward,
 )
-from flash_semicrf.inference.operators import SemiCRFStreaming
+from flash_semicrf.compat.streaming import SemiCRFStreaming
 from flash_semicrf.inference.viterbi import viterbi
 from flash_semicrf.problem.arguments import check_tensor
 from flash_semicrf.problem.segments import ViterbiResult

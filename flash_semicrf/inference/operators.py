@@ -37,7 +37,6 @@ from flash_semicrf.streaming.triton.backend import TritonBackend
 __all__ = [
     "ONCE_ONLY",
     "LogPartition",
-    "SemiCRFStreaming",
     "differentiable_log_partition",
     "gradients_by_name",
     "log_partition",
@@ -283,25 +282,6 @@ class LogPartition(torch.autograd.Function):
         rest = iter(found)
         each = [next(rest) if needed else None for needed in ctx.wanted]
         return (None, None, None, None, None, *each)
-
-
-class SemiCRFStreaming(LogPartition):
-    """Log Z of a batch by a streaming backend, with its gradient.
-
-    Call it as ``SemiCRFStreaming.apply(backend, lengths, scores, transition, duration_bias,
-    start_scores, end_scores, initial_scores, final_scores, duration_tail)``, where `backend` is a
-    name and the others are the parameters of `flash_semicrf.Potentials`; optional ones may be None
-    or, at the end, omitted. `flash_semicrf.log_partition` is the usual interface. Returns log Z of
-    shape (B,) in float64. If no parameter requires a gradient, and under `torch.no_grad`, only
-    O(KC) memory per sequence is used. Differentiable once: a second derivative raises RuntimeError.
-    """
-
-    @classmethod
-    def apply(cls, backend: str, lengths: Tensor, *parameters: Tensor | None) -> Tensor:
-        """Compute log Z, and the gradients that the backward pass needs."""
-        p = named(parameters, lengths)
-        name = choose(backend, p).name
-        return differentiable_log_partition(name, True, (), lengths, None, *values_of(p))
 
 
 def _names(wanted: Sequence[bool]) -> list[str]:

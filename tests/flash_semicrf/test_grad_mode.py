@@ -12,14 +12,15 @@ from flash_semicrf import (
     log_partition,
 )
 from flash_semicrf.compat import semi_crf_streaming_forward
+from flash_semicrf.compat.streaming import SemiCRFStreaming
 from flash_semicrf.inference.information import (
     cross_entropy,
     entropy,
     kl_divergence,
     position_entropy,
 )
-from flash_semicrf.inference.operators import NAMES, SemiCRFStreaming
 from flash_semicrf.inference.partial import partial_score
+from flash_semicrf.problem.potentials import NAMES
 from flash_semicrf.problem.segments import labels_to_table
 from flash_semicrf.streaming.dispatch import BACKENDS
 from flash_semicrf.testing import assert_close, random_problem

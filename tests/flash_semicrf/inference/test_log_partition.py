@@ -10,7 +10,7 @@ import torch
 
 from flash_semicrf import log_partition, segment_marginals, viterbi
 from flash_semicrf.compat import compute_edge_block_streaming, semi_crf_streaming_forward
-from flash_semicrf.inference.operators import SemiCRFStreaming
+from flash_semicrf.compat.streaming import SemiCRFStreaming
 from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.streaming import reference
 from flash_semicrf.testing import assert_close, enumerate_scores, random_problem
