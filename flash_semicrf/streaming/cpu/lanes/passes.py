@@ -34,23 +34,19 @@ import numpy as np
 
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.lanes import rows, tiles
-from flash_semicrf.streaming.cpu.lanes.loading import load_lanes, store_lanes
+from flash_semicrf.streaming.cpu.lanes.loading import gather_row, scatter_row, scatter_sums
 from flash_semicrf.streaming.cpu.lanes.records import Lanes
 from flash_semicrf.streaming.cpu.lanes.rows import FRAME, HIGH, LOW
-from flash_semicrf.streaming.cpu.lanes.tiles import STEPS, WIDTH
+from flash_semicrf.streaming.cpu.lanes.tiles import STEPS
 from flash_semicrf.streaming.cpu.lanes.windows import hand_alpha, hand_beta, note_handed
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.parts import helper
 from flash_semicrf.streaming.cpu.tasks import take
-from flash_semicrf.streaming.cpu.vector import fill
 
 __all__ = ["run_lanes"]
 
 _AFTER = -1e5
 """Binary exponent of what follows a sequence's end: nothing."""
-
-_PORTION = 16
-"""Positions of one lane that are read before those of the next: a cache holds their factors."""
 
 _TINY = 1e-250
 """A sum over sources below this, after a frame has moved, is taken for 0."""
@@ -60,25 +56,24 @@ _TINY = 1e-250
 def _read(lanes, batch):
     """Read the scores as factors, and add up what was taken out of them."""
     work, at, num_labels = lanes.work, lanes.at, lanes.num_labels
-    num_positions = lanes.lengths[LANES - 1]
-    fill(work, at.offsets, LANES, 0.0)
+    firsts, lengths = lanes.firsts, lanes.lengths
+    pace = -num_labels if batch.mirrored else num_labels
+    rows.spread(work, at.offsets, LANES, 0.0)
     if not at.step:
-        fill(work, at.opening, at.row, 1.0)
-    for begin in range(0, num_positions, _PORTION):
-        stop = min(begin + _PORTION, num_positions)
-        load_lanes(lanes, at.factor, batch.scores, batch.mirrored, begin, stop)
-        for i in range(begin, stop):
-            row = at.factor + i * at.row
-            fill(work, at.peak, LANES, -math.inf)
-            rows.peak_of(work, (row, at.peak), num_labels)
-            rows.settle_peak(work, (at.peak, at.offsets + (i + 1) * LANES, at.offset), 1)
-            rows.exp_below(work, (row, at.peak, at.lowest), num_labels)
+        rows.spread(work, at.opening, at.row, 1.0)
+    for i in range(lengths[LANES - 1]):
+        row = at.factor + i * at.row
+        gather_row(work, row, batch.scores, firsts, lengths, i, pace, num_labels)
+        rows.spread(work, at.peak, LANES, -math.inf)
+        rows.peak_of(work, (row, at.peak), num_labels)
+        rows.settle_peak(work, (at.peak, at.offsets + (i + 1) * LANES, at.offset), 1)
+        rows.exp_below(work, (row, at.peak, at.lowest), num_labels)
         if at.step:
-            load_lanes(lanes, at.opening, batch.opening, batch.mirrored, begin, stop)
-            load_lanes(lanes, at.closing, batch.closing, batch.mirrored, begin, stop)
-            count = (stop - begin) * num_labels
-            for first in (at.opening, at.closing):
-                rows.exp_within(work, (first + begin * at.row, at.zero, at.lowest), count)
+            opening, closing = at.opening + i * at.step, at.closing + i * at.step
+            gather_row(work, opening, batch.opening, firsts, lengths, i, pace, num_labels)
+            gather_row(work, closing, batch.closing, firsts, lengths, i, pace, num_labels)
+            rows.exp_within(work, (opening, at.zero, at.lowest), num_labels)
+            rows.exp_within(work, (closing, at.zero, at.lowest), num_labels)
 
 
 @helper
@@ -89,7 +84,7 @@ def _recentre(lanes, from_one, newest, count, done, most):
     its first `done` ones. Shifts are powers of two: nothing is rounded.
     """
     work, at = lanes.work, lanes.at
-    fill(work, at.astray, LANES, 0.0)
+    rows.spread(work, at.astray, LANES, 0.0)
     for c in range(from_one.shape[0]):
         column, near = c * LANES, True
         for i in range(at.frame + column, at.frame + column + LANES):
@@ -99,7 +94,7 @@ def _recentre(lanes, from_one, newest, count, done, most):
         frame = (at.frame + column, at.shift, newest + column, at.outweighed, at.highest)
         rows.split_frame(work, frame, 1)
         if not from_one[c]:
-            fill(work, at.outweighed, LANES, 0.0)
+            rows.spread(work, at.outweighed, LANES, 0.0)
         moved = (at.shift, at.outweighed, at.highest)
         sources = (newest + column, -at.row)
         rows.move_rows(work, sources, count, rows.SMALLEST, *moved)
@@ -119,20 +114,13 @@ def _recentre_block(lanes, from_one, block, source):
 
 
 @helper
-def _clear_sources(lanes):
-    """No sources, those before the first included."""
-    fill(lanes.work, lanes.at.source, lanes.at.columns * lanes.at.row, 0.0)
-
-
-@helper
 def _make_room(lanes, block, base):
     """Drop old sources if a block has no room; return the step of the first row."""
     work, at = lanes.work, lanes.at
     if block + STEPS - base <= at.columns:
         return base
     old = at.source + (block - at.before - base) * at.row
-    for i in range(at.before * at.row):
-        work[at.source + i] = work[old + i]
+    rows.copy(work, (old, at.source), at.before * at.row // LANES)
     return block - at.before
 
 
@@ -161,8 +149,7 @@ def _sum_near(lanes, window, source, j):
 def _pass_transition(lanes, matrix, row):
     """``incoming = row matrix``, the matrix [from, to] with padded rows."""
     work, at, num_labels = lanes.work, lanes.at, lanes.num_labels
-    padded = -(-num_labels // WIDTH) * WIDTH
-    whole = padded // STEPS
+    padded, whole = at.padded, at.padded // STEPS
     vectors, out = (row, 0, LANES), (at.incoming, STEPS * LANES, LANES)
     tiles.sum_tile(matrix, (0, STEPS, padded), work, vectors, out, num_labels, whole)
     if padded % STEPS:
@@ -172,15 +159,26 @@ def _pass_transition(lanes, matrix, row):
 
 
 @helper
+def _enter(lanes, last, end):
+    """Begin those of the lanes that end at a boundary, and note which of them have ended before."""
+    work, at = lanes.work, lanes.at
+    for lane in range(LANES):
+        if lanes.lengths[lane] == end:
+            for c in range(lanes.num_labels):
+                work[at.incoming + c * LANES + lane] = last[c]
+        elif lanes.lengths[lane] < end:
+            work[at.exponents + end * LANES + lane] = _AFTER
+
+
+@helper
 def _backward(lanes, model, batch, messages):
     """Keep the outputs and the sinks of all positions, and their exponents."""
     work, at, lengths = lanes.work, lanes.at, lanes.lengths
     num_labels, longest, num_positions = lanes.num_labels, lanes.longest, lengths[LANES - 1]
     handed, last, window, back = lanes.handed, model.last, model.window, model.back
-    fill(work, at.frame, at.row, 1.0)
-    fill(work, at.incoming, at.row, 0.0)
-    fill(work, at.scale, LANES, 0.0)
-    _clear_sources(lanes)
+    rows.spread(work, at.frame, at.row, 1.0)
+    rows.spread(work, at.incoming, at.row, 0.0)
+    rows.spread(work, at.scale, LANES, 0.0)
     base = -at.before
     for block in range(0, num_positions, STEPS):
         base = _make_room(lanes, block, base)
@@ -189,13 +187,10 @@ def _backward(lanes, model, batch, messages):
         _sum_far(lanes, window, block, source)
         for j in range(min(STEPS, num_positions - block)):
             i = num_positions - 1 - block - j
-            for lane in range(LANES):
-                work[at.exponents + (i + 1) * LANES + lane] = work[at.scale + lane]
-                if lengths[lane] == i + 1:
-                    for c in range(num_labels):
-                        work[at.incoming + c * LANES + lane] = last[c]
-                elif lengths[lane] <= i:
-                    work[at.exponents + (i + 1) * LANES + lane] = _AFTER
+            exponents = at.exponents + (i + 1) * LANES
+            rows.copy(work, (at.scale, exponents), 1)
+            if i + 1 >= lengths[0]:
+                _enter(lanes, model.last, i + 1)
             if handed[i + 1] and not batch.mirrored:
                 hand_beta(lanes, i + 1, batch.core, model.last_peak, messages)
             opening, closing = at.opening + i * at.step, at.closing + i * at.step
@@ -258,12 +253,12 @@ def _correlate(lanes, block, source, steps):
     gradient by durations; the block is done with them."""
     work, at = lanes.work, lanes.at
     for place in (at.weight, source):
-        fill(work, place + steps * at.row, (STEPS - steps) * at.row, 0.0)
+        rows.spread(work, place + steps * at.row, (STEPS - steps) * at.row, 0.0)
     count = min(at.before, block + STEPS) // STEPS
     out_row = at.before * LANES
     rest = (at.duration, out_row, lanes.num_labels, count)
     tiles.add_correlation(work, at.weight, source, at.row, *rest)
-    fill(work, at.weight, steps * at.row, 0.0)
+    rows.spread(work, at.weight, steps * at.row, 0.0)
 
 
 @helper
@@ -271,44 +266,47 @@ def _add_transitions(lanes, steps):
     """Add the boundaries of a block's first `steps` positions to the gradient by transitions."""
     work, at, num_labels = lanes.work, lanes.at, lanes.num_labels
     for place in (at.begun, at.ended):
-        fill(work, place + steps * at.row, (STEPS - steps) * at.row, 0.0)
+        rows.spread(work, place + steps * at.row, (STEPS - steps) * at.row, 0.0)
     given = (at.ended, at.begun, at.row, at.transition)
     tiles.add_pair_outer(work, *given, 0, num_labels // 2, num_labels)
     tiles.add_single_outer(work, *given, num_labels - 1, num_labels % 2, num_labels)
 
 
 @helper
-def _write_marginals(lanes, count, begin, stop, want, sums):
-    """Hand out the marginals of a block's positions for the first `count` lanes."""
+def _write_marginals(lanes, begin, stop, want, sums):
+    """Hand out the marginals of a block's positions."""
     work, at, num_labels = lanes.work, lanes.at, lanes.num_labels
-    store_lanes(lanes, at.covered, sums.position, count, begin, stop)
-    if want[0]:
-        store_lanes(lanes, at.start, sums.start, count, begin, stop)
-        store_lanes(lanes, at.end, sums.end, count, begin, stop)
-    for lane in range(count):
-        b, last = lanes.sequences[lane], lanes.lengths[lane] - 1
-        for c in range(num_labels):
-            place = c * LANES + lane
-            if begin == 0:
-                sums.initial[b, c] = work[at.start + place]
-            if begin <= last < stop:
-                place += (last - begin) * at.row
-                work[at.complete + lane] += work[at.covered + place]
-                sums.final[b, c] = work[at.end + place]
+    firsts, lengths = lanes.firsts, lanes.lengths
+    for i in range(begin, stop):
+        row = (i - begin) * at.row
+        scatter_row(work, at.covered + row, sums.position, firsts, lengths, i, num_labels)
+        if want[0]:
+            scatter_row(work, at.start + row, sums.start, firsts, lengths, i, num_labels)
+            scatter_row(work, at.end + row, sums.end, firsts, lengths, i, num_labels)
+    for lane in range(LANES):
+        b, last = lanes.sequences[lane], lengths[lane] - 1
+        if begin == 0:
+            for c in range(num_labels):
+                sums.initial[b, c] = work[at.start + c * LANES + lane]
+        if begin <= last < stop:
+            place = (last - begin) * at.row + lane
+            for c in range(num_labels):
+                work[at.complete + lane] += work[at.covered + place + c * LANES]
+                sums.final[b, c] = work[at.end + place + c * LANES]
 
 
 @helper
-def _forward(lanes, model, batch, want, messages, count, sums):
+def _forward(lanes, model, batch, want, messages, sums):
     """Run the forward pass and add up the gradient."""
     work, at, window, onward = lanes.work, lanes.at, model.window, model.onward
     num_labels, longest, handed = lanes.num_labels, lanes.longest, lanes.handed
     num_positions = lanes.lengths[LANES - 1]
-    fill(work, at.frame, at.row, 1.0)
-    fill(work, at.inside, at.row, 0.0)
-    fill(work, at.duration, at.size - at.duration, 0.0)
-    fill(work, at.astray, LANES, 0.0)
-    fill(work, at.ended, (STEPS + 1) * at.row, 0.0)
-    _clear_sources(lanes)
+    rows.spread(work, at.frame, at.row, 1.0)
+    rows.spread(work, at.inside, at.row, 0.0)
+    rows.spread(work, at.duration, at.size - at.duration, 0.0)
+    rows.spread(work, at.astray, LANES, 0.0)
+    rows.spread(work, at.ended, (STEPS + 1) * at.row, 0.0)
+    rows.spread(work, at.source, at.before * at.row, 0.0)  # none before the first
     for lane in range(LANES):
         work[at.total + lane] = work[at.exponents + lane]  # exponent of Z
         work[at.scale + lane] = 0.0
@@ -353,41 +351,35 @@ def _forward(lanes, model, batch, want, messages, count, sums):
                 used = min(i + 1, longest - 1)
                 _recentre(lanes, model.from_one, newest, used, j + 1, FRAME)
             _pass_transition(lanes, onward, at.alpha)
-        _write_marginals(lanes, count, block, block + steps, want, sums)
+        _write_marginals(lanes, block, block + steps, want, sums)
         if want[1] and counts:
             _correlate(lanes, block, source, steps)
         if want[2]:
             if counts:
                 _add_transitions(lanes, steps)
-            for i in range(at.row):
-                work[at.ended + i] = work[at.ended + STEPS * at.row + i]
+            rows.copy(work, (at.ended + STEPS * at.row, at.ended), num_labels)
 
 
 @helper
 def _write_sums(lanes, model, count, want, sums):
-    """Hand out what is summed up of the first `count` lanes; check that their counts agree."""
-    work, at, sequences = lanes.work, lanes.at, lanes.sequences
-    num_labels, longest = lanes.num_labels, lanes.longest
-    window, onward = model.window, model.onward
-    padded = -(-num_labels // WIDTH) * WIDTH
+    """Hand out what is summed up; check that the counts of the first `count` lanes agree."""
+    work, at, num_labels, longest = lanes.work, lanes.at, lanes.num_labels, lanes.longest
+    firsts, sequences = lanes.firsts, lanes.sequences
+    if want[1]:
+        for lane in range(LANES):
+            firsts[lane] = sequences[lane] * longest * num_labels
+        found, factors = (at.duration, LANES, at.before * LANES), (1, 1, longest + 1 + STEPS)
+        given = (work, found, model.window, factors, sums.duration, firsts)
+        scatter_sums(*given, (longest, num_labels), at.complete)
+    if want[2]:
+        for lane in range(LANES):
+            firsts[lane] = sequences[lane] * num_labels * num_labels
+        found, factors = (at.transition, at.row, LANES), (0, at.padded, 1)
+        given = (work, found, model.onward, factors, sums.transition, firsts)
+        scatter_sums(*given, (num_labels, num_labels), at.complete)
     for lane in range(count):
-        b, covered = sequences[lane], work[at.complete + lane]
-        if want[1]:
-            for c in range(num_labels):
-                for k in range(longest):
-                    found = work[at.duration + (c * at.before + k) * LANES + lane]
-                    value = found * window[c * (longest + 1 + STEPS) + k + 1]
-                    covered += 0.0 * value
-                    sums.duration[b, k, c] = value
-        if want[2]:
-            for c_src in range(num_labels):
-                for c in range(num_labels):
-                    place = c_src * num_labels + c
-                    found = work[at.transition + place * LANES + lane]
-                    value = found * onward[c_src * padded + c]
-                    covered += 0.0 * value
-                    sums.transition[b, c_src, c] = value
-        if sums.log_z[b] > -math.inf and not abs(covered - 1.0) < 1e-9:
+        b = sequences[lane]
+        if sums.log_z[b] > -math.inf and not abs(work[at.complete + lane] - 1.0) < 1e-9:
             sums.certain[b] = False
 
 
@@ -413,23 +405,26 @@ def run_lanes(queue, batch, model, at, stride, longest, want, sums, messages):
     """
     work, log_z = np.zeros(at.size), np.zeros(LANES)
     sequences, lengths = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
-    handed, num_labels = np.zeros(stride + 1, np.bool_), model.first.shape[0]
-    lanes = Lanes(work, at, sequences, lengths, handed, stride, num_labels, longest)
+    firsts, handed = np.zeros(LANES, np.int64), np.zeros(stride + 1, np.bool_)
+    num_labels = model.first.shape[0]
+    lanes = Lanes(work, at, sequences, lengths, firsts, handed, num_labels, longest)
     task = take(queue)
     while task >= 0:
         count = min(LANES, batch.order.shape[0] - LANES * task)
         for lane in range(LANES):
             b = batch.order[LANES * task + min(lane, count - 1)]
             sequences[lane], lengths[lane] = b, batch.lengths[b]
+            first = b * stride + (lengths[lane] - 1 if batch.mirrored else 0)
+            firsts[lane] = first * num_labels
         if messages.alpha.shape[0] > 0:
             note_handed(lanes, batch)
-        fill(work, at.zero, at.duration - at.zero, 0.0)
-        fill(work, at.lowest, LANES, 1.0)
+        rows.spread(work, at.zero, at.duration - at.zero, 0.0)
+        rows.spread(work, at.lowest, LANES, 1.0)
         _read(lanes, batch)
         _backward(lanes, model, batch, messages)
         _close(lanes, model, log_z)
         if at.kept:
-            _forward(lanes, model, batch, want, messages, count, sums)
+            _forward(lanes, model, batch, want, messages, sums)
         for lane in range(count):
             b = sequences[lane]
             sums.log_z[b] = log_z[lane]

@@ -128,6 +128,7 @@ class Places(NamedTuple):
     kept: int  # the same of output and sink; 0 for log Z alone
     before: int  # rows of sources before the first
     columns: int  # rows of sources
+    padded: int  # C, rounded up to a multiple of WIDTH
     factor: int  # block: exp(scores)
     opening: int  # block, or a row of ones: exp(start scores)
     closing: int  # the same of end scores
@@ -144,7 +145,7 @@ class Places(NamedTuple):
     end: int  # of ends
     ended: int  # STEPS + 1 rows: alpha q of the boundaries of a block
     frame: int
-    incoming: int  # padded to a multiple of WIDTH vectors
+    incoming: int  # of `padded` vectors
     alpha: int
     inside: int
     zero: int  # vectors, from here on
@@ -178,13 +179,13 @@ def places_of(
     kept = block if gradient else row
     before = multiple(longest, STEPS)
     columns = before + min(multiple(num_positions, STEPS), max(4 * before, 128))
-    vectors = (num_positions + 1) * LANES
+    padded, vectors = multiple(num_labels, WIDTH), (num_positions + 1) * LANES
     sizes = [block, opening, closing, kept, kept, vectors, vectors, columns * row]
     sizes += [STEPS * row] * 6 + [(STEPS + 1) * row]
-    sizes += [row, multiple(num_labels, WIDTH) * LANES, row, row] + [LANES] * 16
+    sizes += [row, padded * LANES, row, row] + [LANES] * 16
     sizes += [before * row, num_labels * row]
     steps = (row, row if has_boundary else 0, row if gradient else 0)
-    return Places(*steps, before, columns, *accumulate(sizes, initial=0))
+    return Places(*steps, before, columns, padded, *accumulate(sizes, initial=0))
 
 
 def multiple(number: int, of: int) -> int:
@@ -201,17 +202,19 @@ class Lanes(NamedTuple):
     at : Places
     sequences, lengths : int64 arrays of shape (8,)
         The last sequence again where there are fewer.
+    firsts : int64 array of shape (8,)
+        Index of each one's first number in the array that is read or written.
     handed : bool array of shape (T + 1,)
         Boundaries at which a lane's messages are handed out.
-    stride, num_labels, longest : int
-        T, C and K.
+    num_labels, longest : int
+        C and K.
     """
 
     work: np.ndarray
     at: Places
     sequences: np.ndarray
     lengths: np.ndarray
+    firsts: np.ndarray
     handed: np.ndarray
-    stride: int
     num_labels: int
     longest: int

@@ -80,6 +80,18 @@ def _operation(steps: tuple[int, ...], body: Callable, carried: int) -> Callable
     return operation
 
 
+@llvm.routine(types.void)
+def spread(builder, work, offset, count, value):
+    """Set `count` elements of whole vectors to a number."""
+    vector = llvm.splat(builder, value)
+
+    def write(i: ir.Value) -> list[ir.Value]:
+        llvm.store(builder, vector, work, builder.add(offset, i))
+        return []
+
+    llvm.loop(builder, count, LANES, [], write)
+
+
 def _product(builder: ir.IRBuilder, *factors: ir.Value) -> ir.Value:
     return functools.reduce(builder.fmul, factors)
 
@@ -101,6 +113,10 @@ def _within(builder: ir.IRBuilder, value: ir.Value, low: float, high: float) -> 
 def _astray(builder: ir.IRBuilder, frame: ir.Value, before: ir.Value) -> ir.Value:
     """1 where a frame is out of range."""
     return builder.select(_within(builder, frame, 1 / FRAME, FRAME), before, llvm.constant(1.0))
+
+
+copy = _operation((1, 1), lambda builder, x, _: ({1: x}, []), 0)
+"""(x, y): ``y = x``, done from the first vector on."""
 
 
 peak_of = _operation((1,), lambda builder, x, peak: ({}, [llvm.maximum(builder, x, peak)]), 1)
