@@ -175,7 +175,7 @@ def _backward(lanes, model, batch, messages):
     """Keep the outputs and the sinks of all positions, and their exponents."""
     work, at, lengths = lanes.work, lanes.at, lanes.lengths
     num_labels, longest, num_positions = lanes.num_labels, lanes.longest, lengths[LANES - 1]
-    handed, last, window, back = lanes.handed, model.last, model.window, model.back
+    handed, window, back = lanes.handed, model.window, model.back
     rows.spread(work, at.frame, at.row, 1.0)
     rows.spread(work, at.incoming, at.row, 0.0)
     rows.spread(work, at.scale, LANES, 0.0)
