@@ -10,7 +10,9 @@ argmax over c': K + C work per segment, and nothing of size T·C·K. With a dura
     g_t(c) = tail(c) + max [g_{t-1}(c), h_{t-1-K}(c) + D_K(c)]
 
 joins the second maximum for the durations beyond K, and the walk follows which of the two it was. S
-and alpha are shifted by whole numbers as in `message_pass`; h does not change under that shift.
+and alpha are shifted by whole numbers as in `message_pass`; h does not change under that shift. S
+of most labels falls behind alpha by about a nat per position: before it loses digits, it is brought
+back to 0 by a whole number, which the h and g of the window gain. Those kept for the walk do not.
 """
 
 from __future__ import annotations
@@ -45,6 +47,9 @@ from flash_semicrf.streaming.cpu.windows import forward_windows
 from flash_semicrf.streaming.windows import Windows
 
 __all__ = ["max_messages", "viterbi", "viterbi_of_pieces"]
+
+_FAR = 1024.0
+"""A frame beyond this is brought back between blocks."""
 
 
 class _Problem(NamedTuple):
@@ -112,6 +117,21 @@ class _Walks(NamedTuple):
     counts: np.ndarray
 
 
+@helper
+def _bring_back(window, frame, rest, moved, newest, count):
+    """Bring frames back to 0, and the `count` sources up to column `newest` and g with them."""
+    capacity = window.shape[0] // frame.shape[0]
+    for c in range(frame.shape[0]):
+        if abs(frame[c]) > _FAR:
+            shift = np.rint(frame[c])
+            frame[c] -= shift
+            moved[c] += shift
+            rest[c] += shift
+            last = c * capacity + newest
+            for j in range(last + 1 - count, last + 1):
+                window[j] += shift
+
+
 @owning
 def _max_pass(problem, sequence, rows):
     """Fill the rows of a sequence."""
@@ -131,7 +151,8 @@ def _max_pass(problem, sequence, rows):
     window = np.full(num_labels * capacity, -math.inf)
     live_until = np.full(num_labels, -1)
     sums = np.full(num_labels * TILE, -math.inf)
-    frame = np.zeros(num_labels)  # S_t
+    frame = np.zeros(num_labels)  # S_t, less `moved`
+    moved = np.zeros(num_labels)
     source = np.empty(num_labels)
     rest = np.full(num_labels, -math.inf)
     own = np.zeros(num_labels, np.bool_)
@@ -146,6 +167,7 @@ def _max_pass(problem, sequence, rows):
                 for i in range(c * capacity, c * capacity + longest):
                     window[i] = window[i + drop]
             base += drop
+        _bring_back(window, frame, rest, moved, block - 1 - base, min(block, longest))
         for i in range(min(TILE, length - block)):
             step = block + i  # the source's step; the output's is one later
             for c in range(num_labels):
@@ -155,7 +177,7 @@ def _max_pass(problem, sequence, rows):
                 # Where its label is forbidden none starts: nothing to clear from the window.
                 h = h if h > NEG_INF and scores[step, c] > NEG_INF else -math.inf
                 window[c * capacity + step - base] = h
-                sources[step, c] = h
+                sources[step, c] = h - moved[c]
                 if h > NEG_INF:
                     live_until[c] = step + longest
                 if i == 0:
@@ -194,6 +216,8 @@ def _max_pass(problem, sequence, rows):
             top = add_longer_max(
                 problem.tail, top, (rest, own), sequence, step, rows, frame, window, oldest, bias
             )
+            for c in range(rows.longer.shape[1]):
+                rows.longer[step, c] -= moved[c]
             shift = 0.0
             if i == TILE - 1 and top > NEG_INF:
                 if top < -MASK:

@@ -251,3 +251,20 @@ def test_unwritten_memory_is_not_read(tail, monkeypatch):
 
     monkeypatch.setattr(np, "empty", poisoned)
     assert viterbi(problem, "numba").segments == expected.segments
+
+
+@pytest.mark.kernels
+def test_score_of_a_long_sequence_is_the_exact_sum_of_its_segments():
+    # The sums of labels that are not on the path fall to -100,000 and must not cost it digits.
+    problem = random_problem(1, 60_000, 8, 5, seed=3)
+    scores, table = REGISTERED["numba"].viterbi(problem)
+    durations = table.stop - table.start
+    labels = torch.repeat_interleave(table.label, durations)
+    terms = [
+        problem.scores[0, torch.arange(len(labels)), labels],
+        problem.duration_bias[durations - 1, table.label],
+        problem.transition[table.label[:-1], table.label[1:]],
+    ]
+    start = torch.logsumexp(problem.transition[:, table.label[0]], 0)
+    exact = math.fsum([*torch.cat(terms).tolist(), float(start)])
+    assert abs(float(scores[0]) - exact) < 60_000 * 2.0**-43  # half a digit of 1024 per position
