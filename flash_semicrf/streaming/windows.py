@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Forward", "Windows", "after", "before", "taken"]
+__all__ = ["Forward", "Tangents", "Windows", "after", "before", "taken"]
 
 
 class Windows(NamedTuple):
@@ -48,6 +48,26 @@ class Forward(NamedTuple):
     log_z: Tensor
     alpha: Tensor
     gamma: Tensor | None
+
+
+class Tangents(NamedTuple):
+    """Derivatives of the gradients of pieces.
+
+    Attributes
+    ----------
+    log_z, mean : float64 Tensors of shape (N,)
+        Log Z and its derivative.
+    found : dict of Tensor
+        Derivative of the gradient by each wanted parameter.
+    windows, changes : Windows
+        Messages, and their derivatives, which are arbitrary where a message is -inf.
+    """
+
+    log_z: Tensor
+    mean: Tensor
+    found: dict[str, Tensor]
+    windows: Windows
+    changes: Windows
 
 
 def before(bounds: Tensor, max_duration: int) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.potentials import BY_POSITION, Potentials
 from flash_semicrf.testing import random_problem
 
 BACKENDS = ("reference", "numba")
@@ -45,6 +45,19 @@ LONG_SHAPES = {
 }
 """Lengths on either side of the blocks of 16 and 32 positions that kernels work in, and several
 times the window that they buffer."""
+
+
+def random_direction(p: Potentials, seed: int = 1) -> Potentials:
+    """Standard normal numbers in every parameter of a problem on the CPU, zeros as padding."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {
+        name: torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        for name, value in p.parameters().items()
+    }
+    inside = torch.arange(p.num_positions) < p.lengths[:, None]
+    for name in drawn.keys() & set(BY_POSITION):
+        drawn[name] *= inside[..., None]
+    return p.replace(**drawn)
 
 
 class Case(NamedTuple):

@@ -15,7 +15,7 @@ from flash_semicrf.streaming.assembly import HUGE, common_parts, running_total, 
 from flash_semicrf.streaming.cpu.batches import gradients_by_length
 from flash_semicrf.streaming.pieces.plan import Slots
 from flash_semicrf.streaming.tilt import tilted
-from flash_semicrf.streaming.windows import Forward, Windows
+from flash_semicrf.streaming.windows import Forward, Tangents, Windows
 
 __all__ = ["NumbaBackend"]
 
@@ -131,6 +131,16 @@ class NumbaBackend:
         for name in wanted & set(BY_POSITION):
             found[name] = found[name].to(potentials.dtype)
         return log_z + offset[:, -1], found, _with_offset(windows, core, offset)
+
+    def tangents_of_pieces(
+        self, potentials: Potentials, direction: Potentials, wanted: set[str], core: Tensor
+    ) -> Tangents:
+        """Derivatives and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
+        problem, offset = _prepared(potentials.to(torch.float64))
+        direction = direction.to(torch.float64)
+        found = _kernels(problem).tangents_of_pieces(problem, direction, wanted, core)
+        windows = _with_offset(found.windows, core, offset)
+        return found._replace(log_z=found.log_z + offset[:, -1], windows=windows)
 
     def viterbi_of_pieces(
         self, potentials: Potentials, core: Tensor

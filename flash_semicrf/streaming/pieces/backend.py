@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_semicrf.problem.potentials import BY_POSITION, Potentials
+from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import SegmentTable
-from flash_semicrf.streaming.pieces import messages
+from flash_semicrf.streaming.pieces import messages, tangents
 from flash_semicrf.streaming.pieces.certificate import certificate_of
 from flash_semicrf.streaming.pieces.cutting import Cutting, Decoded, Gradients
 from flash_semicrf.streaming.pieces.paths import joined
 from flash_semicrf.streaming.pieces.plan import Cut, Slots, cuts_of
 from flash_semicrf.streaming.pieces.rows import (
     Pieces,
-    by_position,
     by_sequence,
+    collected,
     failed_of,
     last_rows,
     part_of,
@@ -32,7 +32,7 @@ class InPieces:
     Parameters
     ----------
     inner : Cutting
-        Does the pieces, the sequences whose pieces do not fit, and the tangents.
+        Does the pieces, and the sequences whose pieces do not fit.
     slots : Slots, optional
         By default those of `inner`.
     """
@@ -72,7 +72,8 @@ class InPieces:
         self, potentials: Potentials, direction: Potentials, wanted: set[str]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Derivatives of the gradient; see `flash_semicrf.streaming.dispatch.Backend`."""
-        return self.inner.tangents(potentials, direction, wanted)
+        cuts = self.cuts(potentials, 2, sums=False)
+        return tangents.tangents(self.inner, potentials, direction, wanted, cuts)
 
     def max_messages(self, potentials: Potentials) -> Tensor:
         """Messages of the max pass; see `flash_semicrf.streaming.dispatch.Backend`."""
@@ -130,18 +131,8 @@ def _gradients_in_pieces(
     failed = failed_of(certificate.certain, pieces)
     if len(failed) == p.batch_size:
         return None
-    for name in wanted:
-        value = found.pop(name)
-        if name in BY_POSITION:
-            found[name] = by_position(value, pieces, p.lengths, p.num_positions)
-        elif name == "initial_scores":
-            found[name] = value[pieces.pieces_of_each.cumsum(0) - pieces.pieces_of_each]
-        elif name == "final_scores":
-            found[name] = last_rows(value, pieces)
-        else:
-            found[name] = by_sequence(value, pieces)
     total = last_rows(log_z, pieces) + by_sequence(certificate.scale, pieces)
-    return total, found, failed
+    return total, collected(found, wanted, pieces, p), failed
 
 
 def _viterbi(inner: Cutting, p: Potentials, cuts: tuple[Cut, ...]) -> Decoded:

@@ -9,7 +9,7 @@ from torch import Tensor
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.pieces.plan import Slots
-from flash_semicrf.streaming.windows import Forward, Windows
+from flash_semicrf.streaming.windows import Forward, Tangents, Windows
 
 __all__ = ["Cutting", "Decoded", "Gradients"]
 
@@ -45,6 +45,12 @@ class Cutting(Protocol):
         self, potentials: Potentials, core: Tensor
     ) -> tuple[Tensor, SegmentTable, Windows]:
         """Best scores and segments, and the messages of the max pass."""
+
+    def tangents_of_pieces(
+        self, potentials: Potentials, direction: Potentials, wanted: set[str], core: Tensor
+    ) -> Tangents:
+        """As `tangents`, summed over the core as gradients are, and the messages of both passes
+        with their derivatives."""
 
     def log_partition(self, potentials: Potentials) -> Tensor:
         """See `flash_semicrf.streaming.dispatch.Backend`, as for the others."""

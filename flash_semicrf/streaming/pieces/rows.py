@@ -15,6 +15,7 @@ __all__ = [
     "by_boundary",
     "by_position",
     "by_sequence",
+    "collected",
     "failed_of",
     "last_rows",
     "part_of",
@@ -141,6 +142,24 @@ def by_position(rows: Tensor, pieces: Pieces, lengths: Tensor, num_positions: in
     t = torch.arange(num_positions, device=rows.device)
     inside = t < lengths[:, None]
     return torch.where(inside[..., None], rows_of_positions(rows, pieces, num_positions), 0.0)
+
+
+def collected(
+    found: dict[str, Tensor], wanted: set[str], pieces: Pieces, p: Potentials
+) -> dict[str, Tensor]:
+    """Gradients of whole sequences, from those of the pieces, which are taken out of `found`."""
+    whole = {}
+    for name in wanted:
+        value = found.pop(name)
+        if name in BY_POSITION:
+            whole[name] = by_position(value, pieces, p.lengths, p.num_positions)
+        elif name == "initial_scores":
+            whole[name] = value[pieces.pieces_of_each.cumsum(0) - pieces.pieces_of_each]
+        elif name == "final_scores":
+            whole[name] = last_rows(value, pieces)
+        else:
+            whole[name] = by_sequence(value, pieces)
+    return whole
 
 
 def rows_of_positions(rows: Tensor, pieces: Pieces, num_positions: int) -> Tensor:

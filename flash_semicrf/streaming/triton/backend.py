@@ -19,7 +19,7 @@ from flash_semicrf.problem.flags import Flagged, flag_values
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.pieces.plan import Slots, within_memory
-from flash_semicrf.streaming.windows import Forward, Windows
+from flash_semicrf.streaming.windows import Forward, Tangents, Windows
 
 __all__ = ["HAS_TRITON", "MAX_LABELS", "TritonBackend"]
 
@@ -227,6 +227,12 @@ class TritonBackend:
     ) -> tuple[Tensor, dict[str, Tensor], Windows]:
         """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
         return _run("gradients_of_pieces", potentials, wanted, core, span)
+
+    def tangents_of_pieces(
+        self, potentials: Potentials, direction: Potentials, wanted: set[str], core: Tensor
+    ) -> Tangents:
+        """Derivatives and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
+        return _run("tangents_of_pieces", potentials, direction, wanted, core)
 
     def viterbi_of_pieces(
         self, potentials: Potentials, core: Tensor

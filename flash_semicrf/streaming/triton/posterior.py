@@ -8,6 +8,7 @@ from torch import Tensor
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.assembly import common_parts, running_total
 from flash_semicrf.streaming.triton.prefixes import Inputs, inputs_of
+from flash_semicrf.streaming.windows import Windows, after, before, taken
 
 __all__ = [
     "at_ends",
@@ -18,6 +19,7 @@ __all__ = [
     "direction_of",
     "end_tangents",
     "left_out",
+    "windows_of",
     "with_common_parts",
 ]
 
@@ -98,3 +100,14 @@ def boundary_tangents(p: Potentials, start: Tensor, end: Tensor) -> dict[str, Te
         "end_scores": end,
         "final_scores": at_ends(p, end),
     }
+
+
+def windows_of(p: Potentials, core: Tensor, alpha: Tensor, beta: Tensor | None) -> Windows:
+    """Windows of messages (B, T + 1, C)."""
+    lengths = p.lengths[:, None, None]
+    place = before(core, p.max_duration)
+    alpha = taken(alpha, place, (place > 0) & (place <= lengths))
+    if beta is not None:
+        place = after(core, p.max_duration)
+        beta = taken(beta, place, (place > 0) & (place < lengths))
+    return Windows(alpha, beta, left_out(p, core))

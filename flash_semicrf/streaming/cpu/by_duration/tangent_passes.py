@@ -229,10 +229,11 @@ def _arrive(tile, d_alpha, weights, slopes, sums):
 
 
 @owning
-def forward_tangents(sequence, messages, tangent, model, weights, slopes, totals):
+def forward_tangents(sequence, messages, tangent, model, weights, slopes, counted, totals):
     """Fill `tangent.alpha`, add up the derivatives of the counts, and return d log Z.
 
-    The derivatives of the backward pass are complete.
+    The derivatives of the backward pass are complete. `counted` are the bounds of the starts of the
+    segments whose counts by duration and transition are added up.
     """
     num_labels, size, longest = model.last.shape[0], model.bias.shape[0], model.max_duration
     padded = -(-num_labels // LANES) * LANES
@@ -248,13 +249,15 @@ def forward_tangents(sequence, messages, tangent, model, weights, slopes, totals
     for s in range(sequence.length):
         _fill_ends(sequence, messages, tangent, model, slopes, s, row, longer)
         offset, d_alpha = messages.forward[s], tangent.alpha[s - 1]
+        is_counted = s >= counted[0] and s < counted[1]
         if s == 0:
             mean = _mean_at_start(eta, d_eta, offset, model, slopes)
         else:
             _finish(tangent, probability, s - 1)
             copy_row(messages.alpha[s - 1], alpha)
             top, reference = _arrive(tile, d_alpha, weights, slopes, sums)
-            if top > -math.inf and totals.transition.shape[0] > 1:
+            wanted = totals.transition.shape[0] > 1 and is_counted
+            if top > -math.inf and wanted:
                 level = _Level(offset, top, reference, mean)
                 _fill_tile(tile, used, level, d_alpha, row, model, weights, totals.direct)
                 used += 1
@@ -279,7 +282,8 @@ def forward_tangents(sequence, messages, tangent, model, weights, slopes, totals
             end = s + j - c * longest
             total = weight * (d + d_eta[j] - mean)
             totals.start[s, c] += total
-            totals.duration[j] += total
+            if is_counted:
+                totals.duration[j] += total
             if s == 0:
                 totals.first[j] += total
             if j == (c + 1) * longest - 1 and take_class(model.tail, longer, c, weight, d):

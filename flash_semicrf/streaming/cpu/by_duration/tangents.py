@@ -15,7 +15,7 @@ from torch import Tensor
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu import threads
 from flash_semicrf.streaming.cpu.batches import boundary_products
-from flash_semicrf.streaming.cpu.by_duration.batch import batch_of, gradients_of
+from flash_semicrf.streaming.cpu.by_duration.batch import Batch, batch_of, gradients_of
 from flash_semicrf.streaming.cpu.by_duration.model import (
     Weights,
     labels_and_durations,
@@ -31,8 +31,10 @@ from flash_semicrf.streaming.cpu.by_duration.tangent_passes import (
 from flash_semicrf.streaming.cpu.jit import kernel_of_loops
 from flash_semicrf.streaming.cpu.parameters import array_of, cost_of, padded_labels
 from flash_semicrf.streaming.cpu.tasks import take
+from flash_semicrf.streaming.cpu.windows import changes_of, windows_of
+from flash_semicrf.streaming.windows import Tangents
 
-__all__ = ["tangents"]
+__all__ = ["tangents", "tangents_of_pieces"]
 
 
 class Tangent(NamedTuple):
@@ -86,7 +88,7 @@ def _slopes_of(direction: Potentials, weights: Weights) -> Slopes:
 
 
 @kernel_of_loops
-def _run(queue, sequences, model, weights, rows, slopes, directions, found, means):
+def _run(queue, sequences, model, weights, rows, slopes, directions, core, found, means):
     b = take(queue)
     while b >= 0:
         sequence, messages = sequence_of(sequences, b), messages_of(rows, b)
@@ -96,7 +98,10 @@ def _run(queue, sequences, model, weights, rows, slopes, directions, found, mean
         counts = found.start[b], found.duration[b], found.first[b]
         totals = Totals(*counts, found.transition[b], found.direct[b], found.beyond[b])
         backward_tangents(sequence, messages, tangent, model, weights, slopes)
-        means[b] = forward_tangents(sequence, messages, tangent, model, weights, slopes, totals)
+        counted = core[b, 0], core[b, 1]
+        means[b] = forward_tangents(
+            sequence, messages, tangent, model, weights, slopes, counted, totals
+        )
         b = take(queue)
 
 
@@ -107,10 +112,34 @@ def tangents(
 
     See `flash_semicrf.streaming.dispatch.Backend`.
     """
-    p, want_transition = potentials, "transition" in wanted
+    return _tangents_of(potentials, direction, wanted, batch_of(potentials))[:3]
+
+
+def tangents_of_pieces(
+    p: Potentials, direction: Potentials, wanted: set[str], core: Tensor
+) -> Tangents:
+    """Derivatives and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
     batch = batch_of(p)
+    windows = windows_of(batch.messages, p, core)
+    *found, tangent = _tangents_of(p, direction, wanted, batch, array_of(core))
+    return Tangents(*found, windows, changes_of(tangent.alpha, tangent.beta, p, core))
+
+
+def _tangents_of(
+    p: Potentials,
+    direction: Potentials,
+    wanted: set[str],
+    batch: Batch,
+    core: np.ndarray | None = None,
+) -> tuple[Tensor, Tensor, dict[str, Tensor], Tangent]:
+    """`tangents` from the messages, and the derivatives of these.
+
+    With `core` (B, 2), those of the parameters that sequences share are of the segments that start
+    in these positions.
+    """
+    want_transition = "transition" in wanted
     needed = {"end_scores", "transition"} if want_transition else {"end_scores"}
-    log_z, counts = gradients_of(p, batch, needed)
+    log_z, counts = gradients_of(p, batch, needed, core)
     shape, lengths, size = (
         batch.sequences.scores.shape,
         batch.sequences.length,
@@ -135,7 +164,9 @@ def tangents(
     means = np.zeros(p.batch_size)
     slopes = _slopes_of(direction, batch.weights)
     costs = lengths[alive] * cost_of(p)
-    threads.run(_run, alive, costs, (*batch, slopes, tangent, found, means))
+    if core is None:
+        core = np.stack([np.zeros_like(lengths), lengths], 1)
+    threads.run(_run, alive, costs, (*batch, slopes, tangent, core, found, means))
     level = means[:, None, None]
     end = counts["end_scores"].numpy() * (tangent.alpha + tangent.beta - level)
     products = boundary_products(found.start, end, lengths, wanted)
@@ -151,4 +182,4 @@ def tangents(
         slope = array_of(direction.transition)
         products["transition"] = total + counts["transition"].numpy() * slope
     tensors = {n: torch.from_numpy(np.ascontiguousarray(products[n])) for n in wanted}
-    return log_z, torch.from_numpy(means), tensors
+    return log_z, torch.from_numpy(means), tensors, tangent

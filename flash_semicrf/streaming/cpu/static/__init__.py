@@ -14,7 +14,7 @@ from flash_semicrf.streaming.cpu.static.batch import (
     messages,
 )
 from flash_semicrf.streaming.cpu.static.sampling import sample, sample_from
-from flash_semicrf.streaming.cpu.static.tangents import tangents
+from flash_semicrf.streaming.cpu.static.tangents import tangents, tangents_of_pieces
 from flash_semicrf.streaming.cpu.static.viterbi import max_messages, viterbi, viterbi_of_pieces
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "sample",
     "sample_from",
     "tangents",
+    "tangents_of_pieces",
     "viterbi",
     "viterbi_of_pieces",
 ]

@@ -15,20 +15,26 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.cpu import threads
-from flash_semicrf.streaming.cpu.batches import boundary_products, sum_of_chunks
+from flash_semicrf.streaming.cpu.batches import (
+    boundary_products,
+    counted_chunks,
+    sum_of_chunks,
+)
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.parameters import array_of, boundary_arrays, cost_of, padded_labels
 from flash_semicrf.streaming.cpu.parts import inlined_owning
 from flash_semicrf.streaming.cpu.static.batch import chunks_of, gradients_of_rows, message_rows
-from flash_semicrf.streaming.cpu.static.records import messages_of, sequence_of
+from flash_semicrf.streaming.cpu.static.records import Batch, Rows, messages_of, sequence_of
 from flash_semicrf.streaming.cpu.static.tangent_blocks import Sweep
 from flash_semicrf.streaming.cpu.static.tangent_gradient import duration_tangent, transition_tangent
 from flash_semicrf.streaming.cpu.static.tangent_passes import Change, Output, tangent_pass
 from flash_semicrf.streaming.cpu.static.tangent_tail import tail_tangent
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.vector import TILE
+from flash_semicrf.streaming.cpu.windows import changes_of, windows_of
+from flash_semicrf.streaming.windows import Tangents
 
-__all__ = ["tangents"]
+__all__ = ["tangents", "tangents_of_pieces"]
 
 
 class Direction(NamedTuple):
@@ -180,11 +186,36 @@ def tangents(
 
     See `flash_semicrf.streaming.dispatch.Backend`. Everything is float64.
     """
-    p = potentials
+    batch, rows = message_rows(potentials, 2)
+    return _tangents_of_rows(potentials, direction, wanted, (batch, rows))[:3]
+
+
+def tangents_of_pieces(
+    p: Potentials, direction: Potentials, wanted: set[str], core: Tensor
+) -> Tangents:
+    """Derivatives and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
     batch, rows = message_rows(p, 2)
+    windows = windows_of(rows, p, core)
+    *found, changes = _tangents_of_rows(p, direction, wanted, (batch, rows), array_of(core))
+    return Tangents(*found, windows, changes_of(changes.alpha, changes.beta, p, core))
+
+
+def _tangents_of_rows(
+    p: Potentials,
+    direction: Potentials,
+    wanted: set[str],
+    passes: tuple[Batch, Rows],
+    core: np.ndarray | None = None,
+) -> tuple[Tensor, Tensor, dict[str, Tensor], Derivatives]:
+    """`tangents` from the messages, and the derivatives of these.
+
+    With `core` (B, 2), those of the parameters that sequences share are of the segments that end in
+    these positions, and of the boundaries before them.
+    """
+    batch, rows = passes
     needed = {"start_scores", "end_scores", *(wanted & {"duration_bias", "transition"})}
     # Counts of durations 1..K: those of the longer ones are differentiated whole.
-    log_z, counts = gradients_of_rows(p.replace(duration_tail=None), batch, rows, needed)
+    log_z, counts = gradients_of_rows(p.replace(duration_tail=None), batch, rows, needed, core)
     towards = _direction_of(direction, batch)
     derivatives = Derivatives(*np.zeros((4, *batch.scores.shape)), np.empty(rows.longer.shape))
     alive = np.flatnonzero(rows.total[:, 1] > -np.inf)
@@ -202,7 +233,8 @@ def tangents(
     means /= np.where(weight.sum(1) > 0, weight.sum(1), 1.0)
 
     want = np.array(["duration_bias" in wanted, "transition" in wanted])
-    chunks = chunks_of(batch.lengths, rows.total[:, 1])
+    chunks = chunks_of(batch.lengths, rows.total[:, 1], core)
+    chunks = chunks[counted_chunks(chunks, core)]
     duration = np.zeros((len(chunks), *(p.duration_bias.shape if want[0] else (1, 1))))
     transition = np.zeros((len(chunks), *(p.transition.shape if want[1] else (1, 1))))
     if len(chunks) and want.any():
@@ -225,4 +257,5 @@ def tangents(
         threads.run(_run_tails, alive, costs, (batch, rows, towards, derivatives, *sums))
         if "duration_bias" in wanted:
             found["duration_bias"][:, -1] += segments
-    return log_z, torch.from_numpy(means), {name: torch.from_numpy(found[name]) for name in wanted}
+    tensors = {name: torch.from_numpy(found[name]) for name in wanted}
+    return log_z, torch.from_numpy(means), tensors, derivatives

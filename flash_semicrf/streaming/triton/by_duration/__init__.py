@@ -13,7 +13,7 @@ from flash_semicrf.streaming.triton.by_duration.pieces import (
     log_partition_of_pieces,
     viterbi_of_pieces,
 )
-from flash_semicrf.streaming.triton.by_duration.tangent import tangents
+from flash_semicrf.streaming.triton.by_duration.tangent import tangents, tangents_of_pieces
 from flash_semicrf.streaming.triton.sampling import sample_from
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "sample",
     "sample_from",
     "tangents",
+    "tangents_of_pieces",
     "viterbi",
     "viterbi_of_pieces",
 ]

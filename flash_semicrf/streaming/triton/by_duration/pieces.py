@@ -11,9 +11,9 @@ from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.triton.by_duration.decoding import decoded
 from flash_semicrf.streaming.triton.by_duration.gradient import gradients_from, run_passes
-from flash_semicrf.streaming.triton.posterior import left_out
+from flash_semicrf.streaming.triton.posterior import windows_of
 from flash_semicrf.streaming.triton.prefixes import inputs_of
-from flash_semicrf.streaming.windows import Windows, after, before, taken
+from flash_semicrf.streaming.windows import Windows
 
 __all__ = ["gradients_of_pieces", "log_partition_of_pieces", "viterbi_of_pieces"]
 
@@ -22,7 +22,7 @@ def log_partition_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, Window
     """Log Z and the windows of the forward pass."""
     state = run_passes(inputs_of(p), both=False)
     found = state.messages
-    return found.log_z + state.prefixes.common, _windows(p, core, found.alpha, None)
+    return found.log_z + state.prefixes.common, windows_of(p, core, found.alpha, None)
 
 
 def gradients_of_pieces(
@@ -31,7 +31,7 @@ def gradients_of_pieces(
     """Log Z, gradients and the windows of both passes."""
     inputs = inputs_of(p)
     state = run_passes(inputs, both=True)
-    windows = _windows(p, core, state.messages.alpha, state.messages.beta)
+    windows = windows_of(p, core, state.messages.alpha, state.messages.beta)
     found = gradients_from(p, inputs, state, wanted, core)
     return state.messages.log_z + inputs.prefixes.common, found, windows
 
@@ -39,15 +39,4 @@ def gradients_of_pieces(
 def viterbi_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, SegmentTable, Windows]:
     """Best scores, segments and the windows of the max pass."""
     best, table, alpha = decoded(p)
-    return best, table, _windows(p, core, alpha, None)
-
-
-def _windows(p: Potentials, core: Tensor, alpha: Tensor, beta: Tensor | None) -> Windows:
-    """Windows of messages (B, T + 1, C)."""
-    lengths = p.lengths[:, None, None]
-    place = before(core, p.max_duration)
-    alpha = taken(alpha, place, (place > 0) & (place <= lengths))
-    if beta is not None:
-        place = after(core, p.max_duration)
-        beta = taken(beta, place, (place > 0) & (place < lengths))
-    return Windows(alpha, beta, left_out(p, core))
+    return best, table, windows_of(p, core, alpha, None)

@@ -19,18 +19,39 @@ from flash_semicrf.streaming.triton.posterior import (
     boundary_tangents,
     direction_of,
     end_tangents,
+    windows_of,
 )
 from flash_semicrf.streaming.triton.prefixes import inputs_of
 from flash_semicrf.streaming.triton.records import Parameters, State
+from flash_semicrf.streaming.windows import Tangents
 
-__all__ = ["tangents"]
+__all__ = ["tangents", "tangents_of_pieces"]
 
 
 def tangents(
     potentials: Potentials, direction: Potentials, wanted: set[str]
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Derivatives of the gradient; see `flash_semicrf.streaming.dispatch.Backend`."""
-    p = potentials
+    return _tangents(potentials, direction, wanted, None)[0]
+
+
+def tangents_of_pieces(
+    p: Potentials, direction: Potentials, wanted: set[str], core: Tensor
+) -> Tangents:
+    """Derivatives and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
+    found, m, dm = _tangents(p, direction, wanted, core)
+    windows = windows_of(p, core, m.alpha, m.beta)
+    return Tangents(*found, windows, windows_of(direction, core, dm.alpha, dm.beta))
+
+
+def _tangents(
+    p: Potentials, direction: Potentials, wanted: set[str], core: Tensor | None
+) -> tuple[tuple[Tensor, Tensor, dict[str, Tensor]], Messages, Messages]:
+    """`tangents`, the messages and their derivatives.
+
+    With `core` (B, 2) the derivatives by transitions and durations are of the segments that start
+    in these positions.
+    """
     B, T, C = p.scores.shape
     inputs, q = inputs_of(p), direction_of(direction)
     state = run_passes(inputs, both=True)
@@ -50,7 +71,7 @@ def tangents(
     if wanted & {"transition", "duration_bias", "initial_scores"}:
         K = p.max_duration
         to = Parameters(log_z.new_empty((B, K, C, C)), *log_z.new_empty((2, B, K, C)), None, None)
-        launch(duration_tangent_terms_kernel, (K, B), *given, to, **inputs.options)
+        launch(duration_tangent_terms_kernel, (K, B), *given, core, to, **inputs.options)
         found["transition"], found["duration_bias"] = to.transition, to.bias
         by_duration = p.initial_scores.dim() == 2
         found["initial_scores"] = to.initial if by_duration else to.initial.sum(1)
@@ -62,4 +83,5 @@ def tangents(
         found["duration_tail"] = (open_ * d).sum(1)
     found |= boundary_tangents(p, start, end)
     found = {name: found[name] for name in wanted}
-    return log_z + inputs.prefixes.common, mean + q.prefixes.common, found
+    found = log_z + inputs.prefixes.common, mean + q.prefixes.common, found
+    return found, state.messages, derivatives

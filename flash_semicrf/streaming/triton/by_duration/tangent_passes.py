@@ -199,10 +199,10 @@ def _products(state, d, s, k, K, log_z, mean, label, C):
 
 
 @triton.jit
-def duration_tangent_terms_kernel(state, d, sizes, to, CP):
+def duration_tangent_terms_kernel(state, d, sizes, core_ptr, to, CP):
     """Derivatives of the counts of A_k (B, K, C, C), D_k and first segments (B, K, C).
 
-    Program (k - 1, b).
+    Only segments that start inside `core` (B, 2) count, if given. Program (k - 1, b).
     """
     k = tl.program_id(0) + 1
     b = tl.program_id(1).to(tl.int64)
@@ -217,7 +217,12 @@ def duration_tangent_terms_kernel(state, d, sizes, to, CP):
     d = State(d.parameters, q, messages_from(d.messages, base))
     by_transition = tl.zeros([CP, CP], tl.float64)
     by_initial = tl.zeros([CP], tl.float64)
-    for s in range(length - k + 1):
+    begin = 0
+    stop = length - k + 1
+    if core_ptr is not None:
+        begin = tl.maximum(begin, tl.load(core_ptr + 2 * b).to(tl.int32))
+        stop = tl.minimum(stop, tl.load(core_ptr + 2 * b + 1).to(tl.int32))
+    for s in range(begin, stop):
         d_first, d_later = _products(state, d, s, k, K, log_z, mean, label, C)
         by_initial += d_first
         by_transition += d_later

@@ -9,7 +9,7 @@ from flash_semicrf.streaming.triton.static.pieces import (
     log_partition_of_pieces,
     viterbi_of_pieces,
 )
-from flash_semicrf.streaming.triton.static.tangent import tangents
+from flash_semicrf.streaming.triton.static.tangent import tangents, tangents_of_pieces
 
 __all__ = [
     "forward",
@@ -22,6 +22,7 @@ __all__ = [
     "sample",
     "sample_from",
     "tangents",
+    "tangents_of_pieces",
     "viterbi",
     "viterbi_of_pieces",
 ]

@@ -21,6 +21,7 @@ from flash_semicrf.streaming.triton.posterior import (
     boundary_tangents,
     direction_of,
     end_tangents,
+    windows_of,
 )
 from flash_semicrf.streaming.triton.prefixes import inputs_of
 from flash_semicrf.streaming.triton.records import Sizes, State, power_of_two_above, problem_of
@@ -32,8 +33,9 @@ from flash_semicrf.streaming.triton.static.tangent_terms import (
     tail_tangent_kernel,
     transition_tangent_kernel,
 )
+from flash_semicrf.streaming.windows import Tangents
 
-__all__ = ["tangents"]
+__all__ = ["tangents", "tangents_of_pieces"]
 
 _TILE = 1024
 """Terms that a program computes at once."""
@@ -43,7 +45,26 @@ def tangents(
     potentials: Potentials, direction: Potentials, wanted: set[str]
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Derivatives of the gradient; see `flash_semicrf.streaming.dispatch.Backend`."""
-    p = potentials
+    return _tangents(potentials, direction, wanted, None)[0]
+
+
+def tangents_of_pieces(
+    p: Potentials, direction: Potentials, wanted: set[str], core: Tensor
+) -> Tangents:
+    """Derivatives and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
+    found, m, dm = _tangents(p, direction, wanted, core)
+    windows = windows_of(p, core, m.alpha, m.beta)
+    return Tangents(*found, windows, windows_of(direction, core, dm.alpha, dm.beta))
+
+
+def _tangents(
+    p: Potentials, direction: Potentials, wanted: set[str], core: Tensor | None
+) -> tuple[tuple[Tensor, Tensor, dict[str, Tensor]], LogMessages, LogMessages]:
+    """`tangents`, the messages and their derivatives.
+
+    With `core` (B, 2) the derivatives by transitions and durations are of the boundaries and of the
+    segments that start in these positions.
+    """
     inputs, q = inputs_of(p), direction_of(direction)
     sizes, CP = inputs.sizes, inputs.labels
     m = log_messages(p, problem_of(p), plan_of(p))
@@ -60,15 +81,16 @@ def tangents(
     start *= torch.where(inside, (dm.gamma + dm.eta)[:, :-1] - mean[:, None, None], 0.0)
     found = boundary_tangents(p, start, end)
     found["initial_scores"] = start[:, 0]
+    given = m, dm
     d = d._replace(messages=dm._replace(log_z=mean))
     if "transition" in wanted:
-        found["transition"] = _transition_tangents(state, d, sizes, CP, sources)
+        found["transition"] = _transition_tangents(state, d, sizes, core, sources)
     if wanted & {"duration_bias", "duration_tail"}:
         # From here on the messages are h and u.
         state, d = _with_prefixes(state), _with_prefixes(d)
         m, dm = state.messages, d.messages
     if "duration_bias" in wanted:
-        found["duration_bias"] = _duration_tangents(state, d, sizes, CP)
+        found["duration_bias"] = _duration_tangents(state, d, sizes, core)
         if p.duration_tail is not None:
             closed, inside = boundary_marginals(p, m.log_z, (m.longer + m.beta)[:, 1:])
             by_end = (dm.longer + dm.beta)[:, 1:] - mean[:, None, None]
@@ -77,7 +99,7 @@ def tangents(
         to = found["duration_tail"] = m.alpha.new_empty((p.batch_size, p.num_labels))
         launch(tail_tangent_kernel, (p.batch_size,), state, d, sizes, to, CP=CP, num_warps=1)
     found = {name: found[name] for name in wanted}
-    return m.log_z + inputs.prefixes.common, mean + q.prefixes.common, found
+    return (m.log_z + inputs.prefixes.common, mean + q.prefixes.common, found), *given
 
 
 def _with_prefixes(state: State) -> State:
@@ -86,26 +108,29 @@ def _with_prefixes(state: State) -> State:
     return state._replace(messages=m._replace(gamma=m.gamma + x.source, beta=m.beta + x.sink))
 
 
-def _duration_tangents(state: State, d: State, sizes: Sizes, labels: int) -> Tensor:
+def _duration_tangents(state: State, d: State, sizes: Sizes, core: Tensor | None) -> Tensor:
     """Products for the duration scores (B, K, C)."""
     _, T, C, K = sizes
     span = max(256, 8 * K)  # so that the parts take less memory than messages
     chunks = -(-T // span)
     B = len(sizes.lengths)
     parts = state.messages.alpha.new_empty((B, chunks, K, C))
+    labels = power_of_two_above(C)
     options = {"CP": labels, "TT": max(4, 512 // labels), "num_warps": 4}
-    launch(duration_tangent_kernel, (K, chunks, B), state, d, sizes, parts, span, **options)
+    launch(duration_tangent_kernel, (K, chunks, B), state, d, sizes, core, parts, span, **options)
     return parts.sum(1)
 
 
-def _transition_tangents(state: State, d: State, sizes: Sizes, labels: int, sources: int) -> Tensor:
+def _transition_tangents(
+    state: State, d: State, sizes: Sizes, core: Tensor | None, sources: int
+) -> Tensor:
     """Products for the transitions (B, C, C); `sources` rows of A to a program."""
     _, T, C, _ = sizes
     span = 4 * C + 64  # of fewer positions, the parts would take more memory than messages
     chunks = -(-T // span)
     B = len(sizes.lengths)
     parts = state.messages.alpha.new_empty((B, chunks, C, C))
-    options = {"CP": labels, "SOURCES": sources, "num_warps": 4}
+    options = {"CP": power_of_two_above(C), "SOURCES": sources, "num_warps": 4}
     grid = (-(-C // sources), chunks, B)
-    launch(transition_tangent_kernel, grid, state, d, sizes, parts, span, **options)
+    launch(transition_tangent_kernel, grid, state, d, sizes, core, parts, span, **options)
     return parts.sum(1)

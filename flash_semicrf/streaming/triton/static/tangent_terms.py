@@ -33,10 +33,20 @@ __all__ = ["duration_tangent_kernel", "tail_tangent_kernel", "transition_tangent
 
 
 @triton.jit
-def duration_tangent_kernel(state, d, sizes, found_ptr, span, CP, TT):
+def _counted(core_ptr, b, begin, span, length):
+    """Bounds of what a chunk from `begin` on counts, of sequence b."""
+    stop = tl.minimum(begin + span, length)
+    if core_ptr is not None:
+        begin = tl.maximum(begin, tl.load(core_ptr + 2 * b).to(tl.int32))
+        stop = tl.minimum(stop, tl.load(core_ptr + 2 * b + 1).to(tl.int32))
+    return begin, stop
+
+
+@triton.jit
+def duration_tangent_kernel(state, d, sizes, core_ptr, found_ptr, span, CP, TT):
     """Duration k, starts in one chunk of `span` positions: row of `found` (B, chunks, K, C).
 
-    Program (k - 1, chunk, b).
+    Only starts inside `core` (B, 2) count, if given. Program (k - 1, chunk, b).
     """
     T, C, K = sizes.T, sizes.C, sizes.K
     p, q = state.prefixes, d.prefixes
@@ -50,11 +60,11 @@ def duration_tangent_kernel(state, d, sizes, found_ptr, span, CP, TT):
     base = b * (T + 1) * C
     bias = load_row(state.parameters.bias + (k - 1) * C, label, C) - log_z
     d_bias = load_finite(d.parameters.bias + (k - 1) * C, label, C) - mean
-    begin = chunk * span
+    begin, stop = _counted(core_ptr, b, chunk * span, span, length)
     total = tl.zeros([CP], tl.float64)
-    for first in range(begin, tl.minimum(begin + span, length + 1 - k), TT):
+    for first in range(begin, tl.minimum(stop, length + 1 - k), TT):
         s = first + tl.arange(0, TT)[:, None]
-        live = (s < begin + span) & (s + k <= length) & (label < C)
+        live = (s < stop) & (s + k <= length) & (label < C)
         row = base + s * C + label
         to = row + k * C
         live = live & (s >= tl.load(p.born + to, mask=live, other=0))
@@ -73,10 +83,11 @@ def duration_tangent_kernel(state, d, sizes, found_ptr, span, CP, TT):
 
 
 @triton.jit
-def transition_tangent_kernel(state, d, sizes, found_ptr, span, CP, SOURCES):
+def transition_tangent_kernel(state, d, sizes, core_ptr, found_ptr, span, CP, SOURCES):
     """SOURCES rows of A, boundaries in one chunk of `span`: rows of `found` (B, chunks, C, C).
 
     Program (tile of sources, chunk, b). From boundary 1 on: the first segment has its own term.
+    Only boundaries inside `core` (B, 2) count, if given, its end excluded.
     """
     T, C = sizes.T, sizes.C
     m, dm = state.messages, d.messages
@@ -93,9 +104,9 @@ def transition_tangent_kernel(state, d, sizes, found_ptr, span, CP, SOURCES):
         wide(tl.load(state.parameters.transition + place, mask=inside, other=float("-inf"))) - log_z
     )
     d_matrix = tl.load(d.parameters.transition + place, mask=inside, other=0.0) - mean
-    begin = chunk * span
+    begin, stop = _counted(core_ptr, b, chunk * span, span, length)
     total = tl.zeros([SOURCES, CP], tl.float64)
-    for t in range(tl.maximum(begin, 1), tl.minimum(begin + span, length)):
+    for t in range(tl.maximum(begin, 1), stop):
         row = base + t * C
         alpha = tl.load(m.alpha + row + source, mask=source < C, other=float("-inf"))
         eta = tl.load(m.eta + row + label, mask=label < C, other=float("-inf"))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flash_semicrf.problem.potentials import explicit_start
 from flash_semicrf.streaming.cpu.backend import NumbaBackend
 from flash_semicrf.streaming.pieces.backend import InPieces
 from flash_semicrf.streaming.pieces.plan import Cut, cuts_of
 from flash_semicrf.streaming.triton.backend import TritonBackend
 from flash_semicrf.testing import random_problem
+from tests.flash_semicrf.cases import random_direction
 from tests.flash_semicrf.streaming.triton.interpreter_cases import INTERPRETED
 from tests.flash_semicrf.streaming.triton.only_pieces import OnlyPieces
 
@@ -51,6 +53,20 @@ def test_results_are_those_of_the_whole(by_duration):
     torch.testing.assert_close(best, scores, rtol=1e-12, atol=1e-9)
     for x, y in zip(table, expected, strict=True):
         assert torch.equal(x, y)
+
+
+@BOTH
+def test_tangents_are_those_of_the_whole(by_duration):
+    p = explicit_start(problem(by_duration))
+    direction = random_direction(p)
+    direction.scores[0, 90:100] += 20_000.0  # what the passes leave out of the direction, too
+    plain, backend = NumbaBackend(), InShortPieces(OnlyPieces())
+    log_z, mean, expected = plain.tangents(p, direction, WANTED)
+    found_z, found_mean, found = backend.tangents(p, direction, WANTED)
+    torch.testing.assert_close(found_z, log_z, rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(found_mean, mean, rtol=1e-12, atol=1e-9)
+    for name in WANTED:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-7, atol=1e-7)
 
 
 @BOTH

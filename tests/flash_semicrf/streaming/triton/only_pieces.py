@@ -19,6 +19,9 @@ class OnlyPieces(TritonBackend):
     def gradients(self, potentials, wanted):
         raise AssertionError("gradients were computed as a whole")
 
+    def tangents(self, potentials, direction, wanted):
+        raise AssertionError("derivatives of gradients were computed as a whole")
+
     def viterbi(self, potentials):
         raise AssertionError("decoded as a whole")
 
