@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Forward", "Tangents", "Windows", "after", "before", "taken"]
+__all__ = ["Changes", "Forward", "Tangents", "Windows", "after", "before", "taken"]
 
 
 class Windows(NamedTuple):
@@ -50,6 +50,24 @@ class Forward(NamedTuple):
     gamma: Tensor | None
 
 
+class Changes(NamedTuple):
+    """Derivatives of messages along a direction; row p is that of boundary p + 1.
+
+    Attributes
+    ----------
+    end : float64 Tensor of shape (N, T, C)
+        Marginal of each end; the derivatives are arbitrary where it is 0.
+    alpha, beta : float64 Tensors of shape (N, T, C)
+    left_out : float64 Tensor of shape (N, 2)
+        Sum of what the direction's scores before each boundary of the core were lowered by.
+    """
+
+    end: Tensor
+    alpha: Tensor
+    beta: Tensor
+    left_out: Tensor
+
+
 class Tangents(NamedTuple):
     """Derivatives of the gradients of pieces.
 
@@ -59,15 +77,16 @@ class Tangents(NamedTuple):
         Log Z and its derivative.
     found : dict of Tensor
         Derivative of the gradient by each wanted parameter.
-    windows, changes : Windows
-        Messages, and their derivatives, which are arbitrary where a message is -inf.
+    windows : Windows
+        Of the messages.
+    changes : Changes
     """
 
     log_z: Tensor
     mean: Tensor
     found: dict[str, Tensor]
     windows: Windows
-    changes: Windows
+    changes: Changes
 
 
 def before(bounds: Tensor, max_duration: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.windows import Windows, after, before, taken
 
-__all__ = ["changes_of", "forward_windows", "windows_of"]
+__all__ = ["forward_windows", "windows_of"]
 
 
 def forward_windows(alpha: np.ndarray, offsets: np.ndarray, p: Potentials, core: Tensor) -> Windows:
@@ -40,13 +40,3 @@ def windows_of(rows: NamedTuple, p: Potentials, core: Tensor) -> Windows:
     beta = taken(torch.from_numpy(rows.beta), place - 1, valid)
     beta = beta + taken(torch.from_numpy(rows.backward), lengths - place, valid)[..., None]
     return forward_windows(rows.alpha, rows.forward, p, core)._replace(beta=beta)
-
-
-def changes_of(alpha: np.ndarray, beta: np.ndarray, p: Potentials, core: Tensor) -> Windows:
-    """Windows of the derivatives of alpha_{p+1} and beta_{p+1}, in rows p of (B, T, C)."""
-    lengths = p.lengths[:, None, None]
-    place = before(core, p.max_duration)
-    found = taken(torch.from_numpy(alpha), place - 1, (place > 0) & (place <= lengths))
-    place = after(core, p.max_duration)
-    back = taken(torch.from_numpy(beta), place - 1, (place > 0) & (place < lengths))
-    return Windows(found, back, torch.zeros(core.shape, dtype=torch.float64))

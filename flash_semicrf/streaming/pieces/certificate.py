@@ -13,7 +13,7 @@ by one number lead to derivatives that differ by this number.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,8 +27,13 @@ _TOLERANCE = 1e-11
 
 _ROUNDINGS = 16.0
 
+_NOTHING = 1e-130
+"""Probability below which the CPU's passes leave derivatives at 0."""
+
 _LEAST = 1e-100
 """Tolerance where the derivatives have no size: a number that can be squared."""
+
+_Agreement: TypeAlias = tuple[Tensor, Tensor]
 
 
 class Certificate(NamedTuple):
@@ -61,55 +66,69 @@ def certificate_of(windows: Windows, follows: Tensor) -> Certificate:
     follows : bool Tensor of shape (N,)
         False for the first piece of a sequence; True where the row before is its left neighbour.
     """
-    return _certificate(windows, windows, follows, None)
+    forwards = _constant(*_arrivals(windows.alpha))
+    backwards = None if windows.beta is None else _constant(*_departures(windows.beta))
+    return _certificate(windows.left_out, follows, forwards, backwards)
 
 
 def certificate_of_changes(
-    changes: Windows, windows: Windows, follows: Tensor, size: Tensor
+    changes: Windows, marginals: Windows, follows: Tensor, size: Tensor
 ) -> Certificate:
-    """Compare the derivatives in the windows of neighbouring pieces, which themselves agree.
+    """Compare the derivatives of the messages in windows which themselves agree.
 
     Parameters
     ----------
     changes : Windows
-        Derivatives of the messages; not read where these are -inf.
-    windows : Windows
-        The messages.
+        Derivatives of the messages.
+    marginals : Windows
+        Probabilities of their boundaries. Where there is none that float64 can show beside others,
+        derivatives are not compared: nothing is made of them.
     follows : bool Tensor of shape (N,)
     size : float64 Tensor of shape (N,)
-        What derivatives may be off by, beside their rounding, in 1e-11.
+        In units of this the tolerance is 1e-11, beside rounding.
     """
-    return _certificate(changes, windows, follows, (_TOLERANCE * size).clamp(min=_LEAST))
+    tolerance = (_TOLERANCE * size).clamp(min=_LEAST)[:, None]
+    pairs = [(*_arrivals(changes.alpha), *_arrivals(marginals.alpha))]
+    if changes.beta is not None and marginals.beta is not None:
+        pairs.append((*_departures(changes.beta), *_departures(marginals.beta)))
+    agreements = [_same_change(*(x.flatten(1) for x in pair), tolerance) for pair in pairs]
+    return _certificate(changes.left_out, follows, agreements[0], agreements[-1])
 
 
 def _certificate(
-    compared: Windows, windows: Windows, follows: Tensor, tolerance: Tensor | None
+    left_out: Tensor, follows: Tensor, forwards: _Agreement, backwards: _Agreement | None
 ) -> Certificate:
-    """Compare the derivatives of windows, or without a tolerance themselves."""
-
-    def agree(x: Tensor, y: Tensor, log_x: Tensor, log_y: Tensor) -> tuple[Tensor, Tensor]:
-        if tolerance is None:
-            return _constant(x, y)
-        x, y, log_x, log_y = (rows.flatten(1) for rows in (x, y, log_x, log_y))
-        top = torch.maximum(_of_largest(x, log_x), _of_largest(y, log_y))
-        x, y = (torch.where(log == -torch.inf, log, rows) for rows, log in ((x, log_x), (y, log_y)))
-        return _constant(x, y, tolerance[:, None], top)
-
-    alpha, log = compared.alpha, windows.alpha
-    certain, level = agree(_previous(alpha[:, 1]), alpha[:, 0], _previous(log[:, 1]), log[:, 0])
-    level = level + _previous(compared.left_out[:, 1]) - compared.left_out[:, 0]
+    certain, level = forwards
+    level = level + _previous(left_out[:, 1]) - left_out[:, 0]
     back = torch.zeros_like(level)
-    if windows.beta is not None and compared.beta is not None:
-        beta, log = compared.beta, windows.beta
-        agrees, back = agree(beta[:, 0], _previous(beta[:, 1]), log[:, 0], _previous(log[:, 1]))
+    if backwards is not None:
+        agrees, back = backwards
         certain = certain & agrees
         back = torch.where(certain & follows, back, 0.0)
     return Certificate(certain | ~follows, torch.where(certain & follows, level, 0.0), back)
 
 
-def _of_largest(rows: Tensor, logs: Tensor) -> Tensor:
-    """Size of each row's entry where another row is largest, (N, entries) to (N, 1)."""
-    return rows.gather(1, logs.argmax(1, keepdim=True)).abs()
+def _arrivals(alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """Windows (N, 2, K, C) of both pieces at a cut: of the one that ends there, then the other."""
+    return _previous(alpha[:, 1]), alpha[:, 0]
+
+
+def _departures(beta: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of the passes from the end: first of the piece that begins at the cut."""
+    return beta[:, 0], _previous(beta[:, 1])
+
+
+def _same_change(x: Tensor, y: Tensor, p: Tensor, q: Tensor, tolerance: Tensor) -> _Agreement:
+    """`_constant` of derivatives at boundaries of these probabilities, all (N, entries)."""
+    top = torch.maximum(_of_largest(x, p), _of_largest(y, q))
+    dead = ~(torch.minimum(p, q) > _NOTHING)
+    x, y = (torch.where(dead, -torch.inf, rows) for rows in (x, y))
+    return _constant(x, y, tolerance, top)
+
+
+def _of_largest(rows: Tensor, others: Tensor) -> Tensor:
+    """Size of each row's entry where that of others is largest, (N, entries) to (N, 1)."""
+    return rows.gather(1, others.argmax(1, keepdim=True)).abs()
 
 
 def _previous(rows: Tensor) -> Tensor:

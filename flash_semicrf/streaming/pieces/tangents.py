@@ -24,6 +24,7 @@ from flash_semicrf.streaming.pieces.rows import (
     pieces_of,
     problem_of,
 )
+from flash_semicrf.streaming.windows import Changes, Windows, after, before, taken
 
 __all__ = ["tangents"]
 
@@ -56,13 +57,27 @@ def _tangents_in_pieces(
     tried = inner.tangents_of_pieces(rows, towards, wanted | {"end_scores"}, pieces.core)
     certificate = certificate_of(tried.windows, pieces.follows)
     size = _size(tried.found["end_scores"], rows, pieces)
-    changes = certificate_of_changes(tried.changes, tried.windows, pieces.follows, size)
+    compared = _windows(tried.changes, rows, pieces)
+    changes = certificate_of_changes(*compared, pieces.follows, size)
     failed = failed_of(certificate.certain & changes.certain, pieces)
     if len(failed) == p.batch_size:
         return None
     log_z = last_rows(tried.log_z, pieces) + by_sequence(certificate.scale, pieces)
     mean = last_rows(tried.mean, pieces) + by_sequence(changes.scale, pieces)
     return log_z, mean, collected(tried.found, wanted, pieces, p), failed
+
+
+def _windows(changes: Changes, rows: Potentials, pieces: Pieces) -> tuple[Windows, Windows]:
+    """Derivatives of the messages in the windows, and marginals of the boundaries there."""
+    core, lengths = pieces.core, rows.lengths[:, None, None]
+    place = before(core, rows.max_duration)
+    valid = (place > 0) & (place <= lengths)
+    alpha, ends = (taken(x, place - 1, valid) for x in (changes.alpha, changes.end))
+    place = after(core, rows.max_duration)
+    valid = (place > 0) & (place < lengths)
+    beta, others = (taken(x, place - 1, valid) for x in (changes.beta, changes.end))
+    left_out = changes.left_out
+    return Windows(alpha, beta, left_out), Windows(ends, others, left_out)
 
 
 def _size(ends: Tensor, rows: Potentials, pieces: Pieces) -> Tensor:

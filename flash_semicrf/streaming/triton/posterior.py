@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.assembly import common_parts, running_total
 from flash_semicrf.streaming.triton.prefixes import Inputs, inputs_of
-from flash_semicrf.streaming.windows import Windows, after, before, taken
+from flash_semicrf.streaming.windows import Changes, Windows, after, before, taken
 
 __all__ = [
     "at_ends",
     "boundary_marginals",
     "boundary_tangents",
+    "changes_of",
     "common_before",
     "covered",
     "direction_of",
@@ -111,3 +114,11 @@ def windows_of(p: Potentials, core: Tensor, alpha: Tensor, beta: Tensor | None) 
         place = after(core, p.max_duration)
         beta = taken(beta, place, (place > 0) & (place < lengths))
     return Windows(alpha, beta, left_out(p, core))
+
+
+def changes_of(
+    p: Potentials, direction: Potentials, core: Tensor, m: NamedTuple, dm: NamedTuple
+) -> Changes:
+    """Derivatives of alpha and beta (B, T + 1, C) in `dm`, of the messages in `m`."""
+    marginal, _ = boundary_marginals(p, m.log_z, (m.alpha + m.beta)[:, 1:])
+    return Changes(marginal, dm.alpha[:, 1:], dm.beta[:, 1:], left_out(direction, core))

@@ -31,8 +31,8 @@ from flash_semicrf.streaming.cpu.by_duration.tangent_passes import (
 from flash_semicrf.streaming.cpu.jit import kernel_of_loops
 from flash_semicrf.streaming.cpu.parameters import array_of, cost_of, padded_labels
 from flash_semicrf.streaming.cpu.tasks import take
-from flash_semicrf.streaming.cpu.windows import changes_of, windows_of
-from flash_semicrf.streaming.windows import Tangents
+from flash_semicrf.streaming.cpu.windows import windows_of
+from flash_semicrf.streaming.windows import Changes, Tangents
 
 __all__ = ["tangents", "tangents_of_pieces"]
 
@@ -121,8 +121,8 @@ def tangents_of_pieces(
     """Derivatives and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
     batch = batch_of(p)
     windows = windows_of(batch.messages, p, core)
-    *found, tangent = _tangents_of(p, direction, wanted, batch, array_of(core))
-    return Tangents(*found, windows, changes_of(tangent.alpha, tangent.beta, p, core))
+    *found, changes = _tangents_of(p, direction, wanted, batch, array_of(core))
+    return Tangents(*found, windows, changes)
 
 
 def _tangents_of(
@@ -131,7 +131,7 @@ def _tangents_of(
     wanted: set[str],
     batch: Batch,
     core: np.ndarray | None = None,
-) -> tuple[Tensor, Tensor, dict[str, Tensor], Tangent]:
+) -> tuple[Tensor, Tensor, dict[str, Tensor], Changes]:
     """`tangents` from the messages, and the derivatives of these.
 
     With `core` (B, 2), those of the parameters that sequences share are of the segments that start
@@ -182,4 +182,7 @@ def _tangents_of(
         slope = array_of(direction.transition)
         products["transition"] = total + counts["transition"].numpy() * slope
     tensors = {n: torch.from_numpy(np.ascontiguousarray(products[n])) for n in wanted}
-    return log_z, torch.from_numpy(means), tensors, tangent
+    left_out = log_z.new_zeros((p.batch_size, 2))
+    changes = torch.from_numpy(tangent.alpha), torch.from_numpy(tangent.beta)
+    changes = Changes(counts["end_scores"], *changes, left_out)
+    return log_z, torch.from_numpy(means), tensors, changes

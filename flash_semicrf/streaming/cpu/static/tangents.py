@@ -31,8 +31,8 @@ from flash_semicrf.streaming.cpu.static.tangent_passes import Change, Output, ta
 from flash_semicrf.streaming.cpu.static.tangent_tail import tail_tangent
 from flash_semicrf.streaming.cpu.tasks import take
 from flash_semicrf.streaming.cpu.vector import TILE
-from flash_semicrf.streaming.cpu.windows import changes_of, windows_of
-from flash_semicrf.streaming.windows import Tangents
+from flash_semicrf.streaming.cpu.windows import windows_of
+from flash_semicrf.streaming.windows import Changes, Tangents
 
 __all__ = ["tangents", "tangents_of_pieces"]
 
@@ -197,7 +197,7 @@ def tangents_of_pieces(
     batch, rows = message_rows(p, 2)
     windows = windows_of(rows, p, core)
     *found, changes = _tangents_of_rows(p, direction, wanted, (batch, rows), array_of(core))
-    return Tangents(*found, windows, changes_of(changes.alpha, changes.beta, p, core))
+    return Tangents(*found, windows, changes)
 
 
 def _tangents_of_rows(
@@ -206,7 +206,7 @@ def _tangents_of_rows(
     wanted: set[str],
     passes: tuple[Batch, Rows],
     core: np.ndarray | None = None,
-) -> tuple[Tensor, Tensor, dict[str, Tensor], Derivatives]:
+) -> tuple[Tensor, Tensor, dict[str, Tensor], Changes]:
     """`tangents` from the messages, and the derivatives of these.
 
     With `core` (B, 2), those of the parameters that sequences share are of the segments that end in
@@ -258,4 +258,7 @@ def _tangents_of_rows(
         if "duration_bias" in wanted:
             found["duration_bias"][:, -1] += segments
     tensors = {name: torch.from_numpy(found[name]) for name in wanted}
-    return log_z, torch.from_numpy(means), tensors, derivatives
+    left_out = log_z.new_zeros((p.batch_size, 2))
+    changes = torch.from_numpy(derivatives.alpha), torch.from_numpy(derivatives.beta)
+    changes = Changes(counts["end_scores"], *changes, left_out)
+    return log_z, torch.from_numpy(means), tensors, changes

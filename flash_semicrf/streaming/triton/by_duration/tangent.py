@@ -17,6 +17,7 @@ from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.posterior import (
     boundary_marginals,
     boundary_tangents,
+    changes_of,
     direction_of,
     end_tangents,
     windows_of,
@@ -41,7 +42,7 @@ def tangents_of_pieces(
     """Derivatives and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
     found, m, dm = _tangents(p, direction, wanted, core)
     windows = windows_of(p, core, m.alpha, m.beta)
-    return Tangents(*found, windows, windows_of(direction, core, dm.alpha, dm.beta))
+    return Tangents(*found, windows, changes_of(p, direction, core, m, dm))
 
 
 def _tangents(
