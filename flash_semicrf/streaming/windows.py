@@ -3,6 +3,8 @@ the other.
 
 What follows boundary t depends on what comes before it by alpha of the K boundaries up to t alone,
 since no segment is longer than K; what comes before depends on beta of the K boundaries from t on.
+With a duration tail it depends on one boundary more, K positions away, and on one number for each
+label: the sum of the segments that have more than K positions on that side of the boundary.
 """
 
 from __future__ import annotations
@@ -12,7 +14,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Changes", "Forward", "Tangents", "Windows", "after", "before", "taken"]
+from flash_semicrf.problem.potentials import Potentials
+
+__all__ = [
+    "Changes",
+    "Forward",
+    "Tangents",
+    "Windows",
+    "after",
+    "before",
+    "boundaries",
+    "taken",
+    "with_longer",
+]
 
 
 class Windows(NamedTuple):
@@ -21,9 +35,10 @@ class Windows(NamedTuple):
     Attributes
     ----------
     alpha : float64 Tensor of shape (N, 2, K, C)
-        Of the K boundaries up to each of a sequence's two.
+        Of the K boundaries up to each of a sequence's two. With a tail (N, 2, K + 2, C): of one
+        boundary more, and of the longer segments.
     beta : float64 Tensor of shape (N, 2, K, C), or None
-        Of the K boundaries from there on; or eta, from which beta follows.
+        Of the K boundaries from there on; or eta, from which beta follows. With a tail as alpha.
     left_out : float64 Tensor of shape (N, 2)
         Sum of what the scores before each boundary were lowered by.
     """
@@ -87,6 +102,16 @@ class Tangents(NamedTuple):
     found: dict[str, Tensor]
     windows: Windows
     changes: Changes
+
+
+def boundaries(p: Potentials) -> int:
+    """Boundaries on one side that a window has."""
+    return p.max_duration + (p.duration_tail is not None)
+
+
+def with_longer(rows: Tensor, longer: Tensor | None) -> Tensor:
+    """Windows (N, 2, K + 1, C) with what longer segments have (N, 2, 1, C), if there are any."""
+    return rows if longer is None else torch.cat([rows, longer], 2)
 
 
 def before(bounds: Tensor, max_duration: int) -> Tensor:

@@ -100,8 +100,8 @@ class NumbaBackend:
 
     def slots(self, potentials: Potentials, sums: bool) -> Slots | None:
         """What the threads do at once; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
-        if potentials.duration_tail is not None:
-            return None
+        if potentials.duration_tail is not None and not (sums and potentials.transition.dim() == 2):
+            return None  # the other passes do not hand out what longer segments have
         if sums and _kernels(potentials).in_lanes(potentials):
             return _LANES
         return Slots(torch.get_num_threads(), _OVERHEAD, patient=True)

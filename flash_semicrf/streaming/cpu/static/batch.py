@@ -155,12 +155,13 @@ def _run_gradients(queue, chunks, batch, rows, free_start, wanted, sums):
 
 
 @kernel
-def _run_tails(queue, batch, rows, segments, beyond):
+def _run_tails(queue, batch, rows, core, segments, beyond):
     b = take(queue)
     while b >= 0:
         messages, sequence = messages_of(batch, rows, b), sequence_of(batch, b, False)
         longer, tail = rows.longer[b], batch.window.tail
-        tail_gradient(messages, longer, sequence, tail, segments[b], beyond[b])
+        counted = core[b, 0], core[b, 1]
+        tail_gradient(messages, longer, sequence, tail, counted, segments[b], beyond[b])
         b = take(queue)
 
 
@@ -199,7 +200,9 @@ def log_partition_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, Window
 
 def _log_partition_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, Windows]:
     _, rows = forward_messages(p)
-    return torch.from_numpy(rows.total.sum(1)), forward_windows(rows.alpha, rows.forward, p, core)
+    longer = rows.longer if p.duration_tail is not None else None
+    windows = forward_windows(rows.alpha, rows.forward, p, core, longer)
+    return torch.from_numpy(rows.total.sum(1)), windows
 
 
 def gradients_of_pieces(
@@ -213,7 +216,7 @@ def gradients_of_pieces(
 def _gradients_of_pieces(
     p: Potentials, wanted: set[str], core: Tensor
 ) -> tuple[Tensor, dict[str, Tensor], Windows]:
-    batch, rows = message_rows(p)
+    batch, rows = message_rows(p, 2)
     windows = windows_of(rows, p, core)
     return (*gradients_of_rows(p, batch, rows, wanted, array_of(core)), windows)
 
@@ -221,7 +224,7 @@ def _gradients_of_pieces(
 def forward_messages(potentials: Potentials) -> tuple[Batch, Rows]:
     """The batch as kernels read it, and the messages of its forward pass alone."""
     batch = batch_of(potentials)
-    rows = _empty_rows(potentials, keep=True)
+    rows = _empty_rows(potentials, keep=True, longer_of=1)
     _run_forward(potentials, batch, rows, True)
     return batch, rows
 
@@ -324,7 +327,7 @@ def gradients_of_rows(
         if name in wanted:
             found[name] = sum_of_chunks(parts[counted], chunks[counted], p.batch_size)
     if p.duration_tail is not None and wanted & {"duration_bias", "duration_tail"}:
-        segments, found["duration_tail"] = _tail_gradients(p, batch, rows)
+        segments, found["duration_tail"] = _tail_gradients(p, batch, rows, core)
         if "duration_bias" in wanted:
             found["duration_bias"][:, -1] += segments
     if ends:
@@ -334,13 +337,20 @@ def gradients_of_rows(
     return log_z, {name: torch.from_numpy(found[name]) for name in wanted}
 
 
-def _tail_gradients(p: Potentials, batch: Batch, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Expected segments longer than K, and positions beyond the K-th, both (B, C)."""
+def _tail_gradients(
+    p: Potentials, batch: Batch, rows: Rows, core: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Expected segments longer than K, and positions beyond the K-th, both (B, C).
+
+    With `core` (B, 2) those of the segments that end in these positions, and these positions.
+    """
+    if core is None:
+        core = np.stack([np.zeros_like(batch.lengths), batch.lengths], 1)
     shape = (len(batch.lengths), batch.scores.shape[2])
     segments, beyond = np.zeros(shape), np.zeros(shape)
     feasible = np.flatnonzero(rows.total[:, 1] > -np.inf)
     costs = batch.lengths[feasible] * cost_of(p)
-    threads.run(_run_tails, feasible, costs, (batch, rows, segments, beyond))
+    threads.run(_run_tails, feasible, costs, (batch, rows, core, segments, beyond))
     return segments, beyond
 
 

@@ -104,8 +104,11 @@ def share_going_on(longer, forward, scores, tail, position, length, label):
 
 
 @owning
-def tail_gradient(messages, longer, sequence, tail, segments, beyond):
+def tail_gradient(messages, longer, sequence, tail, counted, segments, beyond):
     """Expected segments longer than K, and positions beyond the K-th of their segment.
+
+    Positions are counted one by one, not with the segment that covers them, which may be longer
+    than all that is counted.
 
     Parameters
     ----------
@@ -115,6 +118,8 @@ def tail_gradient(messages, longer, sequence, tail, segments, beyond):
     sequence : Sequence
         Read forwards.
     tail : float64 array of shape (C,)
+    counted : tuple of two int
+        Positions in which segments end, and which lie beyond, that are counted.
     segments, beyond : float64 arrays of shape (C,)
         Zeros; get the expectations.
     """
@@ -127,6 +132,7 @@ def tail_gradient(messages, longer, sequence, tail, segments, beyond):
     after = np.zeros(num_labels)
     for p in range(length - 1, -1, -1):
         level = forward[p] + backward[length - p - 1] - offset - value
+        is_counted = p >= counted[0] and p < counted[1]
         for c in range(num_labels):
             ends = longer[p, c] + beta[p, c] + level
             if has_boundary:
@@ -136,8 +142,9 @@ def tail_gradient(messages, longer, sequence, tail, segments, beyond):
         exp_row(logs, 0, shares, 0, 2 * padded)
         for c in range(num_labels):
             after[c] = shares[c] + shares[padded + c] * after[c]
-            segments[c] += shares[c]
-            beyond[c] += after[c]
+            if is_counted:
+                segments[c] += shares[c]
+                beyond[c] += after[c]
 
 
 @helper
