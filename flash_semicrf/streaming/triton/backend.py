@@ -207,8 +207,8 @@ class TritonBackend:
         None while a CUDA graph is captured: to compare pieces is to wait for them.
         """
         p = potentials
-        if p.duration_tail is not None:
-            return None
+        if p.duration_tail is not None and not sums:
+            return None  # the other passes do not hand out what longer segments have
         if p.device.type != "cuda":  # in Triton's interpreter
             return Slots(1, 0, patient=False)
         if torch.cuda.is_current_stream_capturing():

@@ -10,7 +10,7 @@ from torch import Tensor
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.assembly import common_parts, running_total
 from flash_semicrf.streaming.triton.prefixes import Inputs, inputs_of
-from flash_semicrf.streaming.windows import Changes, Windows, after, before, taken
+from flash_semicrf.streaming.windows import Changes, Windows, after, before, boundaries, taken
 
 __all__ = [
     "at_ends",
@@ -22,6 +22,7 @@ __all__ = [
     "direction_of",
     "end_tangents",
     "left_out",
+    "running_scores",
     "windows_of",
     "with_common_parts",
 ]
@@ -105,13 +106,21 @@ def boundary_tangents(p: Potentials, start: Tensor, end: Tensor) -> dict[str, Te
     }
 
 
+def running_scores(p: Potentials, inputs: Inputs) -> Tensor:
+    """Scores before each boundary (B, T + 1, C) that `inputs` leave to boundaries: `sink` without
+    end scores, of which some may forbid."""
+    if p.start_scores is None and p.end_scores is None:
+        return inputs.prefixes.sink
+    return inputs_of(p.replace(start_scores=None, end_scores=None)).prefixes.sink
+
+
 def windows_of(p: Potentials, core: Tensor, alpha: Tensor, beta: Tensor | None) -> Windows:
-    """Windows of messages (B, T + 1, C)."""
+    """Windows of messages (B, T + 1, C), with a tail without longer segments."""
     lengths = p.lengths[:, None, None]
-    place = before(core, p.max_duration)
+    place = before(core, boundaries(p))
     alpha = taken(alpha, place, (place > 0) & (place <= lengths))
     if beta is not None:
-        place = after(core, p.max_duration)
+        place = after(core, boundaries(p))
         beta = taken(beta, place, (place > 0) & (place < lengths))
     return Windows(alpha, beta, left_out(p, core))
 

@@ -90,13 +90,18 @@ def gradients_from(
     """Gradients from the messages of both passes.
 
     With `bounds` (B, 2) int64 those of the transitions and durations are of the segments that end
-    inside; of problems without a tail.
+    inside, or have their K-th position there, and that of the tail is of the positions inside.
     """
     B, T, C = p.scores.shape
     log_z, _, _, longer, onward = state.messages
     found = {}
     if "duration_tail" in wanted:  # the positions beyond the K-th of their segment
-        found["duration_tail"] = boundary_marginals(p, log_z, (longer + onward)[:, 1:])[0].sum(1)
+        beyond = boundary_marginals(p, log_z, (longer + onward)[:, 1:])[0]
+        if bounds is not None:
+            t = torch.arange(T, device=p.device)
+            inside = (t >= bounds[:, :1]) & (t < bounds[:, 1:])
+            beyond = torch.where(inside[..., None], beyond, 0.0)
+        found["duration_tail"] = beyond.sum(1)
     initial_by_duration = p.initial_scores is not None and p.initial_scores.dim() == 2
     if wanted & {"transition", "duration_bias"} or initial_by_duration:
         K = p.max_duration

@@ -181,8 +181,8 @@ def duration_pass_kernel(state, sizes, MAX, CP):
 def duration_terms_kernel(state, sizes, bounds_ptr, to, CP):
     """Gradients by A_k (B, K, C, C), D_k and, if given, initial scores (B, K, C).
 
-    Row K counts longer segments too. Only segments that end inside `bounds` (B, 2) count, if given;
-    none is longer than K then. Program (k - 1, b).
+    Row K counts longer segments too. Only segments that end inside `bounds` (B, 2) count, if given,
+    and longer ones whose K-th position is inside. Program (k - 1, b).
     """
     k = tl.program_id(0) + 1
     b = tl.program_id(1).to(tl.int64)

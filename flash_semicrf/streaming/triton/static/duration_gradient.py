@@ -162,12 +162,14 @@ def duration_gradient_kernel(
 @labels_last
 @triton.jit
 def longer_gradient_kernel(
-    scores_ptr, sizes, log_window_ptr, tail_ptr, messages, segments_ptr, beyond_ptr, CP
+    scores_ptr, sizes, log_window_ptr, tail_ptr, messages, bounds_ptr, segments_ptr, beyond_ptr, CP
 ):
     """Expected numbers of segments longer than K and of their positions beyond the K-th, (B, C).
 
-    Program (b,); messages as for `duration_gradient_kernel`. R and M are kept in float64, relative
-    to the largest term that they hold.
+    Only the segments that end inside `bounds` (B, 2) and the positions inside count, if given;
+    positions one by one, as a segment may be longer than all that is counted. Program (b,);
+    messages as for `duration_gradient_kernel`. R and M are kept in float64, relative to the largest
+    term that they hold.
     """
     b = tl.program_id(0).to(tl.int64)
     T, C, K = sizes.T, sizes.C, sizes.K
@@ -187,6 +189,11 @@ def longer_gradient_kernel(
     moment = tl.zeros([CP], tl.float64)
     segments = tl.zeros([CP], tl.float64)
     beyond = tl.zeros([CP], tl.float64)
+    begin = 0
+    stop = length
+    if bounds_ptr is not None:
+        begin = tl.load(bounds_ptr + 2 * b).to(tl.int32)
+        stop = tl.load(bounds_ptr + 2 * b + 1).to(tl.int32)
     for first in range(0, length, _UNROLL):
         scores = ()
         sources = ()
@@ -218,10 +225,11 @@ def longer_gradient_kernel(
             safe = finite(high)
             scale = exp_wide(peak - safe)
             number = number * scale + exp_wide(h - safe)
-            moment = moment * scale + number
+            counted = (p >= begin) & (p < stop)
+            moment = moment * scale + tl.where(counted, number, 0.0)
             peak = high + rate + deep
             weight = exp_wide(tl.minimum(peak + level + outputs[i], 700.0))
-            segments += number * weight
+            segments += tl.where(counted, number * weight, 0.0)
             beyond += moment * weight
     tl.store(segments_ptr + b * C + label, segments, mask=inside)
     tl.store(beyond_ptr + b * C + label, beyond, mask=inside)

@@ -81,7 +81,8 @@ def gradients_from(
 ) -> dict[str, Tensor]:
     """Gradients from the messages of both passes, which they overwrite; see `gradients`.
 
-    With `core` those of the transitions and durations are of the segments that end in it.
+    With `core` those of the transitions and durations are of the segments that end in it, and that
+    of the tail is of the positions in it.
     """
     tables, messages = passes
     found = _boundary_gradients(p, problem, plan.labels, passes, wanted, core)
@@ -90,7 +91,8 @@ def gradients_from(
     if plan.has_tail and wanted & {"duration_bias", "duration_tail"}:
         B, _, C = problem.scores.shape
         segments, found["duration_tail"] = to = tables.tail.new_empty((2, B, C))
-        arguments = (problem.scores, problem.sizes, tables.log_window, tables.tail, messages, *to)
+        given = (problem.scores, problem.sizes, tables.log_window, tables.tail, messages)
+        arguments = (*given, None if core is None else core.bounds, *to)
         warps = max(1, plan.labels // 32)
         launch(longer_gradient_kernel, (B,), *arguments, CP=plan.labels, num_warps=warps)
         if "duration_bias" in wanted:

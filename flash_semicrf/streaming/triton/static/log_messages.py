@@ -37,6 +37,7 @@ __all__ = [
     "forward",
     "log_messages",
     "log_messages_kernel",
+    "logarithms",
     "messages",
     "sample",
 ]
@@ -99,7 +100,7 @@ def log_messages_kernel(
     tl.store(across_ptr + place, across, mask=listed)
 
 
-def _logarithms(
+def logarithms(
     p: Potentials, plan: Plan, problem: Problem, passes: tuple[Tables, Messages], direction: int
 ) -> tuple[Tensor, Tensor]:
     """Alpha and gamma, or of direction 1 eta and beta, from what the passes store."""
@@ -119,8 +120,8 @@ def _logarithms(
 def log_messages(p: Potentials, problem: Problem, plan: Plan) -> LogMessages:
     """Run both passes and take the logarithms of their messages."""
     passes = run_passes(p, problem, plan, True)
-    alpha, gamma = _logarithms(p, plan, problem, passes, 0)
-    eta, beta = _logarithms(p, plan, problem, passes, 1)
+    alpha, gamma = logarithms(p, plan, problem, passes, 0)
+    eta, beta = logarithms(p, plan, problem, passes, 1)
     return LogMessages(passes[1].log_z[0], alpha, gamma, eta, beta, alpha)
 
 
@@ -135,7 +136,7 @@ def _forward(p: Potentials) -> tuple[Tensor, Tensor, Tensor]:
     """Alpha, gamma and log Z, by the forward pass alone."""
     plan, problem = plan_of(p), problem_of(p)
     passes = run_passes(p, problem, plan, True, directions=1)
-    return (*_logarithms(p, plan, problem, passes, 0), passes[1].log_z[0])
+    return (*logarithms(p, plan, problem, passes, 0), passes[1].log_z[0])
 
 
 def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:

@@ -177,13 +177,6 @@ def test_the_same_call_gives_the_same_bits():
         assert torch.equal(first[1][name], second[1][name])
 
 
-def test_tails_are_left_to_the_sequential_kernels():
-    p = random_problem(1, 3000, 6, 3, tail=True)
-    counting = Counting()
-    InPieces(counting, MANY).log_partition(p)
-    assert counting.whole == [1] and counting.pieces == []
-
-
 def test_two_threads_and_public_functions(monkeypatch):
     # As users call it: log Z without gradients, and decoding.
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)

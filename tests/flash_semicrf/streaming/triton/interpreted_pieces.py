@@ -56,6 +56,24 @@ def test_results_are_those_of_the_whole(by_duration):
 
 
 @BOTH
+@pytest.mark.parametrize("rate", [-0.5, 0.5], ids=["short", "long"])
+def test_results_with_a_tail_are_those_of_the_whole(by_duration, rate):
+    p = random_problem(
+        2, 170, 2, 2, by_duration=by_duration, boundary=True, ends=True, tail=True, forbid=0.03
+    ).replace(lengths=torch.tensor([170, 40]))
+    p.duration_tail.add_(rate - p.duration_tail.mean())
+    p.scores[0, 60:66, 1] -= 40_000.0  # a mask inside segments longer than K
+    plain, backend = NumbaBackend(), InShortPieces(OnlyPieces())
+    wanted = WANTED - {"initial_scores"} | {"duration_tail"}
+    log_z, gradients = plain.gradients(p, wanted)
+    torch.testing.assert_close(backend.log_partition(p), log_z, rtol=1e-12, atol=1e-9)
+    found, others = backend.gradients(p, wanted)
+    torch.testing.assert_close(found, log_z, rtol=1e-12, atol=1e-9)
+    for name in wanted:
+        torch.testing.assert_close(others[name], gradients[name], rtol=1e-7, atol=1e-9)
+
+
+@BOTH
 def test_tangents_are_those_of_the_whole(by_duration):
     p = explicit_start(problem(by_duration))
     direction = random_direction(p)
