@@ -88,11 +88,12 @@ def certificate_of_changes(
         In units of this the tolerance is 1e-11, beside rounding.
     """
     tolerance = (_TOLERANCE * size).clamp(min=_LEAST)[:, None]
-    pairs = [(*_arrivals(changes.alpha), *_arrivals(marginals.alpha))]
+    forwards = _same_change(_arrivals(changes.alpha), _arrivals(marginals.alpha), tolerance)
+    backwards = None
     if changes.beta is not None and marginals.beta is not None:
-        pairs.append((*_departures(changes.beta), *_departures(marginals.beta)))
-    agreements = [_same_change(*(x.flatten(1) for x in pair), tolerance) for pair in pairs]
-    return _certificate(changes.left_out, follows, agreements[0], agreements[-1])
+        ends = _departures(marginals.beta)
+        backwards = _same_change(_departures(changes.beta), ends, tolerance)
+    return _certificate(changes.left_out, follows, forwards, backwards)
 
 
 def _certificate(
@@ -118,8 +119,11 @@ def _departures(beta: Tensor) -> tuple[Tensor, Tensor]:
     return beta[:, 0], _previous(beta[:, 1])
 
 
-def _same_change(x: Tensor, y: Tensor, p: Tensor, q: Tensor, tolerance: Tensor) -> _Agreement:
-    """`_constant` of derivatives at boundaries of these probabilities, all (N, entries)."""
+def _same_change(
+    changes: tuple[Tensor, Tensor], marginals: tuple[Tensor, Tensor], tolerance: Tensor
+) -> _Agreement:
+    """`_constant` of derivatives at boundaries of these probabilities, each (N, K, C)."""
+    x, y, p, q = (rows.flatten(1) for rows in (*changes, *marginals))
     top = torch.maximum(_of_largest(x, p), _of_largest(y, q))
     dead = ~(torch.minimum(p, q) > _NOTHING)
     x, y = (torch.where(dead, -torch.inf, rows) for rows in (x, y))

@@ -39,14 +39,14 @@ def longer_before(p: Potentials, core: Tensor, gamma: Tensor) -> Tensor:
     """
     inputs = inputs_of(p)
     x, running = inputs.prefixes, running_scores(p, inputs)
-    opened = gamma + x.source - x.deep
+    opened = gamma + x.source
 
     def at(t: Tensor) -> Tensor:
         distance = t - _boundaries(p)
         live = (distance > p.max_duration) & (_boundaries(p) >= _rows(x.born, t))
-        terms = opened + _duration_scores(p, distance)
-        total = torch.where(live, terms, -torch.inf).logsumexp(1)
-        return total + (_rows(x.deep, t) + _rows(running, t))[:, 0]
+        # First the difference: it is 0 where no deep score is inside, and costs no digits then.
+        terms = opened + (_rows(x.deep, t) - x.deep) + _duration_scores(p, distance)
+        return torch.where(live, terms, -torch.inf).logsumexp(1) + _rows(running, t)[:, 0]
 
     return _of_both(core, at)
 
@@ -55,15 +55,14 @@ def longer_after(p: Potentials, core: Tensor, beta: Tensor) -> Tensor:
     """The same of the segments that have more than K positions after each bound; frame of beta."""
     inputs = inputs_of(p)
     x, running = inputs.prefixes, running_scores(p, inputs)
-    closed = beta + x.sink + x.deep
+    closed = beta + x.sink
     inside = _boundaries(p) <= p.lengths[:, None, None]
 
     def at(t: Tensor) -> Tensor:
         distance = _boundaries(p) - t
         live = (distance > p.max_duration) & inside & (x.born <= t)
-        terms = closed + _duration_scores(p, distance)
-        total = torch.where(live, terms, -torch.inf).logsumexp(1)
-        return total - (_rows(x.deep, t) + _rows(running, t))[:, 0]
+        terms = closed + (x.deep - _rows(x.deep, t)) + _duration_scores(p, distance)
+        return torch.where(live, terms, -torch.inf).logsumexp(1) - _rows(running, t)[:, 0]
 
     return _of_both(core, at)
 
