@@ -13,7 +13,7 @@ import torch
 
 from flash_semicrf.problem.potentials import NEG_INF, Potentials
 
-__all__ = ["slopes_of", "tilted"]
+__all__ = ["STEEP", "slopes_of", "tilted"]
 
 STEEP = 300.0
 """Duration scores within a range of this are well as they are."""

@@ -216,8 +216,9 @@ def boundary_kernel(
             inner = (t < length) & (label < C)
             x = tl.load(scores_ptr + t * C + label, mask=inner, other=float("-inf"))
             top = tl.max(x, 1)[:, None]
-            counted = allowed(x) & (is_deep(x, top) == 0)
-            x = tl.where(counted, settled(x, top), 0.0)
+            counted = tl.where(is_deep(x, top), 0.0, settled(x, top))
+            slope = tl.load(first_ptr + 2 * CP + label)
+            x = tl.where(allowed(x), counted + slope, 0.0)
             # The sum up to and including position t, less that of t itself.
             prefix = prefix + tl.cumsum(x, 0) - x
             h = tl.log(tl.where(start > 0, start, 1.0)) + log_z - eta - prefix

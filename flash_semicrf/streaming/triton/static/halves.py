@@ -31,14 +31,14 @@ _NOTHING = tl.constexpr(-60.0)  # logarithm of a share of the largest term that 
 
 
 @triton.jit
-def _window_rows(work, score_ptr, first, steps, K, ring, direction, label, C, CP, R):
+def _window_rows(work, score_ptr, slope, first, steps, K, ring, direction, label, C, CP, R):
     """Sources of R steps with their scores up to the middle, `steps` steps from the pass's start.
 
     (R, CP) logarithms, -inf where no segment from there spans the middle.
     """
     step = first + tl.arange(0, R)[:, None]
     inside = (step < steps) & (label < C)[None, :]
-    h = source_logs(work, score_ptr, first, ring, inside, direction, label, C, CP, R)
+    h = source_logs(work, score_ptr, slope, first, ring, inside, direction, label, C, CP, R)
     prefix = tl.load(work.state + CP + label)[None, :]
     born = tl.load(work.state + 3 * CP + label)[None, :]
     return tl.where(inside & (step > steps - K) & (step >= born), h + prefix, float("-inf"))
@@ -46,7 +46,7 @@ def _window_rows(work, score_ptr, first, steps, K, ring, direction, label, C, CP
 
 @labels_last
 @triton.jit
-def join_kernel(problem, log_window_ptr, workspace_ptr, part, to_ptr, COUNT, CP, R):
+def join_kernel(problem, log_window_ptr, first_ptr, workspace_ptr, part, to_ptr, COUNT, CP, R):
     """Log-sums over the segments from COUNT blocks of the left half to one of the right.
 
     Program (block from the middle on, blocks before it, b); each gives an entry of `to`
@@ -56,6 +56,7 @@ def join_kernel(problem, log_window_ptr, workspace_ptr, part, to_ptr, COUNT, CP,
     T, C, K = problem.sizes.T, problem.sizes.C, problem.sizes.K
     ring = part.ring
     label = tl.arange(0, CP)
+    slope = tl.load(first_ptr + 2 * CP + label)[None, :]
     length = tl.load(problem.sizes.lengths + b).to(tl.int32)
     left, right = steps_of_halves(length, R)
     start = workspace_ptr + 2 * b * part.stride
@@ -71,11 +72,11 @@ def join_kernel(problem, log_window_ptr, workspace_ptr, part, to_ptr, COUNT, CP,
     # Steps from the middle to the nearest of the sources, one less in an incomplete block.
     nearest = tl.maximum(right - target - R + 1, 1)
     if (target >= 0) & (source >= 0) & (nearest + left - source - R + 1 <= K):
-        u = _window_rows(after, right_ptr, target, right, K, ring, -1, label, C, CP, R)
+        u = _window_rows(after, right_ptr, slope, target, right, K, ring, -1, label, C, CP, R)
         beyond = right - target - tl.arange(0, R)[:, None, None]
         for _i in range(COUNT):
             if (source >= 0) & (nearest + left - source - R + 1 <= K):
-                h = _window_rows(before, left_ptr, source, left, K, ring, 1, label, C, CP, R)
+                h = _window_rows(before, left_ptr, slope, source, left, K, ring, 1, label, C, CP, R)
                 k = beyond + (left - source - tl.arange(0, R)[None, :, None])
                 place = log_window_ptr + k * CP + label[None, None, :]
                 bias = tl.load(place, mask=(k >= 1) & (k <= K), other=float("-inf"))

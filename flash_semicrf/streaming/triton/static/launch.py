@@ -20,7 +20,7 @@ def tables_of(p: Potentials, sizes: Sizes, plan: Plan, maximum: bool = False) ->
     """Prepare the parameters that all sequences share."""
     rows = plan.rows * plan.ring + 1
     CP = plan.labels
-    elements = [rows * CP, rows * CP, 2 * CP * CP, 2 * CP * CP, 2 * CP]
+    elements = [rows * CP, rows * CP, 2 * CP * CP, 2 * CP * CP, 4 * CP]
     if plan.has_tail:
         elements.append(3 * CP)
     buffer = torch.empty(sum(elements), dtype=torch.float64, device=p.device)
@@ -28,8 +28,8 @@ def tables_of(p: Potentials, sizes: Sizes, plan: Plan, maximum: bool = False) ->
     block = 32
     arguments = (parameters_of(p), tables, sizes, rows, plan.rows)
     grid = (1 + -(-rows // block),)
-    options = {"MAX": maximum, "CP": CP, "ROWS": block, "num_warps": 4}
-    launch(prepare_kernel, grid, *arguments, form=form_of(p), **options)
+    options = {"MAX": maximum, "CP": CP, "ROWS": block, "TILE": min(128, 2048 // CP)}
+    launch(prepare_kernel, grid, *arguments, form=form_of(p), **options, num_warps=4)
     return tables
 
 
@@ -108,9 +108,10 @@ def run_halves(
     messages = Messages(log_z, *[None] * 6)
     _launch_parts(problem, plan, (tables, workspace, messages), parts, 2, (form_of(p), False, True))
     constants = {"CP": plan.labels, "R": plan.rows}
-    arguments = (problem, tables.log_window, workspace, parts[0], joined)
+    given = (problem, tables.log_window, tables.first)
     warps = max(1, min(4, plan.rows * plan.rows * plan.labels // 256))
     grid = (ring, count, B)
+    arguments = (*given, workspace, parts[0], joined)
     launch(join_kernel, grid, *arguments, COUNT=BLOCKS, **constants, num_warps=warps)
     arguments = (problem.sizes, workspace, parts[0], joined, count * ring, log_z)
     launch(total_kernel, (B,), *arguments, **constants, TILE=512, num_warps=4)

@@ -54,7 +54,7 @@ _SMALLEST_FACTOR = tl.constexpr(0x2B2BFF2E)  # high word of 1e-100
 class Block(NamedTuple):
     """Scores of a block, tuples of R tensors (CP,); factors are exponentials."""
 
-    x: tuple  # less the common part of their position
+    x: tuple  # less the common part of their position, with the slopes of the durations
     factors: tuple  # of x less the shifts
     shifts: tuple
     opening: tuple | None  # factors of the boundary scores
@@ -88,13 +88,21 @@ def load_rows(row_ptr, step, length, direction, label, C, R, outside=float("-inf
 
 
 @triton.jit
-def score_factors(x, R):
+def score_factors(x, slope, largest, R):
     """Scores of R rows as factors.
+
+    Parameters
+    ----------
+    x : tuple of R tensors
+    slope : Tensor of shape (CP,)
+        What every score has in addition.
+    largest : scalar
+        The largest of the slopes.
 
     Returns
     -------
     rows : tuple of R tensors
-        The scores less the common part of their row, float64, by `settled`.
+        The scores less the common part of their row, by `settled`, with the slopes; float64.
     factors, shifts : tuples of R
         exp(rows - shift), with a whole shift near the largest of each row.
     common : scalar
@@ -109,8 +117,9 @@ def score_factors(x, R):
     for i in tl.static_range(R):
         top = tl.max(x[i], 0)
         out = common_part(top)
-        row = settled(x[i], top)
-        shift = round_whole(tl.where(allowed(top), top - out, 0.0).to(tl.float64))
+        row = settled(x[i], top) + slope
+        shift = tl.where(allowed(top), top - out, 0.0).to(tl.float64)
+        shift = round_whole(shift + largest)
         common += out.to(tl.float64)
         rows = rows + (row,)
         exponents = exponents + (tl.where(allowed(row), row - shift, -1000.0),)

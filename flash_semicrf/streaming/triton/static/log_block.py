@@ -27,7 +27,7 @@ _TOGETHER = tl.constexpr(16)  # durations, or labels, whose loads are in flight 
 
 
 @triton.jit
-def _window_logs(work, rows, step, K, ring, label, C, CP, R):
+def _window_logs(work, rows, slope, step, K, ring, label, C, CP, R):
     """Turn the sources of the window before `step` into log h, h being source less running score.
 
     In place, and once: an offset of NaN marks the rows that are done, and so are those before them.
@@ -49,7 +49,7 @@ def _window_logs(work, rows, step, K, ring, label, C, CP, R):
             place = (block * R + r) * rows.direction * C
             x = tl.load(rows.score + place + label, mask=label < C, other=float("-inf"))
             x = settled(x, tl.max(x, 0))
-            prefix += tl.where(allowed(x), x, 0.0)  # no linear block has deep ones
+            prefix += tl.where(allowed(x), x + slope, 0.0)  # no linear block has deep ones
         block -= 1
         todo = block >= oldest
         if todo:
@@ -188,7 +188,8 @@ def log_steps(work, rows, tables, log_matrix_ptr, step, length, K, C, ring, CP, 
     if tables.tail is not None:
         reach = (ring - 1) * R + 1  # all sources that are kept; `longer` has those before them
         longer = tl.load(work.longer + label)
-    _window_logs(work, rows, step, reach, ring, label, C, CP, R)
+    slope = tl.load(tables.first + 2 * CP + label)
+    _window_logs(work, rows, slope, step, reach, ring, label, C, CP, R)
     block = step // R
     slot = block % ring
     source_log = decode_log(g) + offset
@@ -219,7 +220,7 @@ def log_steps(work, rows, tables, log_matrix_ptr, step, length, K, C, ring, CP, 
             _lower_window(work.raw, deep, here, reach, ring, label, CP, R)
             lowered += deep
             has_deep = has_deep | 1
-        prefix += tl.where(allowed(x), x - deep, 0.0)
+        prefix += tl.where(allowed(x), tl.where(is_mask, 0.0, x) + slope, 0.0)
         born = tl.where(allowed(x), born, here + 1)
         alpha = _window_sum(work.raw, tables.log_window, here, reach, ring, born, label, CP, R)
         if tables.tail is not None:

@@ -109,7 +109,7 @@ def _logarithms(
     tile = max(1, 1024 // plan.labels)
     grid, options = (-(-(T + 1) // tile), B), {"CP": plan.labels, "TT": tile, "num_warps": 4}
     offsets = stored.offset.view(-1, B * T)
-    matrices, edges = tables.log_matrix.view(2, -1), tables.first.view(2, -1)
+    matrices, edges = tables.log_matrix.view(2, -1), tables.first[: 2 * plan.labels].view(2, -1)
     rows = (stored.backward if direction else stored.forward, offsets[direction])
     arguments = (problem.sizes, matrices[direction], edges[direction], *rows, *to)
     launch(log_messages_kernel, grid, *arguments, FORWARD=direction == 0, **options)

@@ -117,6 +117,7 @@ def pass_kernel(problem, tables, workspace_ptr, messages, part, PARTS, HALVES, C
     if HAS_BOUNDARY:
         opening_ptr, closing_ptr = problem.start + base, problem.end + base
     first_row, last_row = tables.first, tables.first + CP
+    slope_ptr = tables.first + 2 * CP
     matrix_ptr, log_matrix_ptr = tables.matrix, tables.log_matrix
     if KEEP:
         message_ptr = messages.forward + base
@@ -174,7 +175,8 @@ def pass_kernel(problem, tables, workspace_ptr, messages, part, PARTS, HALVES, C
             tl.store(work.longer + CP + label, born.to(tl.float64))
             tl.store(work.longer + 2 * CP + label, prefix - offset)
             tl.debug_barrier()
-            add_block(work, tables.tail, score_ptr, (block - ring) * R, ring, direction, C, CP, R)
+            first_kept = (block - ring) * R
+            add_block(work, tables, score_ptr, first_kept, ring, direction, C, CP, R)
             tl.debug_barrier()
         tl.store(work.prefix + slot * CP + label, prefix)
         if KEEP:
@@ -182,7 +184,8 @@ def pass_kernel(problem, tables, workspace_ptr, messages, part, PARTS, HALVES, C
                 place = (b * (T // SPAN + 2) + step // SPAN) * C + label
                 tl.store(messages.prefix + place, prefix, mask=inside)
                 tl.store(messages.born + place, born, mask=inside)
-        x, factors, shifts, out, ok = score_factors(ahead, R)
+        slope = tl.load(slope_ptr + label)
+        x, factors, shifts, out, ok = score_factors(ahead, slope, tl.load(slope_ptr + CP), R)
         common += out
         ahead = load_rows(score_ptr, step + R, length, direction, label, C, R, outside)
         opening, closing = None, None
@@ -221,6 +224,8 @@ def pass_kernel(problem, tables, workspace_ptr, messages, part, PARTS, HALVES, C
                 tl.store(raw_offset + i, row_offset)
                 row_offset += shifts[i]
                 prefix += tl.where(allowed(x[i]), x[i], 0.0)
+            if HALVES:  # no slope of what the other half has
+                prefix -= tl.maximum(step + R - length, 0) * slope
             tl.store(work.rates + slot * CP + label, rate)
             g, offset, newest, born = new_live
             offset += exponent.to(tl.float64) * 0.6931471805599453

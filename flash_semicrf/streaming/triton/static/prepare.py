@@ -2,7 +2,8 @@
 
 Exponentials are taken once: W_k(c) = exp(D_k(c)) and exp(A). One that is too large, or an exp(A)
 too small, for the linear blocks of the passes is stored as NaN, which sends every block that meets
-it to the log domain.
+it to the log domain. For the sums D, here and in all kernels that read these tables, is what is
+left of the duration scores without the slopes, which the passes add to the scores of the positions.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from flash_semicrf.streaming.triton.log_rows import load_row
 from flash_semicrf.streaming.triton.numerics import finite, wide
+from flash_semicrf.streaming.triton.static.slopes import find_slopes
 
 __all__ = ["Tables", "prepare_kernel"]
 
@@ -29,7 +31,7 @@ class Tables(NamedTuple):
     log_window: Tensor  # (rows, CP): D_k; -inf outside
     matrix: Tensor  # (2, CP src, CP dst): exp(A) forwards; transposed, for the backward pass
     log_matrix: Tensor  # (2, CP src, CP dst): A
-    first: Tensor  # (2, CP): the term of source 0 of each direction
+    first: Tensor  # (4, CP): the term of source 0 of each direction; the slopes, and the largest
     tail: Tensor | None = None
     """(3, CP): the tail, -inf where no segment is longer than K; the score at a block's first
     output of a segment from the first step that the block's window keeps; exp of the tail."""
@@ -48,11 +50,12 @@ def _first_term(a_src_dst, initial_ptr, label, C):
 
 
 @triton.jit
-def _prepare_tail(given, to_ptr, label, C, K, rows, block, CP):
+def _prepare_tail(given, slope, to_ptr, label, C, K, rows, block, CP):
     """Fill the table of the tail; `block` is the number of steps of a block."""
     tail = load_row(given.tail, label, C)
     last = load_row(given.bias + (K - 1) * C, label, C)
-    tail = tl.where(last > float("-inf"), tail, float("-inf"))
+    tail = tl.where(last > float("-inf"), tail - slope, float("-inf"))
+    last -= K * slope
     lives = tail > float("-inf")
     tl.store(to_ptr + label, tail)
     rate = tl.where(lives, tail, 0.0)
@@ -63,14 +66,18 @@ def _prepare_tail(given, to_ptr, label, C, K, rows, block, CP):
 
 
 @triton.jit
-def prepare_kernel(given, to, sizes, rows, block, MAX, CP, ROWS):
-    """Fill the tables; with MAX none of the exponentials.
+def prepare_kernel(given, to, sizes, rows, block, MAX, CP, ROWS, TILE):
+    """Fill the tables; with MAX none of the exponentials, and slopes of 0.
 
-    Program 0 writes the matrices and the end terms, the others ROWS rows of the windows each.
+    Program 0 writes the matrices and the end terms, the others ROWS rows of the windows each. All
+    look for the slopes, by TILE durations at a time.
     """
     program = tl.program_id(0)
     C, K = sizes.C, sizes.K
     label = tl.arange(0, CP)
+    slope = tl.zeros([CP], tl.float64)
+    if not MAX:
+        slope = find_slopes(given.bias, label, C, K, CP, TILE)
     if program == 0:
         source = label[None, :]
         target = label[:, None]
@@ -89,8 +96,11 @@ def prepare_kernel(given, to, sizes, rows, block, MAX, CP, ROWS):
         if given.final is not None:
             last = load_row(given.final, label, C)
         tl.store(to.first + CP + label, last)
+        tl.store(to.first + 2 * CP + label, slope)
+        largest = tl.max(tl.where(label < C, slope, float("-inf")), 0)
+        tl.store(to.first + 3 * CP + label, tl.zeros([CP], tl.float64) + largest)
         if given.tail is not None:
-            _prepare_tail(given, to.tail, label, C, K, rows, block, CP)
+            _prepare_tail(given, slope, to.tail, label, C, K, rows, block, CP)
     else:
         row = (program - 1) * ROWS + tl.arange(0, ROWS)[:, None]
         listed = (row >= 1) & (row <= K) & (label[None, :] < C)
@@ -103,6 +113,7 @@ def prepare_kernel(given, to, sizes, rows, block, MAX, CP, ROWS):
             longest = tl.load(given.bias + (K - 1) * C + label[None, :], mask=beyond, other=0.0)
             tail = tl.load(given.tail + label[None, :], mask=beyond, other=float("-inf"))
             bias = tl.where(beyond, wide(longest) + (row - K) * wide(tail), bias)
+        bias -= slope[None, :] * row
         cells = row * CP + label[None, :]
         tl.store(to.log_window + cells, bias, mask=row < rows)
         if not MAX:

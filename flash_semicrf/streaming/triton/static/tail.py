@@ -24,7 +24,7 @@ __all__ = ["add_block", "add_longer", "deep_window"]
 
 
 @triton.jit(noinline=True)
-def add_block(work, tail_ptr, score_ptr, first, ring, direction, C, CP, R):
+def add_block(work, tables, score_ptr, first, ring, direction, C, CP, R):
     """Add the R sources from step `first` on, which the window is about to lose, to `longer`.
 
     There are none where `first` is negative: `longer` is -inf then.
@@ -35,8 +35,8 @@ def add_block(work, tail_ptr, score_ptr, first, ring, direction, C, CP, R):
         Three rows of `longer`: itself; the first step whose source no forbidden position cut off;
         the running score less the offset, which becomes what `longer` adds to a block's first
         output, relative to the offset. The raw sources as `source_logs` reads them.
-    tail_ptr
-        Table of the tail, by `prepare_kernel`.
+    tables : Tables
+        By `prepare_kernel`.
     score_ptr
         Row of the pass's first position; the others follow in `direction`.
     """
@@ -44,9 +44,10 @@ def add_block(work, tail_ptr, score_ptr, first, ring, direction, C, CP, R):
     if first >= 0:
         row = tl.arange(0, R)[:, None]
         inside = (label < C)[None, :]
-        h = source_logs(work, score_ptr, first, ring, inside, direction, label, C, CP, R)
+        slope = tl.load(tables.first + 2 * CP + label)[None, :]
+        h = source_logs(work, score_ptr, slope, first, ring, inside, direction, label, C, CP, R)
         born = tl.load(work.longer + CP + label).to(tl.int32)
-        tail = tl.load(tail_ptr + label)
+        tail = tl.load(tables.tail + label)
         h = tl.where(first + row >= born[None, :], h + (R - row) * tail[None, :], float("-inf"))
         longer = tl.load(work.longer + label) + R * tail
         longer = tl.where(born < first, longer, float("-inf"))
@@ -55,7 +56,7 @@ def add_block(work, tail_ptr, score_ptr, first, ring, direction, C, CP, R):
         tl.debug_barrier()
         tl.store(work.longer + label, top + tl.log(total))
         tl.debug_barrier()
-    level = tl.load(work.longer + label) + tl.load(tail_ptr + CP + label)
+    level = tl.load(work.longer + label) + tl.load(tables.tail + CP + label)
     level += tl.load(work.longer + 2 * CP + label)
     tl.debug_barrier()
     tl.store(work.longer + 2 * CP + label, exp_wide(tl.minimum(level, 700.0)))
