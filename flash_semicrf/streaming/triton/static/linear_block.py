@@ -88,7 +88,7 @@ def load_rows(row_ptr, step, length, direction, label, C, R, outside=float("-inf
 
 
 @triton.jit
-def score_factors(x, slope, largest, R):
+def score_factors(x, slope, growth, R):
     """Scores of R rows as factors.
 
     Parameters
@@ -96,8 +96,8 @@ def score_factors(x, slope, largest, R):
     x : tuple of R tensors
     slope : Tensor of shape (CP,)
         What every score has in addition.
-    largest : scalar
-        The largest of the slopes.
+    growth : scalar
+        What messages grow by in a step, beside the scores.
 
     Returns
     -------
@@ -119,7 +119,7 @@ def score_factors(x, slope, largest, R):
         out = common_part(top)
         row = settled(x[i], top) + slope
         shift = tl.where(allowed(top), top - out, 0.0).to(tl.float64)
-        shift = round_whole(shift + largest)
+        shift = round_whole(shift + growth)
         common += out.to(tl.float64)
         rows = rows + (row,)
         exponents = exponents + (tl.where(allowed(row), row - shift, -1000.0),)

@@ -31,7 +31,9 @@ class Tables(NamedTuple):
     log_window: Tensor  # (rows, CP): D_k; -inf outside
     matrix: Tensor  # (2, CP src, CP dst): exp(A) forwards; transposed, for the backward pass
     log_matrix: Tensor  # (2, CP src, CP dst): A
-    first: Tensor  # (4, CP): the term of source 0 of each direction; the slopes, and the largest
+    first: (
+        Tensor  # (4, CP): the term of source 0 of each direction; the slopes; what messages grow by
+    )
     tail: Tensor | None = None
     """(3, CP): the tail, -inf where no segment is longer than K; the score at a block's first
     output of a segment from the first step that the block's window keeps; exp of the tail."""
@@ -75,9 +77,9 @@ def prepare_kernel(given, to, sizes, rows, block, MAX, CP, ROWS, TILE):
     program = tl.program_id(0)
     C, K = sizes.C, sizes.K
     label = tl.arange(0, CP)
-    slope = tl.zeros([CP], tl.float64)
+    slope, growth = tl.zeros([CP], tl.float64), tl.zeros([], tl.float64)
     if not MAX:
-        slope = find_slopes(given.bias, label, C, K, CP, TILE)
+        slope, growth = find_slopes(given.bias, label, C, K, CP, TILE)
     if program == 0:
         source = label[None, :]
         target = label[:, None]
@@ -97,8 +99,7 @@ def prepare_kernel(given, to, sizes, rows, block, MAX, CP, ROWS, TILE):
             last = load_row(given.final, label, C)
         tl.store(to.first + CP + label, last)
         tl.store(to.first + 2 * CP + label, slope)
-        largest = tl.max(tl.where(label < C, slope, float("-inf")), 0)
-        tl.store(to.first + 3 * CP + label, tl.zeros([CP], tl.float64) + largest)
+        tl.store(to.first + 3 * CP + label, tl.zeros([CP], tl.float64) + growth)
         if given.tail is not None:
             _prepare_tail(given, slope, to.tail, label, C, K, rows, block, CP)
     else:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from flash_semicrf.streaming.tilt import STEEP
-from flash_semicrf.streaming.triton.numerics import allowed, wide
+from flash_semicrf.streaming.triton.numerics import allowed, finite, wide
 
 __all__ = ["find_slopes"]
 
@@ -60,13 +60,28 @@ def _count(bias_ptr, bound, label, C, K, CP, ROWS):
 
 
 @triton.jit
+def _growth(bias_ptr, label, C, K, CP, ROWS):
+    """Largest D_k / k of all labels and durations, 0 where nothing is allowed."""
+    best = tl.full([CP], float("-inf"), tl.float64)
+    for first in range(1, K + 1, ROWS):
+        k = first + tl.arange(0, ROWS)[:, None]
+        inside = (k <= K) & (label < C)[None, :]
+        place = bias_ptr + (k - 1) * C + label[None, :]
+        bias = wide(tl.load(place, mask=inside, other=float("-inf")))
+        best = tl.maximum(best, tl.max(bias / k, 0))
+    return finite(tl.max(best, 0))
+
+
+@triton.jit
 def find_slopes(bias_ptr, label, C, K, CP, ROWS):
-    """Slopes of the labels (CP,) float64, as `flash_semicrf.streaming.tilt.slopes_of` has them.
+    """Slopes of the labels (CP,) float64, as `flash_semicrf.streaming.tilt.slopes_of` has them, and
+    what the best segment gets for each of its positions, or 0 where all slopes are.
 
     The median is that of the changes from one duration to the next, where both are allowed; to
     float32, since every slope leaves the same sums. Where D is flat it is looked at once.
     """
     slope = tl.zeros([CP], tl.float64)
+    growth = tl.zeros([], tl.float64)
     before = _range(bias_ptr, slope, label, C, K, CP, ROWS)
     if tl.max(before, 0) > _STEEP:
         key = tl.zeros([CP], tl.int64)
@@ -81,4 +96,6 @@ def find_slopes(bias_ptr, label, C, K, CP, ROWS):
         median = tl.where((wanted > 0) & (tl.abs(median) < 1e37), median, 0.0)
         after = _range(bias_ptr, median, label, C, K, CP, ROWS)
         slope = tl.where((before > _STEEP) & (after < 0.5 * before), median, 0.0)
-    return slope
+        if tl.max(tl.abs(slope), 0) > 0.0:
+            growth = _growth(bias_ptr, label, C, K, CP, ROWS)
+    return slope, growth

@@ -48,12 +48,13 @@ def test_tables_hold_the_slopes_and_what_is_left(tail):
     ]
     bias = torch.from_numpy(np.stack(columns, 1))
     p = random_problem(1, 4, len(k), len(columns), tail=tail).replace(duration_bias=bias)
-    plan, (slopes, largest), window = tables_of(p)
+    plan, (slopes, growth), window = tables_of(p)
     expected = torch.from_numpy(slopes_of(bias.numpy()))
     expected[-1] = 0.0  # what is left of it has the mask
     assert_close(slopes, expected, torch.float32)
     assert slopes.nonzero().flatten().tolist() == [0, 1, 2]
-    assert largest.tolist() == [slopes.max().item()] * len(columns)
+    best = (bias / torch.from_numpy(k)[:, None]).max()
+    assert_close(growth, torch.full_like(growth, best))
     left = bias - torch.from_numpy(k)[:, None] * slopes
     assert_close(window.view(-1, plan.labels)[1 : len(k) + 1, : len(columns)], left)
     _, (slopes, _), window = tables_of(p, maximum=True)
