@@ -32,8 +32,9 @@ from flash_semicrf.streaming.triton.numerics import (
     settled,
     wide,
 )
+from flash_semicrf.streaming.triton.static.apart import is_apart
 
-__all__ = ["Marginals", "boundary_kernel"]
+__all__ = ["Marginals", "apart_boundary_kernel", "boundary_kernel"]
 
 _STEEP = tl.constexpr(300.0)
 
@@ -110,16 +111,11 @@ def _term_by_term(
     return start, end
 
 
-@labels_last
 @triton.jit
-def boundary_kernel(
+def _fill(
     problem, matrix_ptr, first_ptr, messages, to, tiles, HAS_INITIAL, WANT_DURATION, DOT, CP, TT
 ):
-    """Boundaries ``[chunk * tiles * TT, (chunk + 1) * tiles * TT)``; program (chunk, b).
-
-    Fills `to`. If WANT_DURATION, row t-1 of the forward messages becomes u_t, row s of the backward
-    messages h_s. float64 inside.
-    """
+    """See `boundary_kernel`."""
     WANT_TRANSITION: tl.constexpr = to.transition is not None
     chunk = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
@@ -237,3 +233,51 @@ def boundary_kernel(
     if tl.num_programs(0) > 1:
         place = (b * tl.num_programs(0) + chunk) * C + tl.arange(0, CP)
         tl.store(to.carry + place, running, mask=tl.arange(0, CP) < C)
+
+
+@labels_last
+@triton.jit
+def boundary_kernel(
+    problem, matrix_ptr, first_ptr, messages, to, tiles, HAS_INITIAL, WANT_DURATION, DOT, CP, TT
+):
+    """Boundaries ``[chunk * tiles * TT, (chunk + 1) * tiles * TT)``; program (chunk, b).
+
+    Fills `to`. If WANT_DURATION, row t-1 of the forward messages becomes u_t, row s of the backward
+    messages h_s. float64 inside.
+    """
+    _fill(
+        problem, matrix_ptr, first_ptr, messages, to, tiles, HAS_INITIAL, WANT_DURATION, DOT, CP, TT
+    )
+
+
+@labels_last
+@triton.jit
+def apart_boundary_kernel(
+    problem,
+    matrix_ptr,
+    first_ptr,
+    messages,
+    apart_ptr,
+    to,
+    tiles,
+    HAS_INITIAL,
+    WANT_DURATION,
+    DOT,
+    CP,
+    TT,
+):
+    """`boundary_kernel` of the sequences that are apart."""
+    if is_apart(apart_ptr, tl.program_id(1).to(tl.int64)):
+        _fill(
+            problem,
+            matrix_ptr,
+            first_ptr,
+            messages,
+            to,
+            tiles,
+            HAS_INITIAL,
+            WANT_DURATION,
+            DOT,
+            CP,
+            TT,
+        )

@@ -6,20 +6,31 @@ launch of their own, and parts are summed by PyTorch, which has more programs fo
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.records import Sizes
+from flash_semicrf.streaming.triton.static.apart import is_apart
 from flash_semicrf.streaming.triton.static.plan import SPAN
 
-__all__ = ["FEW", "carry_kernel", "finish", "finish_kernel"]
+__all__ = ["FEW", "Closing", "carry_kernel", "closing_kernel", "finish", "finish_kernel"]
 
 FEW = 64
 
 _ROWS, _COLUMNS = 16, 64
 """Chunks and entries of a tile of a sum over chunks."""
+
+
+class Closing(NamedTuple):
+    """What float32 marginals are closed with."""
+
+    started: Tensor  # float64 (B, chunks, C): totals of the starts
+    apart: Tensor  # flags, as `is_apart` reads them
 
 
 @triton.jit
@@ -36,6 +47,40 @@ def carry_kernel(carry_ptr, sizes, chunks, CP, ROWS):
         value = tl.load(place, mask=inside, other=0.0)
         total = tl.cumsum(value, 0)
         tl.store(place, total - value + running[None, :], mask=inside)
+        running += tl.sum(value, 0)
+
+
+@triton.jit
+def closing_kernel(carry_ptr, started_ptr, apart_ptr, sizes, chunks, CP, ROWS):
+    """As `carry_kernel`, of sums that rounding has kept from closing; program (b,).
+
+    As many segments of a label end as start. What is left of the sum over all chunks is therefore
+    an error, of starts and ends that are wrong by the same factors everywhere, such as those of
+    rounded transitions; it is taken out in proportion to the starts.
+    """
+    b = tl.program_id(0).to(tl.int64)
+    C = sizes.C
+    label = tl.arange(0, CP)[None, :]
+    excess = tl.zeros([CP], tl.float64)
+    starts = tl.zeros([CP], tl.float64)
+    for first in range(0, chunks, ROWS):
+        row = first + tl.arange(0, ROWS)[:, None]
+        inside = (row < chunks) & (label < C)
+        place = (b * chunks + row) * C + label
+        excess += tl.sum(tl.load(carry_ptr + place, mask=inside, other=0.0), 0)
+        starts += tl.sum(tl.load(started_ptr + place, mask=inside, other=0.0), 0)
+    mine = is_apart(apart_ptr, b) == 0  # the others need none, and have no `started`
+    share = tl.where(mine & (starts > 0), excess / tl.where(starts > 0, starts, 1.0), 0.0)
+    running = tl.zeros([CP], tl.float64)
+    for first in range(0, chunks, ROWS):
+        row = first + tl.arange(0, ROWS)[:, None]
+        inside = (row < chunks) & (label < C)
+        place = (b * chunks + row) * C + label
+        value = tl.load(carry_ptr + place, mask=inside, other=0.0)
+        started = tl.load(started_ptr + place, mask=inside & mine, other=0.0)
+        value -= started * share[None, :]
+        total = tl.cumsum(value, 0)
+        tl.store(carry_ptr + place, total - value + running[None, :], mask=inside)
         running += tl.sum(value, 0)
 
 
@@ -89,7 +134,13 @@ def finish_kernel(
 
 
 def finish(
-    position: Tensor, carry: Tensor, pairs: Tensor | None, sizes: Sizes, span: int, labels: int
+    position: Tensor,
+    carry: Tensor,
+    pairs: Tensor | None,
+    sizes: Sizes,
+    span: int,
+    labels: int,
+    closing: Closing | None = None,
 ) -> Tensor | None:
     """Finish marginals (B, T, C), in place, and sum what pairs of labels have.
 
@@ -99,12 +150,15 @@ def finish(
         From the start of each of several chunks of `span` positions on.
     carry : float64 Tensor of shape (B, chunks, C)
         Totals of the chunks; overwritten.
-    pairs : float64 Tensor of shape (B, chunks, C, C), optional
+    pairs : Tensor of shape (B, chunks, C, C), optional
+        float32 or float64; the sum is float64.
     sizes : Sizes
     span : int
         A multiple of `SPAN`.
     labels : int
         C padded to a power of two.
+    closing : Closing, optional
+        Of marginals in float32.
 
     Returns
     -------
@@ -113,17 +167,21 @@ def finish(
     B, chunks, C = carry.shape
     programs = -(-sizes.T // SPAN)
     many = chunks > FEW
-    if many:
-        options = {"form": (), "CP": labels, "ROWS": 64, "num_warps": 4}
+    options = {"form": (), "CP": labels, "ROWS": 64, "num_warps": 4}
+    if closing is not None:
+        launch(closing_kernel, (B,), carry, *closing, sizes, chunks, **options)
+    elif many:
         launch(carry_kernel, (B,), carry, sizes, chunks, **options)
     found, parts = None, pairs
     if pairs is not None and many:
-        found, parts = pairs.sum(1), None
+        found, parts = pairs.sum(1, dtype=torch.float64), None
     elif pairs is not None:
         found = carry.new_empty((B, C, C))
         programs += -(-C * C // _COLUMNS)
     arguments = (position, carry, parts, None if parts is None else found, sizes, chunks, span)
-    options = {"SUMMED": many, "CP": labels, "TT": SPAN, "ROWS": _ROWS, "COLUMNS": _COLUMNS}
-    options |= {"form": (position.dtype, parts is None), "num_warps": 4}
+    summed = many or closing is not None
+    options = {"SUMMED": summed, "CP": labels, "TT": SPAN, "ROWS": _ROWS, "COLUMNS": _COLUMNS}
+    kind = None if parts is None else parts.dtype
+    options |= {"form": (position.dtype, kind), "num_warps": 4}
     launch(finish_kernel, (programs, B), *arguments, **options)
     return found

@@ -29,10 +29,15 @@ from flash_semicrf.streaming.triton.numerics import (
     probability,
     settled,
 )
+from flash_semicrf.streaming.triton.static.apart import is_apart
 from flash_semicrf.streaming.triton.static.plan import SPAN
 from flash_semicrf.streaming.triton.static.tail import deep_window
 
-__all__ = ["duration_gradient_kernel", "longer_gradient_kernel"]
+__all__ = [
+    "apart_durations_kernel",
+    "duration_gradient_kernel",
+    "longer_gradient_kernel",
+]
 
 _UNROLL = tl.constexpr(4)
 _SPAN = tl.constexpr(SPAN)
@@ -67,20 +72,11 @@ def _deep_contents(scores_ptr, p, length, k, longest, label, C, CP, ROWS):
     return total
 
 
-@labels_last
 @triton.jit
-def duration_gradient_kernel(
+def _correlate(
     scores_ptr, sizes, log_window_ptr, messages, bounds_ptr, gradient_ptr, span, CP, KT, G
 ):
-    """Durations of one tile, segments that end in one chunk of `span` positions.
-
-    Program (tile of KT durations, chunk, b); its G groups of warps take a share of the positions
-    each. Only ends inside `bounds` (B, 2) count, if given, of which the first is a multiple of
-    SPAN. The messages are h and u, as `boundary_kernel` leaves them; writes the chunk's part of
-    `gradient` (B, chunks, K, C). Deep scores are in neither, and are looked for only in sequences
-    that have some, at cost K per term. Of float32 scores, exponentials are taken in float32, of
-    float64 sums, and added up in float64.
-    """
+    """See `duration_gradient_kernel`."""
     NARROW: tl.constexpr = scores_ptr.dtype.element_ty == tl.float32
     ROWS: tl.constexpr = G * KT
     chunk = tl.program_id(1)
@@ -157,6 +153,47 @@ def duration_gradient_kernel(
     within = (k <= K) & (label < C)[None, :]
     place = gradient_ptr + ((b * tl.num_programs(1) + chunk) * K + k - 1) * C + label[None, :]
     tl.store(place, tl.minimum(total, length.to(tl.float64) / k), mask=within)
+
+
+@labels_last
+@triton.jit
+def duration_gradient_kernel(
+    scores_ptr, sizes, log_window_ptr, messages, bounds_ptr, gradient_ptr, span, CP, KT, G
+):
+    """Durations of one tile, segments that end in one chunk of `span` positions.
+
+    Program (tile of KT durations, chunk, b); its G groups of warps take a share of the positions
+    each. Only ends inside `bounds` (B, 2) count, if given, of which the first is a multiple of
+    SPAN. The messages are h and u, as `boundary_kernel` leaves them; writes the chunk's part of
+    `gradient` (B, chunks, K, C). Deep scores are in neither, and are looked for only in sequences
+    that have some, at cost K per term. Of float32 scores, exponentials are taken in float32, of
+    float64 sums, and added up in float64.
+    """
+    _correlate(
+        scores_ptr, sizes, log_window_ptr, messages, bounds_ptr, gradient_ptr, span, CP, KT, G
+    )
+
+
+@labels_last
+@triton.jit
+def apart_durations_kernel(
+    scores_ptr,
+    sizes,
+    log_window_ptr,
+    messages,
+    apart_ptr,
+    bounds_ptr,
+    gradient_ptr,
+    span,
+    CP,
+    KT,
+    G,
+):
+    """`duration_gradient_kernel` of the sequences that are apart."""
+    if is_apart(apart_ptr, tl.program_id(2).to(tl.int64)):
+        _correlate(
+            scores_ptr, sizes, log_window_ptr, messages, bounds_ptr, gradient_ptr, span, CP, KT, G
+        )
 
 
 @labels_last

@@ -11,13 +11,21 @@ from torch import Tensor
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.records import Problem, form_of, power_of_two_above, problem_of
-from flash_semicrf.streaming.triton.static.boundary_gradient import Marginals, boundary_kernel
-from flash_semicrf.streaming.triton.static.chunks import finish
+from flash_semicrf.streaming.triton.static.apart import find_apart
+from flash_semicrf.streaming.triton.static.boundary_gradient import (
+    Marginals,
+    apart_boundary_kernel,
+    boundary_kernel,
+)
+from flash_semicrf.streaming.triton.static.chunks import Closing, finish
 from flash_semicrf.streaming.triton.static.duration_gradient import (
+    apart_durations_kernel,
     duration_gradient_kernel,
     longer_gradient_kernel,
 )
 from flash_semicrf.streaming.triton.static.launch import run_halves, run_passes
+from flash_semicrf.streaming.triton.static.narrow_boundary import narrow_boundary_kernel
+from flash_semicrf.streaming.triton.static.narrow_durations import narrow_durations_kernel
 from flash_semicrf.streaming.triton.static.passes import Messages
 from flash_semicrf.streaming.triton.static.plan import SPAN, Plan, plan_of
 from flash_semicrf.streaming.triton.static.prepare import Tables
@@ -35,7 +43,7 @@ def log_partition(potentials: Potentials, always_log: bool = False) -> Tensor:
 
 
 def gradients(
-    potentials: Potentials, wanted: set[str], always_log: bool = False
+    potentials: Potentials, wanted: set[str], always_log: bool = False, narrow: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Log Z and its gradient for each sequence.
 
@@ -46,6 +54,9 @@ def gradients(
         Names of parameters; "start_scores" and "end_scores" may be asked for without being given.
     always_log : bool
         Run every block of the passes in the log domain; for tests.
+    narrow : bool
+        Take the gradients of float32 scores without arithmetic in float64 where their range allows
+        it: for devices that are slow at that. Not with a duration tail.
 
     Returns
     -------
@@ -57,7 +68,7 @@ def gradients(
     p = potentials
     plan, problem = plan_of(p), problem_of(p)
     passes = run_passes(p, problem, plan, True, always_log)
-    return passes[1].log_z[1], gradients_from(p, problem, plan, passes, wanted)
+    return passes[1].log_z[1], gradients_from(p, problem, plan, passes, wanted, narrow=narrow)
 
 
 _FEW_PROGRAMS = 256
@@ -78,15 +89,19 @@ def gradients_from(
     passes: tuple[Tables, Messages],
     wanted: set[str],
     core: Core | None = None,
+    narrow: bool = False,
 ) -> dict[str, Tensor]:
     """Gradients from the messages of both passes, which they overwrite; see `gradients`.
 
     With `core` those of the transitions and durations are of the segments that end in it.
     """
     tables, messages = passes
-    found = _boundary_gradients(p, problem, plan.labels, passes, wanted, core)
+    apart = None
+    if narrow and not plan.has_tail and problem.scores.dtype == torch.float32:
+        apart = find_apart(problem, messages, form_of(p))
+    found = _boundary_gradients(p, problem, plan.labels, passes, wanted, core, apart)
     if "duration_bias" in wanted:
-        found["duration_bias"] = _duration_gradient(problem, plan.labels, passes, core)
+        found["duration_bias"] = _duration_gradient(problem, plan.labels, passes, core, apart)
     if plan.has_tail and wanted & {"duration_bias", "duration_tail"}:
         B, _, C = problem.scores.shape
         segments, found["duration_tail"] = to = tables.tail.new_empty((2, B, C))
@@ -102,7 +117,14 @@ def _in_core(parts: Tensor, core: Core) -> Tensor:
     """Sum over the chunks of each sequence's core, (B, chunks, ...) to (B, ...)."""
     begin = torch.arange(parts.shape[1], device=parts.device) * core.span
     own = (begin >= core.bounds[:, :1]) & (begin < core.bounds[:, 1:])
-    return torch.where(own.view(*own.shape, *(1,) * (parts.dim() - 2)), parts, 0.0).sum(1)
+    return torch.where(own.view(*own.shape, *(1,) * (parts.dim() - 2)), parts, 0.0).sum(
+        1, dtype=torch.float64
+    )
+
+
+def _dtype_of_parts(chunks: int, apart: Tensor | None) -> torch.dtype:
+    """Of what is still to be summed, in float64, and of what is a gradient."""
+    return torch.float64 if chunks == 1 or apart is None else torch.float32
 
 
 def _span(positions: int, shortest: int) -> int:
@@ -119,8 +141,12 @@ def _boundary_gradients(
     passes: tuple[Tables, Messages],
     wanted: set[str],
     core: Core | None,
+    apart: Tensor | None,
 ) -> dict[str, Tensor]:
-    """Everything but the gradient by the durations; turns the messages into h and u."""
+    """Everything but the gradient by the durations; turns the messages into h and u.
+
+    With flags of the sequences that are `apart` without float64 but for those.
+    """
     scores = problem.scores
     tables, messages = passes
     B, T, C = scores.shape
@@ -130,7 +156,9 @@ def _boundary_gradients(
     start, end = (torch.empty_like(scores) if want_ends else None for _ in range(2))
     carry = torch.empty((B, chunks, C), dtype=torch.float64, device=scores.device)
     edges = torch.empty((2, B, C), dtype=torch.float64, device=scores.device)
-    transition = carry.new_empty((B, chunks, C, C)) if "transition" in wanted else None
+    transition = None
+    if "transition" in wanted:
+        transition = carry.new_empty((B, chunks, C, C), dtype=_dtype_of_parts(chunks, apart))
     to = Marginals(torch.empty_like(scores), start, end, carry, transition, *edges)
     options = {
         "HAS_INITIAL": p.initial_scores is not None,
@@ -139,22 +167,34 @@ def _boundary_gradients(
         "DOT": 16 <= labels <= 64,
         "num_warps": 4 if labels <= (32 if chunks * B > _FEW_PROGRAMS else 16) else 8,
     }
-    form = (form_of(p), want_ends, transition is None)
-    arguments = (problem, tables.log_matrix, tables.first, messages, to, tiles)
-    launch(boundary_kernel, (chunks, B), *arguments, form=form, CP=labels, TT=SPAN, **options)
+    options |= {"CP": labels, "TT": SPAN}
+    options["form"] = form_of(p), want_ends, None if transition is None else transition.dtype
+    given = (problem, tables.log_matrix, tables.first, messages)
+    closing = None
+    if apart is None:
+        launch(boundary_kernel, (chunks, B), *given, to, tiles, **options)
+    else:
+        closing = Closing(torch.empty_like(carry), apart)
+        arguments = (*given, apart, to, closing.started, tiles)
+        launch(narrow_boundary_kernel, (chunks, B), *arguments, **options)
+        launch(apart_boundary_kernel, (chunks, B), *given, apart, to, tiles, **options)
     found = {"scores": to.position, "start_scores": start, "end_scores": end}
     found["initial_scores"], found["final_scores"] = edges
     pairs = transition if core is None else None
     total = None if transition is None else transition[:, 0]
     if chunks > 1:
-        total = finish(to.position, carry, pairs, problem.sizes, span, labels)
+        total = finish(to.position, carry, pairs, problem.sizes, span, labels, closing)
     if transition is not None:
         found["transition"] = total if core is None else _in_core(transition, core)
     return found
 
 
 def _duration_gradient(
-    problem: Problem, labels: int, passes: tuple[Tables, Messages], core: Core | None
+    problem: Problem,
+    labels: int,
+    passes: tuple[Tables, Messages],
+    core: Core | None,
+    apart: Tensor | None,
 ) -> Tensor:
     tables, messages = passes
     _, T, C, K = problem.sizes
@@ -162,12 +202,18 @@ def _duration_gradient(
     span = _span(T, max(256, 8 * K))
     chunks = -(-T // span)
     B = len(problem.scores)
-    gradient = tables.log_window.new_empty((B, chunks, K, C))
+    dtype = _dtype_of_parts(chunks, apart)
+    gradient = tables.log_window.new_empty((B, chunks, K, C), dtype=dtype)
     bounds = None if core is None else core.bounds
-    given = (problem.scores, problem.sizes, tables.log_window, messages, bounds)
+    given = (problem.scores, problem.sizes, tables.log_window, messages)
+    to = (bounds, gradient, span)
     grid = (-(-K // tile), chunks, B)
     groups = 4 if math.prod(grid) <= _FEW_PROGRAMS else 1
-    form = (problem.scores.dtype, core is None)
+    form = (problem.scores.dtype, core is None, dtype)
     options = {"form": form, "CP": labels, "KT": tile, "G": groups, "num_warps": 4 * groups}
-    launch(duration_gradient_kernel, grid, *given, gradient, span, **options)
-    return gradient[:, 0] if chunks == 1 else gradient.sum(1)
+    if apart is None:
+        launch(duration_gradient_kernel, grid, *given, *to, **options)
+    else:
+        launch(narrow_durations_kernel, grid, *given, apart, *to, **options)
+        launch(apart_durations_kernel, grid, *given, apart, *to, **options)
+    return gradient[:, 0] if chunks == 1 else gradient.sum(1, dtype=torch.float64)
