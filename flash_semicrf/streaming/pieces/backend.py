@@ -109,7 +109,7 @@ def _gradients(inner: Cutting, p: Potentials, wanted: set[str], cuts: tuple[Cut,
     pieces = pieces_of(p.lengths, cuts[0], both=True) if cuts else None
     if pieces is None:
         return inner.gradients(p, wanted)
-    tried = _gradients_in_pieces(inner, p, wanted, pieces, cuts[0].span)
+    tried = _gradients_in_pieces(inner, p, wanted, pieces, cuts[0].common)
     if tried is None:
         return _gradients(inner, p, wanted, cuts[1:])
     log_z, found, failed = tried

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 __all__ = ["SHORTEST", "Cut", "Slots", "cuts_of", "within_memory"]
@@ -77,6 +78,11 @@ class Cut(NamedTuple):
     length: int
     warm: int
     span: int
+
+    @property
+    def common(self) -> int:
+        """Positions in multiples of which pieces begin and end in their rows."""
+        return math.gcd(self.length, self.warm)
 
 
 def cuts_of(

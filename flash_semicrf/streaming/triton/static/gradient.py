@@ -117,9 +117,8 @@ def _in_core(parts: Tensor, core: Core) -> Tensor:
     """Sum over the chunks of each sequence's core, (B, chunks, ...) to (B, ...)."""
     begin = torch.arange(parts.shape[1], device=parts.device) * core.span
     own = (begin >= core.bounds[:, :1]) & (begin < core.bounds[:, 1:])
-    return torch.where(own.view(*own.shape, *(1,) * (parts.dim() - 2)), parts, 0.0).sum(
-        1, dtype=torch.float64
-    )
+    flat = torch.bmm(own.to(parts.dtype)[:, None], parts.flatten(2))[:, 0]
+    return flat.view(len(parts), *parts.shape[2:]).to(torch.float64)
 
 
 def _dtype_of_parts(chunks: int, apart: Tensor | None) -> torch.dtype:
@@ -132,6 +131,15 @@ def _span(positions: int, shortest: int) -> int:
     the chunks leave to be summed take a quarter of the memory of float32 scores."""
     chunks = max(1, positions // shortest)
     return -(-positions // (chunks * SPAN)) * SPAN
+
+
+def _span_in(core: Core, B: int, positions: int) -> int:
+    """The same between bounds of cores: as long as leaves enough programs, as each leaves numbers
+    to be summed; 128 at least, or all between two bounds."""
+    parts = range(1, max(1, core.span // 128) + 1)
+    spans = [core.span // n for n in parts if core.span % (n * SPAN) == 0]
+    enough = (span for span in spans if B * -(-positions // span) > _FEW_PROGRAMS)
+    return next(enough, spans[-1])
 
 
 def _boundary_gradients(
@@ -150,7 +158,7 @@ def _boundary_gradients(
     scores = problem.scores
     tables, messages = passes
     B, T, C = scores.shape
-    span = _span(T + 1, 8 * C) if core is None else core.span
+    span = _span(T + 1, 8 * C) if core is None else _span_in(core, B, T + 1)
     tiles, chunks = span // SPAN, -(-(T + 1) // span)
     want_ends = bool(wanted & {"start_scores", "end_scores"})
     start, end = (torch.empty_like(scores) if want_ends else None for _ in range(2))
@@ -176,7 +184,8 @@ def _boundary_gradients(
     else:
         closing = Closing(torch.empty_like(carry), apart)
         arguments = (*given, apart, to, closing.started, tiles)
-        launch(narrow_boundary_kernel, (chunks, B), *arguments, **options)
+        warps = {"num_warps": 4 if labels <= 16 else 8}
+        launch(narrow_boundary_kernel, (chunks, B), *arguments, **{**options, **warps})
         launch(apart_boundary_kernel, (chunks, B), *given, apart, to, tiles, **options)
     found = {"scores": to.position, "start_scores": start, "end_scores": end}
     found["initial_scores"], found["final_scores"] = edges

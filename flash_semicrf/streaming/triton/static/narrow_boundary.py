@@ -257,9 +257,7 @@ def narrow_boundary_kernel(
         if WANT_DURATION:
             blocks = T // TT + 2
             block = b * blocks + tl.minimum(begin // TT, blocks - 1)
-            prefix = _running_scores(
-                scores_ptr, messages.prefix + block * C, t, length, C, label
-            )
+            prefix = _running_scores(scores_ptr, messages.prefix + block * C, t, length, C, label)
             h = fixed_log(tl.where(start > 0, start, 1.0)) + log_z - eta - prefix
             u = fixed_log(tl.where(end > 0, end, 1.0)) + log_z - alpha + prefix
             if problem.start is not None:

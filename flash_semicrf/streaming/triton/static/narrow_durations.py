@@ -38,7 +38,17 @@ def _packed(row_ptr, mask):
 @labels_last
 @triton.jit
 def narrow_durations_kernel(
-    scores_ptr, sizes, log_window_ptr, messages, apart_ptr, bounds_ptr, gradient_ptr, span, CP, KT, G
+    scores_ptr,
+    sizes,
+    log_window_ptr,
+    messages,
+    apart_ptr,
+    bounds_ptr,
+    gradient_ptr,
+    span,
+    CP,
+    KT,
+    G,
 ):
     """As `duration_gradient_kernel`, of the sequences that are not apart; a float32 `gradient`."""
     ROWS: tl.constexpr = G * KT

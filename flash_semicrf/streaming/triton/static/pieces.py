@@ -29,13 +29,14 @@ def log_partition_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, Window
 
 
 def gradients_of_pieces(
-    p: Potentials, wanted: set[str], core: Tensor, span: int
+    p: Potentials, wanted: set[str], core: Tensor, span: int, narrow: bool = False
 ) -> tuple[Tensor, dict[str, Tensor], Windows]:
-    """Log Z, gradients and the windows of both passes."""
+    """Log Z, gradients and the windows of both passes; `narrow` as for `gradients`."""
     plan, problem = plan_of(p), problem_of(p)
     tables, messages = run_passes(p, problem, plan, keep=True)
     windows = _windows(p, core, messages, both=True)
-    found = gradients_from(p, problem, plan, (tables, messages), wanted, Core(core, span))
+    cores = Core(core, span)
+    found = gradients_from(p, problem, plan, (tables, messages), wanted, cores, narrow)
     return messages.log_z[1], found, windows
 
 

@@ -30,9 +30,16 @@ pytestmark = [
 
 CAPABILITIES = (80, 89, 90)
 
+WITHOUT_FAST_FLOAT64 = (86, 89, 120)
+"""Kinds of GPU whose float64 units are 64 times fewer than those of float32."""
+
 SPILLS = {
+    "apart_boundary_kernel": 900,  # as `boundary_kernel`
+    "apart_durations_kernel": 0,
+    "apart_kernel": 0,
     "boundary_kernel": 900,  # 670 to 760 measured, at 255 registers: three matrices are held
     "carry_kernel": 0,
+    "closing_kernel": 0,
     "duration_gradient_kernel": 0,
     "duration_last_segment_kernel": 0,
     "duration_last_segment_kernel with a tail": 0,
@@ -65,6 +72,8 @@ SPILLS = {
     "longer_segment_kernel with a tail": 0,
     "max_pass_kernel": 0,
     "max_pass_kernel with a tail": 0,
+    "narrow_boundary_kernel": 0,
+    "narrow_durations_kernel": 0,
     "pass_kernel": 600,  # 310 to 470 measured, at 255 registers; half without boundary scores
     "pass_kernel of halves": 600,  # 390 measured
     "pass_kernel with a tail": 600,
@@ -95,7 +104,13 @@ LONG = [
     for capability in CAPABILITIES[:-1]
     if not name.endswith("tail")
 ]
-BUILDS = SHORT + [long(*build) for build in LONG]
+NARROW = [
+    (name, capability)
+    for name in SPILLS
+    for capability in WITHOUT_FAST_FLOAT64
+    if name.startswith("narrow") and capability not in CAPABILITIES
+]
+BUILDS = SHORT + [long(*build) for build in LONG + NARROW]
 """Builds that are tested: for the newest kind always, without duration tails for the others too."""
 
 
@@ -127,6 +142,7 @@ def record_launches() -> dict[str, Launch]:
 
     Kernels that have a variant for duration tails come with and without, as "... with a tail".
     """
+    from flash_semicrf.streaming.triton import static
     from flash_semicrf.streaming.triton.jit import launch, signature_of
     from flash_semicrf.streaming.triton.static import chunks
     from flash_semicrf.streaming.triton.values import flags_of, values_are_allowed
@@ -162,6 +178,8 @@ def record_launches() -> dict[str, Launch]:
                 many.setattr(chunks, "FEW", 1)
                 BACKENDS["triton"].gradients(problem, set(problem.parameters()))
             log_z, found = BACKENDS["triton"].gradients(problem, set(problem.parameters()))
+            if not (by_duration or tail):
+                static.gradients(problem, set(problem.parameters()), narrow=True)
             dtypes = {name: value.dtype for name, value in problem.parameters().items()}
             BACKENDS["triton"].scaled(found, log_z, log_z > 0, dtypes)
             BACKENDS["triton"].messages(problem)
@@ -185,13 +203,16 @@ def report_of(launch: Launch, capability: int) -> dict[str, int]:
     compiled = compile_kernel(source, launch.warps, GPUTarget("cuda", capability, 32))
     ptx = compiled.asm["ptx"]
     architecture = re.search(r"\.target (\w+)", ptx)[1]
-    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    name = "ptxas-blackwell" if capability >= 100 else "ptxas"
+    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     ran = subprocess.run(
         [ptxas, "-v", f"-arch={architecture}", "-o", "/dev/null", "-"],
         input=ptx, capture_output=True, text=True, check=True,
     )  # fmt: skip
     spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", ran.stderr)
+    arithmetic = re.findall(r"\b(?:add|sub|mul|fma|max|min|setp)\b[.\w]*\.f64\b", ptx)
     return {
+        "float64": len(arithmetic),
         "registers": int(re.search(r"Used (\d+) registers", ran.stderr)[1]),
         "spills": sum(map(int, spills)),
     }
@@ -235,3 +256,10 @@ def test_every_kernel_is_launched_and_has_a_budget():
     launches = record_launches()
     assert kernels == {launch.kernel for launch in launches.values()}
     assert set(launches) == set(SPILLS)
+
+
+@pytest.mark.parametrize("capability", [90, *map(long, WITHOUT_FAST_FLOAT64)])
+@pytest.mark.parametrize("name", [name for name in SPILLS if name.startswith("narrow")])
+def test_narrow_kernels_hardly_compute_in_float64(name, capability, compiling):
+    # One addition a tile and label, and the rare branches; 4043 and 145 in the float64 kernels.
+    assert compiling[name, capability].result()["float64"] <= 40
