@@ -39,7 +39,7 @@ def _run_pass(p: Potentials, problem: Problem, plan: Plan) -> tuple[Tables, MaxM
     for part in parts:
         if plan.in_parts:
             grid = (plan.blocks_of_part, B)
-            arguments = (tables.log_window, tables.tail, workspace, part)
+            arguments = (tables.log_window, tables.tail, workspace, part, None)
             launch(far_kernel, grid, *arguments, MAX=True, **plan.far_options)
         arguments = (problem, tables, workspace, found, part)
         launch(max_pass_kernel, (B,), *arguments, form=form, **plan.options)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from flash_semicrf.streaming.triton.compiler import labels_last
-from flash_semicrf.streaming.triton.static.plan import workspace_at
+from flash_semicrf.streaming.triton.static.plan import is_done, workspace_at
 
 __all__ = ["far_kernel", "far_window"]
 
@@ -190,10 +190,11 @@ def _over_groups(x, lost, MAX, R):
 
 @labels_last
 @triton.jit
-def far_kernel(window_ptr, tail_ptr, workspace_ptr, part, MAX, CP, R, G):
+def far_kernel(window_ptr, tail_ptr, workspace_ptr, part, done, MAX, CP, R, G):
     """Contribution of all sources before a part of a pass to the outputs of its blocks.
 
     Program (block of the part, program of the pass); into the workspace, as `far_window` reads it.
+    Nothing for sequences that are `done`.
     """
     ahead = tl.program_id(0)
     label = tl.arange(0, CP)
@@ -202,6 +203,10 @@ def far_kernel(window_ptr, tail_ptr, workspace_ptr, part, MAX, CP, R, G):
     older_ptr = work.older + ahead * (R + 1) * CP
     first = part.begin // R
     blocks = tl.maximum(tl.minimum(part.blocks_back - ahead, first), 0)
+    if done is not None:
+        b = tl.program_id(1) // done.directions
+        is_left = is_done(done, b, tl.num_programs(1) // done.directions) == 0
+        blocks = tl.where(is_left, blocks, 0)
     row = window_ptr + ahead * R * CP
     found, lost = far_window(row, work, first, blocks, part.ring, None, tail_ptr, MAX, CP, R, G)
     for j in tl.static_range(R):

@@ -9,8 +9,9 @@ from flash_semicrf.streaming.triton.jit import launch
 from flash_semicrf.streaming.triton.records import Problem, Sizes, form_of, parameters_of
 from flash_semicrf.streaming.triton.static.far import far_kernel
 from flash_semicrf.streaming.triton.static.halves import BLOCKS, join_kernel, total_kernel
+from flash_semicrf.streaming.triton.static.narrow.launch import run_narrow_passes
 from flash_semicrf.streaming.triton.static.passes import Messages, pass_kernel
-from flash_semicrf.streaming.triton.static.plan import SPAN, Part, Plan
+from flash_semicrf.streaming.triton.static.plan import SPAN, Done, Part, Plan
 from flash_semicrf.streaming.triton.static.prepare import Tables, prepare_kernel
 
 __all__ = ["run_halves", "run_passes", "tables_of"]
@@ -40,11 +41,12 @@ def run_passes(
     keep: bool,
     always_log: bool = False,
     directions: int = 2,
+    narrow: bool = False,
 ) -> tuple[Tables, Messages]:
     """Log Z by the forward pass; with `keep` messages are kept, and both passes run.
 
     With `keep` and 1 of the `directions` it is the forward pass alone, and `backward` the memory of
-    its messages.
+    its messages. With `narrow` passes are in float32 where their results are certain.
     """
     tables = tables_of(p, problem.sizes, plan)
     directions = directions if keep else 1
@@ -66,15 +68,20 @@ def run_passes(
         *rows, offset, prefix = torch.split_with_sizes(empty(sum(elements)), elements)
         kept = [rows[0], rows[-1], offset, prefix, born]
     messages = Messages(log_z, has_deep, *kept)
-    memory = tables, workspace, messages
-    _launch_parts(problem, plan, memory, parts, directions, (form_of(p), keep, False))
+    done = None
+    form = (form_of(p), keep, narrow, False)
+    if narrow:
+        flags = run_narrow_passes(problem, plan, tables, messages, directions, form)
+        done = Done(flags, directions)
+    memory = tables, workspace, messages, done
+    _launch_parts(problem, plan, memory, parts, directions, form)
     return tables, messages
 
 
 def _launch_parts(
     problem: Problem,
     plan: Plan,
-    memory: tuple[Tables, torch.Tensor, Messages],
+    memory: tuple[Tables, torch.Tensor, Messages, Done | None],
     parts: list[Part],
     directions: int,
     form: tuple,
@@ -82,14 +89,14 @@ def _launch_parts(
     """Launch a pass, its far windows where it comes in parts; the last of `form` says whether the
     directions meet in the middle."""
     B = len(problem.scores)
-    tables, workspace, messages = memory
+    tables, workspace, messages, done = memory
     options = {"HALVES": form[-1], "SPAN": SPAN, **plan.options}
     for part in parts:
         if plan.in_parts:
             grid = (plan.blocks_of_part, B * directions)
-            arguments = (tables.window, None, workspace, part)
+            arguments = (tables.window, None, workspace, part, done)
             launch(far_kernel, grid, *arguments, MAX=False, **plan.far_options)
-        arguments = (problem, tables, workspace, messages, part)
+        arguments = (problem, tables, workspace, messages, part, done)
         launch(pass_kernel, (B, directions), *arguments, form=form, **options)
 
 
@@ -106,7 +113,8 @@ def run_halves(
     joined, workspace = buffer.split(sizes)
     log_z = buffer.new_empty(2, B)  # apart from the buffer, which would otherwise be kept with it
     messages = Messages(log_z, *[None] * 6)
-    _launch_parts(problem, plan, (tables, workspace, messages), parts, 2, (form_of(p), False, True))
+    form = (form_of(p), False, False, True)
+    _launch_parts(problem, plan, (tables, workspace, messages, None), parts, 2, form)
     constants = {"CP": plan.labels, "R": plan.rows}
     arguments = (problem, tables.log_window, workspace, parts[0], joined)
     warps = max(1, min(4, plan.rows * plan.rows * plan.labels // 256))

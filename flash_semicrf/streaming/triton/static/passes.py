@@ -39,7 +39,11 @@ from flash_semicrf.streaming.triton.static.linear_block import (
     score_factors,
 )
 from flash_semicrf.streaming.triton.static.log_block import load_state, log_steps, save_state
-from flash_semicrf.streaming.triton.static.plan import steps_of_halves, workspace_at
+from flash_semicrf.streaming.triton.static.plan import (
+    is_done,
+    steps_of_halves,
+    workspace_at,
+)
 from flash_semicrf.streaming.triton.static.tail import add_block
 
 __all__ = ["Messages", "pass_kernel"]
@@ -86,7 +90,9 @@ def _log_z(work, last, label, C):
 
 @labels_last
 @triton.jit
-def pass_kernel(problem, tables, workspace_ptr, messages, part, PARTS, HALVES, CP, R, G, SPAN):
+def pass_kernel(
+    problem, tables, workspace_ptr, messages, part, done, PARTS, HALVES, CP, R, G, SPAN
+):
     """Run the steps of a part of one pass; program (b, direction).
 
     Scores in any floating dtype; `tables` by `prepare_kernel`; `messages` get log Z, and both
@@ -95,6 +101,7 @@ def pass_kernel(problem, tables, workspace_ptr, messages, part, PARTS, HALVES, C
     the one before left in the workspace, and reads there what `far_kernel` summed. With a tail,
     `longer` in the workspace holds what came before the window; see `add_block`. With HALVES each
     direction stops where it meets the other, and leaves its state in place of log Z: see `halves`.
+    Sequences that are `done` are left as they are.
     """
     KEEP: tl.constexpr = messages.forward is not None
     TWO: tl.constexpr = KEEP or HALVES
@@ -132,6 +139,7 @@ def pass_kernel(problem, tables, workspace_ptr, messages, part, PARTS, HALVES, C
             matrix_ptr += CP * CP
             log_matrix_ptr += CP * CP
     rows = Rows(score_ptr, opening_ptr, closing_ptr, message_ptr, offset_ptr, direction)
+    length = tl.where(is_done(done, b, tl.num_programs(0)), 0, length)
     outside = float("-inf")
     if HALVES:
         left, right = steps_of_halves(length, R)

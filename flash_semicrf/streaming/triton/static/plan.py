@@ -14,9 +14,11 @@ from flash_semicrf.streaming.triton.records import power_of_two_above
 __all__ = [
     "PART",
     "SPAN",
+    "Done",
     "Part",
     "Plan",
     "Workspace",
+    "is_done",
     "plan_of",
     "steps_of_halves",
     "workspace_at",
@@ -99,6 +101,23 @@ class Part(NamedTuple):
     stride: int  # elements of the workspace of a program
     unit: int = 1
     always_log: int = 0  # for tests
+
+
+class Done(NamedTuple):
+    """Passes whose results are certain already: those in float32."""
+
+    flags: Tensor  # (directions, B) int32: 1 for these
+    directions: int
+
+
+@triton.jit
+def is_done(done, b, batch):
+    """Whether all passes over sequence b of a batch are done; never where `done` is None."""
+    found = b < 0
+    if done is not None:
+        other = (done.directions - 1) * batch
+        found = (tl.load(done.flags + b) == 1) & (tl.load(done.flags + other + b) == 1)
+    return found
 
 
 class Plan(NamedTuple):
