@@ -39,7 +39,7 @@ from flash_semicrf.streaming.triton.static.narrow.numbers import (
 
 __all__ = ["DITHER", "Contents", "Factors", "Parameters", "contents_of", "factors_of", "narrow_steps"]
 
-DITHER = tl.constexpr(-410_118_817)
+DITHER = tl.constexpr(-410_132_882)
 """Added to the content of every position, in units of 2^-30: minus the square of the golden ratio's
 inverse. Where scores repeat, mantissas would too, and be rounded in the same direction for ever."""
 
@@ -202,6 +202,7 @@ def narrow_steps(
         born = tl.where(is_open, born, here + 1)
         # Below the exponent of zero: what was summed before a forbidden position is scaled to zero.
         level = tl.where(is_open, top, NOWHERE)
+        rounded = tl.where(is_open, rounded, NOWHERE)
         total = found[i]
         dead = (newest < born) | (newest <= here - reach)
         empty = (total == 0) & (rounded <= here - reach)

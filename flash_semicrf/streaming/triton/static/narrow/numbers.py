@@ -91,7 +91,7 @@ def parts_of(x):
     n = (x * 1.4426950408889634 + 12582912.0) - 12582912.0  # 1.5 * 2^23: the nearest whole number
     r = x - n * 0.693359375  # log(2) in 9 bits and the rest: the first product is exact
     r = r + n * 2.12194440054690582767e-04
-    return n.to(tl.int32), (r * 1549082004.8909383).to(tl.int32)  # log2(e) * 2^30
+    return n.to(tl.int32), (r * 1549082004.6798701).to(tl.int32)  # log2(e) * 2^30
 
 
 @triton.jit
@@ -105,7 +105,7 @@ def advance(whole, fraction, more_whole, more_fraction):
 @triton.jit
 def powers(fraction):
     """2^f and 2^-f of a fraction f: even and odd part of one series."""
-    y = fraction.to(tl.float32) * 6.455401120510721e-10  # log(2) / 2^30
+    y = fraction.to(tl.float32) * 6.455436167865482e-10  # log(2) / 2^30
     z = y * y
     even = z * 2.48015873015873e-05 + 1.388888888888889e-03
     even = (even * z + 4.1666666666666664e-02) * z + 0.5

@@ -47,32 +47,41 @@ def _scaled(x, top):
 
 
 @triton.jit
+def _fill_matrix(wide_tables, to, direction, CP, WORDS):
+    label = tl.arange(0, CP)
+    place = direction * CP * CP + label[:, None] * CP + label[None, :]  # [src, dst]
+    a = tl.load(wide_tables.log_matrix + place)
+    value, exponent = _scaled(a, tl.max(a, 0)[None, :])
+    value = tl.where(value < _SMALLEST, 0.0, value)
+    tl.store(to.matrix + place, value)
+    tl.store(to.matrix_exponent + direction * CP + label[None, :], exponent)
+    for word in tl.static_range(WORDS):
+        bit = tl.where(label // 32 == word, 1 << (label % 32), 0)
+        bits = tl.sum(tl.where(a > float("-inf"), bit[:, None], 0), 0)
+        tl.store(to.sources + (direction * WORDS + word) * CP + label, bits)
+
+
+@triton.jit
+def _fill_group(wide_tables, to, group, K, CP, R):
+    label = tl.arange(0, CP)
+    k = tl.where(group == 0, 1, R * (group - 1) + 2) + tl.arange(0, R)[:, None]
+    place = wide_tables.log_window + k * CP + label[None, :]
+    x = tl.load(place, mask=k <= K, other=float("-inf"))
+    value, exponent = _scaled(x, tl.max(x, 0)[None, :])
+    value = tl.where((value < _SMALLEST) & (x > float("-inf")), _SMALLEST, value)
+    to_place = (group * R + tl.arange(0, R)[:, None]) * CP + label[None, :]
+    tl.store(to.window + to_place, value)
+    tl.store(to.window_exponent + group * CP + label[None, :], exponent)
+
+
+@triton.jit
 def narrow_tables_kernel(wide_tables, to, K, CP, R, WORDS):
     """Fill the tables from the logarithms of `prepare_kernel`.
 
-    Program 0 and 1 write the matrix of a direction, the others a group of durations each.
+    Programs 0 and 1 write the matrix of a direction, the others a group of durations each.
     """
     program = tl.program_id(0)
-    label = tl.arange(0, CP)
     if program < 2:
-        cells = program * CP * CP + label[:, None] * CP + label[None, :]  # [src, dst]
-        a = tl.load(wide_tables.log_matrix + cells)
-        value, exponent = _scaled(a, tl.max(a, 0)[None, :])
-        value = tl.where(value < _SMALLEST, 0.0, value)
-        tl.store(to.matrix + cells, value)
-        tl.store(to.matrix_exponent + program * CP + label[None, :], exponent)
-        for word in tl.static_range(WORDS):
-            bit = tl.where(label // 32 == word, 1 << (label % 32), 0)
-            bits = tl.sum(tl.where(a > float("-inf"), bit[:, None], 0), 0)
-            tl.store(to.sources + (program * WORDS + word) * CP + label, bits)
+        _fill_matrix(wide_tables, to, program, CP, WORDS)
     else:
-        group = program - 2
-        first = tl.where(group == 0, 1, R * (group - 1) + 2)
-        k = first + tl.arange(0, R)[:, None]
-        place = wide_tables.log_window + k * CP + label[None, :]
-        x = tl.load(place, mask=k <= K, other=float("-inf"))
-        value, exponent = _scaled(x, tl.max(x, 0)[None, :])
-        value = tl.where((value < _SMALLEST) & (x > float("-inf")), _SMALLEST, value)
-        cells = (group * R + tl.arange(0, R)[:, None]) * CP + label[None, :]
-        tl.store(to.window + cells, value)
-        tl.store(to.window_exponent + group * CP + label[None, :], exponent)
+        _fill_group(wide_tables, to, program - 2, K, CP, R)
