@@ -11,6 +11,7 @@ from flash_semicrf.inference.operators import traced_log_partition
 from flash_semicrf.problem.constraints import Constraints, constrain
 from flash_semicrf.problem.flags import Validate, poisoned
 from flash_semicrf.problem.potentials import NAMES, Potentials
+from flash_semicrf.problem.precision import Precision, check_traced_precision
 from flash_semicrf.streaming import reference
 from flash_semicrf.streaming.dispatch import choose
 
@@ -23,6 +24,7 @@ def log_partition(
     *,
     constraints: Constraints | None = None,
     validate: Validate = "auto",
+    precision: Precision = "auto",
 ) -> Tensor:
     """Log of the sum over all segmentations of exp(score).
 
@@ -62,14 +64,17 @@ def log_partition(
     5.0
     """
     if torch.compiler.is_compiling() and constraints is None:
+        check_traced_precision(precision)
         return traced_log_partition(potentials, backend)
     p, bad = validated(potentials, backend, validate, constraints)
-    return log_partition_of_checked(constrain(p, constraints), backend, bad)
+    return log_partition_of_checked(constrain(p, constraints), backend, bad, precision)
 
 
-def log_partition_of_checked(p: Potentials, backend: str, bad: Tensor | None = None) -> Tensor:
+def log_partition_of_checked(
+    p: Potentials, backend: str, bad: Tensor | None = None, precision: Precision = "auto"
+) -> Tensor:
     """`log_partition` of a checked problem, NaN for sequences that are flagged as bad."""
-    chosen = choose(backend, p)
+    chosen = choose(backend, p, precision)
     if chosen.name == "reference":
         # Differentiable any number of times.
         return poisoned(reference.log_partition(p), bad)

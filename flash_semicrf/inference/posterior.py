@@ -27,6 +27,7 @@ from flash_semicrf.problem.potentials import (
     first_term,
     table_rows,
 )
+from flash_semicrf.problem.precision import Precision
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.problem.validation import check_potentials, check_rows
 from flash_semicrf.streaming.dispatch import choose
@@ -41,6 +42,7 @@ def segment_marginals(
     *,
     constraints: Constraints | None = None,
     validate: Validate = "auto",
+    precision: Precision = "auto",
 ) -> SegmentMarginals:
     """Posterior marginals of positions, starts and ends, and expected counts.
 
@@ -55,6 +57,7 @@ def segment_marginals(
     constraints : Constraints, optional
         Condition on known facts.
     validate : {"auto", "values", "shapes"}, default="auto"
+    precision : {"auto", "float32", "float64"}, default="auto"
         As for `flash_semicrf.log_partition`.
 
     Returns
@@ -88,7 +91,7 @@ def segment_marginals(
             names += ["transition", "duration_bias"]
             names += ["duration_tail"] if p.duration_tail is not None else []
             given = explicit_start(given)
-        _, found = choose(backend, given).gradients(given, set(names))
+        _, found = choose(backend, given, precision).gradients(given, set(names))
     marginals = SegmentMarginals(*(poisoned(found[name], bad) for name in names))
     if counts and p.duration_tail is None:
         marginals = marginals._replace(tail=torch.zeros_like(found["duration_bias"][:, 0]))

@@ -12,6 +12,7 @@ from torch import Tensor
 from flash_semicrf.compat.use_triton import accepts_use_triton
 from flash_semicrf.exact import inference as edge_inference
 from flash_semicrf.exact.inference import EDGE_BACKENDS
+from flash_semicrf.inference.log_partition import log_partition
 from flash_semicrf.inference.marginals import SegmentMarginals
 from flash_semicrf.inference.posterior import segment_marginals
 from flash_semicrf.inference.viterbi import viterbi_table
@@ -21,11 +22,14 @@ from flash_semicrf.problem.constraints import Constraints
 from flash_semicrf.problem.dense import score_dense, table_to_dense
 from flash_semicrf.problem.flags import Validate, poisoned, reads_values
 from flash_semicrf.problem.potentials import Potentials, score_rows, score_segments
+from flash_semicrf.problem.precision import Precision
 from flash_semicrf.problem.segments import ViterbiResult, table_to_segments
 
 __all__ = ["DecodingMixin"]
 
 Result = TypeVar("Result")
+
+_OF_ANY_PRECISION = (log_partition, segment_marginals)
 
 
 class DecodingMixin:
@@ -33,6 +37,7 @@ class DecodingMixin:
 
     edge_memory_threshold: float
     validate: Validate
+    precision: Precision
 
     def _prepare(
         self, hidden_states: Tensor, lengths: Tensor, backend: str
@@ -207,7 +212,10 @@ class DecodingMixin:
     ) -> Result:
         """Call a streaming entry point, or its namesake for the edge tensor."""
         if backend not in EDGE_BACKENDS:
-            return entry(problem, backend, constraints=constraints, validate=self.validate)
+            options: dict[str, str] = {"validate": self.validate}
+            if entry in _OF_ANY_PRECISION:
+                options["precision"] = self.precision
+            return entry(problem, backend, constraints=constraints, **options)
         twin: Callable[..., Result] = getattr(edge_inference, entry.__name__)
         return twin(problem, backend, self.edge_memory_threshold, constraints=constraints)
 

@@ -51,6 +51,7 @@ from flash_semicrf.problem.potentials import (
     center_scores,
     forbid,
 )
+from flash_semicrf.problem.precision import Precision
 from flash_semicrf.problem.segments import LongSegments
 from flash_semicrf.problem.validation import (
     check_choice,
@@ -113,6 +114,8 @@ class SemiMarkovCRFHead(DecodingMixin, LossMixin, nn.Module):
         "values" reads lengths, hidden states, labels and scores, and raises an error that names a
         bad one. "shapes" reads nothing, so that a GPU need not be waited for: see Notes. "auto" is
         "shapes" on CUDA devices and "values" elsewhere.
+    precision : {"auto", "float32", "float64"}, default="auto"
+        Arithmetic of log Z, the loss and marginals, as for `flash_semicrf.log_partition`.
 
     Attributes
     ----------
@@ -126,7 +129,7 @@ class SemiMarkovCRFHead(DecodingMixin, LossMixin, nn.Module):
     boundary_projection : nn.Module or None
         The same, to 2C channels: start scores, then end scores.
     initial_scores, final_scores : Parameter of shape (C,) or None
-    validate : str
+    validate, precision : str
         May be changed at any time.
 
     Raises
@@ -166,6 +169,7 @@ class SemiMarkovCRFHead(DecodingMixin, LossMixin, nn.Module):
     initial_scores: nn.Parameter | None
     final_scores: nn.Parameter | None
     validate: Validate = "auto"
+    precision: Precision = "auto"
 
     def __init__(
         self,
@@ -189,6 +193,7 @@ class SemiMarkovCRFHead(DecodingMixin, LossMixin, nn.Module):
         duration_tail: str | float | ArrayLike | Tensor | GeometricTail | None = None,
         accum_dtype: torch.dtype = torch.float64,
         validate: Validate = "auto",
+        precision: Precision = "auto",
     ) -> None:
         super().__init__()
         self.num_classes = check_positive_int("num_classes", num_classes)
@@ -201,6 +206,7 @@ class SemiMarkovCRFHead(DecodingMixin, LossMixin, nn.Module):
         check_numbers(init_scale, edge_memory_threshold, num_warps)
         check_floating_dtype("accum_dtype", accum_dtype)
         check_choice("validate", validate, ("auto", "values", "shapes"))
+        check_choice("precision", precision, ("auto", "float32", "float64"))
         if boundary_scores and hidden_dim is None:
             raise ValueError("`boundary_scores`=True needs `hidden_dim`; got hidden_dim=None.")
         self.init_scale = init_scale
@@ -209,6 +215,8 @@ class SemiMarkovCRFHead(DecodingMixin, LossMixin, nn.Module):
         self.accum_dtype = accum_dtype
         if validate != self.validate:  # else that of the class, as in heads saved without it
             self.validate = validate
+        if precision != self.precision:
+            self.precision = precision
         self.centering: Centering = centering
         self.long_segments: LongSegments = long_segments
 

@@ -14,6 +14,7 @@ from typing import Protocol
 from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.precision import Precision, check_precision
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.problem.validation import DEVICE_CHECKS, check_choice
 from flash_semicrf.streaming.cpu.backend import NumbaBackend
@@ -97,7 +98,7 @@ DEVICE_CHECKS.update(cpu=values_are_allowed, cuda=TritonBackend().values_are_all
 _record: ContextVar[list[str] | None] = ContextVar("flash_semicrf_backends", default=None)
 
 
-def choose(name: str, potentials: Potentials) -> Backend:
+def choose(name: str, potentials: Potentials, precision: Precision = "auto") -> Backend:
     """Backend for a problem.
 
     Parameters
@@ -105,6 +106,8 @@ def choose(name: str, potentials: Potentials) -> Backend:
     name : str
         "auto" or a key of `BACKENDS`.
     potentials : Potentials
+    precision : Precision
+        Of the Triton kernels; all other backends compute in float64.
 
     Returns
     -------
@@ -113,10 +116,12 @@ def choose(name: str, potentials: Potentials) -> Backend:
     Raises
     ------
     ValueError
-        If the name is unknown, or the backend does not support the problem; the message states the
-        reason.
+        If the name is unknown, or the backend does not support the problem, or its scores would be
+        rounded; the message states the reason.
     """
     check_choice("backend", name, ("auto", *BACKENDS))
+    if precision != "auto":
+        check_precision(precision, potentials)
     if name == "auto":
         backend = next(b for b in BACKENDS.values() if b.why_not(potentials) is None)
     else:
@@ -124,6 +129,8 @@ def choose(name: str, potentials: Potentials) -> Backend:
         reason = backend.why_not(potentials)
         if reason is not None:
             raise ValueError(f'backend="{name}" cannot run this problem: {reason}.')
+    if precision != "auto" and isinstance(backend, TritonBackend):
+        backend = TritonBackend(precision)
     record = _record.get()
     if record is not None:
         record.append(backend.name)

@@ -26,11 +26,14 @@ class Windows(NamedTuple):
         Of the K boundaries from there on; or eta, from which beta follows.
     left_out : float64 Tensor of shape (N, 2)
         Sum of what the scores before each boundary were lowered by.
+    rounding : float
+        What float32 arithmetic may have changed logarithms in a window by, one against the other.
     """
 
     alpha: Tensor
     beta: Tensor | None
     left_out: Tensor
+    rounding: float = 0.0
 
 
 class Forward(NamedTuple):

@@ -54,11 +54,15 @@ def certificate_of(windows: Windows, follows: Tensor) -> Certificate:
     follows : bool Tensor of shape (N,)
         False for the first piece of a sequence; True where the row before is its left neighbour.
     """
-    certain, level = _constant(_previous(windows.alpha[:, 1]), windows.alpha[:, 0])
+    certain, level = _constant(
+        _previous(windows.alpha[:, 1]), windows.alpha[:, 0], windows.rounding
+    )
     level = level + _previous(windows.left_out[:, 1]) - windows.left_out[:, 0]
     back = torch.zeros_like(level)
     if windows.beta is not None:
-        agrees, back = _constant(windows.beta[:, 0], _previous(windows.beta[:, 1]))
+        agrees, back = _constant(
+            windows.beta[:, 0], _previous(windows.beta[:, 1]), windows.rounding
+        )
         certain = certain & agrees
         back = torch.where(certain & follows, back, 0.0)
     return Certificate(certain | ~follows, torch.where(certain & follows, level, 0.0), back)
@@ -68,19 +72,20 @@ def _previous(rows: Tensor) -> Tensor:
     return torch.roll(rows, 1, 0)
 
 
-def _constant(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _constant(x: Tensor, y: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
     """Whether x - y is one number for each row, to rounding, and that number; (N, K, C) to (N,).
 
-    Entries of -inf in both agree; rows without another entry do not count as constant. An entry may
-    be off by the rounding of its size and of that of the most probable one, and counts for as much
-    in the mean: a finite mask in one does not hide what the others differ by.
+    Entries of -inf in both agree, and those that differ by up to `rounding`; rows without another
+    entry do not count as constant. An entry may be off by the rounding of its size and of that of
+    the most probable one, and counts for as much in the mean: a finite mask in one does not hide
+    what the others differ by.
     """
     x, y = x.flatten(1), y.flatten(1)
     dead = (x == -torch.inf) & (y == -torch.inf)
     difference = torch.where(dead, 0.0, x - y)
     top = torch.maximum(x.amax(1).abs(), y.amax(1).abs())[:, None]
     largest = torch.where(dead, 0.0, torch.maximum(torch.maximum(x.abs(), y.abs()), top))
-    allowed = _TOLERANCE + _ROUNDINGS * torch.finfo(x.dtype).eps * largest
+    allowed = _TOLERANCE + rounding + _ROUNDINGS * torch.finfo(x.dtype).eps * largest
     weight = torch.where(dead, 0.0, allowed**-2)
     number = (weight * difference).sum(1) / weight.sum(1)
     fits = dead | ((difference - number[:, None]).abs() <= allowed)

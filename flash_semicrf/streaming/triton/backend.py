@@ -17,8 +17,10 @@ from torch import Tensor
 
 from flash_semicrf.problem.flags import Flagged, flag_values
 from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.problem.precision import Precision
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.pieces.plan import Slots, within_memory
+from flash_semicrf.streaming.triton.precision import float64_is_slow, has_narrow_form
 from flash_semicrf.streaming.windows import Forward, Windows
 
 __all__ = ["HAS_TRITON", "MAX_LABELS", "TritonBackend"]
@@ -69,19 +71,38 @@ def _kind(potentials: Potentials) -> ModuleType:
     return kind
 
 
-def _run(name: str, potentials: Potentials, *arguments: Any) -> Any:
+def _run(name: str, potentials: Potentials, *arguments: Any, **options: Any) -> Any:
     """Call a function of the package of kernels, on the device of the problem."""
     from flash_semicrf.streaming.triton.jit import launched_together
 
     function = getattr(_kind(potentials), name)
     with _on(potentials.device), torch.no_grad():
-        return launched_together(functools.partial(function, potentials, *arguments))
+        return launched_together(functools.partial(function, potentials, *arguments, **options))
 
 
 class TritonBackend:
-    """Kernels of `flash_semicrf.streaming.triton`."""
+    """Kernels of `flash_semicrf.streaming.triton`.
+
+    Parameters
+    ----------
+    precision : Precision
+        Arithmetic of log Z and its gradient; see `flash_semicrf.streaming.triton.precision`.
+    """
 
     name = "triton"
+
+    def __init__(self, precision: Precision = "auto") -> None:
+        self.precision = precision
+
+    def _form(self, potentials: Potentials) -> dict[str, bool]:
+        """Options of the functions that have a form in float32."""
+        device = potentials.device
+        if not has_narrow_form(potentials):
+            return {}
+        if self.precision == "auto":
+            slow = device.type == "cuda" and float64_is_slow(_capability(device.index))
+            return {"narrow": slow}
+        return {"narrow": self.precision == "float32"}
 
     def why_not(self, potentials: Potentials) -> str | None:
         """Reason why this backend cannot run the problem, or None."""
@@ -133,7 +154,7 @@ class TritonBackend:
 
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
-        return _run("log_partition", potentials)
+        return _run("log_partition", potentials, **self._form(potentials))
 
     def gradients(
         self, potentials: Potentials, wanted: set[str]
@@ -146,7 +167,7 @@ class TritonBackend:
         given = {name: value.dtype for name, value in p.parameters().items() if name in wanted}
 
         def call() -> tuple[Tensor, dict[str, Tensor]]:
-            log_z, found = _kind(p).gradients(p, wanted)
+            log_z, found = _kind(p).gradients(p, wanted, **self._form(p))
             if is_rehearsal() and len(given) == len(wanted):
                 # The kernel of the backward pass is compiled with the others.
                 scaled(found, log_z, torch.empty_like(log_z, dtype=torch.bool), given)
@@ -220,13 +241,14 @@ class TritonBackend:
         self, potentials: Potentials, core: Tensor
     ) -> tuple[Tensor, Windows]:
         """Log Z and windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
-        return _run("log_partition_of_pieces", potentials, core)
+        return _run("log_partition_of_pieces", potentials, core, **self._form(potentials))
 
     def gradients_of_pieces(
         self, potentials: Potentials, wanted: set[str], core: Tensor, span: int
     ) -> tuple[Tensor, dict[str, Tensor], Windows]:
         """Log Z, gradients, windows; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
-        return _run("gradients_of_pieces", potentials, wanted, core, span)
+        form = self._form(potentials)
+        return _run("gradients_of_pieces", potentials, wanted, core, span, **form)
 
     def viterbi_of_pieces(
         self, potentials: Potentials, core: Tensor

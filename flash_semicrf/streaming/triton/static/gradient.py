@@ -25,17 +25,19 @@ from flash_semicrf.streaming.triton.static.prepare import Tables
 __all__ = ["Core", "gradients", "gradients_from", "log_partition"]
 
 
-def log_partition(potentials: Potentials, always_log: bool = False) -> Tensor:
-    """Log Z (B,) in float64; workspace O(KC) per sequence."""
+def log_partition(potentials: Potentials, always_log: bool = False, narrow: bool = False) -> Tensor:
+    """Log Z (B,) in float64; workspace O(KC) per sequence. The latter two as for `gradients`."""
     p = potentials
     problem, plan = problem_of(p), plan_of(p)
+    if narrow:
+        return run_passes(p, problem, plan, False, always_log, narrow=True)[1].log_z[1]
     if plan.pays_in_halves(p.batch_size, p.num_positions, p.max_duration):
         return run_halves(p, problem, plan, always_log)[1]
     return run_passes(p, problem, plan, False, always_log)[1].log_z[1]
 
 
 def gradients(
-    potentials: Potentials, wanted: set[str], always_log: bool = False
+    potentials: Potentials, wanted: set[str], always_log: bool = False, narrow: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Log Z and its gradient for each sequence.
 
@@ -46,6 +48,8 @@ def gradients(
         Names of parameters; "start_scores" and "end_scores" may be asked for without being given.
     always_log : bool
         Run every block of the passes in the log domain; for tests.
+    narrow : bool
+        Run the passes in float32 where that is certain.
 
     Returns
     -------
@@ -56,7 +60,7 @@ def gradients(
     """
     p = potentials
     plan, problem = plan_of(p), problem_of(p)
-    passes = run_passes(p, problem, plan, True, always_log)
+    passes = run_passes(p, problem, plan, True, always_log, narrow=narrow)
     return passes[1].log_z[1], gradients_from(p, problem, plan, passes, wanted)
 
 

@@ -5,6 +5,8 @@ Windows are read from the messages in plain PyTorch, before the gradients overwr
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,20 +23,27 @@ from flash_semicrf.streaming.windows import Windows, after, before, taken
 
 __all__ = ["gradients_of_pieces", "log_partition_of_pieces", "viterbi_of_pieces"]
 
+_ROUNDINGS = 8.0
+"""Largest difference of float32 messages in one window, in roundings times the square root of the
+number of steps: four standard deviations of some four roundings a step."""
 
-def log_partition_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, Windows]:
-    """Log Z and the windows of the forward pass."""
-    _, messages = run_passes(p, problem_of(p), plan_of(p), keep=True, directions=1)
-    return messages.log_z[1], _windows(p, core, messages, both=False)
+
+def log_partition_of_pieces(
+    p: Potentials, core: Tensor, narrow: bool = False
+) -> tuple[Tensor, Windows]:
+    """Log Z and the windows of the forward pass; in float32 with `narrow`."""
+    form = {"directions": 1, "narrow": narrow}
+    _, messages = run_passes(p, problem_of(p), plan_of(p), keep=True, **form)
+    return messages.log_z[1], _windows(p, core, messages, both=False, narrow=narrow)
 
 
 def gradients_of_pieces(
-    p: Potentials, wanted: set[str], core: Tensor, span: int
+    p: Potentials, wanted: set[str], core: Tensor, span: int, narrow: bool = False
 ) -> tuple[Tensor, dict[str, Tensor], Windows]:
-    """Log Z, gradients and the windows of both passes."""
+    """Log Z, gradients and the windows of both passes, which are in float32 with `narrow`."""
     plan, problem = plan_of(p), problem_of(p)
-    tables, messages = run_passes(p, problem, plan, keep=True)
-    windows = _windows(p, core, messages, both=True)
+    tables, messages = run_passes(p, problem, plan, keep=True, narrow=narrow)
+    windows = _windows(p, core, messages, both=True, narrow=narrow)
     found = gradients_from(p, problem, plan, (tables, messages), wanted, Core(core, span))
     return messages.log_z[1], found, windows
 
@@ -48,7 +57,7 @@ def viterbi_of_pieces(p: Potentials, core: Tensor) -> tuple[Tensor, SegmentTable
     return best, table, Windows(alpha, None, left_out(p, core))
 
 
-def _windows(p: Potentials, core: Tensor, messages: Messages, both: bool) -> Windows:
+def _windows(p: Potentials, core: Tensor, messages: Messages, both: bool, narrow: bool) -> Windows:
     lengths = p.lengths[:, None, None]
     place = before(core, p.max_duration)
     valid = (place > 0) & (place <= lengths)
@@ -60,7 +69,10 @@ def _windows(p: Potentials, core: Tensor, messages: Messages, both: bool) -> Win
         place = after(core, p.max_duration)
         valid = (place > 0) & (place < lengths)
         eta = _logs(messages.backward.view(shape), offset[1], place, valid)
-    return Windows(alpha, eta, left_out(p, core))
+    rounding = 0.0
+    if narrow:  # of the mantissas, at random, over a window
+        rounding = _ROUNDINGS * torch.finfo(torch.float32).eps * math.sqrt(8 + p.max_duration)
+    return Windows(alpha, eta, left_out(p, core), rounding)
 
 
 def _logs(rows: Tensor, offsets: Tensor, place: Tensor, valid: Tensor) -> Tensor:

@@ -37,7 +37,15 @@ from flash_semicrf.streaming.triton.static.narrow.numbers import (
     powers,
 )
 
-__all__ = ["DITHER", "Contents", "Factors", "Parameters", "contents_of", "factors_of", "narrow_steps"]
+__all__ = [
+    "DITHER",
+    "Contents",
+    "Factors",
+    "Parameters",
+    "contents_of",
+    "factors_of",
+    "narrow_steps",
+]
 
 DITHER = tl.constexpr(-410_132_882)
 """Added to the content of every position, in units of 2^-30: minus the square of the golden ratio's

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from flash_semicrf.streaming.triton.static.plan import Plan
 
-__all__ = ["NarrowMemory", "NarrowState", "NarrowWork", "load_narrow", "narrow_work_at", "save_narrow"]
+__all__ = [
+    "NarrowMemory",
+    "NarrowState",
+    "NarrowWork",
+    "load_narrow",
+    "narrow_work_at",
+    "save_narrow",
+]
 
 _STATE = 10
 """Rows of the state between two launches."""

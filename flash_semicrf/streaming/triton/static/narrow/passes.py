@@ -107,7 +107,7 @@ def _running_score(state, step):
 def _log_z(state, last_ptr, length, label):
     """Log Z from the last message and the term of what follows it."""
     mantissa = state.last_mantissa.to(tl.float64)
-    log = tl.log(tl.where(mantissa > 0, mantissa, 1.0)) + state.last_exponent * LN2
+    log = tl.log(tl.where(mantissa > 0, mantissa, 1.0)) + state.last_exponent.to(tl.float64) * LN2
     value = tl.where(mantissa > 0, log + tl.load(last_ptr + label), float("-inf"))
     top = tl.max(value, 0)
     safe = finite(top)
@@ -178,12 +178,8 @@ def narrow_pass_kernel(
         ahead = load_rows(score_ptr, step + R, length, direction, label, C, R)
         opening, closing = None, None
         if HAS_BOUNDARY:
-            opening = factors_of(
-                load_rows(opening_ptr, step, length, direction, label, C, R), R
-            )
-            closing = factors_of(
-                load_rows(closing_ptr, step, length, direction, label, C, R), R
-            )
+            opening = factors_of(load_rows(opening_ptr, step, length, direction, label, C, R), R)
+            closing = factors_of(load_rows(closing_ptr, step, length, direction, label, C, R), R)
         sums = no_sums(CP, R)
         known = block
         if PARTS:
