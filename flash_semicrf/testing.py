@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from flash_semicrf.problem.potentials import Potentials, score_segments
+from flash_semicrf.problem.potentials import BY_SEQUENCE, Potentials, score_segments
 from flash_semicrf.problem.segments import Segment, SegmentTable, segments_to_table
 
 __all__ = [
@@ -81,9 +81,10 @@ def enumerate_scores(
     segmentations = list(enumerate_segmentations(length, longest, p.num_labels))
     count = len(segmentations)
     copies = {}
-    for name in ("scores", "start_scores", "end_scores"):
+    for name in BY_SEQUENCE:
         value = getattr(p, name)
-        copies[name] = None if value is None else value[index : index + 1].expand(count, -1, -1)
+        if value is not None:
+            copies[name] = value[index : index + 1].expand(count, *value.shape[1:])
     many = p.replace(lengths=p.lengths[index].expand(count), **copies)
     table: SegmentTable = segments_to_table(
         [[Segment(s, t - 1, c) for s, t, c in segmentation] for segmentation in segmentations],
@@ -102,6 +103,8 @@ def random_problem(
     boundary: bool = False,
     ends: bool = False,
     tail: bool = False,
+    spans: bool = False,
+    moves: bool = False,
     ragged: bool = True,
     forbid: float = 0.0,
     scale: float = 1.0,
@@ -122,6 +125,8 @@ def random_problem(
         Include start and end scores; include initial and final scores.
     tail : bool
         Include a duration tail.
+    spans, moves : bool
+        Include segment scores; include transition scores.
     ragged : bool
         Lengths from 1 to T, of which at least one is T; if False, all lengths are T.
     forbid : float
@@ -162,6 +167,8 @@ def random_problem(
         initial_scores=draw(c) if ends or integers else None,
         final_scores=draw(c) if ends else None,
         duration_tail=draw(c) if tail else None,
+        segment_scores=draw(b, t, k, c) if spans else None,
+        transition_scores=draw(b, t, c, c) if moves else None,
     )
 
 

@@ -1,7 +1,8 @@
 """Edge tensor of a problem: the score of every segment and transition.
 
     edge[b, s, k, c, c'] = sum of scores[s .. s+k-1, c] + duration_bias[k-1, c] + transition[c', c]
-                           (+ start_scores[s, c] + end_scores[s+k-1, c])
+                           (+ start_scores[s, c] + end_scores[s+k-1, c]
+                            + segment_scores[s, k-1, c] + transition_scores[s, c', c])
 
 and at s = 0, where there is no preceding segment, the first segment's transition term in the column
 c' = 0 and -inf in the others, so that paths and segmentations correspond one to one. `final_scores`
@@ -16,7 +17,14 @@ import math
 import torch
 from torch import Tensor
 
-from flash_semicrf.problem.potentials import NEG_INF, Potentials, accumulator_dtype, first_term
+from flash_semicrf.problem.potentials import (
+    BY_POSITION,
+    NEG_INF,
+    Potentials,
+    accumulator_dtype,
+    first_term,
+    ignored,
+)
 from flash_semicrf.problem.unroll import unrolled
 
 __all__ = ["check_edge_memory", "edge_bytes", "edge_tensor"]
@@ -74,6 +82,8 @@ def edge_tensor(potentials: Potentials) -> Tensor:
     num_labels = p.num_labels
     content = _content(p)
     between = p.transition.transpose(-1, -2)  # (C_dst, C_src), or (K, C_dst, C_src)
+    if p.transition_scores is not None:
+        between = between + _read(p, "transition_scores")[:, 1:, None].transpose(-1, -2)
     later = content[:, 1:, ..., None] + between
     first = first_term(p)  # (C,), or (K, C)
     start = (content[:, :1] + first)[..., None]
@@ -95,12 +105,8 @@ def _content(p: Potentials) -> Tensor:
     """Score of every segment [s, s+k) without its transition, (B, T, K, C)."""
     length = p.lengths[:, None]
     position = torch.arange(p.num_positions, device=p.device)
-    inside = (position < length)[..., None]
-    blank = {
-        name: getattr(p, name).masked_fill(~inside, 0.0)
-        for name in ("scores", "start_scores", "end_scores")
-        if getattr(p, name) is not None
-    }
+    given = p.parameters().keys() & {*BY_POSITION, "segment_scores"}
+    blank = {name: _read(p, name) for name in given}
     # Summed by growing every segment by one position: a difference of running sums would cancel,
     # and has no value where scores are infinite.
     sums = torch.zeros_like(blank["scores"])
@@ -112,10 +118,17 @@ def _content(p: Potentials) -> Tensor:
             row = row + blank["start_scores"]
         if "end_scores" in blank:
             row = row + _ahead(blank["end_scores"], k - 1)
+        if "segment_scores" in blank:
+            row = row + blank["segment_scores"][:, :, k - 1]
         if p.final_scores is not None:
             row = torch.where((position + k == length)[..., None], row + p.final_scores, row)
         rows.append(row.masked_fill((position + k > length)[..., None], -math.inf))
     return torch.stack(rows, 2)
+
+
+def _read(p: Potentials, name: str) -> Tensor:
+    """A parameter by sequence, 0 where it is ignored."""
+    return getattr(p, name).masked_fill(ignored(p, name), 0.0)
 
 
 def _ahead(x: Tensor, offset: int) -> Tensor:

@@ -107,6 +107,14 @@ def segment_marginals(
     _, transition = fold_durations(transition, p.max_duration)
     transition = transition if p.transition.dim() == 3 else transition.sum(1)
     found = SegmentMarginals(position, start, end, transition, duration, tail)
+    if p.segment_scores is not None:
+        segments = counts[:, :, 1:].sum(-1)
+        segments[:, :, p.max_duration - 1] = segments[:, :, p.max_duration - 1 :].sum(2)
+        found = found._replace(segment=segments[:, :, : p.max_duration])
+    if p.transition_scores is not None:
+        change = counts.sum(2).transpose(-1, -2)
+        change[:, 0] = 0.0
+        found = found._replace(change=change)
     return found if p.num_labels == num_labels else fold_marginals(found, num_labels)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from flash_semicrf.problem.flags import poisoned, poisoned_gradient
-from flash_semicrf.problem.potentials import BY_POSITION, NAMES, Potentials
+from flash_semicrf.problem.potentials import BY_SEQUENCE, NAMES, Potentials
 from flash_semicrf.streaming.dispatch import Backend, choose
 from flash_semicrf.streaming.triton.backend import TritonBackend
 
@@ -162,7 +162,7 @@ class LogPartition(torch.autograd.Function):
         else:
             weight = poisoned_gradient(upstream, bad)
             for name, gradient in found.items():
-                scaled = scaled_gradient(gradient, weight.to(gradient.dtype), name in BY_POSITION)
+                scaled = scaled_gradient(gradient, weight.to(gradient.dtype), name in BY_SEQUENCE)
                 found[name] = scaled.to(ctx.dtypes[name])
         if torch.is_grad_enabled():  # create_graph=True
             found = {name: once(value, log_z, ONCE_ONLY) for name, value in found.items()}

@@ -27,11 +27,13 @@ from flash_semicrf.inference.autograd import apply, named, once, scaled_gradient
 from flash_semicrf.inference.marginals import IMPOSSIBLE, inner_product
 from flash_semicrf.problem.potentials import (
     BY_POSITION,
+    BY_SEQUENCE,
     NAMES,
     NEG_INF,
     Potentials,
     accumulator_dtype,
     center_scores,
+    ignored,
 )
 from flash_semicrf.problem.validation import check_finite_or_forbidden
 from flash_semicrf.streaming.dispatch import choose
@@ -93,12 +95,11 @@ def _direction(potentials: Potentials) -> Potentials:
     """Direction for `tangents`: zeros for infinite entries, whose counts are 0, and for padding."""
     p = potentials
     ragged = int(p.lengths.min()) < p.num_positions
-    inside = torch.arange(p.num_positions, device=p.device) < p.lengths[:, None]
     clean = {}
     for name, value in p.parameters().items():
         value = value.detach()
-        if ragged and name in BY_POSITION:
-            value = torch.where(inside[..., None], value, 0.0)
+        if name in BY_SEQUENCE and (ragged or name not in BY_POSITION):
+            value = value.masked_fill(ignored(p, name), 0.0)
         if check_finite_or_forbidden(name, value):
             value = torch.where(value > NEG_INF, value, 0.0)
         clean[name] = value
@@ -116,7 +117,7 @@ def _weighted(found: dict[str, Tensor], p: Potentials, upstream: Tensor) -> dict
     given = p.parameters()
     weighted = {}
     for name, gradient in found.items():
-        scaled = scaled_gradient(gradient, upstream.to(gradient.dtype), name in BY_POSITION)
+        scaled = scaled_gradient(gradient, upstream.to(gradient.dtype), name in BY_SEQUENCE)
         weighted[name] = scaled.to(given[name].dtype)
     return weighted
 

@@ -230,6 +230,11 @@ def _aligned(p: Potentials, q: Potentials) -> tuple[Potentials, Potentials]:
     if (p.final_scores is None) != (q.final_scores is None):
         zeros = p.scores.new_zeros(p.num_labels)
         p, q = (x.replace(final_scores=zeros) if x.final_scores is None else x for x in (p, q))
+    for name in ("segment_scores", "transition_scores"):
+        given = [value for x in (p, q) if (value := getattr(x, name)) is not None]
+        if len(given) == 1:
+            zeros = torch.zeros_like(given[0])
+            p, q = (x.replace(**{name: zeros}) if getattr(x, name) is None else x for x in (p, q))
     return p, q
 
 

@@ -43,6 +43,12 @@ class SegmentMarginals(NamedTuple):
         has a duration tail, row K-1 counts those of K positions and of more.
     tail : float64 Tensor of shape (B, C), or None
         Expected number of positions beyond the K-th of their segment; 0 without a duration tail.
+    segment : Tensor of shape (B, T, K, C), or None
+        P(a segment of label c starts at position t and lasts k positions), at ``[:, t, k - 1, c]``;
+        the last row counts those of K positions and of more. Of problems with segment scores.
+    change : Tensor of shape (B, T, C, C), or None
+        P(a segment of c_dst that follows c_src starts at position t). Of problems with transition
+        scores.
     """
 
     position: Tensor
@@ -51,6 +57,8 @@ class SegmentMarginals(NamedTuple):
     transition: Tensor | None = None
     duration: Tensor | None = None
     tail: Tensor | None = None
+    segment: Tensor | None = None
+    change: Tensor | None = None
 
     @property
     def boundary(self) -> Tensor:
@@ -127,6 +135,12 @@ def expected_score(potentials: Potentials, marginals: SegmentMarginals) -> Tenso
     p, m = potentials, marginals
     if m.transition is None or m.duration is None:
         raise ValueError("`marginals` must hold expected counts; got counts=False.")
+    for name, counts in (("segment_scores", m.segment), ("transition_scores", m.change)):
+        if getattr(p, name) is not None and counts is None:
+            raise ValueError(
+                f"`marginals` must be of a problem with `{name}`, as `potentials` is: their "
+                "expectation needs counts by position. Give that problem zeros."
+            )
     initial = first_term(p)
     if initial.dim() == 2:
         raise ValueError("`potentials` with (K, C, C) transitions must have `initial_scores`.")
@@ -142,6 +156,9 @@ def expected_score(potentials: Potentials, marginals: SegmentMarginals) -> Tenso
     for scores, marginal in ((p.start_scores, m.start), (p.end_scores, m.end)):
         if scores is not None:
             total = total + inner_product(scores, marginal)
+    for scores, counts in ((p.segment_scores, m.segment), (p.transition_scores, m.change)):
+        if scores is not None:
+            total = total + inner_product(scores, counts)
     if p.final_scores is not None:
         last = m.end[torch.arange(p.batch_size, device=p.device), p.lengths - 1]
         total = total + inner_product(p.final_scores, last)
@@ -154,7 +171,7 @@ def fold_marginals(marginals: SegmentMarginals, num_labels: int) -> SegmentMargi
     for name, value in marginals._asdict().items():
         if value is not None:
             value = value.unflatten(-1, (-1, num_labels)).sum(-2)
-        if value is not None and name == "transition":
+        if value is not None and name in ("transition", "change"):
             value = value.unflatten(-2, (-1, num_labels)).sum(-3)
         folded[name] = value
     return SegmentMarginals(**folded)

@@ -28,7 +28,7 @@ from torch import Tensor
 from flash_semicrf.inference.autograd import ONCE_ONLY, named, once, scaled_by_torch
 from flash_semicrf.inference.viterbi import viterbi_of_checked
 from flash_semicrf.problem.dense import table_to_dense
-from flash_semicrf.problem.potentials import BY_POSITION, NAMES, Potentials, accumulator_dtype
+from flash_semicrf.problem.potentials import BY_SEQUENCE, NAMES, Potentials, accumulator_dtype
 from flash_semicrf.problem.validation import (
     check_choice,
     check_form,
@@ -161,7 +161,7 @@ def _(
     values = given.parameters()
     gradients = []
     for name in _names(wanted):
-        each = () if name in BY_POSITION else (given.batch_size,)
+        each = () if name in BY_SEQUENCE else (given.batch_size,)
         shape = (*each, *values[name].shape)
         gradients.append(given.scores.new_empty(shape, dtype=_gradient_dtype(given, name)))
     return _empty_log_z(given), gradients
@@ -180,7 +180,7 @@ def _backward(ctx: Any, upstream: Tensor, _: Sequence[Tensor]) -> tuple[Tensor |
     found: list[Tensor | None] = [None] * len(NAMES)
     wanted = [i for i, needed in enumerate(ctx.wanted) if needed]
     for i, gradient in zip(wanted, gradients, strict=True):
-        by_position = NAMES[i] in BY_POSITION
+        by_position = NAMES[i] in BY_SEQUENCE
         scaled = scaled_by_torch(gradient, upstream.to(gradient.dtype), by_position)
         scaled = scaled.to(ctx.dtypes[i])
         found[i] = once(scaled, log_z, ONCE_ONLY) if torch.is_grad_enabled() else scaled
@@ -224,7 +224,7 @@ def _empty_log_z(p: Potentials) -> Tensor:
 
 def _gradient_dtype(p: Potentials, name: str) -> torch.dtype:
     """Dtype of a gradient before it is scaled, and summed over sequences if it is shared."""
-    if name not in BY_POSITION:
+    if name not in BY_SEQUENCE:
         return accumulator_dtype(p.device)
     return torch.promote_types(p.parameters()[name].dtype, torch.float32)
 

@@ -33,6 +33,18 @@ from flash_semicrf.streaming.dispatch import choose
 
 __all__ = ["segment_marginals", "segment_probabilities"]
 
+_FIELDS = {
+    "scores": "position",
+    "start_scores": "start",
+    "end_scores": "end",
+    "transition": "transition",
+    "duration_bias": "duration",
+    "duration_tail": "tail",
+    "segment_scores": "segment",
+    "transition_scores": "change",
+}
+"""Field of `SegmentMarginals` that holds the expected counts of a parameter."""
+
 
 def segment_marginals(
     potentials: Potentials,
@@ -50,8 +62,8 @@ def segment_marginals(
     backend : str
         As for `flash_semicrf.log_partition`.
     counts : bool
-        Also count transitions and durations; if False, those fields are None and the cost is
-        lower.
+        Also count transitions, durations and, if they have scores, single segments and transitions
+        by position; if False, those fields are None and the cost is lower.
     constraints : Constraints, optional
         Condition on known facts.
     validate : {"auto", "values", "shapes"}, default="auto"
@@ -86,10 +98,12 @@ def segment_marginals(
         given = constrain(p, constraints)
         if counts:
             names += ["transition", "duration_bias"]
-            names += ["duration_tail"] if p.duration_tail is not None else []
+            optional = ("duration_tail", "segment_scores", "transition_scores")
+            names += [name for name in optional if getattr(p, name) is not None]
             given = explicit_start(given)
         _, found = choose(backend, given).gradients(given, set(names))
-    marginals = SegmentMarginals(*(poisoned(found[name], bad) for name in names))
+    counted = {_FIELDS[name]: poisoned(found[name], bad) for name in names}
+    marginals = SegmentMarginals(**counted)
     if counts and p.duration_tail is None:
         marginals = marginals._replace(tail=torch.zeros_like(found["duration_bias"][:, 0]))
     same = given.num_labels == p.num_labels
@@ -165,6 +179,8 @@ def _arrivals(p: Potentials, alpha: Tensor, table: SegmentTable) -> Tensor:
     by_duration = p.transition.dim() == 3
     index = (table_rows(p, stop - start), label) if by_duration else (label,)
     arriving = p.transition.movedim(-1, -2)[index]  # (N, C_src)
+    if p.transition_scores is not None:
+        arriving = arriving + p.transition_scores[sequence, start, :, label]
     between = torch.logsumexp(alpha[sequence, start] + arriving, -1)
     initial = first_term(p)
     first = initial[index] if initial.dim() == 2 else initial[label]

@@ -248,7 +248,8 @@ def _alternating(p: Potentials, allowed: Tensor | None, forced: Tensor) -> Poten
     # The free source of the first segment would otherwise count every label twice.
     parameters = explicit_start(p).parameters()
     copies = {name: torch.cat([value, value], -1) for name, value in parameters.items()}
-    copies["transition"] = torch.cat([copies["transition"]] * 2, -2)
+    for name in copies.keys() & {"transition", "transition_scores"}:
+        copies[name] = torch.cat([copies[name]] * 2, -2)
     odd = forced.cumsum(1).remainder(2).bool()[..., None]
     turns = [~odd, odd] if allowed is None else [allowed & ~odd, allowed & odd]
     in_turn = torch.cat([turn.expand(p.scores.shape) for turn in turns], -1)

@@ -83,6 +83,14 @@ def score_dense(potentials: Potentials, labels: Tensor, durations: Tensor) -> Te
         total = total + _picked(p.start_scores, label, opens)
     if p.end_scores is not None:
         total = total + _picked(p.end_scores, label, closes)
+    if p.segment_scores is not None:
+        row = table_rows(p, durations).clamp(min=0)
+        spans = p.segment_scores.gather(2, row[..., None, None].expand(*row.shape, 1, p.num_labels))
+        total = total + _picked(spans[:, :, 0], label, opens)
+    if p.transition_scores is not None:
+        source = label.roll(1, 1)[..., None, None].expand(*label.shape, 1, p.num_labels)
+        later = opens & (torch.arange(opens.shape[1], device=opens.device) > 0)
+        total = total + _picked(p.transition_scores.gather(2, source)[:, :, 0], label, later)
     if p.final_scores is not None:
         last = torch.where(covered & ends, label, 0).sum(1)
         total = total + p.final_scores.to(total.dtype)[last]

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from flash_semicrf.problem.potentials import BY_POSITION, NEG_INF, Potentials
+from flash_semicrf.problem.potentials import BY_SEQUENCE, NEG_INF, Potentials, ignored
 from flash_semicrf.problem.validation import check_choice, check_lengths, forbids
 
 __all__ = [
@@ -83,17 +83,17 @@ def flag_values(potentials: Potentials) -> Flagged:
     """
     p = potentials
     bad = (p.lengths < 1) | (p.lengths > p.num_positions)
-    inside = torch.arange(p.num_positions, device=p.device) < p.lengths[:, None]
     odd = {}
     for name, value in p.parameters().items():
         odd[name] = ~(value.detach() < -forbids(value.dtype))  # NaN compares as False
-        if name in BY_POSITION:
-            bad = bad | (odd[name] & inside[..., None]).flatten(1).any(1)
+        if name in BY_SEQUENCE:
+            bad = bad | odd[name].masked_fill(ignored(p, name), False).flatten(1).any(1)
         else:
             bad = bad | odd[name].any()
     changed = {}
     for name, value in p.parameters().items():
-        blank = bad[:, None, None] if name in BY_POSITION else odd[name]
+        by_sequence = name in BY_SEQUENCE
+        blank = bad.view(-1, *(1,) * (value.dim() - 1)) if by_sequence else odd[name]
         clean = _blank(value, blank)
         changed[name] = clean.masked_fill(clean.detach() <= NEG_INF, -torch.inf)
     return Flagged(p.replace(lengths=p.lengths.clamp(1, p.num_positions), **changed), bad)

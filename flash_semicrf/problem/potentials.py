@@ -11,8 +11,9 @@ with durations ``t - s`` in 1..K. With ``duration_tail`` there is no longest dur
 by the duration of the segment arrived in: ``transition[t-s-1, c', c]``, the last row for longer
 ones. The first segment has no source label: its transition term is the log-sum-exp over c' of
 ``transition[..., c', c]``, or ``initial_scores[c]`` if given. ``final_scores[c]`` is added for the
-last segment. Minus infinity, and any value <= `NEG_INF`, forbids. ``docs/conventions.md`` is the
-description for users.
+last segment. Two more terms look at the data: ``segment_scores[s, t-s-1, c]`` for every segment,
+row K-1 for longer ones, and ``transition_scores[s, c', c]`` for all but the first. Minus infinity,
+and any value <= `NEG_INF`, forbids. ``docs/conventions.md`` is the description for users.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from flash_semicrf.problem.segments import SegmentTable, covered_positions
 
 __all__ = [
     "BY_POSITION",
+    "BY_SEQUENCE",
     "Centering",
     "NAMES",
     "NEG_INF",
@@ -41,6 +43,7 @@ __all__ = [
     "explicit_start",
     "first_term",
     "forbid",
+    "ignored",
     "initial_term",
     "score_rows",
     "score_segments",
@@ -58,7 +61,10 @@ _CACHED = 1 << 16
 """Entries of which the smallest and the largest are looked for at once."""
 
 BY_POSITION = ("scores", "start_scores", "end_scores")
-"""Parameters of shape (B, T, C); the others are shared by all sequences."""
+"""Parameters of shape (B, T, C)."""
+
+BY_SEQUENCE = (*BY_POSITION, "segment_scores", "transition_scores")
+"""Parameters of shape (B, T, ...); the others are shared by all sequences."""
 
 NAMES = (
     "scores",
@@ -69,6 +75,8 @@ NAMES = (
     "initial_scores",
     "final_scores",
     "duration_tail",
+    "segment_scores",
+    "transition_scores",
 )
 """Names of the parameters that carry gradients, in the order of the autograd functions."""
 
@@ -95,6 +103,13 @@ class Potentials:
     duration_tail : Tensor of shape (C,), optional
         Log-rate of durations beyond K: each further position adds ``duration_tail[c]`` to the score
         of duration K. -inf for a label whose segments last at most K positions.
+    segment_scores : Tensor of shape (B, T, K, C), optional
+        ``segment_scores[b, s, k - 1, c]`` is added for a segment that starts at s, lasts k
+        positions and has label c: any score of a whole span. A segment longer than K gets that of
+        K. Entries of segments that pass the end of their sequence are ignored.
+    transition_scores : Tensor of shape (B, T, C, C), optional
+        ``transition_scores[b, s, c_src, c_dst]`` is added to the transition into a segment that
+        starts at s. Row 0 is ignored: nothing precedes the first segment.
 
     Notes
     -----
@@ -111,6 +126,8 @@ class Potentials:
     initial_scores: Tensor | None = None
     final_scores: Tensor | None = None
     duration_tail: Tensor | None = None
+    segment_scores: Tensor | None = None
+    transition_scores: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
@@ -232,6 +249,25 @@ def center_scores(
     raise ValueError(f'`centering` must be "position", "sequence" or "none"; got {mode!r}.')
 
 
+def ignored(potentials: Potentials, name: str) -> Tensor | None:
+    """Entries of a parameter that belong to no segment of a sequence: bool, broadcastable to it.
+
+    Rows after a sequence's end, segments that pass it, and transitions into the first segment; None
+    for a parameter that all sequences share.
+    """
+    p = potentials
+    if name not in BY_SEQUENCE:
+        return None
+    position = torch.arange(p.num_positions, device=p.device)
+    if name == "segment_scores":
+        stop = position[:, None] + torch.arange(1, p.max_duration + 1, device=p.device)
+        return (stop > p.lengths[:, None, None])[..., None]
+    outside = position >= p.lengths[:, None]
+    if name == "transition_scores":
+        return (outside | (position == 0))[..., None, None]
+    return outside[..., None]
+
+
 def within_length(potentials: Potentials) -> Potentials:
     """Problem without the scores of durations longer than the padded length.
 
@@ -260,6 +296,8 @@ def within_length(potentials: Potentials) -> Potentials:
         by_duration["transition"] = p.transition[:longest]
     if p.initial_scores is not None and p.initial_scores.dim() == 2:
         by_duration["initial_scores"] = p.initial_scores[:longest]
+    if p.segment_scores is not None:
+        by_duration["segment_scores"] = p.segment_scores[:, :, :longest]
     return p.replace(**by_duration)
 
 
@@ -288,7 +326,7 @@ def score_rows(potentials: Potentials, table: SegmentTable) -> Tensor:
 
 
 def content_rows(potentials: Potentials, table: SegmentTable) -> Tensor:
-    """Score of each segment without its transition: positions, duration, start and end.
+    """Score of each segment without its transition: positions, duration, span, start and end.
 
     Parameters
     ----------
@@ -312,6 +350,8 @@ def content_rows(potentials: Potentials, table: SegmentTable) -> Tensor:
         total = total + p.start_scores[sequence, start, label]
     if p.end_scores is not None:
         total = total + p.end_scores[sequence, stop - 1, label]
+    if p.segment_scores is not None:
+        total = total + p.segment_scores[sequence, start, table_rows(p, stop - start), label]
     return total
 
 
@@ -339,6 +379,8 @@ def _transition_rows(p: Potentials, table: SegmentTable) -> Tensor:
     source = torch.roll(label, 1)
     by_duration = p.transition.dim() == 3
     between = p.transition[k, source, label] if by_duration else p.transition[source, label]
+    if p.transition_scores is not None:
+        between = between + p.transition_scores[sequence, start, source, label]
     initial = first_term(p)
     first = initial[k, label] if initial.dim() == 2 else initial[label]
     return torch.where(start == 0, first, between)

@@ -39,6 +39,10 @@ def unrolled(potentials: Potentials) -> Potentials:
         value = getattr(p, name)
         if value is not None and value.dim() == dims:
             changed[name] = torch.cat([value, value[-1:].expand(beyond, *value.shape[1:])])
+    spans = p.segment_scores
+    if spans is not None:
+        longest = spans[:, :, -1:].expand(-1, -1, beyond, -1)
+        changed["segment_scores"] = torch.cat([spans, longest], 2)
     return p.replace(duration_tail=None, **changed)
 
 

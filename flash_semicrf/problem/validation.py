@@ -19,7 +19,7 @@ from flash_semicrf.problem.arguments import (
     check_positive_int,
     check_tensor,
 )
-from flash_semicrf.problem.potentials import BY_POSITION, NEG_INF, Potentials, score_rows
+from flash_semicrf.problem.potentials import NEG_INF, Potentials, ignored, score_rows
 from flash_semicrf.problem.segments import SegmentTable
 
 __all__ = [
@@ -221,14 +221,12 @@ def check_potentials(potentials: Potentials) -> Potentials:
         if allowed(checked):
             return checked
     lengths = check_lengths(p.lengths, p.batch_size, p.num_positions).to(device)
-    inside = torch.arange(p.num_positions, device=device) < lengths[:, None]
-    padded = not bool(inside.all())
     changed = {}
     for name, value in p.parameters().items():
-        shown = value
-        if padded and name in BY_POSITION:
-            # Rows after a sequence's end are ignored, whatever they hold.
-            shown = value.detach().masked_fill(~inside[..., None], 0.0)
+        shown, unread = value, ignored(p.replace(lengths=lengths), name)
+        if unread is not None:
+            # Whatever they hold.
+            shown = value.detach().masked_fill(unread, 0.0)
         if check_finite_or_forbidden(name, shown):
             # Compared in its own dtype: NEG_INF as a float32 is above NEG_INF as a float64.
             changed[name] = value = value.masked_fill(value <= NEG_INF, -math.inf)
@@ -262,6 +260,8 @@ def _check_shapes(p: Potentials) -> None:
         "initial_scores": bias if by_duration else (num_labels,),
         "final_scores": (num_labels,),
         "duration_tail": (num_labels,),
+        "segment_scores": (*p.scores.shape[:2], *bias),
+        "transition_scores": (*p.scores.shape[:2], *square),
     }
     for name, shape in expected.items():
         value = getattr(p, name)

@@ -16,10 +16,18 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import NEG_INF, Potentials, accumulator_dtype
 
-__all__ = ["HUGE", "common_parts", "running_total", "without_masks"]
+__all__ = ["HUGE", "common_parts", "running_total", "without_masks", "without_spans"]
 
 HUGE = 1e4
 """Scores of a larger absolute value are masks, or sums with masks."""
+
+
+def without_spans(potentials: Potentials) -> str | None:
+    """Why kernels that read neither segment scores nor transition scores cannot run a problem."""
+    for name in ("segment_scores", "transition_scores"):
+        if getattr(potentials, name) is not None:
+            return f"it has no kernels for `{name}`"
+    return None
 
 
 def common_parts(scores: Tensor, lengths: Tensor) -> Tensor:

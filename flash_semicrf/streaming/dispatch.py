@@ -44,6 +44,7 @@ class Backend(Protocol):
 
         Those of "scores", "start_scores" and "end_scores" have shape (B, T, C): they are the
         position, start and end marginals, and are available even if the problem has no such scores.
+        Those of "segment_scores" and "transition_scores" have the shapes of these.
         The others have one gradient per sequence, (B, ...). Zero where log Z is -inf.
         """
 

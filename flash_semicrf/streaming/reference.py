@@ -2,7 +2,8 @@
 
     alpha_t(c) = LSE_{k=1..K} [ S_t(c) - S_{t-k}(c) + D_k(c) + start_{t-k}(c) + gamma_{t-k}(k, c) ]
                  + end_{t-1}(c)
-    gamma_s(k, c) = LSE_{c'} [ alpha_s(c') + A_k[c', c] ],   gamma_0 = the initial term
+    gamma_s(k, c) = LSE_{c'} [ alpha_s(c') + A_k[c', c] + transition_scores_s[c', c] ]
+                    + segment_scores_s(k, c),   at s = 0 the initial term in place of the LSE
 
 With a duration tail one more term of the first sum stands for all durations above K,
 
@@ -22,11 +23,12 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.problem.potentials import (
-    BY_POSITION,
+    BY_SEQUENCE,
     NEG_INF,
     Potentials,
     accumulator_dtype,
     first_term,
+    ignored,
 )
 from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.problem.unroll import unrolled
@@ -56,15 +58,16 @@ def log_partition(potentials: Potentials, semiring: Literal["log", "max"] = "log
 
 
 def blank_and_upcast(potentials: Potentials) -> Potentials:
-    """Problem in the accumulator's dtype, with -inf for forbidden values and 0 as padding."""
+    """Problem in the accumulator's dtype, -inf for forbidden values and 0 for what is ignored."""
     p = potentials
     # Compared in its own dtype: NEG_INF as a float32 is above NEG_INF as a float64.
     dead = {name: value <= NEG_INF for name, value in p.parameters().items()}
     p = p.to(accumulator_dtype(p.device))
     clean = {n: v.masked_fill(dead[n], -torch.inf) for n, v in p.parameters().items()}
-    padding = torch.arange(p.num_positions, device=p.device) >= p.lengths[:, None]
-    for name in clean.keys() & set(BY_POSITION):
-        clean[name] = clean[name].masked_fill(padding[..., None], 0.0)
+    for name, value in clean.items():
+        unread = ignored(p, name)
+        if unread is not None:
+            clean[name] = value.masked_fill(unread, 0.0)
     return p.replace(**clean)
 
 
@@ -83,8 +86,7 @@ def _messages(p: Potentials, semiring: Literal["log", "max"]) -> tuple[list[Tens
     sums = _sums(p)
     first = first_term(p)
     k_shape = (p.batch_size, p.max_duration, p.num_labels)
-    # sources[s] is gamma_s (+ start_s) by duration: (B, K, C), or (B, 1, C) for static transitions.
-    sources = [first.expand(k_shape)]
+    sources = [_with_spans(p, first.expand(k_shape), 0)]  # gamma_s by duration, (B, K, C)
     alpha = [p.scores.new_zeros(p.batch_size, p.num_labels)]
     windows: list[Tensor] = []
     for t in range(1, p.num_positions + 1):
@@ -102,10 +104,25 @@ def _messages(p: Potentials, semiring: Literal["log", "max"]) -> tuple[list[Tens
         if p.end_scores is not None:
             window = window + p.end_scores[:, t - 1, None]
         alpha.append(_sum(window, 1, semiring))
-        transition = p.transition if p.transition.dim() == 3 else p.transition[None]
-        gamma = _sum(alpha[t][:, None, :, None] + transition, 2, semiring)
-        sources.append(gamma.expand(k_shape))
+        if t < p.num_positions:
+            gamma = _sum(alpha[t][:, None, :, None] + _transition(p, t), 2, semiring)
+            sources.append(_with_spans(p, gamma.expand(k_shape), t))
     return alpha, windows
+
+
+def _transition(p: Potentials, s: int) -> Tensor:
+    """Transitions into the segments that start at s > 0, (B or 1, K or 1, C_src, C_dst)."""
+    transition = p.transition if p.transition.dim() == 3 else p.transition[None]
+    return (
+        transition[None]
+        if p.transition_scores is None
+        else (transition + p.transition_scores[:, s, None])
+    )
+
+
+def _with_spans(p: Potentials, source: Tensor, s: int) -> Tensor:
+    """(B, K, C) with the scores of the segments that start at s."""
+    return source if p.segment_scores is None else source + p.segment_scores[:, s]
 
 
 def _sums(p: Potentials) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,7 +160,6 @@ def _backward_messages(p: Potentials) -> list[Tensor]:
     K: R_t(c) = scores[t, c] + duration_tail[c] + LSE [end_t(c) + beta_{t+1}(c), R_{t+1}(c)].
     """
     sums = _sums(p)
-    transition = p.transition if p.transition.dim() == 3 else p.transition[None]
     nothing = p.scores.new_zeros(p.num_labels)
     final = nothing if p.final_scores is None else p.final_scores
     final = final.expand(p.batch_size, -1)
@@ -161,13 +177,18 @@ def _backward_messages(p: Potentials) -> list[Tensor]:
                 eta = eta + p.start_scores[:, s, None]
             if p.end_scores is not None:
                 eta = eta + p.end_scores[:, span - 1]
-            arriving = transition[:longest, :, :] + eta[:, :, None]  # (B, k, C_src, C_dst)
+            if p.segment_scores is not None:
+                eta = eta + p.segment_scores[:, s, :longest]
+            transition = _transition(p, s)
+            arriving = transition[:, :longest] + eta[:, :, None]  # (B, k, C_src, C_dst)
             if p.duration_tail is not None and s + p.max_duration < p.num_positions:
                 longer = _content(sums, s, s + p.max_duration) + p.duration_bias[-1]
                 longer = longer + rest[s + p.max_duration]
                 if p.start_scores is not None:
                     longer = longer + p.start_scores[:, s]
-                longer = transition[-1] + longer[:, None, None]
+                if p.segment_scores is not None:
+                    longer = longer + p.segment_scores[:, s, -1]
+                longer = transition[:, -1:] + longer[:, None, None]
                 arriving = torch.cat([arriving, longer], 1)
             value = _sum(arriving.transpose(1, 2).flatten(2), -1, "log")
         value = torch.where(s > p.lengths[:, None], -torch.inf, value)
@@ -229,10 +250,17 @@ def _walk(
         k, label = min((_duration(p, windows, t, c), c) for c in tied)
         rows.append((b, t - k, t, label))
         t -= k
-        row = min(k, p.max_duration) - 1
-        transition = p.transition[row] if p.transition.dim() == 3 else p.transition
-        value = alpha[t] + transition[:, label]
+        value = alpha[t] + _arriving(p, b, t, min(k, p.max_duration), label)
     return rows[::-1]
+
+
+def _arriving(p: Potentials, b: int, s: int, k: int, label: int) -> Tensor:
+    """Transitions (C,) of sequence b into a segment of s, k and a label, from each label before."""
+    transition = p.transition[k - 1] if p.transition.dim() == 3 else p.transition
+    row = transition[:, label]
+    if p.transition_scores is None or s == 0:
+        return row
+    return row + p.transition_scores[b, s, :, label]
 
 
 def _duration(p: Potentials, windows: list[Tensor], t: int, label: int) -> int:
@@ -273,7 +301,7 @@ def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
         for b in range(p.batch_size):
             if bool((final[b] > -torch.inf).any()):
                 messages = [a[b] for a in alpha], [w[b] for w in windows]
-                drawn = _draw_walk(p, int(p.lengths[b]), *messages, final[b], stream[:, j, b])
+                drawn = _draw_walk(p, b, *messages, final[b], stream[:, j, b])
                 rows += [(j * p.batch_size + b, *row) for row in drawn]
     columns = torch.tensor(rows, dtype=torch.int64, device=p.device).reshape(-1, 4)
     return SegmentTable(*columns.unbind(1))
@@ -281,13 +309,14 @@ def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
 
 def _draw_walk(
     p: Potentials,
-    length: int,
+    b: int,
     alpha: list[Tensor],
     windows: list[Tensor],
     value: Tensor,
     stream: np.ndarray,
 ) -> list[tuple[int, int, int]]:
-    """One sample as (start, stop, label), where `value` (C,) weighs the last label."""
+    """One sample of sequence b, (start, stop, label); `value` (C,) weighs the last label."""
+    length = int(p.lengths[b])
     numbers = np.arange(2 * length, dtype=np.uint64)
     draws = iter(uniform(stream[0], stream[1], numbers).tolist())
     t = length
@@ -297,8 +326,7 @@ def _draw_walk(
         k = _draw(windows[t - 1][:, label], next(draws)) + 1
         rows.append((t - k, t, label))
         t -= k
-        transition = p.transition[k - 1] if p.transition.dim() == 3 else p.transition
-        value = alpha[t] + transition[:, label]
+        value = alpha[t] + _arriving(p, b, t, k, label)
     return rows[::-1]
 
 
@@ -327,13 +355,13 @@ class ReferenceBackend:
         self, potentials: Potentials, wanted: set[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Log Z and gradients; see `flash_semicrf.streaming.dispatch.Backend`."""
-        if wanted <= set(BY_POSITION):
+        if wanted <= set(BY_SEQUENCE):
             return _differentiate(potentials, wanted)
         # Gradients of shared parameters are needed for each sequence: one sequence at a time.
         sequences = range(potentials.batch_size)
         parts = [_differentiate(_sequence(potentials, b), wanted) for b in sequences]
         found = {
-            name: torch.cat([g[name] if name in BY_POSITION else g[name][None] for _, g in parts])
+            name: torch.cat([g[name] if name in BY_SEQUENCE else g[name][None] for _, g in parts])
             for name in wanted
         }
         return torch.cat([log_z for log_z, _ in parts]), found
@@ -357,7 +385,7 @@ class ReferenceBackend:
         log_z, mean, products = zip(*parts, strict=True)
         found = {}
         for name in wanted:
-            each = [p[name] if name in BY_POSITION else p[name][None] for p in products]
+            each = [p[name] if name in BY_SEQUENCE else p[name][None] for p in products]
             found[name] = torch.cat(each)
         return torch.cat(log_z), torch.stack(mean), found
 
@@ -377,7 +405,7 @@ class ReferenceBackend:
 
 def _sequence(p: Potentials, b: int) -> Potentials:
     """The problem of one sequence of a batch."""
-    own = {n: v[b : b + 1] for n, v in p.parameters().items() if n in BY_POSITION}
+    own = {n: v[b : b + 1] for n, v in p.parameters().items() if n in BY_SEQUENCE}
     return p.replace(lengths=p.lengths[b : b + 1], **own)
 
 

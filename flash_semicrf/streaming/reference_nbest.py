@@ -96,6 +96,9 @@ def _lists(p: Potentials, b: int, number: int) -> _Lists:
     start, end = (None if x is None else x[b].tolist() for x in (p.start_scores, p.end_scores))
     by_duration = p.transition.expand(p.max_duration, p.num_labels, p.num_labels)
     into = by_duration.transpose(1, 2).tolist()  # [k - 1][label][source]
+    spans, moves = p.segment_scores, p.transition_scores
+    spans = None if spans is None else spans[b].tolist()
+    moves = None if moves is None else moves[b].transpose(1, 2).tolist()
     first = first_term(p).expand(p.max_duration, p.num_labels).tolist()
     lists: _Lists = [[[] for _ in range(p.num_labels)]]
     for t in range(1, int(p.lengths[b]) + 1):
@@ -111,10 +114,15 @@ def _lists(p: Potentials, b: int, number: int) -> _Lists:
                     content += start[s][c]
                 if end is not None:
                     content += end[t - 1][c]
+                if spans is not None:
+                    content += spans[s][k - 1][c]
                 if s == 0 and first[k - 1][c] + content > -math.inf:
                     paths.append(_Path(first[k - 1][c] + content, k, -1, 0))
                 if s > 0:
-                    paths += _n_first(lists, s, k, into[k - 1][c], content, number)
+                    arriving = into[k - 1][c]
+                    if moves is not None:
+                        arriving = [a + m for a, m in zip(arriving, moves[s][c], strict=True)]
+                    paths += _n_first(lists, s, k, arriving, content, number)
             lists[t].append(sorted(paths, key=_order(lists, t))[:number])
     return lists
 

@@ -178,6 +178,10 @@ def naive_score(potentials: Potentials, index: int, segments: list[tuple[int, in
             total += float(p.start_scores[index, start, label])
         if p.end_scores is not None:
             total += float(p.end_scores[index, stop - 1, label])
+        if p.segment_scores is not None:
+            total += float(p.segment_scores[index, start, row, label])
+        if p.transition_scores is not None and previous is not None:
+            total += float(p.transition_scores[index, start, previous, label])
         previous = label
     if p.final_scores is not None:
         total += float(p.final_scores[previous])

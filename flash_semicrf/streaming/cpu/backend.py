@@ -11,7 +11,13 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import BY_POSITION, Potentials
 from flash_semicrf.problem.segments import SegmentTable
-from flash_semicrf.streaming.assembly import HUGE, common_parts, running_total, without_masks
+from flash_semicrf.streaming.assembly import (
+    HUGE,
+    common_parts,
+    running_total,
+    without_masks,
+    without_spans,
+)
 from flash_semicrf.streaming.cpu.batches import gradients_by_length
 from flash_semicrf.streaming.pieces.plan import Slots
 from flash_semicrf.streaming.tilt import tilted
@@ -29,7 +35,7 @@ class NumbaBackend:
         """Reason why this backend cannot run the problem, or None."""
         if potentials.device.type != "cpu":
             return f"it needs tensors on the CPU and these are on {potentials.device}"
-        return None
+        return without_spans(potentials)
 
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from flash_semicrf.problem.flags import Flagged, flag_values
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.streaming.assembly import without_spans
 from flash_semicrf.streaming.pieces.plan import Slots, within_memory
 from flash_semicrf.streaming.windows import Forward, Windows
 
@@ -96,7 +97,7 @@ class TritonBackend:
             return "it needs a device of compute capability 8.0 or newer"
         if potentials.num_labels > MAX_LABELS:
             return f"it takes at most {MAX_LABELS} labels and these are {potentials.num_labels}"
-        return None
+        return without_spans(potentials)
 
     def values_are_allowed(self, potentials: Potentials) -> bool:
         """Whether validation need not look at the values one tensor at a time.
