@@ -128,7 +128,7 @@ def _content(p: Potentials) -> Tensor:
 
 def _read(p: Potentials, name: str) -> Tensor:
     """A parameter by sequence, 0 where it is ignored."""
-    return getattr(p, name).masked_fill(ignored(p, name), 0.0)
+    return p.parameters()[name].masked_fill(ignored(p, name), 0.0)
 
 
 def _ahead(x: Tensor, offset: int) -> Tensor:

@@ -135,8 +135,10 @@ def expected_score(potentials: Potentials, marginals: SegmentMarginals) -> Tenso
     p, m = potentials, marginals
     if m.transition is None or m.duration is None:
         raise ValueError("`marginals` must hold expected counts; got counts=False.")
-    for name, counts in (("segment_scores", m.segment), ("transition_scores", m.change)):
-        if getattr(p, name) is not None and counts is None:
+    given = p.parameters()
+    attached = {"segment_scores": m.segment, "transition_scores": m.change}
+    for name, counts in attached.items():
+        if name in given and counts is None:
             raise ValueError(
                 f"`marginals` must be of a problem with `{name}`, as `potentials` is: their "
                 "expectation needs counts by position. Give that problem zeros."
@@ -156,9 +158,9 @@ def expected_score(potentials: Potentials, marginals: SegmentMarginals) -> Tenso
     for scores, marginal in ((p.start_scores, m.start), (p.end_scores, m.end)):
         if scores is not None:
             total = total + inner_product(scores, marginal)
-    for scores, counts in ((p.segment_scores, m.segment), (p.transition_scores, m.change)):
-        if scores is not None:
-            total = total + inner_product(scores, counts)
+    for name, counts in attached.items():
+        if counts is not None and name in given:
+            total = total + inner_product(given[name], counts)
     if p.final_scores is not None:
         last = m.end[torch.arange(p.batch_size, device=p.device), p.lengths - 1]
         total = total + inner_product(p.final_scores, last)

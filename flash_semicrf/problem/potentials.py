@@ -249,15 +249,12 @@ def center_scores(
     raise ValueError(f'`centering` must be "position", "sequence" or "none"; got {mode!r}.')
 
 
-def ignored(potentials: Potentials, name: str) -> Tensor | None:
-    """Entries of a parameter that belong to no segment of a sequence: bool, broadcastable to it.
+def ignored(potentials: Potentials, name: str) -> Tensor:
+    """Entries of a parameter `BY_SEQUENCE` that belong to no segment: bool, broadcastable to it.
 
-    Rows after a sequence's end, segments that pass it, and transitions into the first segment; None
-    for a parameter that all sequences share.
+    Rows after a sequence's end, segments that pass it, and transitions into the first segment.
     """
     p = potentials
-    if name not in BY_SEQUENCE:
-        return None
     position = torch.arange(p.num_positions, device=p.device)
     if name == "segment_scores":
         stop = position[:, None] + torch.arange(1, p.max_duration + 1, device=p.device)

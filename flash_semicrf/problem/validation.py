@@ -19,7 +19,7 @@ from flash_semicrf.problem.arguments import (
     check_positive_int,
     check_tensor,
 )
-from flash_semicrf.problem.potentials import NEG_INF, Potentials, ignored, score_rows
+from flash_semicrf.problem.potentials import BY_SEQUENCE, NEG_INF, Potentials, ignored, score_rows
 from flash_semicrf.problem.segments import SegmentTable
 
 __all__ = [
@@ -223,10 +223,10 @@ def check_potentials(potentials: Potentials) -> Potentials:
     lengths = check_lengths(p.lengths, p.batch_size, p.num_positions).to(device)
     changed = {}
     for name, value in p.parameters().items():
-        shown, unread = value, ignored(p.replace(lengths=lengths), name)
-        if unread is not None:
-            # Whatever they hold.
-            shown = value.detach().masked_fill(unread, 0.0)
+        shown = value
+        if name in BY_SEQUENCE:
+            # Whatever these entries hold.
+            shown = value.detach().masked_fill(ignored(p.replace(lengths=lengths), name), 0.0)
         if check_finite_or_forbidden(name, shown):
             # Compared in its own dtype: NEG_INF as a float32 is above NEG_INF as a float64.
             changed[name] = value = value.masked_fill(value <= NEG_INF, -math.inf)

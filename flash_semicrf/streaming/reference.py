@@ -64,10 +64,8 @@ def blank_and_upcast(potentials: Potentials) -> Potentials:
     dead = {name: value <= NEG_INF for name, value in p.parameters().items()}
     p = p.to(accumulator_dtype(p.device))
     clean = {n: v.masked_fill(dead[n], -torch.inf) for n, v in p.parameters().items()}
-    for name, value in clean.items():
-        unread = ignored(p, name)
-        if unread is not None:
-            clean[name] = value.masked_fill(unread, 0.0)
+    for name in clean.keys() & set(BY_SEQUENCE):
+        clean[name] = clean[name].masked_fill(ignored(p, name), 0.0)
     return p.replace(**clean)
 
 

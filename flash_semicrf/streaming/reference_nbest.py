@@ -96,9 +96,8 @@ def _lists(p: Potentials, b: int, number: int) -> _Lists:
     start, end = (None if x is None else x[b].tolist() for x in (p.start_scores, p.end_scores))
     by_duration = p.transition.expand(p.max_duration, p.num_labels, p.num_labels)
     into = by_duration.transpose(1, 2).tolist()  # [k - 1][label][source]
-    spans, moves = p.segment_scores, p.transition_scores
-    spans = None if spans is None else spans[b].tolist()
-    moves = None if moves is None else moves[b].transpose(1, 2).tolist()
+    spans = None if p.segment_scores is None else p.segment_scores[b].tolist()
+    moves = None if p.transition_scores is None else p.transition_scores[b].mT.tolist()
     first = first_term(p).expand(p.max_duration, p.num_labels).tolist()
     lists: _Lists = [[[] for _ in range(p.num_labels)]]
     for t in range(1, int(p.lengths[b]) + 1):

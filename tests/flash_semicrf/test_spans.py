@@ -137,7 +137,7 @@ def test_probabilities_of_segments(kind, backend):
     ((_, segmentations, scores),) = everything(problem)
     expected = {}
     for segments, p in zip(segmentations, scores.softmax(0).tolist(), strict=True):
-        for segment in segments:
+        for segment in segments if p > 0 else []:
             expected[segment] = expected.get(segment, 0.0) + p
     rows = torch.tensor([(0, *segment) for segment in expected])
     table = segments_to_table([[Segment(0, 0, 0)]])._make(rows.unbind(1))

@@ -152,7 +152,8 @@ def test_marginals_are_those_of_the_enumeration(case, backend):
                 key = (start, stop, label)
                 probability[key] = probability.get(key, 0.0) + p
         for name, value in expected._asdict().items():
-            assert_close(getattr(found, name)[b], value)
+            if value is not None:  # a parameter that the problem does not have
+                assert_close(getattr(found, name)[b], value)
         rows = [
             (b, *row)
             for row, p in probability.items()

@@ -88,7 +88,8 @@ def test_marginals_match_the_reference(case, backend):
     p = case.problem()
     actual = inference.segment_marginals(p, backend, LIMIT)
     for found, wanted in zip(actual, segment_marginals(p, "reference"), strict=True):
-        assert_close(found, wanted)
+        if wanted is not None:  # a parameter that the problem does not have
+            assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("case", thinned(CASES, 3), ids=str)
