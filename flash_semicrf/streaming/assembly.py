@@ -16,15 +16,37 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import NEG_INF, Potentials, accumulator_dtype
 
-__all__ = ["HUGE", "common_parts", "running_total", "without_masks", "without_spans"]
+__all__ = [
+    "HUGE",
+    "common_parts",
+    "in_float64",
+    "running_total",
+    "without_masks",
+    "without_spans",
+]
 
 HUGE = 1e4
 """Scores of a larger absolute value are masks, or sums with masks."""
 
 
+_LARGE = ("segment_scores", "transition_scores")
+"""Parameters that are too large for a copy."""
+
+
+def in_float64(potentials: Potentials) -> Potentials:
+    """The problem in float64, but for segment scores and transition scores, which are large.
+
+    Kernels read those by the row, in the dtype that they have. Detached.
+    """
+    named = potentials.parameters()
+    return potentials.replace(
+        **{n: v.detach() if n in _LARGE else v.detach().double() for n, v in named.items()}
+    )
+
+
 def without_spans(potentials: Potentials) -> str | None:
     """Why kernels that read neither segment scores nor transition scores cannot run a problem."""
-    for name in ("segment_scores", "transition_scores"):
+    for name in _LARGE:
         if getattr(potentials, name) is not None:
             return f"it has no kernels for `{name}`"
     return None
@@ -66,7 +88,10 @@ def without_masks(potentials: Potentials) -> tuple[Potentials, Tensor] | None:
         return None
     mask = scores.masked_fill(~masked, -math.inf).amax((1, 2)).double()
     rest = scores.amax(-1).clamp(min=0.0).masked_fill(~inside, 0.0).double().sum(1)
-    gains = (p.transition, p.duration_bias, p.start_scores, p.end_scores, p.duration_tail)
+    gains = (
+        *(p.transition, p.duration_bias, p.start_scores, p.end_scores, p.duration_tail),
+        *(p.segment_scores, p.transition_scores),
+    )
     once = _gain(p.initial_scores, p.final_scores) + math.log(p.num_labels)
     segments = p.lengths * (_gain(*gains) + math.log(1 + p.num_labels))
     least = mask + rest + segments + once + 50.0

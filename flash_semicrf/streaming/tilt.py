@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from flash_semicrf.problem.potentials import NEG_INF, Potentials
+from flash_semicrf.streaming.assembly import in_float64
 
 __all__ = ["slopes_of", "tilted"]
 
@@ -56,11 +57,12 @@ def tilted(potentials: Potentials) -> Potentials:
     slopes = slopes_of(potentials.duration_bias.detach().numpy())
     if slopes is None:
         return potentials
-    named = {name: value.detach().double() for name, value in potentials.parameters().items()}
+    wide = in_float64(potentials)
+    named = wide.parameters()
     slope = torch.from_numpy(slopes)
     durations = torch.arange(1, potentials.max_duration + 1, dtype=torch.float64)
     named["scores"] = named["scores"] + slope
     named["duration_bias"] = named["duration_bias"] - durations[:, None] * slope
     if "duration_tail" in named:
         named["duration_tail"] = named["duration_tail"] - slope
-    return potentials.replace(**named)
+    return wide.replace(**named)

@@ -1,4 +1,4 @@
-"""The numba backend: every CPU problem, static transitions or transitions by duration."""
+"""The numba backend: every CPU problem."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from flash_semicrf.problem.segments import SegmentTable
 from flash_semicrf.streaming.assembly import (
     HUGE,
     common_parts,
+    in_float64,
     running_total,
     without_masks,
-    without_spans,
 )
 from flash_semicrf.streaming.cpu.batches import gradients_by_length
 from flash_semicrf.streaming.pieces.plan import Slots
@@ -35,7 +35,7 @@ class NumbaBackend:
         """Reason why this backend cannot run the problem, or None."""
         if potentials.device.type != "cpu":
             return f"it needs tensors on the CPU and these are on {potentials.device}"
-        return without_spans(potentials)
+        return None
 
     def log_partition(self, potentials: Potentials) -> Tensor:
         """Log Z; see `flash_semicrf.streaming.dispatch.Backend`."""
@@ -70,8 +70,8 @@ class NumbaBackend:
         self, potentials: Potentials, direction: Potentials, wanted: set[str]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Derivatives of the gradient; see `flash_semicrf.streaming.dispatch.Backend`."""
-        problem, offset = _prepared(potentials.to(torch.float64))
-        direction = direction.to(torch.float64)
+        problem, offset = _prepared(in_float64(potentials))
+        direction = in_float64(direction)
         log_z, mean, found = _kernels(potentials).tangents(problem, direction, wanted)
         return log_z + offset[:, -1], mean, found
 
@@ -106,7 +106,7 @@ class NumbaBackend:
 
     def slots(self, potentials: Potentials, sums: bool) -> Slots | None:
         """What the threads do at once; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
-        if potentials.duration_tail is not None:
+        if potentials.duration_tail is not None or _is_attached(potentials):
             return None
         if sums and _kernels(potentials).in_lanes(potentials):
             return _LANES
@@ -158,14 +158,19 @@ _NO_OFFSET = torch.zeros(1, 1, dtype=torch.float64, device="cpu")
 
 
 def _kernels(potentials: Potentials) -> ModuleType:
-    """Package of kernels for the kind of transitions."""
-    if potentials.transition.dim() == 3:
+    """Package of kernels for the kind of problem."""
+    if potentials.transition.dim() == 3 or _is_attached(potentials):
         from flash_semicrf.streaming.cpu import by_duration
 
         return by_duration
     from flash_semicrf.streaming.cpu import static
 
     return static
+
+
+def _is_attached(p: Potentials) -> bool:
+    """Whether segments or transitions by position have scores of their own."""
+    return p.segment_scores is not None or p.transition_scores is not None
 
 
 def _avoiding_masks(problem: Potentials, run: Callable, log_z_of: Callable) -> Any:
@@ -194,7 +199,7 @@ def _prepared(potentials: Potentials, sums: bool = True) -> tuple[Potentials, Te
     Returns
     -------
     potentials : Potentials
-        All in float32 or all in float64.
+        All in float32 or all in float64, but for segment scores and transition scores.
     offset : float64 Tensor of shape (B, T + 1), or `_NO_OFFSET`
         What has been taken out before position t of every segmentation's score.
     """
@@ -202,7 +207,7 @@ def _prepared(potentials: Potentials, sums: bool = True) -> tuple[Potentials, Te
         potentials = tilted(potentials)
     named = potentials.parameters()
     if len({value.dtype for value in named.values()}) > 1:
-        named = {name: value.detach().double() for name, value in named.items()}
+        named = in_float64(potentials).parameters()
     low, high = potentials.score_range
     if not (low > -HUGE and high < HUGE):
         # Masks, or NaN in the padding. One label at 0 and the others at -1e9 is no problem for
@@ -210,7 +215,7 @@ def _prepared(potentials: Potentials, sums: bool = True) -> tuple[Potentials, Te
         parts = common_parts(named["scores"].detach(), potentials.lengths)
         if bool(parts.any()):
             # In float64: a float32 difference would round what is left.
-            named = {name: value.detach().double() for name, value in named.items()}
+            named = in_float64(potentials).parameters()
             named["scores"] = named["scores"] - parts[..., None]
             return potentials.replace(**named), running_total(parts)
     problem = potentials.replace(**named)

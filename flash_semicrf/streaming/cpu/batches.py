@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flash_semicrf.problem.potentials import BY_POSITION, Potentials
+from flash_semicrf.problem.potentials import BY_SEQUENCE, Potentials
 
 __all__ = [
     "boundary_products",
@@ -114,14 +114,16 @@ def gradients_by_length(
     for group in map(torch.from_numpy, groups):
         longest = int(p.lengths[group[-1]])
         named = p.parameters()
-        rows = {name: named[name][group, :longest] for name in BY_POSITION if name in named}
+        rows = {name: named[name][group, :longest] for name in BY_SEQUENCE if name in named}
         log_z[group], parts = gradients(p.replace(lengths=p.lengths[group], **rows), wanted)
         for name, part in parts.items():
-            shape = p.scores.shape if name in BY_POSITION else (p.batch_size, *part.shape[1:])
+            by_sequence = name in BY_SEQUENCE
+            positions = (p.num_positions,) if by_sequence else ()
+            shape = (p.batch_size, *positions, *part.shape[1 + by_sequence :])
             if name not in found:  # by numpy: pages that stay zero are not written
                 found[name] = torch.from_numpy(np.zeros(shape, part.numpy().dtype))
             whole = found[name]
-            if name in BY_POSITION:
+            if by_sequence:
                 whole[group, :longest] = part
             else:
                 whole[group] = part

@@ -22,7 +22,9 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import NEG_INF, Potentials
 from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.streaming.assembly import in_float64
 from flash_semicrf.streaming.cpu import threads as threads
+from flash_semicrf.streaming.cpu.by_duration.attached import attached_of, attached_to
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.nbest_slots import (
     SLOT,
@@ -225,7 +227,7 @@ def _read(index, nodes, slots, paths, rank, starts, labels):
 
 
 @kernel
-def _run(queue, number, shared, scores, start, end, lengths, alpha, found):
+def _run(queue, number, shared, scores, start, end, attached, lengths, alpha, found):
     best, starts, labels, counts = found
     num_labels = scores.shape[2]
     summed = shared.has_tail or shared.transition.shape[0] == 1
@@ -236,7 +238,9 @@ def _run(queue, number, shared, scores, start, end, lengths, alpha, found):
         longer = np.empty(shape if shared.has_tail else (1, 1))
         durations = np.zeros(shape, dtype=np.int32)
         given = (scores[b], start[b], end[b])
-        model = Model(shared, *given, lengths[b], alpha[b], gamma, longer, durations)
+        filled = gamma, longer, durations
+        own = attached_of(attached, b)
+        model = Model(shared, *given, lengths[b], alpha[b], *filled, own)
         if summed:
             best_arrivals(model)
         if shared.has_tail:
@@ -263,7 +267,7 @@ def n_best(potentials: Potentials, alpha: Tensor, number: int) -> tuple[Tensor, 
     table : SegmentTable
         `sequence` is rank * B + b.
     """
-    p = potentials.to(torch.float64)
+    p = in_float64(potentials)
     scores = forbid(array_of(p.scores))
     has_boundary, start, end = boundary_arrays(p, scores)
     if has_boundary:
@@ -279,7 +283,8 @@ def n_best(potentials: Potentials, alpha: Tensor, number: int) -> tuple[Tensor, 
     counts = np.zeros((p.batch_size, number), dtype=np.int64)
     starts, labels = np.empty((2, p.batch_size, number, p.num_positions), dtype=np.int32)
     found = (best, starts, labels, counts)
-    given = (number, shared, scores, start, end, lengths, array_of(alpha), found)
+    rows = (scores, start, end, attached_to(p))
+    given = (number, shared, *rows, lengths, array_of(alpha), found)
     threads.run(_run, np.arange(p.batch_size), lengths * cost_of(p), given)
     shares = np.array([(b, 0, number) for b in range(p.batch_size)], dtype=np.int64)
     return torch.from_numpy(best), gather(lengths, shares, counts, starts, labels)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
+from flash_semicrf.streaming.cpu.by_duration.attached import Attached, moved, spanned
 from flash_semicrf.streaming.cpu.parts import helper, inlined, owning
 
 __all__ = [
@@ -83,6 +84,8 @@ class Model(NamedTuple):
     longer : float64 array of shape (T + 1, C), or (1, 1) without a tail
     durations : int32 array of shape (T + 1, C)
         Of the last segment of the best path, as far as it has been needed, else 0.
+    attached : Attached or None
+        Scores of segments and of transitions by position.
     """
 
     shared: Shared
@@ -94,6 +97,7 @@ class Model(NamedTuple):
     gamma: np.ndarray
     longer: np.ndarray
     durations: np.ndarray
+    attached: Attached | None
 
 
 @helper
@@ -108,7 +112,8 @@ def best_arrivals(model):
         for source in range(num_labels):
             value = alpha[s, source]
             for c in range(num_labels):
-                x = value + transition[matrix, source, c]
+                into = moved(model.attached, s, source, c, transition[matrix, source, c])
+                x = value + into
                 gamma[s, c] = x if x > gamma[s, c] else gamma[s, c]
 
 
@@ -138,6 +143,7 @@ def best_longer(model):
             x += bias[longest - 1, c] + (before[t % longest, c] + since[c])
             if has_boundary:
                 x += start[s, c]
+            x = spanned(model.attached, s, longest, c, x)
             longer[t + 1, c] = max(longer[t, c], x) + (scores[t, c] + tail[c])
             since[c] += scores[t, c]
 
@@ -153,7 +159,7 @@ def _last_duration(bias, tail, t, label):
 
 
 @inlined
-def _content(bias, tail, start, end, has_boundary, t, label, k, inside):
+def _content(bias, tail, start, end, has_boundary, attached, t, label, k, inside):
     """Score of the segment [t - k, t) but for its transition; `inside` is the sum of its scores."""
     longest = bias.shape[0]
     x = inside + bias[min(k, longest) - 1, label]
@@ -161,11 +167,11 @@ def _content(bias, tail, start, end, has_boundary, t, label, k, inside):
         x += (k - longest) * tail[label]
     if has_boundary:
         x += start[t - k, label] + end[t - 1, label]
-    return x
+    return spanned(attached, t - k, min(k, longest), label, x)
 
 
 @inlined
-def _best_arrival(first, transition, alpha, gamma, s, k, label):
+def _best_arrival(attached, first, transition, alpha, gamma, s, k, label):
     """Best score before a segment of duration k that starts at s, its transition included."""
     row = min(k, first.shape[0]) - 1
     if s == 0:
@@ -174,7 +180,8 @@ def _best_arrival(first, transition, alpha, gamma, s, k, label):
         return gamma[s, label]
     best = -math.inf
     for source in range(alpha.shape[1]):
-        best = max(best, alpha[s, source] + transition[row, source, label])
+        into = moved(attached, s, source, label, transition[row, source, label])
+        best = max(best, alpha[s, source] + into)
     return best
 
 
@@ -194,7 +201,7 @@ def best_duration(model, t, label):
     scores, start, end, longer = model.scores, model.start, model.end, model.longer
     alpha, gamma, shared = model.alpha, model.gamma, model.shared
     bias, tail, first, transition = shared.bias, shared.tail, shared.first, shared.transition
-    has_boundary, longest = shared.has_boundary, bias.shape[0]
+    has_boundary, longest, attached = shared.has_boundary, bias.shape[0], model.attached
     best = -math.inf
     inside, beyond = 0.0, 0.0
     for k in range(1, _last_duration(bias, tail, t, label) + 1):
@@ -206,8 +213,9 @@ def best_duration(model, t, label):
             beyond += scores[u, label] + tail[label] if u < t else 0.0
             if not _bound(longer, end, has_boundary, u, t, label, beyond) > best:
                 break
-        content = _content(bias, tail, start, end, has_boundary, t, label, k, inside)
-        x = _best_arrival(first, transition, alpha, gamma, t - k, k, label) + content
+        content = _content(bias, tail, start, end, has_boundary, attached, t, label, k, inside)
+        given = attached, first, transition, alpha, gamma
+        x = _best_arrival(*given, t - k, k, label) + content
         if x > best:
             best = x
             durations[t, label] = k
@@ -256,7 +264,7 @@ def find_slots(model, slots, first_slot, space, t, label):
     scores, start, end, longer = model.scores, model.start, model.end, model.longer
     alpha, gamma, shared = model.alpha, model.gamma, model.shared
     bias, tail, first, transition = shared.bias, shared.tail, shared.first, shared.transition
-    has_boundary, longest = shared.has_boundary, bias.shape[0]
+    has_boundary, longest, attached = shared.has_boundary, bias.shape[0], model.attached
     static = transition.shape[0] == 1
     number = 0
     inside, beyond = 0.0, 0.0
@@ -274,7 +282,7 @@ def find_slots(model, slots, first_slot, space, t, label):
             if not (bound > NEG_INF and bound > worst):
                 break
         row = min(k, longest) - 1
-        content = _content(bias, tail, start, end, has_boundary, t, label, k, inside)
+        content = _content(bias, tail, start, end, has_boundary, attached, t, label, k, inside)
         if s == 0:
             x = first[row, label] + content
             if x > NEG_INF:
@@ -287,7 +295,7 @@ def find_slots(model, slots, first_slot, space, t, label):
                 continue
         matrix = 0 if static else row
         for source in range(alpha.shape[1]):
-            into = transition[matrix, source, label]
+            into = moved(attached, s, source, label, transition[matrix, source, label])
             x = (alpha[s, source] + into) + content
             worst = slots[first_slot + number - 1].value if number == space else -math.inf
             if x > NEG_INF and not x < worst:

@@ -1,4 +1,7 @@
-"""Kernels for transitions that depend on the duration of the segment arrived in.
+"""Kernels with a value for each label and duration at every position.
+
+For transitions that depend on the duration of the segment arrived in, and for scores of segments
+and of transitions by position, with either kind of transitions.
 
 The functions of a `flash_semicrf.streaming.dispatch.Backend` and of a
 `flash_semicrf.streaming.pieces.cutting.Cutting`, for float32 or float64 problems.

@@ -1,4 +1,4 @@
-"""Log Z and its gradients for transitions by duration: the passes and gradients of a whole batch.
+"""Log Z and its gradients by duration: the passes and gradients of a whole batch.
 
 The kernels each work on one sequence; here they are given to threads: both directions of every
 sequence first, then every chunk of every sequence.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.streaming.assembly import in_float64
 from flash_semicrf.streaming.cpu import threads
 from flash_semicrf.streaming.cpu.batches import (
     boundary_products,
@@ -21,6 +22,7 @@ from flash_semicrf.streaming.cpu.batches import (
     sum_of_chunks,
     whole_messages,
 )
+from flash_semicrf.streaming.cpu.by_duration.attached import attached_like, attached_of
 from flash_semicrf.streaming.cpu.by_duration.gradient import Sums, segment_gradient
 from flash_semicrf.streaming.cpu.by_duration.model import (
     Messages,
@@ -63,7 +65,7 @@ class Batch(NamedTuple):
 
     sequences: Sequence
     model: Model
-    weights: Weights
+    weights: Weights | None  # None with scores of segments or of transitions by position
     messages: Messages
 
 
@@ -88,21 +90,23 @@ def _run_gradients(queue, sequences, model, weights, rows, chunks, sums):
         b, begin, stop = chunks[task]
         sequence, messages = sequence_of(sequences, b), messages_of(rows, b)
         counts = sums.duration[task], sums.transition[task], sums.beyond[task]
-        own = Sums(sums.start[b], sums.end[b], *counts)
+        own = Sums(sums.start[b], sums.end[b], *counts, attached_of(sums.attached, b))
         segment_gradient(sequence, messages, model, weights, begin, stop, own)
         task = take(queue)
 
 
 def batch_of(p: Potentials, keep: bool = True, backward: bool = True) -> Batch:
     """A batch after its passes: without `keep` log Z alone, without `backward` one direction."""
-    double = p.to(torch.float64)  # what kernels compile for: they take too long to do it twice
+    double = in_float64(p)  # what kernels compile for: they take too long to do it twice
     model = model_of(double)
     shape = (p.batch_size, p.num_positions, p.num_labels) if keep else (p.batch_size, 1, 1)
     offsets = np.empty((2, p.batch_size, p.num_positions + 1 if keep else 1))
     size = p.num_positions * p.num_labels if keep and p.duration_tail is not None else 1
     tails, total = np.empty((2, p.batch_size, size)), np.empty((p.batch_size, 2))
     messages = Messages(np.empty(shape), np.empty(shape), *offsets, *tails, total)
-    batch = Batch(sequences_of(double), model, weights_of(model), messages)
+    sequences = sequences_of(double)
+    weights = weights_of(model) if sequences.attached is None else None
+    batch = Batch(sequences, model, weights, messages)
     tasks = np.arange(0, 2 * p.batch_size, 1 if backward else 2)
     threads.run(_run_passes, tasks, batch.sequences.length[tasks // 2] * cost_of(p), (*batch, keep))
     return batch
@@ -149,7 +153,10 @@ def messages(potentials: Potentials) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gradients(potentials: Potentials, wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Log Z and its gradients; see `flash_semicrf.streaming.dispatch.Backend`. All in float64."""
+    """Log Z and its gradients; see `flash_semicrf.streaming.dispatch.Backend`.
+
+    All in float64, but for those by scores of segments and of transitions by position.
+    """
     return gradients_of(potentials, batch_of(potentials), wanted)
 
 
@@ -163,12 +170,14 @@ def gradients_of(
     """
     log_z, lengths = batch.messages.total, batch.sequences.length
     chunks = _chunks(lengths, log_z[:, 1], core)
-    want_transition, number, size = "transition" in wanted, len(chunks), len(batch.model.bias)
+    number, step, transitions = len(chunks), batch.model.step, len(batch.model.scores)
+    attached = attached_like(p, wanted)
     sums = Sums(
         *np.zeros((2, *batch.sequences.scores.shape)),
-        np.zeros((number, size)),
-        np.zeros((number, size * p.num_labels if want_transition else 1)),
+        np.zeros((number, len(batch.model.bias))),
+        np.zeros((number, transitions if "transition" in wanted else 1)),
         np.zeros((number, p.num_labels)),
+        attached,
     )
     costs = (chunks[:, 2] - chunks[:, 1]) * cost_of(p)
     threads.run(_run_gradients, np.arange(number), costs, (*batch, chunks, sums))
@@ -188,11 +197,14 @@ def gradients_of(
         found["duration_bias"] = np.minimum(labels_and_durations(total, *sizes), most)
     if "duration_tail" in wanted:
         found["duration_tail"] = sum_of_chunks(sums.beyond[counted], chunks, p.batch_size)
-    if want_transition:
+    if "transition" in wanted:
         rows = sum_of_chunks(sums.transition[counted], chunks, p.batch_size)
-        rows = rows.reshape(p.batch_size, p.num_labels, size)
-        pairs = labels_and_durations(rows, *sizes).swapaxes(1, 2)
-        found["transition"] = np.minimum(pairs, most[..., None])
+        rows = rows.reshape(p.batch_size, p.num_labels, -1)
+        pairs = labels_and_durations(rows, step, p.num_labels).swapaxes(1, 2)
+        pairs = np.minimum(pairs, most[:, :step, :, None])
+        found["transition"] = pairs.reshape(p.batch_size, *p.transition.shape)
+    if attached is not None:
+        found["segment_scores"], found["transition_scores"] = attached.spans, attached.moves
     return torch.from_numpy(log_z.sum(1)), {n: torch.from_numpy(found[n]) for n in wanted}
 
 
@@ -208,10 +220,14 @@ def _first_segments(batch: Batch) -> np.ndarray:
         x = scores[:n] + forbid(sequences.scores[b, :n]).cumsum(0) + rows.beta[b, :n]
         if sequences.has_boundary:
             x = x + forbid(sequences.start[b, :1]) + forbid(sequences.end[b, :n])
+        spans = np.zeros((n, num_labels))
+        if sequences.attached is not None and sequences.attached.has_spans:
+            spans = forbid(sequences.attached.spans[b, 0, :n])
+        x = x + spans
         offsets = rows.backward[b, length - np.arange(1, n + 1)] - rows.total[b, 0]
         x += offsets[:, None]
         if model.tail is not None and n == model.max_duration:
-            x[-1] = scores[-1] + rows.rest[b, :num_labels]
+            x[-1] = scores[-1] + rows.rest[b, :num_labels] + spans[-1]
             if sequences.has_boundary:
                 x[-1] += forbid(sequences.start[b, 0])
             x[-1] += rows.backward[b, length - 1] - rows.total[b, 0]

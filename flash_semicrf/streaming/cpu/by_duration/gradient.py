@@ -6,7 +6,8 @@ Summed over s it is the gradient by A_k[c', c]; over s and c', by D_k(c); over k
 marginal of a start. For tiles of positions the sums over c' and over s are matrix products of the
 exponentials of alpha less its maximum, and of eta plus it; where the latter leaves the range, its
 terms are added one by one. Nothing is sequential, so a sequence may be cut into chunks. Cost
-T·K·C²; accumulated in float64.
+T·K·C²; accumulated in float64. With scores of segments or of transitions by position,
+`flash_semicrf.streaming.cpu.by_duration.attached_gradient` takes the place of the products.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flash_semicrf.streaming.cpu.by_duration.attached import Attached, add_spans, make_work
+from flash_semicrf.streaming.cpu.by_duration.attached_gradient import add_starts
 from flash_semicrf.streaming.cpu.by_duration.tail import add_further, extend_ends, resume_ends
 from flash_semicrf.streaming.cpu.by_duration.window import (
     copy_row,
@@ -41,8 +44,9 @@ class Sums(NamedTuple):
     start: np.ndarray  # (T, C) row p: probability of a start at p
     end: np.ndarray  # of an end
     duration: np.ndarray  # (R,)
-    transition: np.ndarray  # (C * R,), or (1,) if not wanted
+    transition: np.ndarray  # (C * M,), or (1,) if not wanted
     beyond: np.ndarray  # (C,) positions beyond the K-th; unused without a tail
+    attached: Attached | None  # (T, K, C) and (T, C, C), by position
 
 
 class _Tile(NamedTuple):
@@ -95,7 +99,12 @@ def _add_term_by_term(source, sink, position, model, weights, further, row, sums
 
 @helper
 def _fill_row(messages, position, reference, model, weights, source, sink, further, row, sums):
-    """Turn eta in `sink`, less `reference`, into the factors of one position, a row of the tile."""
+    """Turn eta in `sink`, less `reference`, into the factors of one position, a row of the tile.
+
+    Without weights nothing is done.
+    """
+    if weights is None:
+        return
     num_labels = messages.alpha.shape[1]
     level = messages.forward[position] + reference - messages.total[0] - messages.total[1]
     source[:] = -math.inf
@@ -122,6 +131,8 @@ def _fill_row(messages, position, reference, model, weights, source, sink, furth
 @helper
 def _add_tile(tile, count, model, weights, sums):
     """Add the segments of the tile's first `count` rows."""
+    if weights is None:
+        return
     num_labels, longest, size = model.last.shape[0], model.max_duration, model.bias.shape[0]
     padded = tile.sources.shape[0] // TILE
     sources, sinks, products = tile.sources, tile.sinks, tile.products
@@ -153,6 +164,16 @@ def _add_tile(tile, count, model, weights, sums):
 
 
 @helper
+def _add_transitions(tile, weights, sums):
+    """Add the transitions of all tiles."""
+    if weights is None:
+        return
+    if sums.transition.shape[0] > 1:
+        for j in range(sums.transition.shape[0]):
+            sums.transition[j] += tile.transition[j] * weights.forward[j]
+
+
+@helper
 def _end_marginals(messages, length, begin, stop, rows):
     """rows[p, c] = P(a segment of c ends at p), for positions ``[begin, stop)``."""
     offset, value = messages.total[0], messages.total[1]
@@ -165,11 +186,12 @@ def _end_marginals(messages, length, begin, stop, rows):
 @owning
 def segment_gradient(sequence, messages, model, weights, begin, stop, sums):
     """Add up the segments that start, and write the ends, in positions ``[begin, stop)``."""
-    scores, start, end, has_boundary, length = sequence
+    scores, start, end, has_boundary, length, attached = sequence
     beta, backward = messages.beta, messages.backward
     num_labels, size = model.last.shape[0], model.bias.shape[0]
     padded = -(-num_labels // LANES) * LANES
     window = make_window(num_labels, model.max_duration, TILE)
+    work = make_work(attached, model)
     tile = _Tile(
         np.zeros(TILE, np.int64),
         np.full(TILE * padded, -math.inf),
@@ -203,13 +225,15 @@ def segment_gradient(sequence, messages, model, weights, begin, stop, sums):
             sink = tile.sinks[count * size : (count + 1) * size]
             start_segments(window, column, model.bias, start, has_boundary, position, sink)
             sink[num_labels * model.max_duration :] = -math.inf
+            add_spans(attached, position, length, model.max_duration, sink)
             _fill_row(
                 messages, position, reference, model, weights, source, sink, rows, count, sums
+            )
+            add_starts(
+                attached, messages, position, reference, model, work, sink, rows, count, sums
             )
             tile.position[count] = position
             count += 1
         _add_tile(tile, count, model, weights, sums)
-    if sums.transition.shape[0] > 1:
-        for j in range(num_labels * size):
-            sums.transition[j] += tile.transition[j] * weights.forward[j]
+    _add_transitions(tile, weights, sums)
     _end_marginals(messages, length, begin, stop, sums.end)

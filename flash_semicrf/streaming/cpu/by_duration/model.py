@@ -1,7 +1,9 @@
-"""A problem with transitions by duration, and its messages, as the kernels read them.
+"""A problem whose scores go by duration, and its messages, as the kernels read them.
 
 A *row* holds a value for each label c and duration k, at index ``c * K + k - 1``, and is padded to
-a multiple of `TILE`: its size is R. All arrays are float64.
+a multiple of `TILE`: its size is R. A *row of transitions* is such a row or, for static
+transitions, one with a value for each label, its size M. All arrays are float64, but for those of
+`flash_semicrf.streaming.cpu.by_duration.attached`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.problem.potentials import Potentials
+from flash_semicrf.streaming.cpu.by_duration.attached import Attached, attached_of, attached_to
 from flash_semicrf.streaming.cpu.parameters import (
     array_of,
     boundary_arrays,
@@ -20,7 +23,7 @@ from flash_semicrf.streaming.cpu.parameters import (
     start_term,
     tail_term,
 )
-from flash_semicrf.streaming.cpu.parts import owning
+from flash_semicrf.streaming.cpu.parts import helper, owning
 from flash_semicrf.streaming.cpu.vector import TILE
 
 __all__ = [
@@ -34,6 +37,7 @@ __all__ = [
     "rows_of",
     "sequence_of",
     "sequences_of",
+    "transition_place",
     "weights_of",
 ]
 
@@ -46,6 +50,7 @@ class Sequence(NamedTuple):
     end: np.ndarray
     has_boundary: bool
     length: np.ndarray  # int64 scalar
+    attached: Attached | None  # scores of segments and of transitions by position
 
 
 class Messages(NamedTuple):
@@ -66,8 +71,9 @@ class Model(NamedTuple):
     """Parameters shared by all positions; -inf where forbidden and in the padding."""
 
     max_duration: int
+    step: int  # entries of a row of transitions for each label: K, or 1 if they are static
     bias: np.ndarray  # (R,) D_k(c)
-    scores: np.ndarray  # (C * R,) A_k[c', c], a row for each c'
+    scores: np.ndarray  # (C * M,) A_k[c', c], a row for each c'
     first: np.ndarray  # (R,) D_k(c) and what the first segment gets in place of a transition
     free_start: bool  # the first segment's source label is summed out (no initial scores)
     last: np.ndarray  # (C,) final scores
@@ -86,9 +92,9 @@ class Weights(NamedTuple):
 @owning
 def sequence_of(batch, b):
     """`Sequence` b of a batch."""
-    return Sequence(
-        batch.scores[b], batch.start[b], batch.end[b], batch.has_boundary, batch.length[b]
-    )
+    boundary = batch.start[b], batch.end[b], batch.has_boundary
+    attached = attached_of(batch.attached, b)
+    return Sequence(batch.scores[b], *boundary, batch.length[b], attached)
 
 
 @owning
@@ -98,6 +104,12 @@ def messages_of(batch, b):
     return Messages(
         batch.alpha[b], batch.beta[b], *offsets, batch.rest[b], batch.further[b], batch.total[b]
     )
+
+
+@helper
+def transition_place(model, label, duration):
+    """Place in a row of transitions of those into a segment of a label and a duration."""
+    return label * model.step + min(duration, model.step) - 1
 
 
 def rows_of(values: np.ndarray, padding: float = -np.inf) -> np.ndarray:
@@ -116,19 +128,22 @@ def labels_and_durations(rows: np.ndarray, max_duration: int, num_labels: int) -
 
 
 def sequences_of(potentials: Potentials) -> Sequence:
-    """Positions of a batch, from a float64 problem."""
+    """Positions of a batch, from a problem in float64 but for what is attached."""
     scores = array_of(potentials.scores)
     has_boundary, start, end = boundary_arrays(potentials, scores)
-    return Sequence(scores, start, end, has_boundary, array_of(potentials.lengths))
+    lengths = array_of(potentials.lengths)
+    return Sequence(scores, start, end, has_boundary, lengths, attached_to(potentials))
 
 
 def model_of(potentials: Potentials) -> Model:
     """Parameters shared by all positions."""
     p = potentials
-    scores = rows_of(forbid(array_of(p.transition)).swapaxes(0, 1)).ravel()
+    transition = forbid(array_of(p.transition)).reshape(-1, p.num_labels, p.num_labels)
+    scores, step = rows_of(transition.swapaxes(0, 1)).ravel(), len(transition)
     bias = rows_of(forbid(array_of(p.duration_bias)))
-    first, free_start = rows_of(start_term(p)) + bias, p.initial_scores is None
-    return Model(p.max_duration, bias, scores, first, free_start, end_term(p), tail_term(p))
+    first = np.broadcast_to(start_term(p), p.duration_bias.shape)
+    first, free_start = rows_of(first) + bias, p.initial_scores is None
+    return Model(p.max_duration, step, bias, scores, first, free_start, end_term(p), tail_term(p))
 
 
 def weights_of(model: Model) -> Weights:

@@ -12,7 +12,9 @@ as running pairs (maximum, sum of exponentials below it); the backward pass read
     eta_s(k, c)   = D_k(c) + start_s(c) + S_{s+k}(c) - S_s(c) + end_{s+k-1}(c) + beta_{s+k}(c)
     beta_s(c')    = LSE_{k,c} [A_k[c', c] + eta_s(k, c)].
 
-Durations beyond K count as K: see `flash_semicrf.streaming.cpu.by_duration.tail`.
+Scores of segments are added to gamma and to eta, those of transitions by position to A: see
+`flash_semicrf.streaming.cpu.by_duration.attached`. Durations beyond K count as K: see
+`flash_semicrf.streaming.cpu.by_duration.tail`.
 Both sums over labels are products with exp(A), which cost T·K·C² multiply-adds; a product below
 `CERTAIN` may have lost terms and is redone as a log-sum-exp. Everything is float64; workspace
 O(KC). The messages are shifted by a whole number at the end of each block, kept apart.
@@ -25,6 +27,13 @@ import math
 import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
+from flash_semicrf.streaming.cpu.by_duration.attached import (
+    add_spans,
+    arrive_in,
+    depart_to,
+    make_work,
+)
+from flash_semicrf.streaming.cpu.by_duration.products import exact_arrivals, exact_departure
 from flash_semicrf.streaming.cpu.by_duration.tail import extend_ends, extend_outputs, keep_ends
 from flash_semicrf.streaming.cpu.by_duration.window import (
     FLOOR,
@@ -44,10 +53,7 @@ from flash_semicrf.streaming.cpu.parts import helper, owning
 from flash_semicrf.streaming.cpu.vector import (
     TILE,
     exp_row,
-    exp_sum,
-    exp_sums,
     log_row,
-    max_sum,
     max_tile,
     multiply_row,
     multiply_tile,
@@ -71,37 +77,22 @@ def _sum_of_few(values):
 
 
 @helper
-def _exact_arrivals(alpha, model, column, tops, sums):
-    """LSE_{c'} [alpha(c') + A_k[c', c]] of the `TILE` entries of a row from `column` on, in `tops`.
-
-    `sums` is workspace, a row as `tops` is.
-    """
-    num_labels, size = alpha.shape[0], tops.shape[0]
-    for j in range(column, column + TILE):
-        tops[j] = -math.inf
-    max_tile(alpha, 0, 1, model.scores, column, size, num_labels, tops, column)
-    for j in range(column, column + TILE, LANES):
-        exp_sums(alpha, 0, model.scores, j, size, num_labels, tops, sums, j)
-    for j in range(column, column + TILE):
-        tops[j] = tops[j] + math.log(sums[j]) if tops[j] > NEG_INF else -math.inf
-
-
-@helper
-def _exact_departure(eta, model, label):
-    """LSE_{k,c} [A_k[label, c] + eta(k, c)]."""
-    size = eta.shape[0]
-    top = max_sum(eta, 0, model.scores, label * size, size)
-    if not top > NEG_INF:
-        return -math.inf
-    return top + math.log(exp_sum(eta, 0, model.scores, label * size, top, size))
+def _add_peaks(weights, model, reach):
+    """reach = D and the peak of the weights, a row."""
+    if weights is None:
+        return
+    for j in range(reach.shape[0]):
+        reach[j] = weights.peak[j] + model.bias[j]
 
 
 @helper
 def _arrive(alpha, model, weights, reach, small, sums, exact, values):
     """values = gamma + D, a row, from alpha (C,); `small`, `sums` and `exact` are workspace.
 
-    `reach` is D and the peak of the weights.
+    `reach` is D and the peak of the weights. Without weights nothing is done.
     """
+    if weights is None:
+        return
     top = highest(alpha)
     values[:] = -math.inf
     if top == -math.inf:
@@ -122,7 +113,7 @@ def _arrive(alpha, model, weights, reach, small, sums, exact, values):
             values[j] = values[j] + top + reach[j] if certain else -math.inf
             uncertain += (not certain) and reach[j] > -math.inf
         if uncertain > 0:
-            _exact_arrivals(alpha, model, column, exact, sums)
+            exact_arrivals(alpha, model.scores, column, exact, sums)
             for j in range(column, column + TILE):
                 values[j] = exact[j] + model.bias[j]
 
@@ -195,13 +186,13 @@ def _shift(message, window):
 @owning
 def forward_pass(sequence, model, weights, messages, keep):
     """Fill `messages.total`, and with `keep` those of the forward pass."""
-    scores, start, end, has_boundary, length = sequence
-    num_labels, size = model.last.shape[0], model.bias.shape[0]
-    window = make_window(num_labels, model.max_duration, _BLOCK)
+    scores, start, end, has_boundary, length, attached = sequence
+    num_labels, size, longest = model.last.shape[0], model.bias.shape[0], model.max_duration
+    window = make_window(num_labels, longest, _BLOCK)
     sums = np.zeros(window.values.shape[0])
     values, row, reach, exact = np.zeros((4, size))
-    for j in range(size):
-        reach[j] = weights.peak[j] + model.bias[j]
+    work = make_work(attached, model)
+    _add_peaks(weights, model, reach)
     small = np.ones(-(-num_labels // LANES) * LANES)
     alpha = np.zeros(num_labels)
     shift = 0.0
@@ -213,6 +204,8 @@ def forward_pass(sequence, model, weights, messages, keep):
             copy_row(model.first, values)
         else:
             _arrive(alpha, model, weights, reach, small, row, exact, values)
+            arrive_in(attached, alpha, model, position, work, values)
+        add_spans(attached, position, length, longest, values)
         _push(window, sums, column, start, has_boundary, position, values, row)
         _emit(window, sums, column, scores, end, has_boundary, position, small, alpha)
         extend_outputs(model.tail, window, sums, column)
@@ -240,7 +233,12 @@ def _highest_of_many(row):
 
 @helper
 def _depart(eta, model, weights, row, small, sums, beta):
-    """beta (C,) from eta, a row; `row`, `small` and `sums` are workspace."""
+    """beta (C,) from eta, a row; `row`, `small` and `sums` are workspace.
+
+    Without weights nothing is done.
+    """
+    if weights is None:
+        return
     size = eta.shape[0]
     top = _highest_of_many(eta)
     beta[:] = -math.inf
@@ -257,15 +255,16 @@ def _depart(eta, model, weights, row, small, sums, beta):
         if sums[c] >= CERTAIN:
             beta[c] = top + weights.source_peak[c] + small[c]
         elif weights.source_peak[c] > -math.inf:
-            beta[c] = _exact_departure(eta, model, c)
+            beta[c] = exact_departure(eta, model.scores, c)
 
 
 @owning
 def backward_pass(sequence, model, weights, messages):
     """Fill the messages of the backward pass, and `rest` and `further`."""
-    scores, start, end, has_boundary, length = sequence
-    num_labels, size = model.last.shape[0], model.bias.shape[0]
-    window = make_window(num_labels, model.max_duration, _BLOCK)
+    scores, start, end, has_boundary, length, attached = sequence
+    num_labels, size, longest = model.last.shape[0], model.bias.shape[0], model.max_duration
+    window = make_window(num_labels, longest, _BLOCK)
+    work = make_work(attached, model)
     eta, row = np.full(size, -math.inf), np.zeros(size)
     small, sums = np.zeros((2, -(-num_labels // LANES) * LANES))
     beta, further = model.last.copy(), np.zeros(num_labels)
@@ -281,7 +280,9 @@ def backward_pass(sequence, model, weights, messages):
         if position == 0:
             break
         start_segments(window, column, model.bias, start, has_boundary, position, eta)
+        add_spans(attached, position, length, longest, eta)
         _depart(eta, model, weights, row, small, sums, beta)
+        depart_to(attached, position, eta, model, work, beta)
         if column == 0:
             shift += _shift(beta, window)
             slide_right(window)

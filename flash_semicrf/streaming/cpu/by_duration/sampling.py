@@ -1,4 +1,4 @@
-"""Segmentations drawn from their distribution, for transitions by duration.
+"""Segmentations drawn from their distribution, by duration.
 
 As in `flash_semicrf.streaming.cpu.static.sampling`, but what arrives at a segment depends on its
 duration,
@@ -18,8 +18,15 @@ import torch
 
 from flash_semicrf.problem.potentials import NEG_INF, Potentials
 from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.streaming.assembly import in_float64
+from flash_semicrf.streaming.cpu.by_duration.attached import moved, spanned
 from flash_semicrf.streaming.cpu.by_duration.batch import batch_of
-from flash_semicrf.streaming.cpu.by_duration.model import model_of, sequence_of, sequences_of
+from flash_semicrf.streaming.cpu.by_duration.model import (
+    model_of,
+    sequence_of,
+    sequences_of,
+    transition_place,
+)
 from flash_semicrf.streaming.cpu.by_duration.tail import reach
 from flash_semicrf.streaming.cpu.jit import kernel
 from flash_semicrf.streaming.cpu.parts import helper, inlined
@@ -31,26 +38,33 @@ __all__ = ["sample", "sample_from"]
 
 
 @helper
-def _arrival(alpha, scores, first, step):
-    """LSE over c of alpha[c] + scores[first + c * step]."""
+def _arrival(attached, alpha, scores, place, position, label):
+    """LSE over c' of alpha[c'] and the transition at `position`, in column `place` of `scores`."""
+    width = scores.shape[0] // alpha.shape[0]
     top = -math.inf
     for c in range(alpha.shape[0]):
-        top = max(top, alpha[c] + scores[first + c * step])
+        into = moved(attached, position, c, label, scores[c * width + place])
+        top = max(top, alpha[c] + into)
     if not top > NEG_INF:
         return -math.inf
     total = 0.0
     for c in range(alpha.shape[0]):
-        total += math.exp(alpha[c] + scores[first + c * step] - top)
+        into = moved(attached, position, c, label, scores[c * width + place])
+        total += math.exp(alpha[c] + into - top)
     return top + math.log(total)
 
 
 @helper
-def _label(alpha, into, size, j, total, u):
-    """Draw a label by alpha(c') + into[c' * size + j] - total."""
+def _label(attached, alpha, scores, place, position, following, total, u):
+    """Draw a label by alpha(c') and the transition as in `_arrival`, less `total`.
+
+    `following` is the label after it.
+    """
+    width = scores.shape[0] // alpha.shape[0]
     acc = 0.0
     label = -1
     for c in range(alpha.shape[0]):
-        x = alpha[c] + into[c * size + j] - total
+        x = alpha[c] + moved(attached, position, c, following, scores[c * width + place]) - total
         if x > NEGLIGIBLE or (label < 0 and x > NEG_INF):
             acc += math.exp(x)
             label = c
@@ -62,7 +76,7 @@ def _label(alpha, into, size, j, total, u):
 @inlined
 def _duration(sequence, alpha, offsets, model, stop, label, u):
     """Draw the duration of the segment that ends before `stop`, and what arrives at it."""
-    longest, size = model.max_duration, model.bias.shape[0]
+    longest, attached = model.max_duration, sequence.attached
     total = alpha[stop - 1, label]
     if sequence.has_boundary:
         total -= sequence.end[stop - 1, label]
@@ -82,8 +96,10 @@ def _duration(sequence, alpha, offsets, model, stop, label, u):
         gamma = 0.0
         x = model.first[j]
         if s > 0:
-            gamma = _arrival(alpha[s - 1], model.scores, j, size)
+            place = transition_place(model, label, k)
+            gamma = _arrival(attached, alpha[s - 1], model.scores, place, s, label)
             x = gamma + model.bias[j]
+        x = spanned(attached, s, min(k, longest), label, x)
         x += content + (offsets[s] - offsets[stop]) - total
         if sequence.has_boundary:
             x += sequence.start[s, label]
@@ -100,7 +116,7 @@ def _duration(sequence, alpha, offsets, model, stop, label, u):
 def _run(queue, shares, sequences, model, messages, stream, counts, starts, labels):
     """Task i is the samples (sequence, first, last) in row i of `shares`."""
     alphas, shifts, total = messages
-    size, capacity = model.bias.shape[0], starts.shape[2]
+    capacity = starts.shape[2]
     task = take(queue)
     while task >= 0:
         b, first_sample, last_sample = shares[task]
@@ -109,7 +125,7 @@ def _run(queue, shares, sequences, model, messages, stream, counts, starts, labe
             state, increment = stream[0, sample, b], stream[1, sample, b]
             u = draw(state, increment, np.uint64(0))
             stop = sequence.length
-            label = _label(alpha[stop - 1], model.last, 1, 0, total[b, 1], u)
+            label = _label(None, alpha[stop - 1], model.last, 0, stop, 0, total[b, 1], u)
             count = 0
             while stop > 0:
                 u = draw(state, increment, np.uint64(2 * count + 1))
@@ -120,8 +136,9 @@ def _run(queue, shares, sequences, model, messages, stream, counts, starts, labe
                 labels[b, sample, capacity - count] = label
                 if stop > 0:
                     u = draw(state, increment, np.uint64(2 * count))
-                    j = label * model.max_duration + min(duration, model.max_duration) - 1
-                    label = _label(alpha[stop - 1], model.scores, size, j, gamma, u)
+                    place = transition_place(model, label, duration)
+                    given = sequence.attached, alpha[stop - 1], model.scores
+                    label = _label(*given, place, stop, label, gamma, u)
             counts[b, sample] = count
         task = take(queue)
 
@@ -136,7 +153,7 @@ def sample(potentials: Potentials, num_samples: int, seed: int) -> SegmentTable:
 
 def sample_from(p: Potentials, forward: Forward, num_samples: int, seed: int) -> SegmentTable:
     """Draw from messages; see `flash_semicrf.streaming.pieces.cutting.Cutting`."""
-    double = p.to(torch.float64)
+    double = in_float64(p)
     offsets = np.zeros((p.batch_size, p.num_positions + 1))
     log_z = forward.log_z.numpy()
     messages = (forward.alpha.numpy(), offsets, np.stack([np.zeros_like(log_z), log_z], 1))

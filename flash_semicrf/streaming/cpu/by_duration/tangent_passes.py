@@ -1,6 +1,6 @@
 """Derivatives of messages and of expected counts along a direction, for transitions by duration.
 
-With rows over (c, k) as in `flash_semicrf.streaming.cpu.by_duration.parameters`, backwards
+With rows over (c, k) as in `flash_semicrf.streaming.cpu.by_duration.model`, backwards
 
     d eta_s(k, c) = dD_k(c) + d start_s(c) + dS_{s+k}(c) - dS_s(c) + d end_{s+k-1}(c)
                     + d beta_{s+k}(c)
@@ -15,7 +15,8 @@ and then forwards, with P(s, k, c) the probability of a segment,
 each count's derivative being the sum over s of P (d gamma + d eta - d log Z). All sums over labels
 are matrix products; their exponents as in `flash_semicrf.streaming.cpu.by_duration.gradient`. Cost
 7 T·K·C², in float64. Durations beyond K are in
-`flash_semicrf.streaming.cpu.by_duration.tangent_tail`.
+`flash_semicrf.streaming.cpu.by_duration.tangent_tail`, what scores of segments and of transitions
+by position change in `flash_semicrf.streaming.cpu.by_duration.attached_tangents`.
 """
 
 from __future__ import annotations
@@ -26,12 +27,22 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.problem.potentials import NEG_INF
+from flash_semicrf.streaming.cpu.by_duration.attached import add_spans, make_work
+from flash_semicrf.streaming.cpu.by_duration.attached_tangents import (
+    add_moves,
+    arrive_along,
+    depart_along,
+    keep_span,
+    make_along,
+)
+from flash_semicrf.streaming.cpu.by_duration.products import NOTHING, exact_mean
 from flash_semicrf.streaming.cpu.by_duration.tangent_tail import (
     fill_class,
     new_class,
     pass_on,
     take_class,
 )
+from flash_semicrf.streaming.cpu.by_duration.model import transition_place
 from flash_semicrf.streaming.cpu.by_duration.window import copy_row, highest
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.parameters import CERTAIN
@@ -41,7 +52,6 @@ from flash_semicrf.streaming.cpu.vector import TILE, exp_row, fill, multiply_row
 __all__ = ["backward_tangents", "forward_tangents"]
 
 _HIGH = 300.0  # exponents of a transition's second factor stay below it
-_NOTHING = -700.0  # log of a probability that counts as 0
 
 
 @helper
@@ -72,25 +82,40 @@ def _fill_ends(sequence, messages, tangent, model, slopes, s, row, longer):
                 closing += tangent.end[p, c]
             eta[j] = content + x + model.bias[j]
             d_eta[j] = closing + slopes.bias[j]
+    add_spans(tangent.attached, s, length, longest, d_eta)
     fill_class(model.tail, sequence, messages, tangent, model, slopes, s, row, longer)
+    add_spans(sequence.attached, s, length, longest, eta)
 
 
 @helper
-def _exact_mean(values, d_values, scores, d_scores, first, step):
-    """Log-sum of values[i] + scores[first + i * step], and the mean derivative of its terms."""
-    top = -math.inf
-    for i in range(d_values.shape[0]):
-        top = max(top, values[i] + scores[first + i * step])
+def _depart(tangent, s, row, sink, sums, model, weights, slopes):
+    """Write the derivative of the message before s; `sink` and `sums` are workspace."""
+    if weights is None:
+        return
+    eta, d_eta = row
+    num_labels, size = model.last.shape[0], eta.shape[0]
+    padded = sums.shape[0] // 2
+    top = highest(eta)
     if top == -math.inf:
-        return top, 0.0
-    total, weighted = 0.0, 0.0
-    for i in range(d_values.shape[0]):
-        x = values[i] + scores[first + i * step] - top
-        if x > _NOTHING:
-            weight = math.exp(x)
-            total += weight
-            weighted += weight * (d_values[i] + d_scores[first + i * step])
-    return top + math.log(total), weighted / total
+        fill(tangent.beta[s - 1], 0, num_labels, 0.0)
+        return
+    reference = 0.0
+    for j in range(size):
+        sink[j] = eta[j] - top
+        if eta[j] == top:
+            reference = d_eta[j]
+    exp_row(sink, 0, sink, 0, size)
+    fill(sums, 0, 2 * padded, 0.0)
+    multiply_row(sink, 0, 1, weights.backward, 0, padded, size, sums, 0)
+    multiply_row(sink, 0, 1, slopes.backward, 0, padded, size, sums, padded)
+    for j in range(size):
+        sink[j] *= d_eta[j] - reference
+    multiply_row(sink, 0, 1, weights.backward, 0, padded, size, sums, padded)
+    for c in range(num_labels):
+        mean = reference + sums[padded + c] / sums[c]
+        if not sums[c] >= CERTAIN:
+            _, mean = exact_mean(eta, d_eta, model.scores, slopes.scores, c * size, 1)
+        tangent.beta[s - 1, c] = mean
 
 
 @owning
@@ -98,32 +123,15 @@ def backward_tangents(sequence, messages, tangent, model, weights, slopes):
     """Fill `tangent.beta` from its last row on, and `tangent.rest`."""
     num_labels, size = model.last.shape[0], model.bias.shape[0]
     padded = -(-num_labels // LANES) * LANES
-    row = eta, d_eta = np.empty(size), np.empty(size)
+    row = np.empty(size), np.empty(size)
     sink, longer = np.empty(size), new_class(model.tail)
     sums = np.zeros(2 * padded)
+    attached = sequence.attached
+    work, along = make_work(attached, model), make_along(attached, slopes, model)
     for s in range(sequence.length - 1, 0, -1):
         _fill_ends(sequence, messages, tangent, model, slopes, s, row, longer)
-        top = highest(eta)
-        if top == -math.inf:
-            fill(tangent.beta[s - 1], 0, num_labels, 0.0)
-            continue
-        reference = 0.0
-        for j in range(size):
-            sink[j] = eta[j] - top
-            if eta[j] == top:
-                reference = d_eta[j]
-        exp_row(sink, 0, sink, 0, size)
-        fill(sums, 0, 2 * padded, 0.0)
-        multiply_row(sink, 0, 1, weights.backward, 0, padded, size, sums, 0)
-        multiply_row(sink, 0, 1, slopes.backward, 0, padded, size, sums, padded)
-        for j in range(size):
-            sink[j] *= d_eta[j] - reference
-        multiply_row(sink, 0, 1, weights.backward, 0, padded, size, sums, padded)
-        for c in range(num_labels):
-            mean = reference + sums[padded + c] / sums[c]
-            if not sums[c] >= CERTAIN:
-                _, mean = _exact_mean(eta, d_eta, model.scores, slopes.scores, c * size, 1)
-            tangent.beta[s - 1, c] = mean
+        _depart(tangent, s, row, sink, sums, model, weights, slopes)
+        depart_along(attached, tangent, s, row, model, slopes, work, along)
 
 
 class _Tile(NamedTuple):
@@ -161,6 +169,8 @@ def _flush(tile, count, size, transition):
 @helper
 def _fill_tile(tile, count, level, d_alpha, row, model, weights, direct):
     """Write one position's factors; transitions out of range are added at once."""
+    if weights is None:
+        return
     eta, d_eta = row
     size, padded = eta.shape[0], tile.alpha.shape[0]
     for c in range(padded):
@@ -172,7 +182,7 @@ def _fill_tile(tile, count, level, d_alpha, row, model, weights, direct):
         if x > _HIGH:
             for c in range(d_alpha.shape[0]):
                 y = tile.alpha[c] + level.offset + eta[j] + model.scores[c * size + j]
-                if y > _NOTHING:
+                if y > NOTHING:
                     d = d_alpha[c] + d_eta[j] - level.mean
                     direct[c * size + j] += math.exp(y) * d
             x = -math.inf
@@ -188,7 +198,7 @@ def _mean_at_start(eta, d_eta, offset, model, slopes):
     total, weighted = 0.0, 0.0
     for j in range(eta.shape[0]):
         x = model.first[j] - model.bias[j] + eta[j] + offset
-        if x > _NOTHING:
+        if x > NOTHING:
             total += math.exp(x)
             weighted += math.exp(x) * (slopes.first[j] + d_eta[j])
     return weighted / total if total > 0.0 else 0.0
@@ -206,7 +216,12 @@ def _finish(tangent, probability, p):
 
 @helper
 def _arrive(tile, d_alpha, weights, slopes, sums):
-    """Fill the factors, and `sums` with their products; max of alpha, and the derivative there."""
+    """Fill the factors, and `sums` with their products; max of alpha, and the derivative there.
+
+    Without weights the maximum alone is found.
+    """
+    if weights is None:
+        return highest(tile.alpha), 0.0
     alpha, factors, padded = tile.alpha, tile.factors, tile.alpha.shape[0]
     num_labels, size = d_alpha.shape[0], weights.peak.shape[0]
     top, reference = highest(alpha), 0.0
@@ -241,6 +256,8 @@ def forward_tangents(sequence, messages, tangent, model, weights, slopes, totals
     tile = _Tile(alpha, factors, np.zeros(2 * TILE * padded), np.zeros(2 * TILE * size))
     probability = np.zeros((sequence.length, num_labels))
     longer = new_class(model.tail)
+    attached = sequence.attached
+    work, along = make_work(attached, model), make_along(attached, slopes, model)
     used = 0
     mean, top, reference = 0.0, 0.0, 0.0
     for p in range(sequence.length):
@@ -254,7 +271,10 @@ def forward_tangents(sequence, messages, tangent, model, weights, slopes, totals
             _finish(tangent, probability, s - 1)
             copy_row(messages.alpha[s - 1], alpha)
             top, reference = _arrive(tile, d_alpha, weights, slopes, sums)
-            if top > -math.inf and totals.transition.shape[0] > 1:
+            given = alpha, d_alpha, s
+            arrive_along(attached, tangent, *given, model, slopes, work, along)
+            add_moves(attached, offset, mean, *given, row, model, work, along, totals)
+            if weights is not None and top > -math.inf and totals.transition.shape[0] > 1:
                 level = _Level(offset, top, reference, mean)
                 _fill_tile(tile, used, level, d_alpha, row, model, weights, totals.direct)
                 used += 1
@@ -266,13 +286,16 @@ def forward_tangents(sequence, messages, tangent, model, weights, slopes, totals
                 continue
             if s == 0:
                 x, d = model.first[j] - model.bias[j], slopes.first[j]
+            elif weights is None:
+                place = transition_place(model, j // longest, j % longest + 1)
+                x, d = work.arriving[place], along.arriving[place]
             elif sums[j] >= CERTAIN:
                 x = math.log(sums[j]) + weights.peak[j] + top
                 d = reference + sums[size + j] / sums[j]
             else:
-                x, d = _exact_mean(alpha, d_alpha, model.scores, slopes.scores, j, size)
+                x, d = exact_mean(alpha, d_alpha, model.scores, slopes.scores, j, size)
             x += eta[j] + offset
-            if not x > _NOTHING:
+            if not x > NOTHING:
                 continue
             weight = math.exp(x)
             c = j // longest
@@ -280,6 +303,7 @@ def forward_tangents(sequence, messages, tangent, model, weights, slopes, totals
             total = weight * (d + d_eta[j] - mean)
             totals.start[s, c] += total
             totals.duration[j] += total
+            keep_span(totals.attached, s, j - c * longest + 1, c, total)
             if s == 0:
                 totals.first[j] += total
             if j == (c + 1) * longest - 1 and take_class(model.tail, longer, c, weight, d):

@@ -1,4 +1,4 @@
-"""Decoding for transitions by duration: the max pass, and a walk back without back-pointers.
+"""Decoding by duration: the max pass, and a walk back without back-pointers.
 
 The pass is that of `flash_semicrf.streaming.cpu.by_duration.passes` with maxima for sums, the first
 segment's transition term apart, and keeps alpha. The walk recovers the label and the duration of
@@ -17,8 +17,22 @@ from torch import Tensor
 
 from flash_semicrf.problem.potentials import NEG_INF, Potentials
 from flash_semicrf.problem.segments import SegmentTable
+from flash_semicrf.streaming.assembly import in_float64
 from flash_semicrf.streaming.cpu import threads
-from flash_semicrf.streaming.cpu.by_duration.model import model_of, sequence_of, sequences_of
+from flash_semicrf.streaming.cpu.by_duration.attached import (
+    add_spans,
+    fill_matrix,
+    make_work,
+    moved,
+    spanned,
+    spread_row,
+)
+from flash_semicrf.streaming.cpu.by_duration.model import (
+    model_of,
+    sequence_of,
+    sequences_of,
+    transition_place,
+)
 from flash_semicrf.streaming.cpu.by_duration.tail import (
     best_longer,
     extend_best,
@@ -37,7 +51,7 @@ from flash_semicrf.streaming.cpu.jit import kernel_of_loops
 from flash_semicrf.streaming.cpu.parameters import array_of, cost_of
 from flash_semicrf.streaming.cpu.parts import inlined, owning
 from flash_semicrf.streaming.cpu.tasks import take
-from flash_semicrf.streaming.cpu.vector import TILE, max_tile
+from flash_semicrf.streaming.cpu.vector import TILE, fill, max_tile
 from flash_semicrf.streaming.cpu.walks import table_of_walks
 from flash_semicrf.streaming.cpu.windows import forward_windows
 from flash_semicrf.streaming.windows import Windows
@@ -73,19 +87,38 @@ def _push(tail, window, origins, column, start, has_boundary, position, values):
             tops[k] = max(tops[k], source[k] + shift)
 
 
+@inlined
+def _arrive(attached, alpha, model, position, work, values):
+    """values = max over c' of alpha(c') and the transition, a row."""
+    fill(values, 0, values.shape[0], -math.inf)
+    if attached is None:
+        for j in range(0, values.shape[0], TILE):
+            size, count = values.shape[0], alpha.shape[0]
+            max_tile(alpha, 0, 1, model.scores, j, size, count, values, j)
+        return
+    fill_matrix(attached, position, model.scores, model.step, work.matrix)
+    width = work.arriving.shape[0]
+    fill(work.arriving, 0, width, -math.inf)
+    for j in range(0, width, TILE):
+        max_tile(alpha, 0, 1, work.matrix, j, width, alpha.shape[0], work.arriving, j)
+    spread_row(work.arriving, model, values)
+
+
 @owning
 def _max_pass(sequence, model, paths):
     """Fill alpha and its offsets as `forward_pass` does, and with a tail the origins."""
     num_labels, size = model.last.shape[0], model.bias.shape[0]
     window = make_window(num_labels, model.max_duration, _BLOCK)
     origins = make_origins(model.tail, window)
-    scores, start, end, has_boundary, length = sequence
+    scores, start, end, has_boundary, length, attached = sequence
+    work = make_work(attached, model)
     messages, offsets, values = paths.alpha, paths.offsets, np.empty(size)
     copy_row(model.first, values)
     offsets[0] = 0.0
     for position in range(length):
         column = position % _BLOCK
         alpha = messages[position]
+        add_spans(attached, position, length, model.max_duration, values)
         _push(model.tail, window, origins, column, start, has_boundary, position, values)
         for c in range(num_labels):
             absorb(window, c, scores[position, c])
@@ -103,9 +136,9 @@ def _max_pass(sequence, model, paths):
                 alpha[c] -= shift
                 window.frame[c] -= shift
             slide_left(window)
-        values[:] = -math.inf
-        for j in range(0, size, TILE):
-            max_tile(alpha, 0, 1, model.scores, j, size, num_labels, values, j)
+        if position == length - 1:
+            break
+        _arrive(attached, alpha, model, position + 1, work, values)
         for j in range(size):
             values[j] += model.bias[j]
 
@@ -113,7 +146,8 @@ def _max_pass(sequence, model, paths):
 @inlined
 def _best_duration(sequence, model, paths, stop, label):
     """Shortest best duration of a segment of `label` that ends before `stop`."""
-    longest, size = model.max_duration, model.bias.shape[0]
+    longest, width = model.max_duration, model.scores.shape[0] // model.last.shape[0]
+    attached = sequence.attached
     content = 0.0
     best = -math.inf
     duration = best_longer(model.tail, paths.origins, stop, label)
@@ -129,9 +163,12 @@ def _best_duration(sequence, model, paths, stop, label):
             source = model.first[j]
         else:
             source = -math.inf
+            place = transition_place(model, label, k)
             for c in range(model.last.shape[0]):
-                source = max(source, paths.alpha[position - 1, c] + model.scores[c * size + j])
+                into = moved(attached, position, c, label, model.scores[c * width + place])
+                source = max(source, paths.alpha[position - 1, c] + into)
             source += model.bias[j]
+        source = spanned(attached, position, k, label, source)
         x = source + content + (paths.offsets[position] - paths.offsets[stop])
         if sequence.has_boundary:
             x += sequence.start[position, label]
@@ -147,7 +184,8 @@ def _walk(sequence, model, paths, value):
 
     `value` (C,), the last message with the final scores, is overwritten.
     """
-    capacity, size, longest = paths.starts.shape[0], model.bias.shape[0], model.max_duration
+    capacity, width = paths.starts.shape[0], model.scores.shape[0] // model.last.shape[0]
+    attached = sequence.attached
     count = 0
     stop = sequence.length
     while stop > 0:
@@ -165,9 +203,10 @@ def _walk(sequence, model, paths, value):
         paths.starts[capacity - count] = stop
         paths.labels[capacity - count] = label
         if stop > 0:
-            j = label * longest + min(duration, longest) - 1
+            place = transition_place(model, label, duration)
             for c in range(value.shape[0]):
-                value[c] = paths.alpha[stop - 1, c] + model.scores[c * size + j]
+                into = moved(attached, stop, c, label, model.scores[c * width + place])
+                value[c] = paths.alpha[stop - 1, c] + into
     return count
 
 
@@ -191,7 +230,7 @@ def _run(queue, decode, sequences, model, found, best, counts):
 
 def _decoded(p: Potentials, decode: bool) -> tuple[_Paths, np.ndarray, np.ndarray]:
     """Messages and segments, best scores and numbers of segments."""
-    double = p.to(torch.float64)
+    double = in_float64(p)
     sequences = sequences_of(double)
     longer = sequences.scores.shape if p.duration_tail is not None else (p.batch_size, 1, 1)
     found = _Paths(
