@@ -180,7 +180,7 @@ def _arrivals(p: Potentials, alpha: Tensor, table: SegmentTable) -> Tensor:
     index = (table_rows(p, stop - start), label) if by_duration else (label,)
     arriving = p.transition.movedim(-1, -2)[index]  # (N, C_src)
     if p.transition_scores is not None:
-        arriving = arriving + p.transition_scores[sequence, start, :, label]
+        arriving = arriving.to(alpha.dtype) + p.transition_scores[sequence, start, :, label]
     between = torch.logsumexp(alpha[sequence, start] + arriving, -1)
     initial = first_term(p)
     first = initial[index] if initial.dim() == 2 else initial[label]

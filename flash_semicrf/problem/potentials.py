@@ -377,6 +377,7 @@ def _transition_rows(p: Potentials, table: SegmentTable) -> Tensor:
     by_duration = p.transition.dim() == 3
     between = p.transition[k, source, label] if by_duration else p.transition[source, label]
     if p.transition_scores is not None:
+        between = between.to(accumulator_dtype(p.device))
         between = between + p.transition_scores[sequence, start, source, label]
     initial = first_term(p)
     first = initial[k, label] if initial.dim() == 2 else initial[label]

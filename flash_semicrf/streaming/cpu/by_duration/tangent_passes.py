@@ -35,6 +35,7 @@ from flash_semicrf.streaming.cpu.by_duration.attached_tangents import (
     keep_span,
     make_along,
 )
+from flash_semicrf.streaming.cpu.by_duration.model import transition_place
 from flash_semicrf.streaming.cpu.by_duration.products import NOTHING, exact_mean
 from flash_semicrf.streaming.cpu.by_duration.tangent_tail import (
     fill_class,
@@ -42,7 +43,6 @@ from flash_semicrf.streaming.cpu.by_duration.tangent_tail import (
     pass_on,
     take_class,
 )
-from flash_semicrf.streaming.cpu.by_duration.model import transition_place
 from flash_semicrf.streaming.cpu.by_duration.window import copy_row, highest
 from flash_semicrf.streaming.cpu.llvm import LANES
 from flash_semicrf.streaming.cpu.parameters import CERTAIN

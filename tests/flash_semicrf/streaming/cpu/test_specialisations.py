@@ -65,6 +65,9 @@ def test_arrays_of_any_problem_are_contiguous_and_writable(by_duration):
             }
             run_everything(problem.replace(**turned))
     run_everything(random_problem(40, 9, 4, 3, by_duration=by_duration))
+    for shape in SHAPES:
+        for given in ({"spans": True}, {"moves": True}):
+            run_everything(random_problem(*shape, by_duration=by_duration, **given))
     found = {
         name: signature
         for name, kernel in kernels().items()
