@@ -38,7 +38,7 @@ from flash_semicrf.problem.potentials import (
 from flash_semicrf.problem.validation import check_finite_or_forbidden
 from flash_semicrf.streaming.dispatch import choose
 
-__all__ = ["centered", "expected_score", "position_marginals"]
+__all__ = ["centered", "expected_score", "position_marginals", "start_marginals"]
 
 _REASON = "Expectations under a segmentation distribution are differentiable once."
 
@@ -86,8 +86,19 @@ def expected_score(
 
 def position_marginals(p: Potentials, backend: str = "auto") -> Tensor:
     """P(position t has label c), (B, T, C) in the dtype of the scores, differentiable once."""
+    return _marginals(p, "scores", backend)
+
+
+def start_marginals(p: Potentials, backend: str = "auto") -> Tensor:
+    """P(a segment of label c starts at position t), as `position_marginals`."""
+    # The derivative along starts is one of a problem that has scores for them.
+    start = torch.zeros_like(p.scores) if p.start_scores is None else p.start_scores
+    return _marginals(p.replace(start_scores=start), "start_scores", backend)
+
+
+def _marginals(p: Potentials, name: str, backend: str) -> Tensor:
     values = map(p.parameters().get, NAMES)
-    marginals: Tensor = apply(_PositionMarginals, backend, p.lengths, *values)
+    marginals: Tensor = apply(_Marginals, name, backend, p.lengths, *values)
     return marginals
 
 
@@ -224,18 +235,20 @@ class _ExpectedScore(torch.autograd.Function):
         return (None, None, *map(by_p.get, NAMES), *map(by_q.get, NAMES))
 
 
-class _PositionMarginals(torch.autograd.Function):
-    """`position_marginals`; call it with the backend, lengths and the parameters."""
+class _Marginals(torch.autograd.Function):
+    """Gradient of log Z by a parameter (B, T, C), given its name, the backend, lengths and all."""
 
     @staticmethod
-    def forward(ctx: Any, backend: str, lengths: Tensor, *values: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, name: str, backend: str, lengths: Tensor, *values: Tensor | None
+    ) -> Tensor:
         """One forward-backward."""
         p = named(values, lengths)
-        _, counts = choose(backend, p).gradients(p, {"scores"})
-        ctx.wanted = _wanted(ctx.needs_input_grad[2:])
-        ctx.backend = backend
+        _, counts = choose(backend, p).gradients(p, {name})
+        ctx.wanted = _wanted(ctx.needs_input_grad[3:])
+        ctx.name, ctx.backend = name, backend
         ctx.save_for_backward(lengths, *values)
-        return counts["scores"]
+        return counts[name]
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -243,7 +256,7 @@ class _PositionMarginals(torch.autograd.Function):
         lengths, *values = ctx.saved_tensors
         p = named(values, lengths)
         nothing = {name: torch.zeros_like(value) for name, value in p.parameters().items()}
-        direction = p.replace(**{**nothing, "scores": upstream})
+        direction = p.replace(**{**nothing, ctx.name: upstream})
         _, _, found = _tangents(ctx.backend, p, direction, set(ctx.wanted))
         found = _once(_weighted(found, p, upstream.new_ones(len(lengths))), upstream)
-        return (None, None, *map(found.get, NAMES))
+        return (None, None, None, *map(found.get, NAMES))

@@ -41,6 +41,7 @@ from flash_semicrf.nn.inputs import (
     update_pruned,
 )
 from flash_semicrf.nn.loss import LossMixin, Reduction
+from flash_semicrf.nn.objectives import LOSSES, Loss
 from flash_semicrf.nn.operators import checked_input
 from flash_semicrf.problem.flags import Validate, reads_values, with_lengths_on_device
 from flash_semicrf.problem.potentials import (
@@ -109,6 +110,8 @@ class SemiMarkovCRFHead(DecodingMixin, LossMixin, nn.Module):
         parameters. Numbers are fixed rates; -inf limits a label to K positions.
     accum_dtype : torch.dtype, default=torch.float64
         Accepted for compatibility; sums are in float64 (float32 on devices without it) in any case.
+    loss : {"likelihood", "marginal", "boundary", "softmax_margin", "focal"}, default="likelihood"
+        What `compute_loss` computes unless it is told otherwise; see there.
     validate : {"auto", "values", "shapes"}, default="auto"
         "values" reads lengths, hidden states, labels and scores, and raises an error that names a
         bad one. "shapes" reads nothing, so that a GPU need not be waited for: see Notes. "auto" is
@@ -165,6 +168,7 @@ class SemiMarkovCRFHead(DecodingMixin, LossMixin, nn.Module):
     boundary_projection: nn.Module | None
     initial_scores: nn.Parameter | None
     final_scores: nn.Parameter | None
+    loss: Loss = "likelihood"
     validate: Validate = "auto"
 
     def __init__(
@@ -189,6 +193,7 @@ class SemiMarkovCRFHead(DecodingMixin, LossMixin, nn.Module):
         duration_tail: str | float | ArrayLike | Tensor | GeometricTail | None = None,
         accum_dtype: torch.dtype = torch.float64,
         validate: Validate = "auto",
+        loss: Loss = "likelihood",
     ) -> None:
         super().__init__()
         self.num_classes = check_positive_int("num_classes", num_classes)
@@ -207,6 +212,9 @@ class SemiMarkovCRFHead(DecodingMixin, LossMixin, nn.Module):
         self.edge_memory_threshold = edge_memory_threshold
         self.num_warps = num_warps
         self.accum_dtype = accum_dtype
+        check_choice("loss", loss, LOSSES)
+        if loss != self.loss:
+            self.loss = loss
         if validate != self.validate:  # else that of the class, as in heads saved without it
             self.validate = validate
         self.centering: Centering = centering
