@@ -125,6 +125,11 @@ def check_solver(params: Mapping[str, Any]) -> None:
                 f"solver={solver!r}."
             )
         return
+    if params["loss"] != "likelihood":
+        raise ValueError(
+            f'`loss` needs a solver of mini-batches; got {params["loss"]!r} with solver="lbfgs", '
+            'which minimises loss="likelihood".'
+        )
     if not isinstance(encoder, str) or encoder != "linear":
         raise ValueError(f'solver="lbfgs" needs encoder="linear"; got {encoder!r}.')
     for name in ("callbacks", "optimizer", "crop_length", *net_params(params)):

@@ -18,6 +18,7 @@ from skorch.history import History
 from torch import nn
 
 from flash_semicrf.duration import DURATION_DISTRIBUTIONS
+from flash_semicrf.nn.objectives import LOSSES, Loss
 from flash_semicrf.problem.potentials import Potentials
 from flash_semicrf.problem.segments import (
     LongSegments,
@@ -70,6 +71,7 @@ from sklearn_api._prediction import (
 from sklearn_api._sklearn import Interval, StrOptions, fit_context
 from sklearn_api._training import building as training
 from sklearn_api._training.interrupts import in_a_loop, warn_of_interrupt
+from sklearn_api._training.objective import Objective
 from sklearn_api._training.splitting import training_datasets
 from sklearn_api._training.weights import check_sample_weight, training_weights
 from sklearn_api.encoders import ENCODERS, Standardize, make_encoder
@@ -100,7 +102,7 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
     - model: `encoder` to `dropout`;
     - durations of segments: `max_duration` to `min_duration`;
     - labels: `transition_constraints` to `tagging`;
-    - training: `alpha` to `tol`; of these, `window_length` is about prediction;
+    - training: `loss` to `tol`; of these, `window_length` is about prediction;
     - device, and how a fit runs on it: `device` to `callbacks`.
 
     Parameters
@@ -146,6 +148,17 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
     tagging : None or "bio", default=None
         "bio": `y` holds BIO tags ("B-x", "I-x", "O"), and so does what `predict` returns. The
         classes are "O" and the x.
+    loss : str, default="likelihood"
+        What training minimises: "likelihood", minus the log-probability of whole segmentations;
+        "marginal", of the label of every position, each with its own weight; "boundary", of what
+        starts, or that nothing does, at every position; "softmax_margin", the likelihood among
+        segmentations preferred by their errors; "focal", the marginal loss with less regard for
+        positions that are right. All but "likelihood" need a solver of mini-batches.
+    margin_cost : float, default=1.0
+        Cost of a wrong position, in nats, in ``loss="softmax_margin"``.
+    focus : float, default=2.0
+        Power of the probability of an error that multiplies the loss of a position in
+        ``loss="focal"``.
     alpha : float, default=1.0
         Strength of the penalty: ``alpha / 2 * ||w||**2`` is added to the summed negative
         log-likelihood. Weights and transitions are drawn towards 0, durations towards
@@ -154,9 +167,10 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
         Part of the penalty that is L1: ``alpha * ((1 - l1_ratio) / 2 * ||w||**2 + l1_ratio *
         ||w||_1)``. Above 0 it needs ``solver="lbfgs"``.
     class_weight : None, "balanced" or dict, default=None
-        Weights of positions by their label, times `sample_weight`. As the weights of positions do,
-        they act through their mean over a sequence, or crop: sequences with more of a heavy label
-        count for more. They change nothing between labels within a sequence. "balanced" is
+        Weights of positions by their label, times `sample_weight`. ``loss="likelihood"`` is of
+        whole sequences, so weights act through their mean over a sequence, or crop: those with more
+        of a heavy label count for more, and nothing changes between labels within one. In the other
+        losses each position has its own. "balanced" is
         ``n_positions / (n_classes * counts)``; labels that a dict leaves out have weight 1.
     solver : {"adam", "adamw", "sgd", "lbfgs"}, default="adam"
         Optimiser of the mini-batches; or L-BFGS on all sequences at once, for
@@ -289,6 +303,9 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
         "single_position_labels": "no_validation",
         "tagging": [None, StrOptions({"bio"})],
         # Training
+        "loss": [StrOptions(set(LOSSES))],
+        "margin_cost": [Interval(Real, 0, None, closed="left")],
+        "focus": [Interval(Real, 0, None, closed="left")],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "l1_ratio": [Interval(Real, 0, 1, closed="both")],
         "class_weight": [None, StrOptions({"balanced"}), dict],
@@ -334,6 +351,9 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
         single_position_labels: Any = None,
         tagging: str | None = None,
         # Training
+        loss: Loss = "likelihood",
+        margin_cost: float = 1.0,
+        focus: float = 2.0,
         alpha: float = 1.0,
         l1_ratio: float = 0.0,
         class_weight: str | dict[Any, float] | None = None,
@@ -373,6 +393,9 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
         self.boundary_scores = boundary_scores
         self.single_position_labels = single_position_labels
         self.tagging = tagging
+        self.loss = loss
+        self.margin_cost = margin_cost
+        self.focus = focus
         self.alpha = alpha
         self.l1_ratio = l1_ratio
         self.class_weight = class_weight
@@ -898,6 +921,7 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
                 learning_rate=self.learning_rate,
                 batch_size=self.batch_size,
                 alpha=self.alpha,
+                objective=Objective(self.loss, self.margin_cost, self.focus),
                 tol=self.tol,
                 n_iter_no_change=self.n_iter_no_change,
                 early_stopping=self.early_stopping,

@@ -12,6 +12,7 @@ from sklearn_api._model.module import SegmentationModule
 from sklearn_api._model.rng import PrivateRNG
 from sklearn_api._training.data import bucketed_loader
 from sklearn_api._training.net import LossRecorder, PlateauStopping, SegmentationNet
+from sklearn_api._training.objective import Objective
 
 __all__ = ["Options", "build_net"]
 
@@ -24,6 +25,7 @@ class Options(NamedTuple):
     learning_rate: float
     batch_size: int
     alpha: float
+    objective: Objective
     tol: float
     n_iter_no_change: int
     early_stopping: bool
@@ -80,6 +82,7 @@ def build_net(
         device=str(device),
         verbose=int(options.verbose),
         alpha=options.alpha,
+        objective=options.objective,
         rng=rng,
         **routed,
     )

@@ -69,6 +69,12 @@ class CroppedDataset(SequenceDataset):
         around = torch.tensor([start - first, last - stop, held_start, held_end])
         return values[first:last], rows, around
 
+    def widened(self, crop: Crop) -> tuple[int, int]:
+        """Start and stop of the gold segments that a crop touches."""
+        _, rows = super().__getitem__(crop.sequence)
+        inside = (rows[:, 1] > crop.start) & (rows[:, 0] < crop.stop)
+        return int(rows[inside][0, 0]), int(rows[inside][-1, 1])
+
     def sampler(self, batch_size: int, shuffle: bool, seed: int) -> CropSampler:
         """Batches of crops."""
         return CropSampler(self.lengths, self.crop_length, batch_size, shuffle, seed)

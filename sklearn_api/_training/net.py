@@ -1,6 +1,6 @@
 """Training: the batches, the module and the skorch net that `SemiCRFSegmenter` composes.
 
-The loss of a batch is the negative log-likelihood of its gold segmentations per position,
+The loss of a batch is that of its gold segmentations per position, for the likelihood
 
     sum_b -log P(y_b | x_b) / sum_b T_b + penalty / N,
 
@@ -20,16 +20,15 @@ from skorch.helper import predefined_split
 from skorch.utils import to_tensor
 from torch import Tensor
 
-from flash_semicrf.inference.log_partition import log_partition
 from flash_semicrf.problem.flags import Validate, reads_values
-from flash_semicrf.problem.potentials import Potentials, score_segments, within_length
+from flash_semicrf.problem.potentials import Potentials, within_length
 from flash_semicrf.problem.segments import SegmentTable
 from sklearn_api._model.module import SegmentationModule
 from sklearn_api._model.rng import PrivateRNG
 from sklearn_api._model.sparse import problem_of_scores
-from sklearn_api._training.crop_likelihood import crop_loss
 from sklearn_api._training.data import Batches
 from sklearn_api._training.divergence import all_finite, check_state, diverged
+from sklearn_api._training.objective import Objective, losses_of
 
 __all__ = ["LossRecorder", "PlateauStopping", "SegmentationNet", "StopTraining"]
 
@@ -42,13 +41,15 @@ class StopTraining(KeyboardInterrupt):
 
 
 class SegmentationNet(NeuralNet):
-    """skorch net whose loss is the CRF's negative log-likelihood per position.
+    """skorch net whose loss is a loss of the CRF per position.
 
     Parameters
     ----------
     module : SegmentationModule
     alpha : float
         Strength of the module's penalty, which enters the loss as ``alpha / N``.
+    objective : Objective
+        What the loss is.
     rng : PrivateRNG, optional
         Random state of the training steps, where they draw random numbers (dropout).
     """
@@ -61,11 +62,13 @@ class SegmentationNet(NeuralNet):
         module: SegmentationModule,
         *args: Any,
         alpha: float = 0.0,
+        objective: Objective = Objective(),  # noqa: B008  (a named tuple)
         rng: PrivateRNG | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(module, *args, **kwargs)
         self.alpha = alpha
+        self.objective = objective
         self.rng = rng
 
     def run(
@@ -164,17 +167,14 @@ class SegmentationNet(NeuralNet):
         table = SegmentTable(*columns[:4])
         self.module_.head.validate = validate
         problem = within_length(self._problem(y_pred, lengths, X["x"].is_sparse, training))
+        crop = to_tensor(X["crop"], device=self.device) if "crop" in X else None
+        weights = columns[4] if len(columns) == 5 else None
         try:
-            if "crop" in X:
-                nll = crop_loss(problem, table, to_tensor(X["crop"], device=self.device))
-            else:
-                nll = log_partition(problem, validate=validate) - score_segments(problem, table)
+            losses = losses_of(self.objective, problem, table, crop, weights, validate)
         except ValueError:
             check_state(self)  # Parameters that are not finite are no fault of the data.
             raise
-        if len(columns) == 5:
-            nll = nll * columns[4]
-        loss = nll.sum() / lengths.sum()
+        loss = losses.sum() / lengths.sum()
         if training and self.alpha:
             loss = loss + self.alpha / self.num_positions_ * self.module_.penalty()
         return loss

@@ -176,7 +176,7 @@ def _weights_by_class(given: dict[Any, float], classes: list[Any]) -> np.ndarray
 
 
 class WeightedDataset(Dataset[Any]):
-    """A dataset whose batches end with the weight of each sequence or crop.
+    """A dataset whose batches end with the weights of positions, (B, T).
 
     Parameters
     ----------
@@ -193,19 +193,20 @@ class WeightedDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: Any) -> tuple[Any, float]:
+    def __getitem__(self, key: Any) -> tuple[Any, np.ndarray]:
         if isinstance(self.dataset, CroppedDataset):
-            weight = self.weights[key.sequence][key.start : key.stop].mean()
-        else:
-            weight = self.weights[key].mean()
-        return self.dataset[key], float(weight)
+            start, stop = self.dataset.widened(key)
+            return self.dataset[key], self.weights[key.sequence][start:stop]
+        return self.dataset[key], self.weights[key]
 
     def sampler(self, batch_size: int, shuffle: bool, seed: int) -> Sampler[Any]:
         """Batches of keys, as the dataset's own."""
         return self.dataset.sampler(batch_size, shuffle, seed)
 
     def collate(self, items: list[Any]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-        """One batch, its weights (B,) after the columns of the segments."""
+        """One batch, its weights (B, T) after the columns of the segments."""
         inputs, columns = self.dataset.collate([item for item, _ in items])
-        weights = torch.tensor([weight for _, weight in items], dtype=torch.float64)
+        weights = torch.zeros(len(items), int(inputs["lengths"].max()), dtype=torch.float64)
+        for row, (_, own) in zip(weights, items, strict=True):
+            row[: len(own)] = torch.from_numpy(own)
         return inputs, (*columns, weights)

@@ -103,8 +103,11 @@ def test_crops_weigh_by_their_positions():
     cropped = CroppedDataset(SequenceDataset(sequences.values, table), 5)
     weights = [np.r_[np.zeros(4), np.ones(6)]]
     dataset = WeightedDataset(cropped, weights)
-    assert dataset[Crop(0, 0, 5)][1] == pytest.approx(0.2)
-    assert dataset[Crop(0, 5, 10)][1] == 1.0
+    # With the gold segment that the cut passes through.
+    assert dataset[Crop(0, 0, 5)][1].tolist() == [0, 0, 0, 0, 1, 1]
+    assert dataset[Crop(0, 5, 10)][1].tolist() == [1] * 6
+    _, columns = dataset.collate([dataset[Crop(0, 0, 5)], dataset[Crop(0, 8, 10)]])
+    assert columns[4].tolist() == [[0, 0, 0, 0, 1, 1], [1, 1, 0, 0, 0, 0]]
 
 
 def test_held_out_sequences_are_weighed_too():
