@@ -13,6 +13,7 @@ from flash_semicrf.duration import (
     create_duration_distribution,
 )
 from flash_semicrf.exact.semimarkov import SemiMarkov
+from flash_semicrf.inference.consensus import consensus
 from flash_semicrf.inference.distribution import SemiCRFDistribution
 from flash_semicrf.inference.information import (
     cross_entropy,
@@ -67,6 +68,7 @@ __all__ = [
     "__version__",
     "apply_permutation",
     "block_triang_matmul",
+    "consensus",
     "create_duration_distribution",
     "cross_entropy",
     "entropy",

@@ -7,13 +7,15 @@ memory does not grow with the number of sequences. Longer sequences are encoded 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flash_semicrf.inference.consensus import consensus
 from flash_semicrf.inference.marginals import SegmentMarginals
+from flash_semicrf.inference.minimum_risk import minimum_risk
 from flash_semicrf.inference.posterior import segment_marginals
 from flash_semicrf.inference.viterbi import viterbi_table
 from flash_semicrf.nn import SemiMarkovCRFHead
@@ -39,12 +41,15 @@ from sklearn_api._model.windows import encode_in_windows
 from sklearn_api._training.data import pad_values
 
 __all__ = [
+    "DECODINGS",
+    "Decoding",
     "Problems",
     "accurate_labels",
     "batches_by_positions",
     "best_segments",
     "boundary_probabilities",
     "centered",
+    "decoded_segments",
     "in_order",
     "label_probabilities",
     "name_segments",
@@ -54,6 +59,9 @@ __all__ = [
 
 Problems = Iterable[tuple[np.ndarray, Potentials]]
 """Batches: indices of the sequences, and their problem, not centred."""
+
+Decoding: TypeAlias = Literal["map", "position", "boundary", "segment"]
+DECODINGS = ("map", "position", "boundary", "segment")
 
 T = TypeVar("T")
 
@@ -134,6 +142,25 @@ def best_segments(problems: Problems) -> list[Segments]:
                 # Scores of segments are those of the model, not of the centred problem.
                 rows = score_rows(problem, table)
             yield batch, table_to_segments(table, problem.batch_size, rows)
+
+    return in_order(decoded())
+
+
+def decoded_segments(problems: Problems, decoding: Decoding, tolerance: int) -> list[Segments]:
+    """Segments of each sequence, with class indices, by a rule of `DECODINGS`."""
+    if decoding == "map":
+        return best_segments(problems)
+
+    def decoded() -> Iterator[tuple[np.ndarray, list[Segments]]]:
+        for batch, problem in problems:
+            given = centered(problem)
+            if decoding == "segment":
+                result = consensus(given)
+            elif decoding == "boundary":
+                result = minimum_risk(given, "boundary", tolerance=tolerance)
+            else:
+                result = minimum_risk(given, "position")
+            yield batch, result.segments
 
     return in_order(decoded())
 

@@ -27,7 +27,7 @@ from flash_semicrf.problem.segments import (
     SegmentTable,
     limit_durations,
 )
-from flash_semicrf.problem.validation import check_positive_int
+from flash_semicrf.problem.validation import check_choice, check_positive_int
 from flash_semicrf.streaming.compilation import told
 from sklearn_api._inputs.labels import read_classes
 from sklearn_api._inputs.sequences import Sequences, check_X
@@ -60,9 +60,12 @@ from sklearn_api._posterior import (
     sampled_segmentations,
 )
 from sklearn_api._prediction import (
+    DECODINGS,
+    Decoding,
     accurate_labels,
     best_segments,
     boundary_probabilities,
+    decoded_segments,
     label_probabilities,
     name_segments,
     problems_of,
@@ -70,6 +73,7 @@ from sklearn_api._prediction import (
 )
 from sklearn_api._sklearn import Interval, StrOptions, fit_context
 from sklearn_api._training import building as training
+from sklearn_api._training.convergence import warn_unconverged
 from sklearn_api._training.interrupts import in_a_loop, warn_of_interrupt
 from sklearn_api._training.objective import Objective
 from sklearn_api._training.splitting import training_datasets
@@ -202,7 +206,8 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
         Epochs without improvement before training stops. L-BFGS stops when the loss has decreased
         by no more than `tol` over as many iterations.
     tol : float, default=1e-4
-        Least decrease of the loss, in nats per position, that counts as an improvement.
+        Least decrease of the loss that counts as an improvement: in nats per position; with
+        ``solver="lbfgs"`` as a part of the loss, which may be small.
     device : str, default="auto"
         "cpu", "cuda", "cuda:1", ...; "auto" is CUDA where available.
     dtype : {"float32", "float64"}, default="float32"
@@ -478,8 +483,9 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
         Warns
         -----
         ConvergenceWarning
-            On Ctrl-C, which ends training and keeps the model so far; inside a search or another
-            loop of scikit-learn or joblib the KeyboardInterrupt is raised again.
+            Where `max_epochs` or `max_iter` ends training while the loss still decreases. On
+            Ctrl-C, which ends training and keeps the model so far; inside a search or another loop
+            of scikit-learn or joblib the KeyboardInterrupt is raised again.
         """
         start_anew = not (self.warm_start and hasattr(self, "net_"))
         sequences, table = self._prepare(X, y, groups, start_anew)
@@ -596,21 +602,34 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
         sequences = self._check_input(X, groups)
         return sequences.layout.restore(label_probabilities(self._problems(sequences)))
 
-    def predict_segments(self, X: Any, groups: Any = None) -> list[Segment] | list[list[Segment]]:
-        """Segments of the most probable segmentation.
+    def predict_segments(
+        self, X: Any, groups: Any = None, *, decoding: Decoding = "map", tolerance: int = 0
+    ) -> list[Segment] | list[list[Segment]]:
+        """Segments of the most probable segmentation, or of the one that is expected to be best.
 
         Parameters
         ----------
         X, groups
             As for `predict`.
+        decoding : {"map", "position", "boundary", "segment"}, default="map"
+            "map": the most probable segmentation. It misses short segments whose ends are diffuse,
+            since each placement of them is improbable. Of those that the model allows, "position":
+            the one with most expected positions that have the right label, as `predict`;
+            "boundary": with the largest F1 of expected starts; "segment": with the largest expected
+            overlap with true segments (`flash_semicrf.consensus`).
+        tolerance : int, default=0
+            Positions by which a start may be off, with ``decoding="boundary"``.
 
         Returns
         -------
         list of Segment, or list of such lists with `groups` or many sequences
-            Ends are inclusive, labels are those of ``classes_``, as Python objects.
+            Ends are inclusive, labels are those of ``classes_``, as Python objects. The `score` of
+            a segment is its part of the score with "map", its expected number of right positions
+            with "position", and the probability that its start, or the segment, is right.
         """
+        check_choice("decoding", decoding, DECODINGS)
         sequences, names = self._check_input(X, groups), self.classes_.tolist()
-        found = best_segments(self._problems(sequences))
+        found = decoded_segments(self._problems(sequences), decoding, tolerance)
         return sequences.layout.restore_lists([name_segments(one, names) for one in found])
 
     def predict_boundary_proba(self, X: Any, groups: Any = None) -> np.ndarray:
@@ -946,9 +965,12 @@ class SemiCRFSegmenter(ClassifierMixin, BaseEstimator):
             validation_fraction=self._held_out,
             seed=self._seed,
         )
-        self.net_.run(train, valid, epochs=self.max_epochs, seed=self._seed + self.n_iter_)
+        before = self.n_iter_
+        self.net_.run(train, valid, epochs=self.max_epochs, seed=self._seed + before)
         if valid is None:
             self.net_.check_result(train)
+        epochs = self.n_iter_ - before
+        warn_unconverged(self.net_, epochs, self.max_epochs, self.learning_rate)
 
     def _run_lbfgs(
         self,

@@ -15,10 +15,12 @@ scores that are not -inf), minimum-risk decoding selects, by the posterior margi
 
       2 sum_{starts (s, c) of y} P(a segment of c starts at s) / (|y| + E[number of segments]),
 
-  where a start is correct if a segment of the same label starts there. The ratio is maximised by
-  the iteration of Dinkelbach (1967, "On nonlinear fractional programming", Management Science 13):
-  the max pass finds the y that maximises numerator - lambda * denominator, whose ratio is the next
-  lambda, until lambda stops growing. This is the F1 of expected counts, not the expected F1.
+  where a start is correct if a segment of the same label starts there, or within a tolerance: then
+  P is summed over the window, and segments that would have two starts in one are avoided. The ratio
+  is maximised by the iteration of Dinkelbach (1967, "On nonlinear fractional programming",
+  Management Science 13): the max pass finds the y that maximises numerator - lambda * denominator,
+  whose ratio is the next lambda, until lambda stops growing. This is the F1 of expected counts, not
+  the expected F1.
 """
 
 from __future__ import annotations
@@ -40,12 +42,13 @@ from flash_semicrf.problem.segments import (
     covered_positions,
     table_to_segments,
 )
-from flash_semicrf.problem.validation import check_choice, check_potentials
+from flash_semicrf.problem.validation import check_choice, check_int, check_potentials
 
 __all__ = ["minimum_risk"]
 
 _TIE = 1e-7  # weight of boundaries, which decide between equal labels of positions
 _ITERATIONS = 100
+_AVOIDED = 10.0  # more than what a start can gain
 
 Decoder: TypeAlias = Callable[[Potentials], tuple[Tensor, SegmentTable]]
 
@@ -55,6 +58,7 @@ def minimum_risk(
     risk: Literal["position", "boundary"] = "position",
     backend: str = "auto",
     *,
+    tolerance: int = 0,
     constraints: Constraints | None = None,
 ) -> ViterbiResult:
     """Segmentation of each sequence with the largest expected accuracy.
@@ -70,6 +74,9 @@ def minimum_risk(
         correct if a segment of the same label starts there.
     backend : str
         As for `flash_semicrf.log_partition`.
+    tolerance : int, default=0
+        Positions by which a start may be off, >= 0, with "boundary". Segments of no more positions
+        are avoided.
     constraints : Constraints, optional
         Condition on known facts, and consider only segmentations that agree with them.
 
@@ -98,6 +105,9 @@ def minimum_risk(
     (4, True)
     """
     check_choice("risk", risk, ("position", "boundary"))
+    check_int("tolerance", tolerance)
+    if tolerance < 0 or (tolerance and risk != "boundary"):
+        raise ValueError(f'`tolerance` must be >= 0, and 0 but for "boundary"; got {tolerance}.')
     p = check_potentials(potentials)
     wide = accumulator_dtype(p.device)
     with torch.no_grad():
@@ -107,7 +117,9 @@ def minimum_risk(
         if risk == "position":
             scores, table, rows = _most_positions(_feasibility(p), position, start, best_of)
         else:
-            scores, table, rows = _best_f1(_feasibility(p), start, best_of)
+            expected = start.sum((1, 2))
+            allowed, start = _with_tolerance(_feasibility(p), start, tolerance)
+            scores, table, rows = _best_f1(allowed, start, expected, best_of)
     return ViterbiResult(scores, table_to_segments(table, p.batch_size, rows))
 
 
@@ -121,6 +133,22 @@ def _feasibility(p: Potentials) -> Potentials:
             for name, value in explicit_start(p).parameters().items()
         }
     )
+
+
+def _with_tolerance(
+    allowed: Potentials, start: Tensor, tolerance: int
+) -> tuple[Potentials, Tensor]:
+    """Problem that avoids two starts in a window, and the probability of one in it (B, T, C)."""
+    if not tolerance:
+        return allowed, start
+    longest = min(tolerance, allowed.max_duration)
+    bias = allowed.duration_bias.clone()
+    bias[:longest] -= _AVOIDED
+    sums = torch.nn.functional.pad(start.cumsum(1), (0, 0, 1, 0))
+    position = torch.arange(start.shape[1], device=start.device)
+    low, high = (position - tolerance).clamp(min=0), position + tolerance + 1
+    near = sums[:, high.clamp(max=start.shape[1])] - sums[:, low]
+    return allowed.replace(duration_bias=bias), near.clamp(0.0, 1.0)
 
 
 def _plus(allowed: Tensor | None, reward: Tensor) -> Tensor:
@@ -143,11 +171,10 @@ def _most_positions(
 
 
 def _best_f1(
-    allowed: Potentials, start: Tensor, best_of: Decoder
+    allowed: Potentials, start: Tensor, expected: Tensor, best_of: Decoder
 ) -> tuple[Tensor, SegmentTable, Tensor]:
     """F1 of expected counts, segments, and the probability of the start of each segment."""
     count = allowed.batch_size
-    expected = start.sum((1, 2))
     best = torch.zeros_like(expected)
     for _ in range(_ITERATIONS):
         reward = 2 * start - best[:, None, None]

@@ -129,7 +129,7 @@ def fit_lbfgs(
         warnings.warn(
             f"L-BFGS stopped after max_iter={options.max_iter} iterations while the "
             f"{'loss' if valid is None else 'validation loss'} still decreased by more than "
-            f"tol={tol} in {options.n_iter_no_change}. Raise `max_iter` or `tol`.",
+            f"tol={tol} of itself in {options.n_iter_no_change}. Raise `max_iter` or `tol`.",
             ConvergenceWarning,
             # `fit_lbfgs`, `_run_lbfgs`, `fit`, scikit-learn's wrapper, its caller.
             stacklevel=5,
@@ -183,7 +183,7 @@ class _Progress:
             text += f"  held out {valid:.6f}"
             if valid < self.best:
                 self.best, self.best_x = valid, x
-            improved = valid < self.plateau - self.tol
+            improved = valid + self.tol * abs(valid) < self.plateau
             self.plateau = valid if improved else self.plateau
             self.waited = 0 if improved else self.waited + 1
         if self.verbose:

@@ -74,7 +74,8 @@ def minimize(
     l1 : ndarray of shape (n,), optional
         Weights of the L1 term, >= 0.
     tol : float
-        Ends when the objective has decreased by no more than this in `patience` iterations.
+        Ends when the objective has decreased by no more than this part of itself in `patience`
+        iterations.
     patience : int
     gradient_tol : float
         Ends when no element of the (pseudo-)gradient is larger.
@@ -111,7 +112,7 @@ def minimize(
             losses.append(value)
             if callback is not None and callback(iteration, value, steepest, x):
                 return Minimum(x, losses[1:], "stopped")
-            if iteration >= patience and losses[-1 - patience] - value <= tol:
+            if iteration >= patience and losses[-1 - patience] - value <= tol * abs(value):
                 return Minimum(x, losses[1:], "converged")
     except KeyboardInterrupt:
         return Minimum(x, losses[1:], "interrupted")

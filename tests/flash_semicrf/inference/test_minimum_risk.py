@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from flash_semicrf import minimum_risk, segment_marginals, viterbi
+from flash_semicrf import Potentials, minimum_risk, segment_marginals, viterbi
 from flash_semicrf.problem.potentials import score_segments
 from flash_semicrf.problem.segments import segments_to_table
 from flash_semicrf.problem.validation import check_table
@@ -126,3 +126,21 @@ def test_infeasible_sequences_are_named(risk):
 def test_other_risks_are_refused():
     with pytest.raises(ValueError, match="`risk` must be one of 'position', 'boundary'; got 'f1'"):
         minimum_risk(random_problem(), "f1")
+
+
+def test_starts_within_a_tolerance_are_not_split_in_two():
+    # A start of label 1 that is equally probable at eight places.
+    scores = torch.zeros(1, 40, 2)
+    scores[0, :16, 0], scores[0, 24:, 1] = 6.0, 6.0
+    bias = torch.full((40, 2), -3.0)
+    other = torch.tensor([[-torch.inf, 0.0], [0.0, -torch.inf]])
+    p = Potentials(scores, other, bias, torch.tensor([40]))
+    result = minimum_risk(p, "boundary", tolerance=8)
+    assert [s.label for s in result.segments[0]] == [0, 1]
+    assert 16 <= result.segments[0][1].start <= 24
+    assert result.segments[0][1].score > 0.9 > 3 * minimum_risk(p, "boundary").segments[0][1].score
+
+
+def test_tolerance_is_for_boundaries():
+    with pytest.raises(ValueError, match="`tolerance` must be >= 0"):
+        minimum_risk(random_problem(), "position", tolerance=2)
