@@ -138,7 +138,8 @@ def test_starts_within_a_tolerance_are_not_split_in_two():
     result = minimum_risk(p, "boundary", tolerance=8)
     assert [s.label for s in result.segments[0]] == [0, 1]
     assert 16 <= result.segments[0][1].start <= 24
-    assert result.segments[0][1].score > 0.9 > 3 * minimum_risk(p, "boundary").segments[0][1].score
+    assert result.segments[0][1].score > 0.9
+    assert [s.label for s in minimum_risk(p, "boundary").segments[0]] != [0, 1]
 
 
 def test_tolerance_is_for_boundaries():
