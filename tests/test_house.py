@@ -181,6 +181,7 @@ def test_public_names_of_flash_semicrf():
         "__version__",
         "apply_permutation",
         "block_triang_matmul",
+        "consensus",
         "create_duration_distribution",
         "cross_entropy",
         "entropy",

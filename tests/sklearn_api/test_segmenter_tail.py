@@ -33,6 +33,7 @@ def test_segments_longer_than_max_duration_round_trip(options):
     model = SemiCRFSegmenter(random_state=0, **settings, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "Training ended with epoch max_epochs")
         model.fit(X, y)
     assert model.max_duration_ == 5
     found = [[(s.start, s.end, s.label) for s in one] for one in model.predict_segments(X)]
