@@ -49,7 +49,7 @@ class _Candidates(NamedTuple):
     start: np.ndarray
     stop: np.ndarray
     label: np.ndarray
-    count: np.ndarray  # samples that contain it
+    times: np.ndarray  # samples that contain it
     right: np.ndarray  # probability that a true segment agrees with it
     overlap: np.ndarray  # expected intersection over union with one that does, 0 without any
 
@@ -152,7 +152,9 @@ def _candidates(
     for label in np.unique(rows[:, 2]):
         own = rows[:, 2] == label
         right[own], overlap[own] = _agreement(rows[own, 0], rows[own, 1], count[own], min_iou)
-    return _Candidates(*rows.T, count, right / num_samples, overlap / num_samples)
+    return _Candidates(
+        rows[:, 0], rows[:, 1], rows[:, 2], count, right / num_samples, overlap / num_samples
+    )
 
 
 def _agreement(
@@ -188,7 +190,7 @@ def _best_path(
     candidates: _Candidates, num_samples: int, allowed: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """Rows (start, stop, label, right) of the path of largest quality, and this."""
-    expected = candidates.count.sum() / num_samples
+    expected = candidates.times.sum() / num_samples
     ratio = 0.0
     for _ in range(_ITERATIONS):
         path = _max_pass(candidates, 2 * candidates.overlap - ratio, allowed)
@@ -218,7 +220,7 @@ def _max_pass(candidates: _Candidates, reward: np.ndarray, allowed: np.ndarray) 
             into = options[source, np.arange(len(labels))]
             before[first:last] = came[s, source]
         total = into + reward[first:last]
-        for i, worth in enumerate(total.tolist(), first):
+        for i, worth in enumerate(total.tolist(), int(first)):
             t, c = stop[i], label[i]
             if worth > value[t, c]:
                 value[t, c], came[t, c] = worth, i
