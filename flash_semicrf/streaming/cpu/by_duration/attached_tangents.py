@@ -13,10 +13,18 @@ from typing import NamedTuple
 import numpy as np
 
 from flash_semicrf.streaming.cpu.by_duration.attached import fill_matrix, reduce_row
+from flash_semicrf.streaming.cpu.by_duration.model import transition_place
 from flash_semicrf.streaming.cpu.by_duration.products import NOTHING, exact_mean
 from flash_semicrf.streaming.cpu.parts import helper, owning
 
-__all__ = ["add_moves", "arrive_along", "depart_along", "keep_span", "make_along"]
+__all__ = [
+    "add_moves",
+    "arrival_along",
+    "arrive_along",
+    "depart_along",
+    "keep_span",
+    "make_along",
+]
 
 
 class _Along(NamedTuple):
@@ -85,6 +93,16 @@ def arrive_along(attached, tangent, alpha, d_alpha, position, model, slopes, wor
     for j in range(model.last.shape[0] * model.step):
         given = alpha, d_alpha, work.matrix, along.matrix
         work.arriving[j], along.arriving[j] = exact_mean(*given, j, width)
+
+
+@helper
+def arrival_along(work, along, model, j):
+    """What arrives at entry j of a row by label and duration, and its derivative."""
+    if work is None:
+        return -math.inf, 0.0
+    longest = model.max_duration
+    place = transition_place(model, j // longest, j % longest + 1)
+    return work.arriving[place], along.arriving[place]
 
 
 @helper

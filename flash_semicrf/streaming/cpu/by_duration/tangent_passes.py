@@ -30,12 +30,12 @@ from flash_semicrf.problem.potentials import NEG_INF
 from flash_semicrf.streaming.cpu.by_duration.attached import add_spans, make_work
 from flash_semicrf.streaming.cpu.by_duration.attached_tangents import (
     add_moves,
+    arrival_along,
     arrive_along,
     depart_along,
     keep_span,
     make_along,
 )
-from flash_semicrf.streaming.cpu.by_duration.model import transition_place
 from flash_semicrf.streaming.cpu.by_duration.products import NOTHING, exact_mean
 from flash_semicrf.streaming.cpu.by_duration.tangent_tail import (
     fill_class,
@@ -287,8 +287,7 @@ def forward_tangents(sequence, messages, tangent, model, weights, slopes, totals
             if s == 0:
                 x, d = model.first[j] - model.bias[j], slopes.first[j]
             elif weights is None:
-                place = transition_place(model, j // longest, j % longest + 1)
-                x, d = work.arriving[place], along.arriving[place]
+                x, d = arrival_along(work, along, model, j)
             elif sums[j] >= CERTAIN:
                 x = math.log(sums[j]) + weights.peak[j] + top
                 d = reference + sums[size + j] / sums[j]
